@@ -1,0 +1,1 @@
+"""File formats of PostgreSQL: tar, backup_manifest, backup_label, pg_control, pages. No I/O."""

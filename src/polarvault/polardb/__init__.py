@@ -1,0 +1,1 @@
+"""What differs on PolarDB: detection, the two-directory layout, settings."""

@@ -1,0 +1,1 @@
+"""Results to text, tables and JSON: the only code that formats for people."""

@@ -1,0 +1,1 @@
+"""Bytes at rest on a local file system: durable writes, sparse files, fast copies."""

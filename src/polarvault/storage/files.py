@@ -1,0 +1,206 @@
+"""Local files: durable writes, sparse files, fast copies. The one place that calls fsync.
+
+Theory: a file is durable after fsync of the file and of the directory that names it; a rename after fsync of the
+directory. Writeback is started early (`start_writeback`) so that the fsync at the end finds little left to do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from polarvault.errors import StorageFailed
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_SYNC_FILE_RANGE_WRITE = 2
+_FICLONE = 0x40049409
+# fsync waits for the disk, not for a core, so more threads than cores are right.
+_SYNC_THREADS = 8
+
+
+def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) -> StorageFailed:
+    """Turn an OSError into our error, with the next step for the causes that have one."""
+    hints = {
+        errno.ENOSPC: f"free space on the file system of {os.fspath(path)!r} (df -h) or choose another target",
+        errno.EDQUOT: "the disk quota is used up; raise it or choose another target",
+        errno.EROFS: "the file system is mounted read-only; choose another target",
+        errno.EACCES: "check owner and mode of the directory (ls -ld) and the user who runs this command",
+        errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    }
+    return StorageFailed(
+        f'could not {action} "{os.fspath(path)}": {os.strerror(problem.errno or 0)}',
+        hint=hints.get(problem.errno or 0),
+    )
+
+
+def start_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Ask the kernel to start writing a range to disk, without waiting; purely a hint, failures do not matter."""
+    _libc.sync_file_range(
+        descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
+    )
+
+
+def write_all(descriptor: int, views: Sequence[memoryview | bytes]) -> int:
+    """Write every byte of the views at the current position; return how many. Raises OSError."""
+    total = sum(map(len, views))
+    # IOV_MAX is 1024 on Linux; a receive buffer holds far fewer messages, a list of small members may not.
+    for first in range(0, len(views), 1000):
+        _write_vector(descriptor, list(views[first : first + 1000]))
+    return total
+
+
+def _write_vector(descriptor: int, views: list[memoryview | bytes]) -> None:
+    written = os.writev(descriptor, views)
+    expected = sum(map(len, views))
+    while written < expected:
+        # A short write is legal (a signal, a nearly full disk); the retry then reports the real error.
+        skip = written
+        rest: list[memoryview | bytes] = []
+        for view in views:
+            if skip >= len(view):
+                skip -= len(view)
+                continue
+            rest.append(memoryview(view)[skip:])
+            skip = 0
+        views, expected = rest, expected - written
+        written = os.writev(descriptor, views)
+
+
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Make a file or directory durable."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as problem:
+        raise storage_failed(problem, "open", path) from problem
+    try:
+        os.fsync(descriptor)
+    except OSError as problem:
+        # Some file systems cannot sync a directory and say so; PostgreSQL ignores exactly these two as well.
+        if not (os.path.isdir(path) and problem.errno in (errno.EBADF, errno.EINVAL)):
+            raise storage_failed(problem, "fsync", path) from problem
+    finally:
+        os.close(descriptor)
+
+
+def fsync_parent(path: str | os.PathLike[str]) -> None:
+    """Make the name of a file durable."""
+    fsync_path(os.path.dirname(os.path.abspath(path)))
+
+
+def fsync_paths(paths: Iterable[str]) -> None:
+    """Make many files durable, in parallel."""
+    with ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="fsync") as pool:
+        for _ in pool.map(fsync_path, paths):
+            pass
+
+
+def fsync_tree(root: str, *, method: str = "fsync") -> None:
+    """Make every file and directory below root durable, and root's own name.
+
+    method: "fsync" syncs each file, "syncfs" asks the file system once per root (Linux), as --sync-method does.
+    Symbolic links are not followed, except that root itself may be one.
+    """
+    if method == "syncfs":
+        descriptor = os.open(root, os.O_RDONLY)
+        try:
+            if _libc.syncfs(descriptor) != 0:
+                problem = OSError(ctypes.get_errno(), "syncfs")
+                raise storage_failed(problem, "synchronize the file system of", root)
+        finally:
+            os.close(descriptor)
+        return
+    files: list[str] = []
+    directories: list[str] = []
+    for directory, _, names in os.walk(root):
+        directories.append(directory)
+        files += [path for name in names if not os.path.islink(path := os.path.join(directory, name))]
+    fsync_paths(files)
+    # Directories after files: a name must not be durable before what it names.
+    fsync_paths(directories)
+    fsync_parent(root)
+
+
+def write_durably(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
+    """Write a small file: temporary file, fsync, rename, fsync of the directory. On return it is durable."""
+    temporary = f"{os.fspath(path)}.tmp"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            write_all(descriptor, [content])
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except OSError as problem:
+        raise storage_failed(problem, "write", path) from problem
+    if sync:
+        fsync_parent(path)
+
+
+def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str], *, mode: int | None = None) -> str:
+    """Copy one file, cheapest way first: reflink, copy_file_range, plain copy; holes stay holes. Return the way.
+
+    The target must not exist. The source is only ever opened for reading.
+    """
+    with open(source, "rb", buffering=0) as reading:
+        status = os.fstat(reading.fileno())
+        with open(target, "xb", buffering=0) as writing:
+            os.fchmod(writing.fileno(), status.st_mode & 0o7777 if mode is None else mode)
+            if _reflink(reading.fileno(), writing.fileno()):
+                return "reflink"
+            return _copy_extents(reading.fileno(), writing.fileno(), status.st_size)
+
+
+def _reflink(source: int, target: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False  # Not btrfs, XFS or another file system that shares extents: copy instead.
+    return True
+
+
+def _copy_extents(source: int, target: int, size: int) -> str:
+    os.ftruncate(target, size)
+    way, offset = "copy_file_range", 0
+    while offset < size:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+            end = os.lseek(source, start, os.SEEK_HOLE)
+        except OSError as problem:
+            if problem.errno == errno.ENXIO:
+                break  # Only a hole is left, and ftruncate has made it already.
+            start, end = offset, size
+        while start < end:
+            copied = _copy_some(source, target, start, end - start)
+            if copied == 0:
+                return way
+            start += copied
+        offset = end
+    return way
+
+
+def _copy_some(source: int, target: int, offset: int, length: int) -> int:
+    try:
+        return os.copy_file_range(source, target, min(length, 1 << 30), offset, offset)
+    except OSError as problem:
+        # Across file systems on old kernels, or where the file system does not implement it.
+        if problem.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    content = os.pread(source, min(length, 1 << 20), offset)
+    return os.pwrite(target, content, offset) if content else 0
+
+
+def is_empty_or_absent(directory: str | os.PathLike[str]) -> bool:
+    """Tell whether a directory may be used as a target: it does not exist, or exists and is empty."""
+    try:
+        return not any(Path(directory).iterdir())
+    except FileNotFoundError:
+        return True

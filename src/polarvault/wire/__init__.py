@@ -1,0 +1,1 @@
+"""Replication protocol: message framing, commands, result rows. No I/O."""
