@@ -1,0 +1,89 @@
+"""Who runs a server: PostgreSQL refuses to run as root, so root hands server programs to an ordinary user.
+
+Owns the choice of the account and what it can reach; which programs are run is the caller's business.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pwd
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+
+class _RunAs(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAccount:
+    """The operating-system user of a server; `switches` tells that it is another one than ours."""
+
+    name: str
+    uid: int
+    gid: int
+    switches: bool
+
+    @property
+    def run_as(self) -> _RunAs:
+        """The keyword arguments that make `subprocess` start a program as this user."""
+        return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.switches else {}
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Our environment without what would point libpq elsewhere, and with a home that the user can read."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        return kept | {"HOME": str(home), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+    def own(self, path: Path) -> None:
+        """Give a file or a whole tree to the user; symbolic links are not followed."""
+        if not self.switches:
+            return
+        os.lchown(path, self.uid, self.gid)
+        if path.is_dir() and not path.is_symlink():
+            for directory, names, files in os.walk(path):
+                for name in (*names, *files):
+                    os.lchown(os.path.join(directory, name), self.uid, self.gid)
+
+    def make_directory(self, path: Path, mode: int = 0o700) -> Path:
+        """Create a directory that belongs to the user."""
+        path.mkdir(mode=mode, parents=True)
+        self.own(path)
+        return path
+
+    def can_run(self, program: Path | str, *arguments: str) -> bool:
+        """Tell whether the user can reach and run a program; below root's home directory it often cannot."""
+        try:
+            finished = subprocess.run(
+                [program, *arguments], cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.run_as
+            )
+        except OSError:
+            return False
+        return finished.returncode == 0
+
+
+@functools.cache
+def server_account() -> ServerAccount:
+    """Return the account for servers: ours, or for root ``postgres`` if it exists, else ``nobody``."""
+    uid = os.geteuid()
+    if uid != 0:
+        return ServerAccount(_name_of(uid), uid, os.getegid(), switches=False)
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return ServerAccount(name, entry.pw_uid, entry.pw_gid, switches=True)
+    # 65534 is the number that the kernel itself reserves for "nobody".
+    return ServerAccount("nobody", 65534, 65534, switches=True)
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,173 @@
+"""Fixtures for all tests: real servers, found on this machine and started once, and a place for what they write."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import core as hypothesis_core
+
+from polarvault.demo.account import server_account
+from polarvault.demo.programs import Installation
+from support.cluster import Cluster
+from support.servers import (
+    EXPECTED,
+    ServerPool,
+    found_installations,
+    found_polardb,
+    missing_reason,
+    session_directory,
+)
+
+# Quick groups first, so that a broken parser shows before any server is started.
+ORDER = ("unit", "property", "contract", "golden", "docs", "integration", "fault")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # One seed for hypothesis and for the order of tests, always printed: any run can be repeated.
+    if config.getoption("--hypothesis-seed", None) is None:
+        hypothesis_core.global_force_seed = random.randrange(2**31)
+    else:
+        hypothesis_core.global_force_seed = int(config.getoption("--hypothesis-seed"))
+
+
+def pytest_report_header() -> list[str]:
+    found = [str(installation) for installation in found_installations().values()]
+    if polardb := found_polardb():
+        found.append(str(polardb))
+    seed = hypothesis_core.global_force_seed
+    return [
+        f"servers: {', '.join(found) or 'none'}; they run as user {server_account().name}",
+        f"seed: {seed} (repeat with --hypothesis-seed={seed})",
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    shuffled = random.Random(hypothesis_core.global_force_seed)
+    # Whole modules change places, so that fixtures of a module are set up once.
+    modules = sorted({item.path for item in items})
+    shuffled.shuffle(modules)
+    place = {path: number for number, path in enumerate(modules)}
+    shuffled.shuffle(items)
+    root = Path(__file__).parent
+
+    def key(item: pytest.Item) -> tuple[int, int]:
+        group = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
+        return (ORDER.index(group) if group in ORDER else len(ORDER), place[item.path])
+
+    items.sort(key=key)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise tests of `any_pg` over every version found; expected ones that are missing show as skips."""
+    if "any_pg" in metafunc.fixturenames:
+        majors = sorted({*found_installations(), *EXPECTED})
+        metafunc.parametrize("any_pg", majors, indirect=True, ids=[f"pg{major}" for major in majors])
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[ServerPool]:
+    """All shared clusters; `servers.installations` maps major versions to programs."""
+    with session_directory() as directory:
+        pool = ServerPool(directory)
+        yield pool
+        pool.close()
+
+
+def _shared(servers: ServerPool, major: int) -> Cluster:
+    if major not in servers.installations:
+        pytest.skip(missing_reason(major))
+    return servers.get(major)
+
+
+@pytest.fixture
+def any_pg(request: pytest.FixtureRequest, servers: ServerPool) -> Cluster:
+    """The shared cluster of each version in turn: running, filled; a test leaves it as it was."""
+    return _shared(servers, request.param)
+
+
+@pytest.fixture
+def pg18(servers: ServerPool) -> Cluster:
+    """The shared PostgreSQL 18: running, filled; a test leaves it as it was."""
+    return _shared(servers, 18)
+
+
+@pytest.fixture
+def pg15(servers: ServerPool) -> Cluster:
+    """The shared PostgreSQL 15: running, filled; a test leaves it as it was."""
+    return _shared(servers, 15)
+
+
+@pytest.fixture
+def feature_pg(servers: ServerPool) -> Callable[..., Cluster]:
+    """A function that returns the newest shared cluster built with the named features (ssl, lz4, zstd), or skips."""
+
+    def find(*features: str, at_least: int = 13) -> Cluster:
+        for major, installation in reversed(servers.installations.items()):
+            if major >= at_least and installation.features >= set(features):
+                return servers.get(major)
+        pytest.skip(f"no PostgreSQL {at_least} or newer built with {', '.join(features)} is installed")
+
+    return find
+
+
+@pytest.fixture
+def installation(servers: ServerPool) -> Callable[[int], Installation]:
+    """A function that returns the programs of a major version, or skips."""
+
+    def find(major: int) -> Installation:
+        if major not in servers.installations:
+            pytest.skip(missing_reason(major))
+        return servers.installations[major]
+
+    return find
+
+
+@pytest.fixture
+def workspace() -> Iterator[Path]:
+    """An empty directory with a short path that the servers' user owns: for backups, restored clusters, sockets."""
+    directory = Path(tempfile.mkdtemp(prefix="pv-", dir="/tmp"))
+    directory.chmod(0o755)
+    server_account().own(directory)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def make_cluster(workspace: Path, installation: Callable[[int], Installation]) -> Iterator[Callable[..., Cluster]]:
+    """A function that makes a cluster of the test's own, with the arguments of `Cluster.made`; removed afterwards.
+
+    It takes the major version first: ``make_cluster(18, wal_segment_mb=1)``.
+    """
+    made: list[Cluster] = []
+
+    def make(major: int, **arguments: Any) -> Cluster:
+        cluster = Cluster.made(installation(major), workspace / f"cluster{len(made)}", **arguments)
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
+        cluster.remove()
+
+
+@pytest.fixture
+def start_restored(workspace: Path, installation: Callable[[int], Installation]) -> Iterator[Callable[..., Cluster]]:
+    """A function that starts a restored data directory, ``start_restored(18, path)``, and stops it afterwards."""
+    started: list[Cluster] = []
+
+    def start(major: int, data: Path, *, settings: dict[str, str] | None = None) -> Cluster:
+        cluster = Cluster.adopt(installation(major), data, workspace / f"restored{len(started)}")
+        cluster.configure(settings or {})
+        started.append(cluster)
+        cluster.start()
+        return cluster
+
+    yield start
+    for cluster in started:
+        cluster.remove()

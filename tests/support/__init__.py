@@ -1,0 +1,10 @@
+"""Real servers, and servers that misbehave, for tests.
+
+cluster.py            Cluster: one PostgreSQL cluster and its instance, from initdb to removal
+polar_cluster.py      PolarCluster: the same for PolarDB on shared storage
+servers.py            which installations this machine has, and one shared cluster for each
+program.py            run polarvault as a user does, as a process of its own
+tcp_proxy.py          a bad network in front of a server
+replay_server.py      recorded answers of a real PolarDB
+two_archive_proxy.py  a PostgreSQL 15 whose base backup comes in PolarDB's two halves
+"""
