@@ -1,0 +1,55 @@
+# make test    all tests
+# make check   ruff, mypy --strict, import-linter
+# make demo    the story in two minutes on a throw-away PostgreSQL 18
+# make bench   side by side with pg_basebackup (and polar_basebackup when POLARDB_BIN is set)
+# make docs    reference pages from the program itself
+# Each does its own set-up: a virtual environment in .venv with what the target needs.
+# ARGS is handed on: make test ARGS='-k tar', make bench ARGS='--runs 3 --only plain-disk'.
+
+.PHONY: help test demo check bench docs clean
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python on the PATH that is new enough; name another one with make PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Polarvault needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "Python's venv module is missing; install it: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras, so that a target installs no more than it needs, and only once.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	@echo "installing polarvault[$*] into $(VENV)" >&2
+	@$(BIN)/python -m pip install -q --progress-bar off -e '.[$*]'
+	@touch $@
+
+test: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+demo: $(VENV)/.installed-demo
+	@$(BIN)/python -m polarvault demo $(ARGS)
+
+check: $(VENV)/.installed-dev,test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-test
+	@$(BIN)/python bench/basebackup.py $(ARGS)
+
+docs: $(VENV)/.installed-test
+	@$(BIN)/python -m polarvault --help >/dev/null
+	@$(BIN)/python -m pytest -q tests/docs $(ARGS)
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
