@@ -1,0 +1,72 @@
+"""backup_label and tablespace_map: what a base backup says about itself (server file access/transam/xlogbackup.c)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from polarvault.errors import BackupUnusable
+from polarvault.model.lsn import Lsn
+
+_START = re.compile(r"START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{24})\)$")
+_FIELD = re.compile(r"([A-Z][A-Z ]+): (.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class BackupLabel:
+    """The fields of backup_label; start_segment is the WAL file that recovery reads first."""
+
+    start_lsn: Lsn
+    start_segment: str
+    checkpoint_lsn: Lsn
+    method: str
+    taken_from: str
+    start_time: str
+    label: str
+    timeline_id: int
+    incremental_from_lsn: Lsn | None
+
+    @property
+    def is_from_standby(self) -> bool:
+        """Tell whether the server that was backed up was in recovery."""
+        return self.taken_from == "standby"
+
+
+def parse_backup_label(content: bytes, what: str = "backup_label") -> BackupLabel:
+    """Parse backup_label; raise BackupUnusable when a line that recovery needs is missing."""
+    lines = content.decode("utf-8", "replace").splitlines()
+    start = _START.match(lines[0].rstrip()) if lines else None
+    fields = {match[1]: match[2].rstrip() for line in lines if (match := _FIELD.match(line))}
+    try:
+        if start is None:
+            raise ValueError("its first line is not START WAL LOCATION")
+        incremental = fields.get("INCREMENTAL FROM LSN")
+        return BackupLabel(
+            start_lsn=Lsn.parse(start[1]),
+            start_segment=start[2],
+            checkpoint_lsn=Lsn.parse(fields["CHECKPOINT LOCATION"]),
+            method=fields.get("BACKUP METHOD", ""),
+            taken_from=fields.get("BACKUP FROM", ""),
+            start_time=fields.get("START TIME", ""),
+            label=fields.get("LABEL", ""),
+            timeline_id=int(fields["START TIMELINE"]) if "START TIMELINE" in fields else int(start[2][:8], 16),
+            incremental_from_lsn=Lsn.parse(incremental) if incremental else None,
+        )
+    except (ValueError, KeyError) as problem:
+        reason = f"the line {problem} is missing" if isinstance(problem, KeyError) else str(problem)
+        raise BackupUnusable(
+            f"{what} is damaged: {reason}",
+            hint="never edit or delete it: without it the server starts from the wrong checkpoint. Use another backup",
+        ) from problem
+
+
+def parse_tablespace_map(content: bytes) -> dict[int, str]:
+    """Parse tablespace_map: one ``oid path`` a line, line ends and backslashes in paths escaped by a backslash."""
+    found: dict[int, str] = {}
+    text = content.decode("utf-8", "surrogateescape")
+    for entry in re.findall(r"((?:\\.|[^\\\n\r])+)", text, re.DOTALL):
+        oid, separator, path = entry.partition(" ")
+        if not separator or not oid.isdigit():
+            raise BackupUnusable(f"tablespace_map is damaged: {entry!r} is not an oid and a path")
+        found[int(oid)] = re.sub(r"\\(.)", r"\1", path, flags=re.DOTALL)
+    return found

@@ -1,0 +1,107 @@
+"""pg_control of PostgreSQL 13-18 and PolarDB 15 (server file catalog/pg_control.h).
+
+13 to 17 and PolarDB 15 write version 1300, 18 writes 1800. Every field read here lies at the same offset in both;
+18 adds one byte (default_char_signedness) behind the checksum version, which moves the CRC from 288 to 292.
+
+Byte layout (little endian, natural alignment): 0 system identifier u64, 8 control version u32, 12 catalog version u32,
+16 state i32, 32 checkpoint LSN u64, 40 its redo LSN u64, 48 its timeline u32, 136 minimum recovery point u64, 172 the
+settings that hot standby needs, 216 sizes, 252 checksum version u32, then the CRC-32C of all that is before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import google_crc32c
+
+from polarvault.errors import IntegrityError
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import is_segment_size
+
+_CRC_OFFSET = {1300: 288, 1800: 292}
+# Majors by control version; the catalog version tells the members of 1300 apart (catversion.h of each release).
+_MAJOR_BY_CATALOG = {202007201: 13, 202107181: 14, 202209061: 15, 202307071: 16, 202406281: 17, 202506291: 18}
+
+
+class ClusterState(IntEnum):
+    """What the server was doing when it last wrote pg_control (enum DBState)."""
+
+    STARTING_UP = 0
+    SHUT_DOWN = 1
+    SHUT_DOWN_IN_RECOVERY = 2
+    SHUTTING_DOWN = 3
+    IN_CRASH_RECOVERY = 4
+    IN_ARCHIVE_RECOVERY = 5
+    IN_PRODUCTION = 6
+
+    @property
+    def is_clean(self) -> bool:
+        """Tell whether a copy of the files in this state needs no backup_label."""
+        return self in (ClusterState.SHUT_DOWN, ClusterState.SHUT_DOWN_IN_RECOVERY)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFile:
+    """The fields of pg_control that backup and restore need; sizes in bytes, except relation_segment_blocks."""
+
+    system_identifier: int
+    control_version: int
+    catalog_version: int
+    state: ClusterState
+    checkpoint_lsn: Lsn
+    redo_lsn: Lsn
+    timeline_id: int
+    minimum_recovery_lsn: Lsn
+    max_connections: int
+    max_worker_processes: int
+    max_wal_senders: int
+    max_prepared_transactions: int
+    max_locks_per_transaction: int
+    block_size: int
+    relation_segment_blocks: int
+    wal_block_size: int
+    wal_segment_size: int
+    data_checksum_version: int
+
+    @property
+    def major_version(self) -> int | None:
+        """The server's major version, or None for a catalog version that no release has."""
+        return _MAJOR_BY_CATALOG.get(self.catalog_version)
+
+    @property
+    def has_data_checksums(self) -> bool:
+        """Tell whether pages carry checksums."""
+        return self.data_checksum_version != 0
+
+
+def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFile:
+    """Parse pg_control; raise IntegrityError when it is short, of an unknown version, or its CRC is wrong."""
+    if len(content) < 16:
+        raise IntegrityError(f"{what} is {len(content)} bytes long, too short for pg_control")
+    system_identifier, control_version, catalog_version = struct.unpack_from("<QII", content, 0)
+    crc_offset = _CRC_OFFSET.get(control_version)
+    if crc_offset is None:
+        raise IntegrityError(
+            f"{what} has control file version {control_version}, which is none of PostgreSQL 13 to 18",
+            hint="version 1201 is PostgreSQL 12; a number such as 335806464 means another byte order",
+        )
+    if len(content) < crc_offset + 4:
+        raise IntegrityError(f"{what} is {len(content)} bytes long, too short for version {control_version}")
+    (stored,) = struct.unpack_from("<I", content, crc_offset)
+    if stored != google_crc32c.value(content[:crc_offset]):
+        raise IntegrityError(f"{what} is damaged: its CRC is wrong", hint="restore another backup")
+    (state,) = struct.unpack_from("<i", content, 16)
+    checkpoint, redo, timeline_id = struct.unpack_from("<QQI", content, 32)
+    (minimum,) = struct.unpack_from("<Q", content, 136)
+    limits = struct.unpack_from("<5i", content, 180)
+    block_size, relation_blocks, wal_block_size, segment_size = struct.unpack_from("<4I", content, 216)
+    (checksum_version,) = struct.unpack_from("<I", content, 252)
+    if not is_segment_size(segment_size):
+        raise IntegrityError(f"{what} names a WAL segment size of {segment_size} bytes, which initdb cannot make")
+    return ControlFile(
+        system_identifier, control_version, catalog_version, ClusterState(state), Lsn(checkpoint), Lsn(redo),
+        timeline_id, Lsn(minimum), *limits, block_size, relation_blocks, wal_block_size, segment_size,
+        checksum_version,
+    )  # fmt: skip
