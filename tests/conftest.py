@@ -13,8 +13,10 @@ import pytest
 from hypothesis import core as hypothesis_core
 
 from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.demo.programs import Installation, reachable
 from support.cluster import Cluster
+from support.polar_cluster import MISSING as POLARDB_MISSING
+from support.polar_cluster import PolarCluster
 from support.servers import (
     EXPECTED,
     ServerPool,
@@ -170,4 +172,36 @@ def start_restored(workspace: Path, installation: Callable[[int], Installation])
 
     yield start
     for cluster in started:
+        cluster.remove()
+
+
+@pytest.fixture(scope="session")
+def polardb_installation(servers: ServerPool) -> Installation:
+    """The programs that POLARDB_BIN names, runnable by the servers' user; or skips."""
+    found = found_polardb()
+    if found is None:
+        pytest.skip(POLARDB_MISSING)
+    return reachable(found, server_account(), servers.directory)
+
+
+@pytest.fixture(scope="session")
+def polardb(servers: ServerPool, polardb_installation: Installation) -> Iterator[PolarCluster]:
+    """The shared PolarDB primary: running, filled, 16 MB segments; a test leaves it as it was."""
+    cluster = PolarCluster.made_polar(polardb_installation, servers.directory / "polar")
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture
+def make_polardb(workspace: Path, polardb_installation: Installation) -> Iterator[Callable[..., PolarCluster]]:
+    """A function that makes a PolarDB primary of the test's own, with the arguments of `PolarCluster.made_polar`."""
+    made: list[PolarCluster] = []
+
+    def make(**arguments: Any) -> PolarCluster:
+        cluster = PolarCluster.made_polar(polardb_installation, workspace / f"polar{len(made)}", **arguments)
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
         cluster.remove()

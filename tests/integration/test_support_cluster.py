@@ -12,6 +12,7 @@ import pytest
 from polarvault.demo.account import server_account
 from polarvault.errors import StartFailed
 from support.cluster import PASSWORD, Cluster
+from support.polar_cluster import PolarCluster
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -81,3 +82,11 @@ def test_a_copied_data_directory_can_be_adopted(
     shutil.copytree(source.data, copied)
     server_account().own(copied)
     assert start_restored(18, copied).hashes() == expected
+
+
+@pytest.mark.polardb
+def test_polardb_runs_on_two_directories(polardb: PolarCluster) -> None:
+    assert polardb.query("SHOW polar_enable_shared_storage_mode") == [("on",)]
+    assert not (polardb.data / "global/pg_control").exists()
+    assert (polardb.shared / "global/pg_control").exists()
+    assert polardb.hash_of("accounts")[0] == 5000

@@ -52,7 +52,9 @@ def load_installation(bindir: Path) -> Installation | None:
     options = _output_of(bindir / "pg_config", "--configure")
     features = frozenset(name for name, words in _FEATURES.items() if any(word in options for word in words))
     version = found[1] + (f".{found[2]}" if found[2] else "")
-    return Installation(bindir, version, int(found[1]), "PolarDB" in banner, features)
+    # PolarDB's banner is PostgreSQL's own; only its extra programs tell it apart before it runs.
+    is_polardb = (bindir / "polar_basebackup").exists()
+    return Installation(bindir, version, int(found[1]), is_polardb, features)
 
 
 def _output_of(program: Path, argument: str) -> str:

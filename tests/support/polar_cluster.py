@@ -1,0 +1,91 @@
+"""One PolarDB primary on shared storage in "localfs" mode: a local data directory and a shared one on this machine.
+
+POLARDB_BIN names the bin directory of a PolarDB 15. Usable by hand: ``cd tests && python -m support.polar_cluster``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Self
+
+from polarvault.demo.account import server_account
+from polarvault.demo.programs import Installation, reachable
+from polarvault.demo.server import SUPERUSER
+from support.cluster import PASSWORD, QUICK, Cluster
+from support.servers import POLARDB_VARIABLE, found_polardb, session_directory
+
+MISSING = f"no PolarDB: set {POLARDB_VARIABLE} to the bin directory of a PolarDB for PostgreSQL 15"
+# What PolarDB's own sample configuration sets for a shared-storage node, with smaller buffers.
+SHARED_STORAGE = {
+    "polar_enable_shared_storage_mode": "on",
+    "polar_vfs.localfs_mode": "on",
+    "polar_disk_name": "home",
+    "shared_preload_libraries": (
+        "$libdir/polar_vfs,$libdir/polar_io_stat,$libdir/polar_monitor_preload,$libdir/polar_worker"
+    ),
+    "polar_logindex_mem_size": "64MB",
+    "polar_xlog_queue_buffers": "64MB",
+    "polar_xlog_page_buffers": "64MB",
+    "polar_has_partial_write": "on",
+    "full_page_writes": "off",
+    "shared_buffers": "128MB",
+    "max_prepared_transactions": "10",
+    "huge_pages": "off",
+}
+
+
+class PolarCluster(Cluster):
+    """A primary; `data` is the local half and `shared` the shared one."""
+
+    shared: Path
+
+    @classmethod
+    def made_polar(
+        cls,
+        installation: Installation,
+        directory: Path,
+        *,
+        wal_segment_mb: int = 16,
+        protocol: str = "file-dio://",
+        settings: dict[str, str] | None = None,
+        start: bool = True,
+        fill: bool = True,
+    ) -> Self:
+        """Create a primary; protocol precedes the path in polar_datadir and may be empty."""
+        cluster = cls(installation, directory)
+        cluster.shared = directory / "shared"
+        cluster.create(
+            options=["--data-checksums", f"--wal-segsize={wal_segment_mb}"],
+            settings={**QUICK, **SHARED_STORAGE, "polar_datadir": f"{protocol}{cluster.shared}", **(settings or {})},
+        )
+        cluster.account.make_directory(cluster.shared)
+        # The program wants both paths absolute and with a slash at the end.
+        cluster.run("polar-initdb.sh", f"{cluster.data}/", f"{cluster.shared}/", "primary", "localfs")
+        cluster.set_hba()
+        if start:
+            cluster.start()
+            cluster.query(f"ALTER USER {SUPERUSER} PASSWORD '{PASSWORD}'")
+            if fill:
+                cluster.fill()
+        return cluster
+
+
+def main() -> None:
+    """Start one and wait for Enter."""
+    found = found_polardb()
+    if found is None:
+        sys.exit(MISSING)
+    with session_directory() as directory:
+        installation = reachable(found, server_account(), directory)
+        segment_mb = int(sys.argv[1]) if len(sys.argv) > 1 else 16
+        with PolarCluster.made_polar(installation, directory / "c", wal_segment_mb=segment_mb) as cluster:
+            print(
+                f"{cluster}; psql '{cluster.conninfo()}'\nshared half: {cluster.shared}\npress Enter to remove it",
+                flush=True,
+            )
+            sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main()
