@@ -225,6 +225,7 @@ class MemoryReader:
     files: dict[str, bytes]
     fallback: ConfigReader | None = None
     is_ours: Callable[[str], bool] = lambda path: True
+    directories: frozenset[str] = frozenset()
 
     def read(self, path: str) -> bytes | None:
         """Return a file from memory; a path that is not ours is asked of the fallback."""
@@ -237,5 +238,6 @@ class MemoryReader:
         prefix = directory + "/"
         names = [path.removeprefix(prefix) for path in self.files if path.startswith(prefix)]
         if names or self.fallback is None or self.is_ours(directory):
-            return [name for name in names if "/" not in name] or None
+            known = bool(names) or directory in self.directories
+            return [name for name in names if "/" not in name] if known else None
         return self.fallback.list_names(directory)

@@ -95,13 +95,28 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
     (state,) = struct.unpack_from("<i", content, 16)
     checkpoint, redo, timeline_id = struct.unpack_from("<QQI", content, 32)
     (minimum,) = struct.unpack_from("<Q", content, 136)
-    limits = struct.unpack_from("<5i", content, 180)
+    connections, workers, senders, prepared, locks = struct.unpack_from("<5i", content, 180)
     block_size, relation_blocks, wal_block_size, segment_size = struct.unpack_from("<4I", content, 216)
     (checksum_version,) = struct.unpack_from("<I", content, 252)
     if not is_segment_size(segment_size):
         raise IntegrityError(f"{what} names a WAL segment size of {segment_size} bytes, which initdb cannot make")
     return ControlFile(
-        system_identifier, control_version, catalog_version, ClusterState(state), Lsn(checkpoint), Lsn(redo),
-        timeline_id, Lsn(minimum), *limits, block_size, relation_blocks, wal_block_size, segment_size,
-        checksum_version,
-    )  # fmt: skip
+        system_identifier=system_identifier,
+        control_version=control_version,
+        catalog_version=catalog_version,
+        state=ClusterState(state),
+        checkpoint_lsn=Lsn(checkpoint),
+        redo_lsn=Lsn(redo),
+        timeline_id=timeline_id,
+        minimum_recovery_lsn=Lsn(minimum),
+        max_connections=connections,
+        max_worker_processes=workers,
+        max_wal_senders=senders,
+        max_prepared_transactions=prepared,
+        max_locks_per_transaction=locks,
+        block_size=block_size,
+        relation_segment_blocks=relation_blocks,
+        wal_block_size=wal_block_size,
+        wal_segment_size=segment_size,
+        data_checksum_version=checksum_version,
+    )

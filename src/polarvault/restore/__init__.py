@@ -1,1 +1,1 @@
-"""Use case: lay a backup out so that it starts; plan (pure), write, settings, start."""
+"""Use case: lay a backup out so that it starts; start reading at run.py."""

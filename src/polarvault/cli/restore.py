@@ -1,0 +1,172 @@
+"""`polarvault restore`: from a backup to a server that starts. Parses, calls the use case, renders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from polarvault.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from polarvault.restore.model import RestorePlan, RestoreRequest
+
+_DEFAULT_TIMEOUT_S = 3600.0
+
+
+@click.command("restore", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("backup", type=click.Path())
+@click.option("-D", "--pgdata", "target", required=True, metavar="DIR", help="Directory of the restored server.")
+@click.option("--polardata", metavar="DIR", help="Directory of the shared half (PolarDB); default: inside -D.")
+@click.option("--shared-from", metavar="DIR", help="Where the backup's shared half is, if it cannot be found.")
+@click.option("-p", "--port", type=int, metavar="N", help="Port of the restored server.")
+@click.option("--as", "role", type=click.Choice(["primary", "standby"]), default="primary", show_default=True,
+              help="A writable server on a new timeline, or one that stays in recovery.")  # fmt: skip
+@click.option("--primary-conninfo", metavar="CONNSTR", help="Which primary a standby follows.")
+@click.option("--slot", metavar="NAME", help="Replication slot on that primary.")
+@click.option("-T", "--tablespace-mapping", "mappings", multiple=True, metavar="OLD=NEW",
+              help="Put the tablespace at OLD into NEW.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting; wins over all others.")
+@click.option("--merge", is_flag=True, help="PolarDB: both halves into -D, an instance without shared storage.")
+@click.option("--plan", "plan_only", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--start", is_flag=True, help="Start the server and wait until it answers.")
+@click.option("--timeout", type=float, default=_DEFAULT_TIMEOUT_S, show_default=True, metavar="SECONDS",
+              help="How long to wait for the started server; recovery takes its time.")  # fmt: skip
+@click.option("--bindir", metavar="DIR", help="Directory of postgres and pg_ctl; default: found by version.")
+@click.option("--owner", metavar="USER", help="When root: the user that owns the files and runs the server.")
+@click.option("-j", "--jobs", type=click.IntRange(0, 64), default=0, metavar="N", help="Copies at a time.")
+@click.option("-N", "--no-sync", is_flag=True, help="Do not wait until the files are on disk.")
+@click.option("--force", is_flag=True, help="Restore a backup that was never completed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    backup: str,
+    target: str,
+    polardata: str | None,
+    shared_from: str | None,
+    port: int | None,
+    role: str,
+    primary_conninfo: str | None,
+    slot: str | None,
+    mappings: tuple[str, ...],
+    settings: tuple[str, ...],
+    merge: bool,
+    plan_only: bool,
+    start: bool,
+    timeout: float,
+    bindir: str | None,
+    owner: str | None,
+    jobs: int,
+    no_sync: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Lay BACKUP out in a directory so that it starts.
+
+    BACKUP is a directory in plain format, a directory of tar files (compressed or not), or a tar file. The backup
+    itself is never changed, and a target that is not empty is never touched.
+    """
+    from polarvault.restore.model import RestoreRequest, Role
+
+    request = RestoreRequest(
+        backup=os.path.abspath(backup),
+        target=_directory("-D", target),
+        shared_target=None if polardata is None else _directory("--polardata", polardata),
+        shared_from=None if shared_from is None else os.path.abspath(shared_from),
+        port=port,
+        role=Role(role),
+        primary_conninfo=primary_conninfo,
+        slot=slot,
+        tablespace_mapping=dict(_mapping(text) for text in mappings),
+        settings=tuple(_assignment(text) for text in settings),
+        merge=merge,
+        start=start,
+        timeout_s=timeout,
+        bindir=None if bindir is None else os.path.abspath(bindir),
+        owner=owner,
+        sync=not no_sync,
+        force=force,
+        jobs=jobs,
+    )
+    _run(request, plan_only=plan_only, as_json=as_json)
+
+
+def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
+    from polarvault.report.restore import plan_json, plan_text, result_json, result_text
+    from polarvault.restore.host import Host
+    from polarvault.restore.plan import check_space
+    from polarvault.restore.run import prepare, restore_backup
+
+    plan, account = prepare(request, Host())
+    for warning in plan.warnings:
+        click.echo(f"polarvault: warning: {warning}", err=True)
+    if plan_only:
+        _print(plan_json(plan) if as_json else plan_text(plan))
+        check_space(plan)
+        return
+    try:
+        with _progress(plan) as progress:
+            result = restore_backup(plan, account, progress)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; what was restored so far has been removed") from None
+    for warning in result.warnings[len(plan.warnings) :]:
+        click.echo(f"polarvault: warning: {warning}", err=True)
+    _print(result_json(result) if as_json else result_text(result, account, is_root=os.geteuid() == 0))
+
+
+def _print(result: dict[str, object] | Iterator[str]) -> None:
+    if isinstance(result, dict):
+        import json
+
+        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    for line in result:
+        click.echo(line)
+
+
+@contextmanager
+def _progress(plan: RestorePlan) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal and two plain lines elsewhere, always on stderr."""
+    import sys
+
+    from polarvault.report.restore import format_bytes
+
+    if not sys.stderr.isatty():
+        click.echo(f"polarvault: restoring {format_bytes(plan.inventory.total_bytes)} to {plan.layout.local}", err=True)
+        yield lambda size: None
+        click.echo("polarvault: files are in place", err=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("restore", total=plan.inventory.total_bytes)
+        yield lambda size: bar.advance(task, size)
+
+
+def _directory(option: str, path: str) -> str:
+    if not path or "\n" in path:
+        raise UsageError(f"{option}: {path!r} is not a directory name")
+    return os.path.abspath(path)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    name = name.strip()
+    if not separator or not name.replace("_", "").replace(".", "").isalnum():
+        raise UsageError(f"--set {text!r} is not NAME=VALUE", hint="for example: --set shared_buffers=4GB")
+    return name, value
+
+
+def _mapping(text: str) -> tuple[str, str]:
+    """Split OLD=NEW at the first equals sign that no backslash precedes, as pg_basebackup does."""
+    parts = text.replace("\\=", "\0").split("=")
+    old, new = (part.replace("\0", "=") for part in parts) if len(parts) == 2 else ("", "")
+    if not (os.path.isabs(old) and os.path.isabs(new)):
+        raise UsageError(
+            f"-T {text!r} is not OLD=NEW with two absolute paths", hint="write \\= for an equals sign in a path"
+        )
+    return os.path.normpath(old), os.path.normpath(new)

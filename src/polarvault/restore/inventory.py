@@ -1,0 +1,238 @@
+"""Look at a backup before anything is written: sizes, WAL, tablespaces, and the small files that decide the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from polarvault.errors import BackupUnusable
+from polarvault.pgfiles.backup_label import parse_tablespace_map
+from polarvault.pgfiles.control import parse_control
+from polarvault.pgfiles.tar import Member, MemberKind
+from polarvault.restore.model import CONTROL_NAME, SHARED_PREFIX, Area, BackupSource, Form, Inventory, Part, Tablespace
+from polarvault.restore.routing import FULL_PAGE_DIRECTORY, area_of
+from polarvault.restore.tarstream import scan_tar
+from polarvault.storage.files import storage_failed
+
+# Configuration may include files of any name, so every small file outside of the database's own directories is kept.
+_SMALL_BYTES = 1 << 20
+_MANIFEST_BYTES = 1 << 30
+_DATABASE_DIRECTORIES = ("base", "global", "log")
+
+
+@dataclass(slots=True)
+class _Findings:
+    files: dict[tuple[Area, str], bytes] = field(default_factory=dict)
+    sizes: dict[Area, int] = field(default_factory=dict)
+    tablespace_sizes: dict[int, int] = field(default_factory=dict)
+    wal: dict[str, int] = field(default_factory=dict)
+    names: set[tuple[Area, str]] = field(default_factory=set)
+    links: dict[int, str] = field(default_factory=dict)
+    modes: list[int] = field(default_factory=list)
+    file_count: int = 0
+
+    def add(self, area: Area, name: str, kind: MemberKind, size: int, *, oid: int = 0) -> None:
+        """Count a member; its area is already resolved."""
+        if name.startswith(FULL_PAGE_DIRECTORY + "/"):
+            return
+        if kind is MemberKind.FILE:
+            self.file_count += 1
+        if area is Area.TABLESPACE:
+            self.tablespace_sizes[oid] = self.tablespace_sizes.get(oid, 0) + size
+            return
+        self.sizes[area] = self.sizes.get(area, 0) + size
+        self.names.add((area, name))
+        wal_name = name if area is Area.WAL else name.removeprefix("pg_wal/") if name.startswith("pg_wal/") else ""
+        if wal_name and "/" not in wal_name and kind is MemberKind.FILE:
+            self.wal[wal_name] = size
+
+
+def is_wanted(area: Area, name: str, size: int) -> bool:
+    """Tell whether the content of a file decides how the restore is done."""
+    if name in (CONTROL_NAME, "global/polar_settings.conf"):
+        return True
+    top, _, rest = name.partition("/")
+    if top == "backup_manifest" and not rest:
+        return False
+    if area is Area.SHARED or size > _SMALL_BYTES:
+        return False
+    return not rest or not (top in _DATABASE_DIRECTORIES or top.startswith(("pg_", "polar_")))
+
+
+def take_inventory(source: BackupSource) -> Inventory:
+    """Read what decides about a restore; large payload is skipped wherever the format allows it."""
+    found = _Findings()
+    manifest = _manifest_sizes(source)
+    for part in source.parts:
+        if part.is_tar:
+            _scan_tar_part(found, part, manifest if source.form is Form.TAR_DIRECTORY else None)
+        else:
+            _scan_tree(found, part)
+    tablespaces = _tablespaces(found, source)
+    control = next((found.files[key] for key in _control_keys() if key in found.files), None)
+    return Inventory(
+        files=found.files,
+        sizes=found.sizes,
+        tablespace_sizes=found.tablespace_sizes,
+        wal=found.wal,
+        names=frozenset(found.names),
+        tablespaces=tablespaces,
+        has_control=control is not None or (manifest is not None and CONTROL_NAME in manifest),
+        control=parse_control(control) if control is not None else None,
+        group_readable=bool(found.modes) and all(mode & 0o777 == 0o750 for mode in found.modes),
+        file_count=found.file_count,
+    )
+
+
+def _control_keys() -> list[tuple[Area, str]]:
+    return [(Area.SHARED, CONTROL_NAME), (Area.LOCAL, CONTROL_NAME)]
+
+
+def _scan_tree(found: _Findings, part: Part) -> None:
+    found.sizes.setdefault(part.area, 0)
+    found.modes.append(os.stat(part.path).st_mode)
+    skip = {SHARED_PREFIX} if part.area is Area.LOCAL else set()
+    for name, entry_path, status, kind in walk_tree(part.path, skip_top=skip):
+        # Holes stay holes, so what a file occupies is what its copy needs.
+        size = min(status.st_size, status.st_blocks * 512) if kind is MemberKind.FILE else 0
+        found.add(part.area, name, kind, size)
+        if name.startswith("pg_wal/") and kind is MemberKind.FILE and "/" not in name[7:]:
+            found.wal[name[7:]] = status.st_size
+        if kind is MemberKind.SYMLINK and name.startswith("pg_tblspc/") and part.area is Area.LOCAL:
+            found.links[int(name[10:])] = os.path.realpath(entry_path)
+        if kind is MemberKind.FILE and is_wanted(part.area, name, status.st_size):
+            found.files[part.area, name] = _read(entry_path)
+
+
+def walk_tree(
+    root: str, *, skip_top: set[str] | frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str, os.stat_result, MemberKind]]:
+    """Yield name, path, status and kind of everything below root, parents first.
+
+    pg_wal may be a link to another disk, and files may be links: both are followed, because the restored copy must
+    not share anything with the backup. Links in pg_tblspc are reported as links; other links to directories too.
+    """
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        try:
+            entries = sorted(os.scandir(os.path.join(root, prefix)), key=lambda entry: entry.name)
+        except OSError as problem:
+            raise storage_failed(problem, "read directory", os.path.join(root, prefix)) from problem
+        for entry in entries:
+            name = prefix + entry.name
+            if name in skip_top:
+                continue
+            try:
+                is_link, is_directory, status = entry.is_symlink(), entry.is_dir(), entry.stat()
+            except OSError as problem:
+                raise storage_failed(problem, "read", entry.path) from problem
+            if is_link and (prefix == "pg_tblspc/" or (is_directory and name != "pg_wal")):
+                yield name, entry.path, status, MemberKind.SYMLINK
+            elif is_directory:
+                yield name, entry.path, status, MemberKind.DIRECTORY
+                pending.append(name + "/")
+            elif entry.is_file():
+                yield name, entry.path, status, MemberKind.FILE
+
+
+def _scan_tar_part(found: _Findings, part: Part, manifest: dict[str, int] | None) -> None:
+    if part.area is not Area.TABLESPACE:
+        found.sizes.setdefault(part.area, 0)
+
+    def wants(member: Member) -> bool:
+        return member.kind is MemberKind.FILE and is_wanted(*area_of(part.area, member.name), member.size)
+
+    # A compressed tar has to be decompressed to be listed; the manifest, if there is one, says the rest.
+    outstanding = _wanted_names(part, manifest) if part.compression is not None else None
+    for member, content in scan_tar(part, wants):
+        area, name = area_of(part.area, member.name)
+        if not name:
+            continue
+        found.add(area, name, member.kind, member.size, oid=part.tablespace_oid)
+        if content is not None:
+            found.files[area, name] = content
+        if member.kind is MemberKind.DIRECTORY and name == "base":
+            found.modes.append(member.mode)
+        if member.kind is MemberKind.SYMLINK and name.startswith("pg_tblspc/") and name[10:].isdigit():
+            found.links[int(name[10:])] = member.link
+        if outstanding is not None:
+            outstanding.discard(name)
+            if not outstanding and manifest is not None:
+                _finish_from_manifest(found, area, manifest)
+                return
+
+
+def _wanted_names(part: Part, manifest: dict[str, int] | None) -> set[str] | None:
+    """Return the names after which a compressed base.tar need not be read further, or None: read it all."""
+    if manifest is None or part.area is not Area.LOCAL or CONTROL_NAME not in manifest:
+        return None
+    names = {name for name, size in manifest.items() if name != CONTROL_NAME and is_wanted(part.area, name, size)}
+    # Not listed when the server sends it with size 0, and needed only by what has tablespaces; it comes second.
+    return names | {"backup_label", "PG_VERSION"} if names else None
+
+
+def _finish_from_manifest(found: _Findings, area: Area, manifest: dict[str, int]) -> None:
+    found.sizes[area] = sum(size for name, size in manifest.items() if not name.startswith("pg_tblspc/"))
+    found.names |= {(area, name) for name in manifest}
+    found.file_count = max(found.file_count, len(manifest))
+    found.modes = found.modes or [0o700]
+
+
+def _manifest_sizes(source: BackupSource) -> dict[str, int] | None:
+    """Return size by path of the manifest of a plain PostgreSQL tar backup; None when it cannot help."""
+    if source.form is not Form.TAR_DIRECTORY or source.parts_of(Area.SHARED):
+        return None
+    path = os.path.join(source.path, "backup_manifest")
+    try:
+        if os.path.getsize(path) > _MANIFEST_BYTES:
+            return None
+        with open(path, "rb") as stream:
+            files = json.load(stream)["Files"]
+        return {entry["Path"]: int(entry["Size"]) for entry in files if "Path" in entry}
+    except (OSError, ValueError, KeyError, TypeError):
+        # Sizes are a convenience here; whether the manifest is right is verifybackup's question.
+        return None
+
+
+def _tablespaces(found: _Findings, source: BackupSource) -> tuple[Tablespace, ...]:
+    mapped = parse_tablespace_map(found.files.get((Area.LOCAL, "tablespace_map"), b""))
+    if source.form is Form.PLAIN:
+        for oid in mapped.keys() - found.links.keys():
+            raise BackupUnusable(
+                f'tablespace {oid} ("{mapped[oid]}") is named in tablespace_map, but pg_tblspc/{oid} is not there',
+                hint=f"unpack {oid}.tar and make pg_tblspc/{oid} a link to it, or restore the tar files themselves",
+            )
+        spaces = []
+        for oid, copy in sorted(found.links.items()):
+            _scan_tablespace(found, oid, copy)
+            spaces.append(Tablespace(oid, copy, copy))
+        return tuple(spaces)
+    located = found.links | mapped
+    for oid in sorted({part.tablespace_oid for part in source.parts_of(Area.TABLESPACE)} ^ located.keys()):
+        raise BackupUnusable(
+            f"tablespace {oid} has no {oid}.tar" if oid in located else f"{oid}.tar is in no tablespace_map",
+            hint="the backup is incomplete; restore another one",
+        )
+    return tuple(Tablespace(oid, location, None) for oid, location in sorted(located.items()))
+
+
+def _scan_tablespace(found: _Findings, oid: int, copy: str) -> None:
+    if not os.path.isdir(copy):
+        raise BackupUnusable(
+            f'tablespace {oid} is missing: pg_tblspc/{oid} points to "{copy}", which is no directory',
+            hint="put the tablespace's copy back, or use another backup",
+        )
+    for name, _, status, kind in walk_tree(copy):
+        size = min(status.st_size, status.st_blocks * 512) if kind is MemberKind.FILE else 0
+        found.add(Area.TABLESPACE, name, kind, size, oid=oid)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError as problem:
+        raise storage_failed(problem, "read", path) from problem

@@ -1,0 +1,206 @@
+"""Start a restored server, wait until it answers, and say what it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polarvault.errors import StartFailed
+from polarvault.pgfiles.control import parse_control
+from polarvault.restore.binaries import run_program
+from polarvault.restore.host import Account
+from polarvault.restore.model import Binaries, RestorePlan, Role
+
+if TYPE_CHECKING:
+    import psycopg
+
+LOG_NAME = "polarvault-start.log"
+_LOG_LINES = 15
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class StartedServer:
+    """What the running server says; None where it would not let us log in."""
+
+    host: str
+    port: int
+    version: str | None
+    in_recovery: bool | None
+    node_type: str | None
+    lsn: str | None
+    timeline_id: int
+    log_path: str
+    note: str | None = None
+
+
+def start_server(plan: RestorePlan, binaries: Binaries, account: Account) -> StartedServer:
+    """Start the server and wait for its role; raise StartFailed with the end of its log, files left in place."""
+    local, timeout_s = plan.layout.local, plan.request.timeout_s
+    deadline = time.monotonic() + timeout_s
+    log_path = os.path.join(local, LOG_NAME)
+    arguments = [binaries.program("pg_ctl"), "-D", local, "-l", log_path, "-w", "-t", str(int(timeout_s)), "start"]
+    try:
+        outcome = run_program(arguments, account, timeout_s=timeout_s + 60)
+    except subprocess.TimeoutExpired:
+        raise _not_ready(plan, log_path) from None
+    if outcome.returncode != 0:
+        if os.path.exists(os.path.join(local, "postmaster.pid")):
+            raise _not_ready(plan, log_path)
+        raise StartFailed(
+            f'the restored server in "{local}" did not start',
+            hint=f"the restored files are left in place; the whole log: {_newest_log(plan, log_path)}",
+            detail=_log_end(plan, log_path),
+        )
+    host, port = _address(local)
+    return _wait_for_role(plan, account, host, port, log_path, deadline)
+
+
+def _wait_for_role(
+    plan: RestorePlan, account: Account, host: str, port: int, log_path: str, deadline: float
+) -> StartedServer:
+    import psycopg
+
+    problem: psycopg.Error | None = None
+    while True:
+        try:
+            server = _ask(plan, account, host, port, log_path)
+            if plan.request.role is Role.STANDBY or not server.in_recovery:
+                _check_timeline(plan, server)
+                return server
+        except psycopg.OperationalError as refused:
+            # pg_ctl has seen it ready, so what is refused now is we: pg_hba.conf or a password.
+            problem = refused
+            if not os.path.exists(os.path.join(plan.layout.local, "postmaster.pid")):
+                raise StartFailed(
+                    f'the restored server in "{plan.layout.local}" stopped again',
+                    hint=f"the restored files are left in place; the whole log: {_newest_log(plan, log_path)}",
+                    detail=_log_end(plan, log_path),
+                ) from refused
+            if "starting up" not in str(refused) and "shutting down" not in str(refused):
+                return _describe_from_files(plan, host, port, log_path, str(problem).strip())
+        if time.monotonic() > deadline:
+            raise _not_ready(plan, log_path)
+        # Recovery takes as long as it takes; there is nothing to wait on but the next answer.
+        time.sleep(_POLL_S)
+
+
+def _ask(plan: RestorePlan, account: Account, host: str, port: int, log_path: str) -> StartedServer:
+    with _connect(account, host, port) as connection:
+        in_recovery = bool(_value(connection, "SELECT pg_is_in_recovery()"))
+        if in_recovery:
+            lsn = _value(connection, "SELECT pg_last_wal_replay_lsn()")
+            timeline = int(_value(connection, "SELECT timeline_id FROM pg_control_checkpoint()"))
+        else:
+            lsn = _value(connection, "SELECT pg_current_wal_lsn()")
+            # The name of the segment being written carries the timeline; pg_control may lag behind it.
+            timeline = int(_value(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
+        version = _value(connection, "SELECT version()")
+        node_type = _node_type(connection, in_recovery=in_recovery, is_polardb=plan.is_polardb)
+    return StartedServer(
+        host, port, str(version).split(" on ")[0], in_recovery, node_type, str(lsn), timeline, log_path
+    )
+
+
+def _node_type(connection: psycopg.Connection[Any], *, in_recovery: bool, is_polardb: bool) -> str:
+    if is_polardb and _value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'polar_node_type'"):
+        return str(_value(connection, "SELECT polar_node_type()"))
+    return "standby" if in_recovery else "primary"
+
+
+def _value(connection: psycopg.Connection[Any], query: str) -> Any:
+    row = connection.execute(query.encode()).fetchone()
+    return row[0] if row else None
+
+
+def _connect(account: Account, host: str, port: int) -> psycopg.Connection[Any]:
+    """Connect as a superuser that is likely to exist; with peer authentication the operating system user counts."""
+    import psycopg
+
+    problem: psycopg.OperationalError | None = None
+    for user in dict.fromkeys(["postgres", account.name, os.environ.get("PGUSER", "postgres")]):
+        try:
+            with _acting_as(account):
+                return psycopg.connect(
+                    host=host, port=port, user=user, dbname="template1", connect_timeout=10, autocommit=True
+                )
+        except psycopg.OperationalError as refused:
+            problem = problem or refused
+    assert problem is not None
+    raise problem
+
+
+@contextmanager
+def _acting_as(account: Account) -> Iterator[None]:
+    """Use the account's identity for a connection: peer authentication looks at the effective user."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(account.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def _check_timeline(plan: RestorePlan, server: StartedServer) -> None:
+    control = plan.inventory.control
+    source = plan.label.timeline_id if plan.label else control.timeline_id if control else 0
+    if plan.request.role is Role.PRIMARY and server.timeline_id <= source:
+        raise StartFailed(
+            f"the restored server writes timeline {server.timeline_id}, the source's own",
+            hint=f"stop it before it archives anything: pg_ctl -D {plan.layout.local} stop",
+        )
+
+
+def _describe_from_files(plan: RestorePlan, host: str, port: int, log_path: str, why: str) -> StartedServer:
+    with open(plan.layout.control_path, "rb") as stream:
+        control = parse_control(stream.read())
+    # A signal file goes away when recovery ends.
+    in_recovery = os.path.exists(plan.signal_path)
+    note = f"the server is up, but did not let us log in to ask more: {why}"
+    return StartedServer(
+        host, port, None, in_recovery, None, str(control.checkpoint_lsn), control.timeline_id, log_path, note
+    )
+
+
+def _address(local: str) -> tuple[str, int]:
+    """Read where the server listens from postmaster.pid: line 4 port, line 5 socket directory, line 6 address."""
+    try:
+        with open(os.path.join(local, "postmaster.pid"), encoding="utf-8") as stream:
+            lines = stream.read().splitlines()
+        return lines[4] or lines[5].replace("*", "localhost"), int(lines[3])
+    except (OSError, IndexError, ValueError) as problem:
+        raise StartFailed(f'"{local}/postmaster.pid" cannot be read: the server stopped again') from problem
+
+
+def _not_ready(plan: RestorePlan, log_path: str) -> StartFailed:
+    return StartFailed(
+        f'the restored server in "{plan.layout.local}" was not ready after {plan.request.timeout_s:g} s',
+        hint="it is still running and may still be in recovery: watch its log "
+        f"({_newest_log(plan, log_path)}), or give --timeout a larger number next time",
+        detail=_log_end(plan, log_path),
+    )
+
+
+def _newest_log(plan: RestorePlan, log_path: str) -> str:
+    """Return the log that was written to last: with logging_collector on it is not pg_ctl's."""
+    candidates = [log_path]
+    directory = os.path.join(plan.layout.local, "log")
+    if os.path.isdir(directory):
+        candidates += [os.path.join(directory, name) for name in os.listdir(directory)]
+    written = [path for path in candidates if os.path.isfile(path) and os.path.getsize(path)]
+    return max(written, key=os.path.getmtime, default=log_path)
+
+
+def _log_end(plan: RestorePlan, log_path: str) -> str:
+    try:
+        with open(_newest_log(plan, log_path), encoding="utf-8", errors="replace") as stream:
+            return "\n".join(stream.read()[-20000:].splitlines()[-_LOG_LINES:])
+    except OSError as problem:
+        return f"the log could not be read: {problem.strerror}"

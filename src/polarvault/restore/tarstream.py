@@ -1,0 +1,156 @@
+"""Read the tar files of a backup: decompress as a stream with flat memory, or hop from header to header.
+
+A tar that lacks its terminator is accepted, as PolarDB's base.tar lacks it; one that ends inside a member is not.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from polarvault.errors import IntegrityError, PolarvaultError, RemoteProtocolError
+from polarvault.pgfiles.tar import BLOCK_BYTES, Member, MemberBegins, MemberData, TarEvent, TarReader
+from polarvault.restore.model import Part
+from polarvault.storage.files import storage_failed
+
+_CHUNK_BYTES = 1 << 20
+_ZEROS = memoryview(bytes(_CHUNK_BYTES))
+
+
+def read_tar(part: Part) -> Iterator[TarEvent]:
+    """Yield every event of a tar file; the data views are valid until the next event is asked for.
+
+    Raises IntegrityError, naming the file, when the tar is cut or damaged.
+    """
+    reader = TarReader(f'"{part.path}"')
+    try:
+        for chunk in _decompressed(part):
+            yield from reader.feed([chunk])
+        reader.finish()
+    except RemoteProtocolError as problem:
+        raise _damaged(part, problem.message) from problem
+
+
+def scan_tar(part: Part, wants: Callable[[Member], bool]) -> Iterator[tuple[Member, bytes | None]]:
+    """Yield every member with its content if `wants` says so, else None; seeks over what is not wanted if it can."""
+    if part.compression is None:
+        try:
+            yield from _scan_seeking(part, wants)
+        except OSError as problem:
+            raise storage_failed(problem, "read", part.path) from problem
+        except RemoteProtocolError as problem:
+            raise _damaged(part, problem.message) from problem
+        return
+    pieces: list[bytes] | None = None
+    for event in read_tar(part):
+        if isinstance(event, MemberBegins):
+            pieces = [] if wants(event.member) else None
+        elif isinstance(event, MemberData):
+            if pieces is not None:
+                pieces += map(bytes, event.views)
+        else:
+            yield event.member, None if pieces is None else b"".join(pieces)
+
+
+def _scan_seeking(part: Part, wants: Callable[[Member], bool]) -> Iterator[tuple[Member, bytes | None]]:
+    reader = TarReader(f'"{part.path}"')
+    with open(part.path, "rb", buffering=1 << 16) as stream:
+        file_size = os.fstat(stream.fileno()).st_size
+        while header := stream.read(BLOCK_BYTES):
+            for event in list(reader.feed([memoryview(header)])):
+                if not isinstance(event, MemberBegins):
+                    continue
+                member, content = event.member, None
+                if wants(member):
+                    content = stream.read(member.size)
+                    length = len(content)
+                else:
+                    # Seeking past the end succeeds, so a cut tar has to be noticed here.
+                    length = max(0, min(member.size, file_size - stream.tell()))
+                    stream.seek(length, os.SEEK_CUR)
+                if length < member.size:
+                    raise RemoteProtocolError(f"it ends inside {member.name!r}, {member.size - length} bytes short")
+                # A last member may lack its padding, as it may lack the terminator.
+                stream.seek(member.padding, os.SEEK_CUR)
+                # The reader only has to know that the payload went by; what is in it was taken already.
+                for _ in reader.feed(_zeros(member.size + member.padding)):
+                    pass
+                yield member, content
+        reader.finish()
+
+
+def _zeros(length: int) -> Iterator[memoryview]:
+    while length:
+        step = min(length, len(_ZEROS))
+        yield _ZEROS[:step]
+        length -= step
+
+
+def _damaged(part: Part, why: str) -> PolarvaultError:
+    return IntegrityError(
+        f'tar file "{part.path}" is damaged or incomplete: {why}', hint="check the file's size and copy it again"
+    )
+
+
+def _decompressed(part: Part) -> Iterator[memoryview]:
+    ways = {None: _plain, "gz": _gunzip, "lz4": _lz4, "zst": _zstd}
+    try:
+        with open(part.path, "rb", buffering=0) as stream:
+            yield from ways[part.compression](stream)
+    except OSError as problem:
+        raise storage_failed(problem, "read", part.path) from problem
+    except (zlib.error, RuntimeError, EOFError) as problem:
+        # zlib.error, lz4's RuntimeError; a zstandard error is turned into EOFError below.
+        raise _damaged(part, f"it cannot be decompressed ({problem})") from problem
+
+
+def _plain(stream: BinaryIO) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    while count := stream.readinto(buffer):  # type: ignore[attr-defined]
+        yield buffer[:count]
+
+
+def _gunzip(stream: BinaryIO) -> Iterator[memoryview]:
+    decoder = zlib.decompressobj(31)
+    while chunk := stream.read(_CHUNK_BYTES):
+        while chunk:
+            if decoder.eof:
+                # Several gzip members in a row, as parallel compressors write them; zeros after the end are padding.
+                chunk = chunk.lstrip(b"\0")
+                decoder = zlib.decompressobj(31) if chunk else decoder
+                continue
+            yield memoryview(decoder.decompress(chunk, _CHUNK_BYTES))
+            chunk = decoder.unconsumed_tail or decoder.unused_data
+    if not decoder.eof:
+        raise EOFError("the gzip stream ends too early")
+
+
+def _lz4(stream: BinaryIO) -> Iterator[memoryview]:
+    import lz4.frame
+
+    decoder, inside = lz4.frame.LZ4FrameDecompressor(), False
+    while chunk := stream.read(_CHUNK_BYTES):
+        while chunk:
+            yield memoryview(decoder.decompress(chunk, max_length=_CHUNK_BYTES))
+            while not (decoder.eof or decoder.needs_input):
+                yield memoryview(decoder.decompress(b"", max_length=_CHUNK_BYTES))
+            inside, chunk = not decoder.eof, decoder.unused_data or b""
+            if decoder.eof:
+                decoder = lz4.frame.LZ4FrameDecompressor()
+    if inside:
+        raise EOFError("the lz4 stream ends too early")
+
+
+def _zstd(stream: BinaryIO) -> Iterator[memoryview]:
+    import zstandard
+
+    # Long-distance matching (--long) uses windows up to 2 GB; the decoder must be told that this is wanted.
+    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    try:
+        with decoder.stream_reader(stream, read_size=_CHUNK_BYTES, read_across_frames=True, closefd=False) as reader:
+            while chunk := reader.read(_CHUNK_BYTES):
+                yield memoryview(chunk)
+    except zstandard.ZstdError as problem:
+        raise EOFError(str(problem)) from problem
