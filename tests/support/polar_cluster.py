@@ -12,27 +12,11 @@ from typing import Self
 from polarvault.demo.account import server_account
 from polarvault.demo.programs import Installation, reachable
 from polarvault.demo.server import SUPERUSER
+from polarvault.demo.shared_storage import create_on_shared_storage
 from support.cluster import PASSWORD, QUICK, Cluster
 from support.servers import POLARDB_VARIABLE, found_polardb, session_directory
 
 MISSING = f"no PolarDB: set {POLARDB_VARIABLE} to the bin directory of a PolarDB for PostgreSQL 15"
-# What PolarDB's own sample configuration sets for a shared-storage node, with smaller buffers.
-SHARED_STORAGE = {
-    "polar_enable_shared_storage_mode": "on",
-    "polar_vfs.localfs_mode": "on",
-    "polar_disk_name": "home",
-    "shared_preload_libraries": (
-        "$libdir/polar_vfs,$libdir/polar_io_stat,$libdir/polar_monitor_preload,$libdir/polar_worker"
-    ),
-    "polar_logindex_mem_size": "64MB",
-    "polar_xlog_queue_buffers": "64MB",
-    "polar_xlog_page_buffers": "64MB",
-    "polar_has_partial_write": "on",
-    "full_page_writes": "off",
-    "shared_buffers": "128MB",
-    "max_prepared_transactions": "10",
-    "huge_pages": "off",
-}
 
 
 class PolarCluster(Cluster):
@@ -55,13 +39,13 @@ class PolarCluster(Cluster):
         """Create a primary; protocol precedes the path in polar_datadir and may be empty."""
         cluster = cls(installation, directory)
         cluster.shared = directory / "shared"
-        cluster.create(
-            options=["--data-checksums", f"--wal-segsize={wal_segment_mb}"],
-            settings={**QUICK, **SHARED_STORAGE, "polar_datadir": f"{protocol}{cluster.shared}", **(settings or {})},
+        create_on_shared_storage(
+            cluster,
+            cluster.shared,
+            options=[f"--wal-segsize={wal_segment_mb}"],
+            settings=QUICK | {"shared_buffers": "128MB"} | (settings or {}),
+            protocol=protocol,
         )
-        cluster.account.make_directory(cluster.shared)
-        # The program wants both paths absolute and with a slash at the end.
-        cluster.run("polar-initdb.sh", f"{cluster.data}/", f"{cluster.shared}/", "primary", "localfs")
         cluster.set_hba()
         if start:
             cluster.start()

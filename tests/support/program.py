@@ -16,15 +16,8 @@ def command_line(*arguments: str | os.PathLike[str], as_server: bool = False) ->
 
     The second is for `restore --start` under root: PostgreSQL does not start as root.
     """
-    words = [sys.executable, "-m", "polarvault", *map(os.fspath, arguments)]
-    account = server_account()
-    if not as_server or not account.switches:
-        return words
-    switch = ["setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"]
-    if account.can_run(sys.executable, "-c", "import polarvault.cli"):
-        return [*switch, "--", *words]
-    # A virtual environment below root's home is closed to the other user; this lets that user read it all the same.
-    return [*switch, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--", *words]
+    words = list(map(os.fspath, arguments))
+    return server_account().polarvault(*words) if as_server else [sys.executable, "-m", "polarvault", *words]
 
 
 def program_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

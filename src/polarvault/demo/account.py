@@ -9,6 +9,7 @@ import functools
 import os
 import pwd
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -64,6 +65,22 @@ class ServerAccount:
         except OSError:
             return False
         return finished.returncode == 0
+
+    def polarvault(self, *arguments: str) -> list[str]:
+        """Return the words that run polarvault as this user: restored files and servers must belong to it."""
+        words = [sys.executable, "-m", "polarvault", *arguments]
+        if not self.switches:
+            return words
+        switch = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        if not _can_run_polarvault(self):
+            # A virtual environment below root's home is closed to the other user; this lets it read all the same.
+            switch += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        return [*switch, "--", *words]
+
+
+@functools.cache
+def _can_run_polarvault(account: ServerAccount) -> bool:
+    return account.can_run(sys.executable, "-c", "import polarvault.cli")
 
 
 @functools.cache

