@@ -1,0 +1,237 @@
+"""polarvault basebackup beside pg_basebackup and polar_basebackup: same server, same run, alternating.
+
+usage: python bench/basebackup.py [--runs 5] [--scale 150] [--only NAME,NAME] [--json FILE] [--bindir DIR] ...
+
+For each case: wall time of both, median of the runs, and the ratio ours / theirs. Both write their output durably
+(no -N), both ask for a fast checkpoint. Outputs are deleted and the disks synchronised before every run, outside the
+measured time; the server's files are in the page cache for both. Peak memory is that of our process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from polarvault.demo.account import server_account
+from polarvault.demo.programs import Installation, load_installation, reachable
+from polarvault.demo.server import SUPERUSER, ThrowawayServer
+from polarvault.demo.shared_storage import create_on_shared_storage
+from server_floor import measure_floor
+
+# Installations are found as the tests find them.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from support.servers import found_installations, found_polardb
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One comparison; {out} in the options is a directory that does not exist yet."""
+
+    name: str
+    place: str
+    options: Sequence[str]
+    target: float
+    on_polardb: bool = False
+
+
+CASES = (
+    Case("plain-tmpfs", "tmpfs", ("-Fp", "-D", "{out}", "-X", "stream"), 0.8),
+    Case("plain-disk", "disk", ("-Fp", "-D", "{out}", "-X", "stream"), 0.8),
+    Case("tar-tmpfs", "tmpfs", ("-Ft", "-D", "{out}", "-X", "stream"), 0.8),
+    Case("tar-disk", "disk", ("-Ft", "-D", "{out}", "-X", "stream"), 0.8),
+    Case("tar-zstd-tmpfs", "tmpfs", ("-Ft", "-Z", "client-zstd:1", "-D", "{out}", "-X", "stream"), 0.6),
+    Case("tar-zstd-disk", "disk", ("-Ft", "-Z", "client-zstd:1", "-D", "{out}", "-X", "stream"), 0.6),
+    Case(
+        "polardb-disk", "disk", ("-Fp", "-D", "{out}/local", "--polardata", "{out}/shared", "-X", "stream"), 0.4, True
+    ),
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Runs:
+    """What was measured of one program in one case."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    peak_mb: float = 0
+    written_mb: float = 0
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def run_once(command: Sequence[str], runs: Runs, out: Path) -> None:
+    """Run a command with its output in `out`, which is removed afterwards, and note what it needed."""
+    out.mkdir(parents=True)
+    os.sync()
+    with tempfile.TemporaryFile("w+") as said:
+        started = time.perf_counter()
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, cwd=out)
+        # wait4 alone tells the peak memory of this very child.
+        _, status, usage = os.wait4(child.pid, 0)
+        runs.seconds.append(time.perf_counter() - started)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode != 0:
+            said.seek(0)
+            sys.exit(f"{' '.join(command)}\nended with status {child.returncode}:\n{said.read()}")
+    runs.cpu_seconds.append(usage.ru_utime + usage.ru_stime)
+    runs.peak_mb = max(runs.peak_mb, usage.ru_maxrss / 1024)
+    runs.written_mb = sum(s.st_blocks * 512 for s in (os.lstat(p) for p in out.rglob("*"))) / 1e6
+    shutil.rmtree(out)
+
+
+def compare(case: Case, server: ThrowawayServer, theirs: Path, place: Path, rounds: int) -> tuple[Runs, Runs]:
+    """Run ours and theirs in turn; who begins changes every round."""
+    out = place / "out"
+    options = [option.format(out=out / "backup") for option in case.options]
+    connection = ["-h", str(server.directory), "-p", str(server.port), "-U", SUPERUSER, "-c", "fast"]
+    ours_command = [sys.executable, "-m", "polarvault", "basebackup", *options, *connection]
+    theirs_command = [str(theirs), *options, *connection]
+    ours_runs, theirs_runs = Runs(), Runs()
+    for number in range(rounds):
+        pairs = [(ours_command, ours_runs), (theirs_command, theirs_runs)]
+        for command, runs in pairs if number % 2 == 0 else reversed(pairs):
+            run_once(command, runs, out)
+    return ours_runs, theirs_runs
+
+
+def make_server(installation: Installation, directory: Path, scale: int) -> ThrowawayServer:
+    """Make and fill a plain PostgreSQL."""
+    server = ThrowawayServer(installation, directory)
+    checksums = [] if installation.major >= 18 else ["--data-checksums"]
+    server.create(options=checksums, settings={"shared_buffers": "256MB", "max_wal_size": "4GB"})
+    return _fill(server, scale)
+
+
+def make_polardb(installation: Installation, directory: Path, scale: int) -> ThrowawayServer:
+    """Make and fill a PolarDB on shared storage with its usual WAL segments of 1 GB."""
+    server = ThrowawayServer(installation, directory)
+    create_on_shared_storage(
+        server, directory / "shared", options=["--wal-segsize=1024"], settings={"max_wal_size": "4GB"}
+    )
+    return _fill(server, scale)
+
+
+def _fill(server: ThrowawayServer, scale: int) -> ThrowawayServer:
+    server.start()
+    where = ["-h", str(server.directory), "-p", str(server.port), "-U", SUPERUSER]
+    server.run("pgbench", *where, "-i", "-q", "-s", str(scale), "postgres", timeout_s=1200)
+    server.query("CHECKPOINT")
+    for path in server.data.rglob("*"):
+        if path.is_file():
+            # Into the page cache, so that the first run is like the others.
+            with open(path, "rb", buffering=0) as file:
+                while file.read(1 << 20):
+                    pass
+    return server
+
+
+def main() -> None:
+    """Parse the command line, run the cases, print the table."""
+    options = _parse()
+    rows: list[dict[str, object]] = []
+    account = server_account()
+    with (
+        tempfile.TemporaryDirectory(prefix="pv-bench-", dir=options.disk) as disk,
+        tempfile.TemporaryDirectory(prefix="pv-bench-", dir=options.tmpfs) as tmpfs,
+        tempfile.TemporaryDirectory(prefix="pv-", dir="/tmp") as sockets,
+    ):
+        places = {"disk": Path(disk), "tmpfs": Path(tmpfs)}
+        Path(sockets).chmod(0o755)
+        _print_machine(places)
+        groups: list[tuple[Installation | None, Callable[..., ThrowawayServer], str, bool, int]] = [
+            (options.installation, make_server, "pg_basebackup", False, options.scale),
+            (found_polardb(), make_polardb, "polar_basebackup", True, options.polardb_scale),
+        ]
+        for found, make, their_name, on_polardb, scale in groups:
+            cases = [c for c in CASES if c.on_polardb == on_polardb and (not options.only or c.name in options.only)]
+            if found is None or not cases:
+                continue
+            installation = reachable(found, account, Path(sockets))
+            with make(installation, Path(sockets) / their_name, scale) as server:
+                ((size,),) = server.query("SELECT pg_size_pretty(sum(pg_database_size(oid))) FROM pg_database")
+                floors = [measure_floor(server.conninfo().replace("dbname=postgres", "")) for _ in range(3)]
+                floor = min(floors, key=lambda f: f.seconds)
+                print(
+                    f"\n{installation}, {size}; the server alone, received and discarded: "
+                    f"{floor.seconds:.2f} s, {floor.mb_per_s:.0f} MB/s\n{_HEADING}",
+                    flush=True,
+                )
+                for case in cases:
+                    if "client-zstd:1" in case.options and "zstd" not in installation.features:
+                        print(f"{case.name:<16} skipped: {installation} was built without zstd")
+                        continue
+                    ours, theirs = compare(
+                        case, server, installation.program(their_name), places[case.place], options.runs
+                    )
+                    print(_line(case, ours, theirs), flush=True)
+                    rows.append(
+                        {"case": case.name, "server": str(installation), "floor_s": floor.seconds}
+                        | {"ratio": ours.median_s / theirs.median_s, "target": case.target}
+                        | {"ours": asdict(ours), "theirs": asdict(theirs)}
+                    )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+_HEADING = (
+    f"{'case':<16} {'ours':>8} {'theirs':>8} {'ratio':>6} {'target':>6}   {'our CPU':>8} {'their CPU':>9}"
+    f" {'our peak':>9} {'written, ours/theirs':>22}"
+)
+
+
+def _line(case: Case, ours: Runs, theirs: Runs) -> str:
+    ratio = ours.median_s / theirs.median_s
+    return (
+        f"{case.name:<16} {ours.median_s:>6.2f} s {theirs.median_s:>6.2f} s {ratio:>6.2f} {case.target:>6.1f}"
+        f" {'*' if ratio <= case.target else ' '} {statistics.median(ours.cpu_seconds):>6.2f} s"
+        f" {statistics.median(theirs.cpu_seconds):>7.2f} s {ours.peak_mb:>6.0f} MB"
+        f" {ours.written_mb:>9.0f} / {theirs.written_mb:.0f} MB"
+    )
+
+
+def _print_machine(places: dict[str, Path]) -> None:
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    print(
+        f"{os.cpu_count()} cores, {memory_gb:.0f} GB memory, Linux {platform.release()},"
+        f" Python {platform.python_version()}; disk {places['disk'].parent}, tmpfs {places['tmpfs'].parent}"
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--bindir", type=Path, help="PostgreSQL programs (default: the newest with zstd, else the newest)"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="runs of each program in each case")
+    parser.add_argument("--scale", type=int, default=150, help="pgbench scale; 150 is 2.2 GB")
+    parser.add_argument("--polardb-scale", type=int, default=20, help="the same for PolarDB; 20 is 0.3 GB")
+    parser.add_argument("--only", type=lambda text: text.split(","), help=f"cases: {', '.join(c.name for c in CASES)}")
+    parser.add_argument("--disk", type=Path, default=Path("/var/tmp"), help="a directory on a disk")
+    parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), help="a directory in memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement there")
+    options = parser.parse_args()
+    if options.bindir:
+        options.installation = load_installation(options.bindir)
+    else:
+        candidates = [i for i in found_installations().values() if i.has("pgbench") and i.has("pg_basebackup")]
+        options.installation = max(candidates, key=lambda i: ("zstd" in i.features, i.major), default=None)
+    if options.installation is None:
+        parser.error("no PostgreSQL programs were found; name them with --bindir")
+    return options
+
+
+if __name__ == "__main__":
+    main()
