@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 _WHITESPACE = re.compile(rb"[ \t\r]*")
-_NUMBER = rb"[-+]?(?:[0-9]+|0x[0-9a-fA-F]+)[a-zA-Z]*"
+_NUMBER = rb"[-+]?(?:0x[0-9a-fA-F]+|[0-9]+)[a-zA-Z]*"
 _REAL = rb"[-+]?[0-9]*\.[0-9]*(?:[Ee][-+]?[0-9]+)?"
 _ID = rb"[A-Za-z_\x80-\xff][A-Za-z_0-9\x80-\xff]*"
 

@@ -1,7 +1,8 @@
 """pg_control of PostgreSQL 13-18 and PolarDB 15 (server file catalog/pg_control.h).
 
-13 to 17 and PolarDB 15 write version 1300, 18 writes 1800. Every field read here lies at the same offset in both;
-18 adds one byte (default_char_signedness) behind the checksum version, which moves the CRC from 288 to 292.
+13 to 16 and PolarDB 15 write version 1300, 17 writes 1700 and 18 writes 1800. Every field read here lies at the same
+offset in all of them; 18 adds one byte (default_char_signedness) behind the checksum version, which moves the CRC from
+288 to 292.
 
 Byte layout (little endian, natural alignment): 0 system identifier u64, 8 control version u32, 12 catalog version u32,
 16 state i32, 32 checkpoint LSN u64, 40 its redo LSN u64, 48 its timeline u32, 136 minimum recovery point u64, 172 the
@@ -20,7 +21,7 @@ from polarvault.errors import IntegrityError
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import is_segment_size
 
-_CRC_OFFSET = {1300: 288, 1800: 292}
+_CRC_OFFSET = {1300: 288, 1700: 288, 1800: 292}
 # Majors by control version; the catalog version tells the members of 1300 apart (catversion.h of each release).
 _MAJOR_BY_CATALOG = {202007201: 13, 202107181: 14, 202209061: 15, 202307071: 16, 202406281: 17, 202506291: 18}
 

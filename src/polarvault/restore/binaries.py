@@ -14,12 +14,12 @@ from polarvault.errors import StartFailed
 from polarvault.restore.host import Account
 from polarvault.restore.model import Binaries
 
-_VERSION = re.compile(r"postgres \(PostgreSQL\) ((\d+)\S*)")
+_VERSION = re.compile(r"postgres \(PostgreSQL\) (\d+)(\S*)")
 _QUESTION_TIMEOUT_S = 30
 
 
 def find_binaries(
-    major: int, *, polardb: bool, bindir: str | None, environment: Mapping[str, str]
+    major: int, account: Account, *, polardb: bool, bindir: str | None, environment: Mapping[str, str]
 ) -> tuple[Binaries | None, list[str]]:
     """Return programs of the right kind and major version, or None, and what was found wrong with the others.
 
@@ -27,11 +27,11 @@ def find_binaries(
     """
     rejected = []
     for directory in [bindir] if bindir else _candidates(major, environment):
-        found = _examine(directory)
-        if found is None:
-            if bindir:
-                rejected.append(f"{directory}: no postgres and pg_ctl there")
-        elif not found.version.startswith((f"{major}.", f"{major}devel", f"{major}beta", f"{major}rc")):
+        found = _examine(directory, account)
+        if isinstance(found, str):
+            if bindir or "cannot" in found:
+                rejected.append(f"{directory}: {found}")
+        elif found.major != major:
             rejected.append(f"{directory}: version {found.version}")
         elif found.is_polardb != polardb:
             rejected.append(f"{directory}: version {found.version}, {'PolarDB' if found.is_polardb else 'not PolarDB'}")
@@ -109,21 +109,20 @@ def _candidates(major: int, environment: Mapping[str, str]) -> Iterator[str]:
         yield os.path.join(location, "pginstall", "bin")
 
 
-def _examine(directory: str) -> Binaries | None:
+def _examine(directory: str, account: Account) -> Binaries | str:
+    """Return the programs in a directory, or why there are none that can be used."""
+    directory = os.path.abspath(directory)
     postgres = os.path.join(directory, "postgres")
     if not (os.access(postgres, os.X_OK) and os.access(os.path.join(directory, "pg_ctl"), os.X_OK)):
-        return None
+        return "no postgres and pg_ctl there"
     try:
-        answer = subprocess.run(
-            [postgres, "--version"], capture_output=True, text=True, timeout=_QUESTION_TIMEOUT_S, check=False
-        )
-        match = _VERSION.search(answer.stdout)
-        if match is None:
-            return None
+        match = _VERSION.search(run_program([postgres, "--version"], account).stdout)
         # PolarDB calls itself "PostgreSQL 15.8"; its settings give it away.
-        settings = subprocess.run(
-            [postgres, "--describe-config"], capture_output=True, timeout=_QUESTION_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return Binaries(os.path.abspath(directory), match[1], b"\npolar_" in b"\n" + settings.stdout)
+        settings = run_program([postgres, "--describe-config"], account).stdout
+    except PermissionError:
+        return f"user {account.name} cannot run the programs there"
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return f"the programs cannot be run ({problem})"
+    if match is None:
+        return "postgres --version cannot be understood"
+    return Binaries(directory, int(match[1]), match[1] + match[2], "\npolar_" in "\n" + settings)

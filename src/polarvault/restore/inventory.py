@@ -65,9 +65,11 @@ def take_inventory(source: BackupSource) -> Inventory:
     """Read what decides about a restore; large payload is skipped wherever the format allows it."""
     found = _Findings()
     manifest = _manifest_sizes(source)
+    # WAL that was fetched is at the end of base.tar and in no manifest, so base.tar has to be read to its end then.
+    may_stop = bool(source.parts_of(Area.WAL))
     for part in source.parts:
         if part.is_tar:
-            _scan_tar_part(found, part, manifest if source.form is Form.TAR_DIRECTORY else None)
+            _scan_tar_part(found, part, manifest if may_stop else None)
         else:
             _scan_tree(found, part)
     tablespaces = _tablespaces(found, source)

@@ -190,6 +190,7 @@ class Binaries:
     """Server programs that fit the backup."""
 
     directory: str
+    major: int
     version: str
     is_polardb: bool
 

@@ -191,19 +191,14 @@ def _map_tablespaces(mapping: Mapping[str, str], spaces: tuple[Tablespace, ...])
     for old in mapping.keys() - known.keys():
         present = ", ".join(sorted(known)) or "none"
         raise UsageError(f'-T: the backup has no tablespace at "{old}"', hint=f"its tablespaces: {present}")
-    found: dict[int, str] = {}
-    for location, space in known.items():
-        if location in mapping:
-            found[space.oid] = mapping[location]
-        elif space.copy is not None:
-            # The links of a plain backup point at the backup's own files: never use those in place.
-            raise UsageError(
-                f'tablespace {space.oid} of the backup lies at "{location}" and needs a place of its own',
-                hint=f"add -T {location}=NEW_DIRECTORY",
-            )
-        else:
-            found[space.oid] = location
-    return found
+    # The links of a plain backup point at the backup's own files: never use those in place.
+    homeless = [location for location, space in known.items() if space.copy is not None and location not in mapping]
+    if homeless:
+        raise UsageError(
+            f"tablespaces of the backup need a place of their own: {', '.join(homeless)}",
+            hint="add " + " ".join(f"-T {location}=NEW_DIRECTORY" for location in homeless),
+        )
+    return {space.oid: mapping.get(location, location) for location, space in known.items()}
 
 
 def _check_targets(layout: Layout, source: BackupSource, inventory: Inventory, host: Host) -> None:

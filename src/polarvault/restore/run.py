@@ -36,7 +36,7 @@ def prepare(request: RestoreRequest, host: Host) -> tuple[RestorePlan, Account]:
     account = host.account(request.owner, source.path)
     plan = plan_restore(request, source, inventory, host, account)
     found, rejected = find_binaries(
-        plan.major_version, polardb=plan.is_polardb, bindir=request.bindir, environment=os.environ
+        plan.major_version, account, polardb=plan.is_polardb, bindir=request.bindir, environment=os.environ
     )
     if found is None and (request.start or request.bindir):
         raise missing_binaries(plan.major_version, rejected, polardb=plan.is_polardb)

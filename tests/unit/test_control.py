@@ -1,0 +1,78 @@
+"""pg_control: every layout from 13 to 18, and what is refused."""
+
+from __future__ import annotations
+
+import struct
+
+import google_crc32c
+import pytest
+
+from polarvault.errors import IntegrityError
+from polarvault.pgfiles.control import ClusterState, parse_control
+
+_CRC = {1300: 288, 1700: 288, 1800: 292}
+
+
+def control_bytes(
+    version: int = 1300, catalog: int = 202209061, state: int = 6, segment: int = 16 << 20, timeline: int = 3
+) -> bytes:
+    content = bytearray(8192)
+    struct.pack_into("<QIIi", content, 0, 7711101783964903611, version, catalog, state)
+    struct.pack_into("<QQI", content, 32, 0x50144378, 0x50144340, timeline)
+    struct.pack_into("<5i", content, 180, 100, 8, 10, 0, 64)
+    struct.pack_into("<4I", content, 216, 8192, 131072, 8192, segment)
+    struct.pack_into("<I", content, 252, 1)
+    struct.pack_into("<I", content, _CRC[version], google_crc32c.value(bytes(content[: _CRC[version]])))
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("version", "catalog", "major"),
+    [(1300, 202007201, 13), (1300, 202209061, 15), (1300, 202307071, 16), (1700, 202406281, 17), (1800, 202506291, 18)],
+)
+def test_every_layout_is_read(version: int, catalog: int, major: int) -> None:
+    control = parse_control(control_bytes(version, catalog))
+    assert control.major_version == major
+    assert control.system_identifier == 7711101783964903611
+    assert control.state is ClusterState.IN_PRODUCTION
+    assert str(control.checkpoint_lsn) == "0/50144378"
+    assert str(control.redo_lsn) == "0/50144340"
+    assert control.timeline_id == 3
+    assert (control.max_connections, control.max_wal_senders) == (100, 10)
+    assert (control.block_size, control.relation_segment_blocks) == (8192, 131072)
+    assert control.wal_segment_size == 16 << 20
+    assert control.has_data_checksums
+
+
+def test_an_unknown_catalog_version_has_no_major_version() -> None:
+    assert parse_control(control_bytes(catalog=202601011)).major_version is None
+
+
+@pytest.mark.parametrize(("state", "clean"), [(1, True), (2, True), (3, False), (5, False), (6, False)])
+def test_only_a_shut_down_cluster_is_clean(state: int, clean: bool) -> None:
+    assert parse_control(control_bytes(state=state)).state.is_clean is clean
+
+
+def test_one_wrong_bit_is_noticed() -> None:
+    content = bytearray(control_bytes())
+    content[40] ^= 1
+    with pytest.raises(IntegrityError, match="CRC is wrong"):
+        parse_control(bytes(content))
+
+
+@pytest.mark.parametrize("content", [b"", bytes(15), control_bytes()[:200]])
+def test_a_short_file_is_refused(content: bytes) -> None:
+    with pytest.raises(IntegrityError, match=r"too short|version 0"):
+        parse_control(content)
+
+
+def test_another_version_is_refused_by_number() -> None:
+    content = bytearray(control_bytes())
+    struct.pack_into("<I", content, 8, 1201)
+    with pytest.raises(IntegrityError, match="1201"):
+        parse_control(bytes(content))
+
+
+def test_an_impossible_segment_size_is_refused() -> None:
+    with pytest.raises(IntegrityError, match="segment size"):
+        parse_control(control_bytes(segment=12345))
