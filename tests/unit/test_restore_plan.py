@@ -1,0 +1,400 @@
+"""The plan of a restore: what is refused before anything is written, and which settings change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
+from polarvault.model.lsn import Lsn
+from polarvault.pgfiles.control import ClusterState, ControlFile
+from polarvault.report.restore import format_bytes, hide_secrets, plan_json, plan_text, settings_table
+from polarvault.restore.host import Account, Host
+from polarvault.restore.model import (
+    Area,
+    BackupSource,
+    Form,
+    Inventory,
+    Part,
+    RestorePlan,
+    RestoreRequest,
+    Role,
+    Tablespace,
+)
+from polarvault.restore.plan import check_space, plan_restore
+
+LABEL = b"""START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
+CHECKPOINT LOCATION: 0/2000060
+BACKUP METHOD: streamed
+BACKUP FROM: primary
+START TIMELINE: 1
+"""
+CONTROL = ControlFile(
+    system_identifier=7, control_version=1300, catalog_version=202209061, state=ClusterState.IN_PRODUCTION,
+    checkpoint_lsn=Lsn(0x2000060), redo_lsn=Lsn(0x2000028), timeline_id=1, minimum_recovery_lsn=Lsn(0),
+    max_connections=321, max_worker_processes=8, max_wal_senders=10, max_prepared_transactions=0,
+    max_locks_per_transaction=64, block_size=8192, relation_segment_blocks=131072, wal_block_size=8192,
+    wal_segment_size=16 << 20, data_checksum_version=1,
+)  # fmt: skip
+POLAR_CONF = b"""polar_enable_shared_storage_mode = on
+polar_datadir = 'file-dio:///live/shared'
+polar_vfs.localfs_mode = true
+polar_disk_name = 'home'
+full_page_writes = off
+"""
+
+
+class FakeHost(Host):
+    """A machine with nothing on it but what a test names."""
+
+    def __init__(self, *, full: tuple[str, ...] = (), files: Mapping[str, bytes] | None = None) -> None:
+        self.full = full
+        self.files = files or {}
+        self.available = 1 << 40
+
+    def read(self, path: str) -> bytes | None:
+        return self.files.get(path)
+
+    def list_names(self, directory: str) -> list[str] | None:
+        return None
+
+    def exists(self, path: str) -> bool:
+        return path in self.files
+
+    def is_free_target(self, path: str) -> bool:
+        return path not in self.full
+
+    def real_path(self, path: str) -> str:
+        return path
+
+    def available_bytes(self, path: str) -> tuple[int, int]:
+        return 1, self.available
+
+    def shares_extents(self, source: str, target: str) -> bool:
+        return False
+
+    def takes_direct_io(self, path: str) -> bool:
+        return True
+
+    def is_writable_directory(self, path: str, account: Account) -> bool:
+        return path == "/tmp"
+
+
+def inventory(conf: bytes | None = b"port = 5432\n", shared: bool = False, **more: object) -> Inventory:
+    files: dict[tuple[Area, str], bytes] = {
+        (Area.LOCAL, "PG_VERSION"): b"15\n",
+        (Area.LOCAL, "backup_label"): LABEL,
+        (Area.LOCAL, "pg_hba.conf"): b"local all all trust\n",
+    }
+    if conf is not None:
+        files[Area.LOCAL, "postgresql.conf"] = conf
+    sizes = {Area.LOCAL: 1000} | ({Area.SHARED: 5000} if shared else {})
+    found = Inventory(
+        files=files, sizes=sizes, tablespace_sizes={}, wal={"000000010000000000000002": 16 << 20},
+        names=frozenset(files), tablespaces=(), has_control=True, control=CONTROL, group_readable=False, file_count=3,
+    )  # fmt: skip
+    return replace(found, **more)  # type: ignore[arg-type]
+
+
+def with_files(found: Inventory, **contents: bytes | None) -> Inventory:
+    """Change files of the local half; None removes one. Underscores before conf stand for dots."""
+    files = dict(found.files)
+    for key, body in contents.items():
+        name = key.replace("_conf", ".conf").replace("postgresql_auto", "postgresql.auto").replace("_signal", ".signal")
+        if body is None:
+            files.pop((Area.LOCAL, name))
+        else:
+            files[Area.LOCAL, name] = body
+    return replace(found, files=files, names=frozenset(files))
+
+
+def plan(found: Inventory, host: Host | None = None, form: Form = Form.PLAIN, **request: object) -> RestorePlan:
+    asked = RestoreRequest(backup="/b", target="/t", **request)  # type: ignore[arg-type]
+    parts = [Part(Area.LOCAL, "/b")] + ([Part(Area.SHARED, "/b.shared")] if found.has_shared_half else [])
+    source = BackupSource("/b", form, tuple(parts))
+    return plan_restore(asked, source, found, host or FakeHost(), Account("postgres", 1, 1))
+
+
+def changed(made: RestorePlan) -> dict[str, tuple[str | None, str | None]]:
+    return {change.name: (change.before, change.after) for change in made.changes}
+
+
+def main_file(made: RestorePlan) -> str:
+    return made.files["/t/postgresql.conf"].decode()
+
+
+def refused(error: type[PolarvaultError], match: str, found: Inventory, **more: object) -> str:
+    with pytest.raises(error, match=match) as caught:
+        plan(found, **more)  # type: ignore[arg-type]
+    assert caught.value.hint or caught.value.exit_code == 2
+    return caught.value.hint or ""
+
+
+def test_a_primary_archives_nothing_and_recovers_from_its_own_wal() -> None:
+    made = plan(inventory(b"archive_mode = on\narchive_command = 'cp %p /a/%f' # keep\n"))
+    assert changed(made) == {
+        "archive_mode": ("on", "off"),
+        "archive_command": ("cp %p /a/%f", None),
+        "restore_command": (None, "false"),
+    }
+    assert "#archive_command = 'cp %p /a/%f' # keep" in main_file(made)
+    assert made.signal_path == "/t/recovery.signal"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"primary_conninfo = 'host=source'",
+        b"primary_slot_name = 's'",
+        b"archive_cleanup_command = 'rm'",
+        b"recovery_end_command = 'x'",
+        b"recovery_target_time = '2020-01-01'",
+        b"recovery_target_timeline = '3'",
+        b"promote_trigger_file = '/x'",
+        b"data_directory = '/live'",
+        b"external_pid_file = '/run/x.pid'",
+        b"hba_file = '/etc/pg_hba.conf'",
+        b"log_directory = '/var/log/postgresql'",
+        b"stats_temp_directory = '/run/stats'",
+        b"synchronous_standby_names = '*'",
+        b"ssl_ca_file = '/etc/ca.crt'",
+    ],
+)
+def test_what_points_at_the_source_is_commented_out(line: bytes) -> None:
+    made = plan(inventory(line + b"\n"))
+    assert "#" + line.decode() in main_file(made)
+    assert changed(made)[line.split(b" ")[0].decode()][1] is None
+
+
+@pytest.mark.parametrize("line", [b"log_directory = 'log'", b"hba_file = '/t/pg_hba.conf'", b"cluster_name = 'x'"])
+def test_what_lies_in_the_restored_directory_stays(line: bytes) -> None:
+    assert line.decode() in main_file(plan(inventory(line + b"\n"))).splitlines()
+
+
+def test_a_standby_keeps_synchronous_names_and_gets_its_connection() -> None:
+    made = plan(
+        inventory(b"synchronous_standby_names = '*'\nprimary_conninfo = 'host=old'\nhot_standby = off\n"),
+        role=Role.STANDBY, primary_conninfo="host=new password=secret", slot="s1",
+    )  # fmt: skip
+    assert changed(made)["primary_conninfo"] == ("host=old", "host=new password=secret")
+    assert changed(made)["primary_slot_name"] == (None, "s1")
+    assert changed(made)["hot_standby"] == ("off", "on")
+    assert "synchronous_standby_names" not in changed(made)
+    assert "restore_command" not in changed(made)
+    assert made.signal_path == "/t/standby.signal"
+
+
+def test_set_comes_last_and_wins() -> None:
+    made = plan(
+        inventory(b"port = 1\n"), port=2, settings=(("port", "3"), ("restore_command", 'cp /a/%f "%p"'), ("x.y", "a'b"))
+    )
+    assert changed(made)["port"] == ("1", "3")
+    assert changed(made)["restore_command"] == (None, 'cp /a/%f "%p"')
+    assert main_file(made).count("restore_command") == 1
+    assert "x.y = 'a''b'" in main_file(made)
+
+
+def test_sockets_that_cannot_be_made_here_move() -> None:
+    assert changed(plan(inventory(b"unix_socket_directories = '/run/x, /tmp'\n")))["unix_socket_directories"] == (
+        "/run/x, /tmp",
+        "/tmp",
+    )
+    assert "unix_socket_directories" not in changed(plan(inventory(b"unix_socket_directories = ''\n")))
+
+
+def test_ssl_without_its_certificate_is_switched_off_and_said() -> None:
+    made = plan(inventory(b"ssl = on\nssl_cert_file = '/etc/x.crt'\n"))
+    assert changed(made)["ssl"] == ("on", "off")
+    assert any("ssl is switched off" in warning for warning in made.warnings)
+
+
+def test_ssl_with_its_files_in_the_backup_stays() -> None:
+    found = inventory(b"ssl = on\n")
+    files = {**found.files, (Area.LOCAL, "server.crt"): b"", (Area.LOCAL, "server.key"): b""}
+    assert "ssl" not in changed(plan(replace(found, files=files, names=frozenset(files))))
+
+
+def test_a_backup_without_configuration_gets_a_minimal_one() -> None:
+    found = with_files(inventory(None), pg_hba_conf=None)
+    made = plan(found)
+    assert "max_connections = 321" in main_file(made)
+    assert b"peer" in made.files["/t/pg_hba.conf"]
+    assert sum("holds no" in warning for warning in made.warnings) == 2
+
+
+def test_an_include_that_is_not_here_is_commented_out_and_said() -> None:
+    made = plan(inventory(b"include '/etc/none.conf'\n"))
+    assert main_file(made).startswith("#include '/etc/none.conf'")
+    assert any("/etc/none.conf" in warning for warning in made.warnings)
+
+
+def test_two_halves_get_the_settings_of_an_ordinary_file_system() -> None:
+    made = plan(inventory(POLAR_CONF, shared=True), shared_target="/s")
+    assert changed(made)["polar_datadir"] == ("file-dio:///live/shared", "file-dio:///s")
+    assert changed(made)["full_page_writes"] == ("off", "on")
+    assert changed(made)["polar_has_partial_write"] == (None, "on")
+    assert "polar_disk_name" not in changed(made)
+    assert made.expected_datadir == "file-dio:///s"
+
+
+def test_a_source_on_pfs_gets_names_that_cannot_fence_it() -> None:
+    conf = (
+        b"polar_enable_shared_storage_mode=on\npolar_datadir='/disk1/data'\npolar_disk_name='disk1'\npolar_hostid=3\n"
+    )
+    made = plan(inventory(conf, shared=True))
+    assert changed(made)["polar_datadir"] == ("/disk1/data", "file-dio:///t/polar_shared_data")
+    assert changed(made)["polar_vfs.localfs_mode"] == (None, "on")
+    assert changed(made)["polar_disk_name"] == ("disk1", "home")
+    assert changed(made)["polar_hostid"] == ("3", "1")
+
+
+def test_every_line_that_names_live_storage_is_disarmed() -> None:
+    found = with_files(
+        inventory(POLAR_CONF + b"polar_datadir = 'file-dio:///live/older'\n", shared=True),
+        postgresql_auto_conf=b"polar_datadir = 'file-dio:///live/auto'\n",
+    )
+    made = plan(found, shared_target="/s")
+    assert made.files["/t/postgresql.auto.conf"] == b"polar_datadir = 'file-dio:///s'\n"
+    for line in main_file(made).splitlines():
+        assert "live" not in line or line.startswith("#")
+
+
+def test_settings_of_the_whole_cluster_do_not_override() -> None:
+    found = inventory(POLAR_CONF, shared=True)
+    cluster = {(Area.SHARED, "global/polar_settings.conf"): b"archive_command = 'cp %p /a'\narchive_mode = on\n"}
+    made = plan(replace(found, files={**found.files, **cluster}), shared_target="/s")
+    assert made.files["/s/global/polar_settings.conf"].startswith(b"#archive_command")
+    # WAL replay can bring the line back, so a higher file says otherwise.
+    assert "archive_command = ''" in main_file(made)
+    assert changed(made)["archive_mode"] == ("on", "off")
+
+
+def test_merged_halves_are_an_instance_without_shared_storage() -> None:
+    made = plan(inventory(POLAR_CONF, shared=True), merge=True)
+    assert made.layout.shared is None
+    assert changed(made)["polar_datadir"] == ("file-dio:///live/shared", None)
+    assert changed(made)["polar_enable_shared_storage_mode"] == ("on", "off")
+
+
+def test_a_local_half_alone_is_refused() -> None:
+    hint = refused(BackupUnusable, "only the local half", inventory(POLAR_CONF, has_control=True))
+    assert "--shared-from" in hint
+
+
+def test_halves_in_one_name_space_need_merge() -> None:
+    found = inventory(POLAR_CONF)
+    files = {**found.files, (Area.LOCAL, "global/pg_control"): b""}
+    found = replace(found, files=files, names=frozenset(files))
+    assert "--merge" in refused(BackupUnusable, "one name space", found)
+    assert plan(found, merge=True).layout.merged
+
+
+def test_a_backup_of_a_read_only_node_is_refused() -> None:
+    standby = LABEL.replace(b"FROM: primary", b"FROM: standby")
+    refused(BackupUnusable, "read-only node", with_files(inventory(), backup_label=standby))
+    refused(BackupUnusable, "read-only node", with_files(inventory(), replica_signal=b""))
+
+
+def test_a_backup_of_a_standby_is_taken() -> None:
+    standby = with_files(inventory(), backup_label=LABEL.replace(b"FROM: primary", b"FROM: standby"))
+    plan(replace(standby, control=replace(CONTROL, state=ClusterState.IN_ARCHIVE_RECOVERY)))
+
+
+def test_a_missing_label_is_refused_unless_the_server_was_shut_down() -> None:
+    found = with_files(inventory(), backup_label=None)
+    refused(BackupUnusable, "no backup_label", found)
+    assert plan(replace(found, control=replace(CONTROL, state=ClusterState.SHUT_DOWN))).label is None
+
+
+def test_incremental_backups_are_refused_with_the_way_out() -> None:
+    label = LABEL + b"INCREMENTAL FROM LSN: 0/1000028\n"
+    assert "pg_combinebackup" in refused(BackupUnusable, "incremental", with_files(inventory(), backup_label=label))
+
+
+def test_missing_parts_are_named() -> None:
+    refused(BackupUnusable, "no global/pg_control", inventory(has_control=False, control=None))
+    refused(BackupUnusable, "no PG_VERSION", with_files(inventory(), PG_VERSION=None))
+    with pytest.raises(BackupUnusable, match="versions 13 to 18"):
+        plan(with_files(inventory(), PG_VERSION=b"12\n"))
+
+
+def test_missing_wal_is_said_with_the_setting_that_supplies_it() -> None:
+    made = plan(inventory(wal={}))
+    assert any("000000010000000000000002" in warning and "restore_command" in warning for warning in made.warnings)
+    assert not plan(inventory(wal={}), settings=(("restore_command", "cp /a/%f %p"),)).warnings
+
+
+def test_a_target_that_is_not_empty_is_refused() -> None:
+    refused(TargetNotEmpty, '"/t" exists', inventory(), host=FakeHost(full=("/t",)))
+    refused(TargetNotEmpty, '"/s"', inventory(POLAR_CONF, shared=True), host=FakeHost(full=("/s",)), shared_target="/s")
+
+
+@pytest.mark.parametrize("target", ["/b/new", "/b", "/"])
+def test_backup_and_target_must_not_lie_inside_one_another(target: str) -> None:
+    asked = RestoreRequest(backup="/b", target=target)
+    source = BackupSource("/b", Form.PLAIN, (Part(Area.LOCAL, "/b"),))
+    with pytest.raises(UsageError, match="inside one another"):
+        plan_restore(asked, source, inventory(), FakeHost(), Account("postgres", 1, 1))
+
+
+def test_targets_must_not_lie_inside_one_another_but_the_shared_half_may_be_nested() -> None:
+    found = inventory(POLAR_CONF, shared=True)
+    assert plan(found, shared_target="/t/inside").layout.shared == "/t/inside"
+    refused(UsageError, "inside one another", found, shared_target="/t")
+
+
+def test_tablespaces_of_a_plain_backup_need_a_new_place() -> None:
+    found = inventory(tablespaces=(Tablespace(16384, "/copy", "/copy"),))
+    assert "-T /copy=" in refused(UsageError, "/copy", found)
+    assert plan(found, tablespace_mapping={"/copy": "/new"}).layout.tablespaces == {16384: "/new"}
+
+
+def test_tablespaces_of_tar_files_go_home_unless_something_is_there() -> None:
+    found = inventory(tablespaces=(Tablespace(16384, "/home1", None),))
+    assert plan(found, form=Form.TAR_DIRECTORY).layout.tablespaces == {16384: "/home1"}
+    hint = refused(TargetNotEmpty, "/home1", found, host=FakeHost(full=("/home1",)), form=Form.TAR_DIRECTORY)
+    assert "-T /home1=" in hint
+
+
+def test_a_mapping_of_an_unknown_tablespace_is_refused() -> None:
+    refused(UsageError, "/nowhere", inventory(), tablespace_mapping={"/nowhere": "/x"})
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"primary_conninfo": "x"}, {"slot": "x"}, {"port": 0}, {"shared_target": "/s"}, {"merge": True}],
+)
+def test_options_that_do_not_fit_are_refused(request_: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        plan(inventory(), **request_)  # type: ignore[arg-type]
+
+
+def test_missing_space_is_an_error_with_both_numbers() -> None:
+    host = FakeHost()
+    host.available = 500
+    with pytest.raises(StorageFailed, match="1000 bytes are needed, 500 are free"):
+        check_space(plan(inventory(), host=host))
+
+
+def test_passwords_do_not_reach_the_report() -> None:
+    assert hide_secrets("host=a password=geheim x=1") == "host=a password=******** x=1"
+    assert hide_secrets("password = 'a b\\' c' x=1") == "password = ******** x=1"
+    assert hide_secrets("postgresql://u:geheim@h/d") == "postgresql://u:********@h/d"
+    made = plan(inventory(), role=Role.STANDBY, primary_conninfo="host=a password=geheim")
+    assert "geheim" not in str(plan_json(made)) + "\n".join(plan_text(made))
+
+
+def test_the_table_names_old_and_new_values() -> None:
+    made = plan(inventory(b"port = 1\n"), port=2)
+    (line,) = [line for line in settings_table(made.changes, "/t") if line.strip().startswith("port")]
+    assert line.split()[:4] == ["port", "1", "2", "postgresql.conf"]
+    assert settings_table([], "/t") == ["  no setting had to be changed"]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 bytes"), (1536, "1.5 kB"), (1 << 30, "1.0 GB"), (150 << 20, "150 MB")]
+)
+def test_sizes_are_written_for_people(size: int, text: str) -> None:
+    assert format_bytes(size) == text
