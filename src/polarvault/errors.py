@@ -83,6 +83,10 @@ class IntegrityError(PolarvaultError):
     exit_code = 3
 
 
+class ChecksumFailure(PolarvaultError):
+    """Pages in the backup have wrong checksums; the files are kept, without a manifest."""
+
+
 class BackupUnusable(PolarvaultError):
     """What was given as a backup cannot be restored as asked."""
 

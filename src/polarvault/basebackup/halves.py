@@ -1,0 +1,94 @@
+"""PolarDB: one manifest for each half, and the backup's own description for restore.
+
+The server's manifest names the files of both halves without saying which is which, some of them twice, so that no stock
+tool can use it (facts 1.7). Each half gets one that lists exactly its own files; the server's is kept beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from polarvault import __version__
+from polarvault.model.lsn import Lsn
+from polarvault.pgfiles import manifest as manifests
+from polarvault.pgfiles.manifest import Manifest, ManifestFile
+from polarvault.server.identity import ServerIdentity
+
+SERVER_MANIFEST = "backup_manifest.server"
+DESCRIPTION = "polarvault_backup.json"
+
+
+@dataclass(slots=True)
+class ArchiveNames:
+    """Names of the regular files in one archive: all that were sent, and those that were not written."""
+
+    sent: list[str] = field(default_factory=list)
+    left_out: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfManifests:
+    """The two manifests, encoded."""
+
+    local: bytes
+    shared: bytes
+
+
+def make_half_manifests(
+    server_manifest: bytes, local: ArchiveNames, shared: ArchiveNames, *, added: dict[str, bytes], finished: datetime
+) -> HalfManifests:
+    """Split the server's manifest; `added` are files that we put into the local half ourselves."""
+    parsed = manifests.parse_manifest(server_manifest)
+    local_files, shared_files = manifests.split_by_half(parsed, local.sent, shared.sent)
+    algorithm = next((entry.algorithm for entry in parsed.files if entry.algorithm), None)
+    modified = finished.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S GMT")
+    own = [
+        manifests.entry_for(name, content, last_modified=modified, algorithm=algorithm)
+        for name, content in added.items()
+    ]
+    # The local half holds no WAL: with a range, pg_verifybackup would look for a pg_wal that is not there.
+    local_half = Manifest(parsed.version, _kept(local_files, local) + own, [], parsed.system_identifier)
+    shared_half = Manifest(parsed.version, _kept(shared_files, shared), parsed.wal_ranges, parsed.system_identifier)
+    return HalfManifests(manifests.encode_manifest(local_half), manifests.encode_manifest(shared_half))
+
+
+def _kept(entries: list[ManifestFile], names: ArchiveNames) -> list[ManifestFile]:
+    return [entry for entry in entries if entry.path not in names.left_out]
+
+
+def describe_backup(
+    identity: ServerIdentity,
+    *,
+    label: str,
+    shared_half: str | None,
+    start_lsn: Lsn,
+    stop_lsn: Lsn,
+    timeline_id: int,
+    started: datetime,
+    finished: datetime,
+    wal_method: str,
+) -> bytes:
+    """Return the JSON that tells `polarvault restore` what it has before it; times are UTC."""
+    fields = {
+        "format": 1,
+        "label": label,
+        "server_version": identity.version,
+        "server_version_num": identity.version_num,
+        "system_identifier": identity.system_identifier,
+        "polardb": identity.polar_version is not None,
+        "polar_version": identity.polar_version,
+        "shared_storage": identity.shared_storage,
+        "shared_half": shared_half,
+        "wal_segment_size": identity.segment_size_bytes,
+        "data_checksums": identity.data_checksums,
+        "start_lsn": str(start_lsn),
+        "stop_lsn": str(stop_lsn),
+        "timeline": timeline_id,
+        "started_at": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "finished_at": finished.astimezone(UTC).isoformat(timespec="seconds"),
+        "wal_method": wal_method,
+        "tool": f"polarvault {__version__}",
+    }
+    return (json.dumps(fields, indent=1) + "\n").encode()

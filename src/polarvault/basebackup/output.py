@@ -1,0 +1,137 @@
+"""What the three kinds of output have in common: what they are told, and what they must be able to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from polarvault.basebackup import halves
+from polarvault.basebackup.archive_writer import ArchiveWriter
+from polarvault.basebackup.created_paths import CreatedPaths
+from polarvault.basebackup.halves import ArchiveNames, HalfManifests
+from polarvault.basebackup.reporter import Reporter
+from polarvault.basebackup.request import BackupRequest
+from polarvault.model.compression import Compression
+from polarvault.model.lsn import Lsn
+from polarvault.pipeline.member_sinks import LeftOut, TreeModes
+from polarvault.pipeline.page_check import PageCheck
+from polarvault.server.base_backup import ArchiveBegins, BackupStart
+from polarvault.server.identity import ServerIdentity
+from polarvault.server.wal_stream import WalSink
+
+
+@dataclass(slots=True)
+class BackupContext:
+    """Everything an output needs to know about the backup that it stores."""
+
+    request: BackupRequest
+    identity: ServerIdentity
+    reporter: Reporter
+    created: CreatedPaths
+    recovery_settings: bytes | None = None
+    page_check: PageCheck | None = None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    start: BackupStart | None = None
+    current_member: str = ""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    # PolarDB: the names in base.tar and data.tar, in the order sent.
+    local_names: ArchiveNames = field(default_factory=ArchiveNames)
+    shared_names: ArchiveNames = field(default_factory=ArchiveNames)
+
+    @property
+    def modes(self) -> TreeModes:
+        """Modes for new files and directories, as the server's data directory has them."""
+        return TreeModes(0o640, 0o750) if self.identity.group_access else TreeModes(0o600, 0o700)
+
+    @property
+    def streams_wal(self) -> bool:
+        """Tell whether WAL comes over a second connection.
+
+        PolarDB's server leaves the end of the WAL out of a fetch (facts 1.6), so there a fetch is a stream.
+        """
+        method = self.request.wal_method
+        return method == "stream" or (method == "fetch" and self.identity.shared_storage and not self.request.target)
+
+    def names_of(self, event: ArchiveBegins) -> ArchiveNames:
+        """Return the list that collects the archive's names."""
+        if not self.identity.shared_storage:
+            return ArchiveNames()
+        return self.shared_names if event.tablespace.shared else self.local_names
+
+    def page_check_for(self, event: ArchiveBegins) -> PageCheck | None:
+        """Return the page check, set to the archive's place in the data directory."""
+        if self.page_check is not None:
+            self.page_check.set_prefix(f"pg_tblspc/{event.tablespace.oid}/" if event.tablespace.oid else "")
+        return self.page_check
+
+    def note_member(self, name: str) -> None:
+        """Remember what is being received, for progress with --verbose."""
+        self.current_member = name
+
+    @property
+    def tar_compression(self) -> Compression:
+        """How the client compresses tar files."""
+        compression = self.request.compression
+        return compression if compression.location != "server" else Compression()
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedBackup:
+    """What is known when the server has sent everything."""
+
+    start: BackupStart
+    stop_lsn: Lsn
+    stop_timeline_id: int
+    manifest: bytes | None
+
+
+def half_documents(
+    context: BackupContext, received: ReceivedBackup, *, shared_half: str | None
+) -> tuple[dict[str, bytes], HalfManifests | None]:
+    """Return what a PolarDB backup adds to its local half, and the two manifests if there are any."""
+    finished = datetime.now(UTC)
+    description = halves.describe_backup(
+        context.identity,
+        label=context.request.label,
+        shared_half=shared_half,
+        start_lsn=received.start.start_lsn,
+        stop_lsn=received.stop_lsn,
+        timeline_id=received.start.timeline_id,
+        started=context.started,
+        finished=finished,
+        wal_method=context.request.wal_method,
+    )
+    added = {halves.DESCRIPTION: description}
+    if received.manifest is None:
+        return added, None
+    added[halves.SERVER_MANIFEST] = received.manifest
+    made = halves.make_half_manifests(
+        received.manifest, context.local_names, context.shared_names, added=added, finished=finished
+    )
+    return added, made
+
+
+class Output(Protocol):
+    """Where a backup goes."""
+
+    def claim(self) -> None:
+        """Make or check the target directories; raise TargetNotEmpty before anything is touched."""
+
+    def begin(self, start: BackupStart) -> None:
+        """Take note of what will come; make tablespace directories."""
+
+    def wal_sink(self) -> WalSink | None:
+        """Return where streamed WAL goes; called after begin."""
+
+    def open_archive(self, event: ArchiveBegins) -> ArchiveWriter:
+        """Return a writer for the archive that begins."""
+
+    def finish(self, received: ReceivedBackup) -> None:
+        """Write manifests, make everything durable, and give the manifest its name last."""
+
+    def abandon(self) -> None:
+        """Close what is open after a failure; files are removed by CreatedPaths."""
+
+    def closing_notes(self) -> list[str]:
+        """Return what the user should know about where the backup is."""

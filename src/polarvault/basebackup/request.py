@@ -1,0 +1,104 @@
+"""What the user asked for, checked before anything is touched; the messages are pg_basebackup's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from polarvault.errors import UsageError
+from polarvault.model.compression import Compression
+
+STDOUT = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupRequest:
+    """One base backup; field names follow the long options."""
+
+    directory: str | None = None
+    target: str | None = None
+    format: str | None = None
+    max_rate_kb: int | None = None
+    write_recovery_conf: bool = False
+    tablespace_mapping: dict[str, str] = field(default_factory=dict)
+    waldir: str | None = None
+    wal_method: str = "stream"
+    compression: Compression = field(default_factory=Compression)
+    checkpoint_fast: bool = False
+    create_slot: bool = False
+    label: str = "polarvault base backup"
+    clean: bool = True
+    sync: bool = True
+    sync_method: str = "fsync"
+    progress: bool = False
+    slot: str | None = None
+    no_slot: bool = False
+    verbose: bool = False
+    manifest: bool = True
+    manifest_checksums: str | None = None
+    manifest_force_encode: bool = False
+    estimate_size: bool = True
+    verify_checksums: bool = True
+    incremental: str | None = None
+    status_interval_s: float = 10.0
+    polardata: str | None = None
+    polar_disk_name: str | None = None
+    polar_host_id: str | None = None
+    polar_storage_cluster_name: str | None = None
+    keep_all: bool = False
+    checkpoint_timeout_s: float = 60.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether the output is a directory tree."""
+        return self.target is None and self.format == "plain"
+
+    @property
+    def to_stdout(self) -> bool:
+        """Tell whether the tar goes to standard output."""
+        return self.directory == STDOUT
+
+
+def check_request(request: BackupRequest) -> None:
+    """Refuse combinations that make no sense; raise UsageError."""
+    for wrong, message in _contradictions(request):
+        if wrong:
+            raise UsageError(message, hint='try "polarvault basebackup --help" for more information')
+    for old, new in request.tablespace_mapping.items():
+        for which, path in (("old", old), ("new", new)):
+            if not os.path.isabs(path):
+                raise UsageError(f"{which} directory is not an absolute path in tablespace mapping: {path}")
+
+
+def _contradictions(request: BackupRequest) -> list[tuple[bool, str]]:
+    plain, target, wal = request.format == "plain", request.target is not None, request.wal_method
+    client_compression = request.compression.algorithm != "none" and request.compression.location == "client"
+    return [
+        (request.directory is None and not target, "must specify output directory or backup target"),
+        (request.directory is not None and target, "cannot specify both output directory and backup target"),
+        (request.format is not None and target, "cannot specify both format and backup target"),
+        (request.write_recovery_conf and target,
+         "recovery configuration cannot be written when a backup target is used"),
+        (target and client_compression, "client-side compression is not possible when a backup target is specified"),
+        (plain and client_compression, "only tar mode backups can be compressed"),
+        (plain and request.to_stdout, "cannot write plain format to stdout; use -Ft"),
+        (target and wal == "stream", "WAL cannot be streamed when a backup target is specified"),
+        (not plain and request.to_stdout and wal == "stream", "cannot stream write-ahead logs in tar mode to stdout"),
+        (request.slot is not None and wal != "stream", "replication slots can only be used with WAL streaming"),
+        (request.no_slot and request.slot is not None, "--no-slot cannot be used with slot name"),
+        (request.create_slot and request.slot is None, "--create-slot needs a slot to be specified using --slot"),
+        (request.create_slot and request.no_slot, "--create-slot and --no-slot are incompatible options"),
+        (request.waldir is not None and target, "WAL directory location cannot be specified along with a backup target"),
+        (request.waldir is not None and not plain, "WAL directory location can only be specified in plain mode"),
+        (request.waldir is not None and not os.path.isabs(request.waldir),
+         "WAL directory location must be an absolute path"),
+        (request.progress and not request.estimate_size, "--progress and --no-estimate-size are incompatible options"),
+        (not request.manifest and request.manifest_checksums is not None,
+         "--no-manifest and --manifest-checksums are incompatible options"),
+        (not request.manifest and request.manifest_force_encode,
+         "--no-manifest and --manifest-force-encode are incompatible options"),
+        (bool(request.polar_disk_name) and request.polardata is None,
+         "--polar_disk_name needs --polardata, the directory on that disk"),
+        (bool(request.polar_disk_name) != bool(request.polar_host_id),
+         "polar_disk_name and polar_host_id must be specified together"),
+    ]  # fmt: skip

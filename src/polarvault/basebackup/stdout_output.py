@@ -1,0 +1,160 @@
+"""Tar format to standard output: one tar, whatever the server sends.
+
+PolarDB's two halves become one tar in which the shared half lies below polar_shared_data/, so that extracting it gives
+the same layout as plain format, and nothing of one half can overwrite the other. WAL cannot be sent while it arrives
+(its size must stand in front of it), so it waits in a temporary directory, as sparse files.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import replace
+
+from polarvault.basebackup.archive_writer import ArchiveWriter
+from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents
+from polarvault.basebackup.tar_output import TarOutput, recovery_members
+from polarvault.errors import UsageError
+from polarvault.pgfiles.tar import TERMINATOR, encode_header, encode_member
+from polarvault.pipeline.byte_sinks import ByteSink, StandardOutput, compressed
+from polarvault.pipeline.decompress import plain_name
+from polarvault.pipeline.member_sinks import TarSink
+from polarvault.pipeline.wal_sinks import WalDirectory
+from polarvault.polardb.layout import SHARED_HALF_NAME
+from polarvault.server.base_backup import ArchiveBegins, BackupStart
+from polarvault.server.wal_stream import WalSink
+from polarvault.storage import files
+
+_COPY_BYTES = 1 << 20
+
+
+class StdoutOutput:
+    """Writes one tar to a descriptor; with --polardata PolarDB's shared half goes there as tar files instead."""
+
+    def __init__(self, context: BackupContext, descriptor: int) -> None:
+        self._context = context
+        self._below: ByteSink = compressed(StandardOutput(descriptor), context.tar_compression)
+        # Set by begin, when the context is complete.
+        self._beside: TarOutput | None = None
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._verbatim = False
+
+    def claim(self) -> None:
+        """Check --polardata; standard output needs nothing."""
+        if self._context.identity.shared_storage and self._context.request.polardata is not None:
+            self._context.created.claim(self._context.request.polardata)
+
+    def begin(self, start: BackupStart) -> None:
+        """Refuse what one tar cannot hold."""
+        user_tablespaces = [tablespace for tablespace in start.tablespaces if tablespace.oid is not None]
+        if user_tablespaces:
+            raise UsageError(
+                f"can only write single tablespace to stdout, database has {len(user_tablespaces) + 1}",
+                hint="write to a directory instead: -D DIRECTORY -Ft",
+            )
+        polardata = self._context.request.polardata
+        if self._context.identity.shared_storage and polardata is not None:
+            request = replace(self._context.request, directory=polardata)
+            self._beside = TarOutput(replace(self._context, request=request))
+
+    def wal_sink(self) -> WalSink | None:
+        """Return where WAL waits for its turn."""
+        if not self._context.streams_wal:
+            return None
+        if self._beside is not None:
+            return self._beside.wal_sink()
+        self._spool = tempfile.TemporaryDirectory(prefix="polarvault-wal-")
+        return WalDirectory(self._spool.name, file_mode=0o600, directory_mode=0o700, sync=False)
+
+    def open_archive(self, event: ArchiveBegins) -> ArchiveWriter:
+        """Continue the one tar with this archive's members."""
+        context = self._context
+        if event.tablespace.shared and self._beside is not None:
+            return self._beside.open_archive(event)
+        appended = recovery_members(context, event)
+        by_server = plain_name(event.name) != event.name
+        if by_server and (context.request.manifest or context.identity.shared_storage or appended):
+            raise UsageError(
+                "cannot inject manifest into a compressed tar file",
+                hint="use client-side compression, send the output to a directory rather than standard output, "
+                "or use --no-manifest",
+            )
+        self._verbatim = by_server
+        prefix = f"{SHARED_HALF_NAME}/" if event.tablespace.shared else ""
+        sink = TarSink(self._below, prefix=prefix, is_last=False, appended=appended)
+        if prefix:
+            sink.add_directory("")
+        return ArchiveWriter(
+            event.name, sink, verbatim=_Unfinished(self._below) if by_server else None,
+            page_check=context.page_check_for(event), names=context.names_of(event), on_member=context.note_member,
+        )  # fmt: skip
+
+    def finish(self, received: ReceivedBackup) -> None:
+        """Add WAL and manifests, end the tar."""
+        if self._spool is not None:
+            self._add_wal(self._spool.name)
+        for name, content in self._documents(received).items():
+            self._below.write([encode_member(name, content, mtime=int(time.time()))])
+        if not self._verbatim:
+            self._below.write([TERMINATOR])
+        self._below.finish()
+        if self._spool is not None:
+            self._spool.cleanup()
+
+    def abandon(self) -> None:
+        """Remove the spooled WAL."""
+        if self._spool is not None:
+            self._spool.cleanup()
+
+    def closing_notes(self) -> list[str]:
+        """Say how to restore from the tar."""
+        if not self._context.identity.shared_storage:
+            return []
+        return [
+            "restore: polarvault restore FILE.tar -D NEW_DIRECTORY --polardata NEW_SHARED_DIRECTORY",
+        ]
+
+    def _documents(self, received: ReceivedBackup) -> dict[str, bytes]:
+        if not self._context.identity.shared_storage:
+            return {} if received.manifest is None else {"backup_manifest": received.manifest}
+        polardata = self._context.request.polardata
+        shared_half = os.path.abspath(polardata) if polardata is not None else SHARED_HALF_NAME
+        added, made = half_documents(self._context, received, shared_half=shared_half)
+        if made is None:
+            return added
+        if polardata is None:
+            return {**added, f"{SHARED_HALF_NAME}/backup_manifest": made.shared, "backup_manifest": made.local}
+        files.write_durably(
+            os.path.join(polardata, "backup_manifest"), made.shared,
+            mode=self._context.modes.file, sync=self._context.request.sync,
+        )  # fmt: skip
+        if self._context.request.sync:
+            files.fsync_tree(polardata, method=self._context.request.sync_method)
+        return {**added, "backup_manifest": made.local}
+
+    def _add_wal(self, directory: str) -> None:
+        for folder, prefix in ((directory, ""), (os.path.join(directory, "archive_status"), "archive_status/")):
+            for entry in sorted(os.scandir(folder), key=lambda found: found.name):
+                if entry.is_file():
+                    name = f"{SHARED_HALF_NAME}/pg_wal/{prefix}{entry.name}"
+                    self._add_file(name, entry.path)
+
+    def _add_file(self, name: str, path: str) -> None:
+        size = os.path.getsize(path)
+        self._below.write([encode_header(name, size, mtime=int(time.time()))])
+        with open(path, "rb", buffering=0) as source:
+            while content := source.read(_COPY_BYTES):
+                self._below.write([content])
+        self._below.write([bytes(-size % 512)])
+
+
+class _Unfinished:
+    """A sink whose end is somebody else's decision."""
+
+    def __init__(self, below: ByteSink) -> None:
+        self.write = below.write
+        self.write_zeros = below.write_zeros
+
+    def finish(self) -> None:
+        """Leave the sink below open."""

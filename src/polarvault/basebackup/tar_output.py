@@ -1,0 +1,142 @@
+"""Tar format: one tar file an archive, pg_wal.tar beside them, compressed if asked for."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+
+from polarvault.basebackup.archive_writer import ArchiveWriter
+from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents
+from polarvault.basebackup.recovery_settings import AUTO_CONF, STANDBY_SIGNAL
+from polarvault.model.compression import Compression
+from polarvault.pipeline.byte_sinks import ByteSink, FileBytes, compressed
+from polarvault.pipeline.decompress import plain_name
+from polarvault.pipeline.member_sinks import TarSink
+from polarvault.pipeline.wal_sinks import WalTar
+from polarvault.server.base_backup import ArchiveBegins, BackupStart
+from polarvault.server.wal_stream import WalSink
+from polarvault.storage import files
+
+SHARED_MANIFEST = "backup_manifest.shared"
+# Opens a new file by name, with the compressor in front of it.
+FileOpener = Callable[[str, Compression], ByteSink]
+
+
+class TarOutput:
+    """Writes tar files into -D; PolarDB's data.tar and its WAL go to --polardata if that is given."""
+
+    def __init__(self, context: BackupContext) -> None:
+        assert context.request.directory is not None
+        self._context = context
+        self._root = context.request.directory
+        self._shared_root = self._root
+        if context.identity.shared_storage and context.request.polardata is not None:
+            self._shared_root = context.request.polardata
+
+    def claim(self) -> None:
+        """Make or check -D and --polardata."""
+        self._context.created.claim(self._root)
+        if self._shared_root != self._root:
+            self._context.created.claim(self._shared_root)
+
+    def begin(self, start: BackupStart) -> None:
+        """Tablespaces become tar files; there is nothing to prepare."""
+
+    def wal_sink(self) -> WalSink | None:
+        """Return pg_wal.tar: gzip as the data, but never lz4 or zstd, as pg_basebackup has it."""
+        if not self._context.streams_wal:
+            return None
+        compression = self._context.tar_compression
+        if compression.algorithm != "gzip":
+            compression = Compression()
+        return WalTar(self._file(self._shared_root, "pg_wal.tar", compression))
+
+    def open_archive(self, event: ArchiveBegins) -> ArchiveWriter:
+        """Open the archive's tar file."""
+        root = self._shared_root if event.tablespace.shared else self._root
+        return open_tar_archive(self._context, event, lambda name, how: self._file(root, name, how))
+
+    def finish(self, received: ReceivedBackup) -> None:
+        """Write manifests, sync all, rename the manifests into place."""
+        request = self._context.request
+        manifests = self._write_manifests(received)
+        if request.sync:
+            self._context.reporter.step("syncing data to disk ...")
+            for root in {self._root, self._shared_root}:
+                files.fsync_tree(root, method=request.sync_method)
+        for path in manifests:
+            self._context.reporter.step(f'renaming "{path}.tmp" to "{path}"')
+            os.replace(path + ".tmp", path)
+            if request.sync:
+                files.fsync_parent(path)
+
+    def abandon(self) -> None:
+        """Descriptors die with the process; files are removed by CreatedPaths."""
+
+    def closing_notes(self) -> list[str]:
+        """Say where both halves are and how to restore them."""
+        if not self._context.identity.shared_storage:
+            return []
+        local, shared = os.path.abspath(self._root), os.path.abspath(self._shared_root)
+        suffix = self._context.request.compression.suffix
+        return [
+            f"local half:  {local}/base.tar{suffix}",
+            f"shared half: {shared}/data.tar{suffix}",
+            f"restore:     polarvault restore {shlex.quote(local)} -D NEW_DIRECTORY --polardata NEW_SHARED_DIRECTORY",
+        ]
+
+    def _file(self, root: str, name: str, compression: Compression) -> ByteSink:
+        path = os.path.join(root, name + compression.suffix)
+        modes, sync = self._context.modes, self._context.request.sync
+        return compressed(FileBytes(path, mode=modes.file, writeback=sync), compression)
+
+    def _write_manifests(self, received: ReceivedBackup) -> list[str]:
+        """Write what describes the backup, manifests under temporary names; return their final names."""
+        documents: dict[str, bytes] = {}
+        if not self._context.identity.shared_storage:
+            if received.manifest is not None:
+                documents[os.path.join(self._root, "backup_manifest.tmp")] = received.manifest
+        else:
+            apart = self._shared_root != self._root
+            where = os.path.abspath(self._shared_root) if apart else None
+            added, made = half_documents(self._context, received, shared_half=where)
+            documents = {os.path.join(self._root, name): content for name, content in added.items()}
+            if made is not None:
+                # One directory can hold only one file of that name, so without --polardata the shared half's has its own.
+                shared_name = "backup_manifest" if apart else SHARED_MANIFEST
+                documents[os.path.join(self._shared_root, shared_name + ".tmp")] = made.shared
+                documents[os.path.join(self._root, "backup_manifest.tmp")] = made.local
+        for path, content in documents.items():
+            files.write_durably(path, content, mode=self._context.modes.file, sync=False)
+        return [path.removesuffix(".tmp") for path in documents if path.endswith(".tmp")]
+
+
+def recovery_members(context: BackupContext, event: ArchiveBegins) -> dict[str, bytes]:
+    """Return what -R appends to files of this archive."""
+    tablespace = event.tablespace
+    if context.recovery_settings is None or tablespace.oid is not None or tablespace.shared:
+        return {}
+    return {AUTO_CONF: context.recovery_settings, STANDBY_SIGNAL: b""}
+
+
+def open_tar_archive(context: BackupContext, event: ArchiveBegins, open_file: FileOpener) -> ArchiveWriter:
+    """Return a writer for one archive in tar format.
+
+    What the server has compressed is stored as it comes, unless -R has to change what is inside.
+    """
+    appended = recovery_members(context, event)
+    by_server = plain_name(event.name) != event.name
+    verbatim: ByteSink | None = None
+    if by_server and not appended:
+        verbatim = open_file(event.name, Compression())
+        sink = TarSink(verbatim)
+    else:
+        compression = context.tar_compression
+        if by_server:
+            compression = Compression(context.request.compression.algorithm, "client", context.request.compression.level)
+        sink = TarSink(open_file(plain_name(event.name), compression), appended=appended)
+    return ArchiveWriter(
+        event.name, sink, verbatim=verbatim,
+        page_check=context.page_check_for(event), names=context.names_of(event), on_member=context.note_member,
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+"""`polarvault basebackup`: drop-in for pg_basebackup 13-18 and polar_basebackup."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import click
+
+from polarvault import __version__
+from polarvault.cli.drop_in import DropInCommand, connection_options, connection_settings
+from polarvault.errors import UsageError
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)\Z")
+_MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
+
+
+@click.command("basebackup", cls=DropInCommand, context_settings={"help_option_names": ["-?", "--help"]})
+@click.option("-D", "--pgdata", metavar="DIRECTORY", help="Receive base backup into directory; - is standard output.")
+@click.option("-F", "--format", "format_name", metavar="p|t", help="Output format: plain (default), tar.")
+@click.option("-i", "--incremental", metavar="OLDMANIFEST", help="Take incremental backup (PostgreSQL 17 and later).")
+@click.option("-r", "--max-rate", metavar="RATE", help="Maximum transfer rate, in kB/s or with suffix k or M.")
+@click.option("-R", "--write-recovery-conf", is_flag=True, help="Write configuration for replication.")
+@click.option("-t", "--target", metavar="TARGET[:DETAIL]", help="Backup target, if other than client.")
+@click.option(
+    "-T", "--tablespace-mapping", metavar="OLDDIR=NEWDIR", multiple=True, help="Relocate tablespace in OLDDIR to NEWDIR."
+)
+@click.option("--waldir", metavar="WALDIR", help="Location for the write-ahead log directory.")
+@click.option("-X", "--wal-method", metavar="none|fetch|stream", help="Include required WAL files with this method.")
+@click.option("-z", "--gzip", is_flag=True, help="Compress tar output.")
+@click.option("-Z", "--compress", metavar="[{client|server}-]METHOD[:DETAIL]", help="Compress as specified; none: do not.")
+@click.option("-c", "--checkpoint", metavar="fast|spread", help="Set fast or spread (default) checkpointing.")
+@click.option("-C", "--create-slot", is_flag=True, help="Create replication slot.")
+@click.option("-l", "--label", metavar="LABEL", default="polarvault base backup", help="Set backup label.")
+@click.option("-n", "--no-clean", is_flag=True, help="Do not clean up after errors.")
+@click.option("-N", "--no-sync", is_flag=True, help="Do not wait for changes to be written safely to disk.")
+@click.option("-P", "--progress", is_flag=True, help="Show progress information.")
+@click.option("-S", "--slot", metavar="SLOTNAME", help="Replication slot to use.")
+@click.option("-v", "--verbose", is_flag=True, help="Output verbose messages.")
+@click.option("--manifest-checksums", metavar="ALGORITHM", help="SHA{224,256,384,512}|CRC32C|NONE for the manifest.")
+@click.option("--manifest-force-encode", is_flag=True, help="Hex encode all file names in manifest.")
+@click.option("--no-estimate-size", is_flag=True, help="Do not estimate backup size in server side.")
+@click.option("--no-manifest", is_flag=True, help="Suppress generation of backup manifest.")
+@click.option("--no-slot", is_flag=True, help="Prevent creation of temporary replication slot.")
+@click.option("--no-verify-checksums", is_flag=True, help="Do not verify checksums.")
+@click.option("--sync-method", metavar="fsync|syncfs", default="fsync", help="Set method for syncing files to disk.")
+@click.option("-s", "--status-interval", metavar="SECS", default="10", help="Time between status packets sent to server.")
+@connection_options
+@click.option("--polardata", metavar="DIRECTORY", help="PolarDB: receive the shared half into this directory.")
+@click.option(
+    "--polar_disk_name", "--polar-disk-name", "--polar_disk_home", metavar="DISK", help="PolarDB on PFS: disk name."
+)
+@click.option("--polar_host_id", "--polar-host-id", metavar="ID", help="PolarDB on PFS: host id.")
+@click.option(
+    "--polar_storage_cluster_name", "--polar-storage-cluster-name", metavar="NAME", help="PolarDB on PFS: cluster."
+)
+@click.option("--keep-all", is_flag=True, help="PolarDB: also write what a restore has no use for (caches, logs).")
+@click.option(
+    "--checkpoint-timeout", metavar="SECS", type=float, default=60.0, show_default=True,
+    help="PolarDB: give up and name the slot when one holds the checkpoint up for so long.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@click.version_option(__version__, "-V", "--version", message="polarvault basebackup (Polarvault) %(version)s")
+@click.argument("rest", nargs=-1)
+def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Take a base backup of a running PostgreSQL or PolarDB server.
+
+    Every option of pg_basebackup 13 to 18 and of polar_basebackup, the same environment variables, the same files, the
+    same exit status.
+    """
+    if rest:
+        raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
+    from polarvault.basebackup.request import check_request
+
+    request = _request(options)
+    check_request(request)
+    if as_json and request.to_stdout:
+        raise UsageError("--json needs standard output, which -D - uses for the backup")
+
+    from polarvault.basebackup.take import take_base_backup
+    from polarvault.report.basebackup import TextReporter, outcome_fields, outcome_lines
+    from polarvault.server.connection import Connector
+
+    names = ("dbname", "host", "port", "username", "no_password", "password")
+    connector = Connector(connection_settings(**{name: options[name] for name in names}))
+    with TextReporter(verbose=request.verbose, progress=request.progress) as reporter:
+        outcome = take_base_backup(request, connector, reporter)
+    if as_json:
+        click.echo(json.dumps(outcome_fields(outcome)))
+    else:
+        for line in outcome_lines(outcome):
+            click.echo(line, err=request.to_stdout)
+    return 0
+
+
+def _request(options: dict[str, Any]) -> Any:
+    """Turn parsed options into a request; values are checked with pg_basebackup's words."""
+    from dataclasses import replace
+
+    from polarvault.basebackup.request import BackupRequest
+    from polarvault.model.compression import Compression
+
+    target = options["target"] if options["target"] != "client" else None
+    format_name = _choice(
+        options["format_name"], {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"},
+        'invalid output format "{}", must be "plain" or "tar"',
+    )  # fmt: skip
+    if format_name is None and target is None:
+        format_name = "plain"
+    if options["compress"] is not None:
+        compression = Compression.parse(options["compress"])
+    else:
+        compression = Compression("gzip") if options["gzip"] else Compression()
+    if compression.location is None and compression.algorithm != "none":
+        compression = replace(compression, location="server" if target else "client")
+    return BackupRequest(
+        directory=options["pgdata"],
+        target=target,
+        format=format_name,
+        max_rate_kb=_rate(options["max_rate"]),
+        write_recovery_conf=options["write_recovery_conf"],
+        tablespace_mapping=_mappings(options["tablespace_mapping"]),
+        waldir=options["waldir"].rstrip("/") or "/" if options["waldir"] else None,
+        wal_method=_choice(
+            options["wal_method"] or "stream",
+            {"n": "none", "none": "none", "f": "fetch", "fetch": "fetch", "s": "stream", "stream": "stream"},
+            'invalid wal-method option "{}", must be "fetch", "stream", or "none"',
+        )
+        or "stream",
+        compression=compression,
+        checkpoint_fast=_choice(
+            options["checkpoint"] or "spread", {"fast": "fast", "spread": "spread"},
+            'invalid checkpoint argument "{}", must be "fast" or "spread"',
+        )
+        == "fast",
+        create_slot=options["create_slot"],
+        label=options["label"],
+        clean=not options["no_clean"],
+        sync=not options["no_sync"],
+        sync_method=_choice(
+            options["sync_method"], {"fsync": "fsync", "syncfs": "syncfs"}, 'unrecognized sync method: {}'
+        )
+        or "fsync",
+        progress=options["progress"],
+        slot=options["slot"],
+        no_slot=options["no_slot"],
+        verbose=options["verbose"],
+        manifest=not options["no_manifest"],
+        manifest_checksums=_manifest_algorithm(options["manifest_checksums"]),
+        manifest_force_encode=options["manifest_force_encode"],
+        estimate_size=not options["no_estimate_size"],
+        verify_checksums=not options["no_verify_checksums"],
+        incremental=options["incremental"],
+        status_interval_s=_seconds(options["status_interval"]),
+        polardata=options["polardata"],
+        polar_disk_name=options["polar_disk_name"],
+        polar_host_id=options["polar_host_id"],
+        polar_storage_cluster_name=options["polar_storage_cluster_name"],
+        keep_all=options["keep_all"],
+        checkpoint_timeout_s=options["checkpoint_timeout"],
+    )  # fmt: skip
+
+
+def _choice(value: str | None, known: dict[str, str], complaint: str) -> str | None:
+    if value is None:
+        return None
+    if value not in known:
+        raise UsageError(complaint.format(value))
+    return known[value]
+
+
+def _rate(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = _RATE.match(text.strip())
+    if match is None:
+        raise UsageError(f'transfer rate "{text}" is not a valid value', hint='use kB/s, or a suffix: "k" or "M"')
+    kilobytes = int(float(match[1]) * (1024 if match[2] == "M" else 1))
+    if not _MIN_RATE_KB <= kilobytes <= _MAX_RATE_KB:
+        raise UsageError(f'transfer rate "{text}" is out of range: {_MIN_RATE_KB} to {_MAX_RATE_KB} kB/s')
+    return kilobytes
+
+
+def _seconds(text: str) -> float:
+    if not text.isdigit() or int(text) > 2**31 // 1000:
+        raise UsageError(f'invalid value "{text}" for option -s/--status-interval')
+    return float(text)
+
+
+def _manifest_algorithm(text: str | None) -> str | None:
+    if text is not None and text.upper() not in ("NONE", "CRC32C", "SHA224", "SHA256", "SHA384", "SHA512"):
+        raise UsageError(f'unrecognized checksum algorithm: "{text}"', hint="one of SHA224 to SHA512, CRC32C, NONE")
+    return text
+
+
+def _mappings(texts: tuple[str, ...]) -> dict[str, str]:
+    """Parse OLDDIR=NEWDIR; a backslash escapes an equals sign in a directory's name."""
+    found = {}
+    for text in texts:
+        parts = [part.replace("\\=", "=") for part in re.split(r"(?<!\\)=", text)]
+        if len(parts) > 2:
+            raise UsageError('multiple "=" signs in tablespace mapping')
+        if len(parts) != 2 or not all(parts):
+            raise UsageError(f'invalid tablespace mapping format "{text}", must be "OLDDIR=NEWDIR"')
+        found[parts[0].rstrip("/") or "/"] = parts[1].rstrip("/") or "/"
+    return found

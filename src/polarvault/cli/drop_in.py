@@ -1,0 +1,88 @@
+"""What the drop-in commands share: PostgreSQL's habits on the command line, and its connection options."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from polarvault.server.connection import ConnectionSettings, PasswordPolicy
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class DropInCommand(click.Command):
+    """A command that accepts unambiguous abbreviations of long options, as getopt_long does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Expand abbreviations, then parse."""
+        return super().parse_args(ctx, self._expanded(args))
+
+    def _expanded(self, args: list[str]) -> list[str]:
+        takes_value: dict[str, bool] = {}
+        for parameter in self.get_params(click.Context(self)):
+            if isinstance(parameter, click.Option):
+                for name in parameter.opts + parameter.secondary_opts:
+                    takes_value[name] = not parameter.is_flag
+        expanded: list[str] = []
+        waiting = iter(args)
+        for word in waiting:
+            if word == "--":
+                return [*expanded, word, *waiting]
+            if word.startswith("--"):
+                name, equals, value = word.partition("=")
+                matches = [known for known in takes_value if known.startswith(name)]
+                if name not in takes_value and len(matches) == 1:
+                    name = matches[0]
+                elif name not in takes_value and len(matches) > 1:
+                    raise click.UsageError(f"option '{name}' is ambiguous; possibilities: {' '.join(matches)}")
+                expanded.append(name + equals + value)
+                follows = takes_value.get(name, False) and not equals
+            else:
+                expanded.append(word)
+                follows = self._short_takes_next(word, takes_value)
+            if follows:
+                # The next word is a value, whatever it looks like.
+                expanded.extend(value for value in [next(waiting, None)] if value is not None)
+        return expanded
+
+    @staticmethod
+    def _short_takes_next(word: str, takes_value: dict[str, bool]) -> bool:
+        """Tell whether a group of short options such as -PD ends with one that takes the next word."""
+        if len(word) < 2 or word[0] != "-":
+            return False
+        for position, letter in enumerate(word[1:], 1):
+            if takes_value.get("-" + letter, False):
+                return position == len(word) - 1
+        return False
+
+
+def connection_options(function: Function) -> Function:
+    """Add -d, -h, -p, -U, -w and -W."""
+    options = [
+        click.option("-d", "--dbname", metavar="CONNSTR", help="Connection string."),
+        click.option("-h", "--host", metavar="HOSTNAME", help="Database server host or socket directory."),
+        click.option("-p", "--port", metavar="PORT", help="Database server port number."),
+        click.option("-U", "--username", metavar="NAME", help="Connect as specified database user."),
+        click.option("-w", "--no-password", is_flag=True, help="Never prompt for password."),
+        click.option("-W", "--password", is_flag=True, help="Force password prompt."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def connection_settings(
+    *, dbname: str | None, host: str | None, port: str | None, username: str | None, no_password: bool, password: bool
+) -> ConnectionSettings:
+    """Turn the options into settings."""
+    policy = PasswordPolicy.WHEN_NEEDED
+    if password:
+        policy = PasswordPolicy.FORCE
+    elif no_password:
+        policy = PasswordPolicy.NEVER
+    if dbname is not None and "=" not in dbname and "://" not in dbname:
+        dbname = f"dbname='{dbname}'"
+    return ConnectionSettings(dbname, host, port, username, policy, prompt=getpass.getpass)

@@ -1,0 +1,108 @@
+"""The `polarvault` program: finds the command, renders errors, chooses the exit status.
+
+Commands are loaded when they are called, so that each pays only for its own imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from polarvault import __version__
+from polarvault.errors import Interrupted, PolarvaultError
+
+PROGRAM = "polarvault"
+_COMMANDS = {
+    "basebackup": "Take a base backup: every option of pg_basebackup and polar_basebackup.",
+    "restore": "Lay a backup out so that it starts.",
+    "demo": "Show a backup and a restore on a throw-away server.",
+}
+# These promise pg_basebackup's exit status: 1 for every failure.
+_DROP_IN = {"basebackup"}
+
+
+class LazyCommands(click.Group):
+    """A group whose commands live in modules of the same name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in _COMMANDS:
+            return None
+        found: click.Command = importlib.import_module(f"polarvault.cli.{cmd_name}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-?", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name=PROGRAM)
+def group() -> None:
+    """Online backup and recovery for PolarDB on shared storage and for PostgreSQL 13 to 18."""
+
+
+def main() -> NoReturn:
+    """Run the program on sys.argv and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    drop_in = bool(arguments) and arguments[0] in _DROP_IN
+    try:
+        status = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.UsageError as problem:
+        command = problem.ctx.command_path if problem.ctx else PROGRAM
+        say_error(problem.format_message(), hint=f'try "{command} --help" for more information')
+        return 1 if drop_in else 2
+    except click.ClickException as problem:
+        say_error(problem.format_message())
+        return 1
+    except (Interrupted, KeyboardInterrupt, click.Abort) as interruption:
+        number = signal.Signals(_received or signal.SIGINT)
+        say_error(interruption.message if isinstance(interruption, Interrupted) else f"interrupted by {number.name}")
+        return 128 + number
+    except PolarvaultError as problem:
+        say_error(problem.message, detail=problem.detail, hint=problem.hint)
+        return 1 if drop_in else problem.exit_code
+    except OSError as problem:
+        # Every expected one has been turned into our own error; this keeps an unforeseen one readable.
+        name = f' "{problem.filename}"' if problem.filename else ""
+        say_error(f"{problem.strerror or problem}{name}")
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def say_error(message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+    """Write an error to standard error in PostgreSQL's form."""
+    for kind, text in (("error", message), ("detail", detail), ("hint", hint)):
+        if text:
+            os.write(2, f"{PROGRAM}: {kind}: {text}\n".encode("utf-8", "surrogateescape"))
+
+
+_received = 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End the command in an orderly way, once; cleaning up must not be interrupted by impatience."""
+    global _received
+    if _received:
+        return
+    _received = number
+    raise KeyboardInterrupt

@@ -1,0 +1,146 @@
+"""backup_manifest: parse what a server sent, write one for each half of a PolarDB backup.
+
+Format: manual, "Backup Manifest Format". The last line holds the SHA-256 of every byte before it. CRC-32C values are
+hexadecimal of the four bytes in memory order (little-endian).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import msgspec
+
+from polarvault.errors import IntegrityError
+
+_ALGORITHMS = {"SHA224": hashlib.sha224, "SHA256": hashlib.sha256, "SHA384": hashlib.sha384, "SHA512": hashlib.sha512}
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One entry; checksum is hexadecimal, None when the manifest was made without checksums."""
+
+    path: str
+    size: int
+    last_modified: str
+    algorithm: str | None
+    checksum: str | None
+    encoded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A parsed manifest; the order of files is the order in which the server sent them."""
+
+    version: int
+    files: list[ManifestFile]
+    wal_ranges: list[dict[str, Any]]
+    system_identifier: int | None = None
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Parse a manifest and check its own checksum; raise IntegrityError when it is damaged."""
+    end = content.rfind(b'"Manifest-Checksum"')
+    if end < 0:
+        raise IntegrityError("the backup manifest has no checksum of its own, so it is incomplete")
+    try:
+        fields = msgspec.json.decode(content)
+        calculated, stored = hashlib.sha256(content[:end]).hexdigest(), fields["Manifest-Checksum"]
+        if calculated != stored:
+            raise IntegrityError(f"the backup manifest is damaged: its SHA-256 is {calculated}, it says {stored}")
+        return Manifest(
+            fields["PostgreSQL-Backup-Manifest-Version"],
+            [_parse_file(entry) for entry in fields["Files"]],
+            fields["WAL-Ranges"],
+            fields.get("System-Identifier"),
+        )
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as problem:
+        raise IntegrityError(f"the backup manifest cannot be parsed: {problem}") from problem
+
+
+def _parse_file(entry: dict[str, Any]) -> ManifestFile:
+    encoded = "Encoded-Path" in entry
+    path = bytes.fromhex(entry["Encoded-Path"]).decode("utf-8", "surrogateescape") if encoded else entry["Path"]
+    return ManifestFile(
+        path, entry["Size"], entry.get("Last-Modified", ""), entry.get("Checksum-Algorithm"), entry.get("Checksum"),
+        encoded,
+    )  # fmt: skip
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the manifest's bytes, laid out as the server lays them out."""
+    head = f'{{ "PostgreSQL-Backup-Manifest-Version": {manifest.version},\n'
+    if manifest.system_identifier is not None:
+        head += f'"System-Identifier": {manifest.system_identifier},\n'
+    lines = [head + '"Files": [']
+    lines.append(",".join("\n" + _encode_file(entry) for entry in manifest.files))
+    lines.append('\n],\n"WAL-Ranges": [')
+    lines.append(",".join("\n" + _encode_range(entry) for entry in manifest.wal_ranges))
+    lines.append("\n],\n")
+    body = "".join(lines).encode()
+    return body + f'"Manifest-Checksum": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+
+
+def _encode_file(entry: ManifestFile) -> str:
+    if entry.encoded:
+        path = f'"Encoded-Path": "{entry.path.encode("utf-8", "surrogateescape").hex()}"'
+    else:
+        path = f'"Path": {json.dumps(entry.path, ensure_ascii=False)}'
+    text = f'{{ {path}, "Size": {entry.size}, "Last-Modified": "{entry.last_modified}"'
+    if entry.algorithm is not None:
+        text += f', "Checksum-Algorithm": "{entry.algorithm}", "Checksum": "{entry.checksum}"'
+    return text + " }"
+
+
+def _encode_range(entry: dict[str, Any]) -> str:
+    return (
+        f'{{ "Timeline": {entry["Timeline"]}, "Start-LSN": "{entry["Start-LSN"]}", "End-LSN": "{entry["End-LSN"]}" }}'
+    )
+
+
+def checksum(content: bytes, algorithm: str) -> str:
+    """Return the checksum of a small file as a manifest spells it."""
+    if algorithm == "CRC32C":
+        return int(google_crc32c.value(content)).to_bytes(4, "little").hex()
+    return _ALGORITHMS[algorithm](content).hexdigest()
+
+
+def entry_for(path: str, content: bytes, *, last_modified: str, algorithm: str | None) -> ManifestFile:
+    """Return the entry of a small file that we wrote ourselves."""
+    stored = checksum(content, algorithm) if algorithm is not None else None
+    return ManifestFile(path, len(content), last_modified, algorithm, stored)
+
+
+def split_by_half(
+    manifest: Manifest, local_names: Iterable[str], shared_names: Iterable[str]
+) -> tuple[list[ManifestFile], list[ManifestFile]]:
+    """Split the server's single list into the entries of the local and of the shared half.
+
+    PolarDB lists both halves without saying which is which, and some paths twice (facts 1.7). The order decides: first
+    the files of base.tar, then those of data.tar, each in the order in which they were sent.
+    """
+    local, shared = set(local_names), set(shared_names)
+    entries = [entry for entry in manifest.files if "://" not in entry.path]
+    # The halves meet where the entries stop being the local archive's; every local file stands before every shared one.
+    boundary = 0
+    seen: set[str] = set()
+    for position, entry in enumerate(entries):
+        if entry.path not in local or entry.path in seen:
+            break
+        seen.add(entry.path)
+        boundary = position + 1
+    first, second = entries[:boundary], entries[boundary:]
+    # A path that is in both halves and sent last in the first could be drawn to the wrong side; sizes of sets tell.
+    missing = local - seen
+    stray = [entry.path for entry in second if entry.path not in shared]
+    if missing or stray:
+        name = next(iter(sorted(missing) or stray))
+        raise IntegrityError(
+            f"the backup manifest does not agree with the archives: {name!r} is listed with the wrong half",
+            hint="take the backup again; if it happens again, report it with the server's version",
+        )
+    return first, second

@@ -1,0 +1,130 @@
+"""A base backup in words: messages and progress on standard error, the outcome as text or JSON."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from polarvault.basebackup.reporter import BackupProgress
+from polarvault.basebackup.take import BackupOutcome
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_BETWEEN_LINES_S = 1.0
+_NAME_WIDTH = 35
+
+
+class TextReporter:
+    """Implements `basebackup.reporter.Reporter`: a rich bar on a terminal, pg_basebackup's lines elsewhere."""
+
+    def __init__(self, *, verbose: bool, progress: bool) -> None:
+        self._verbose = verbose
+        self._show_progress = progress
+        self._last_line = float("-inf")
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._total = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, text: str) -> None:
+        """Tell a step, with --verbose."""
+        if self._verbose:
+            self._say(f"polarvault: {text}")
+
+    def note(self, text: str) -> None:
+        """Tell something that the user should know."""
+        self._say(f"polarvault: {text}")
+
+    def warning(self, text: str) -> None:
+        """Tell what is wrong."""
+        self._say(f"polarvault: warning: {text}")
+
+    def progress(self, progress: BackupProgress, *, final: bool = False) -> None:
+        """Show progress at most once a second; the final state always."""
+        if not self._show_progress:
+            return
+        now = time.monotonic()
+        if not final and now - self._last_line < (0.1 if self._bar else _BETWEEN_LINES_S):
+            return
+        self._last_line = now
+        # The estimate may be short of what is sent; the server's tool raises it in the same way.
+        self._total = max(self._total, progress.total_bytes, progress.done_bytes)
+        if sys.stderr.isatty():
+            self._show_bar(progress, final=final)
+        else:
+            self._say(self._line(progress, final=final))
+
+    def _line(self, progress: BackupProgress, *, final: bool) -> str:
+        done, total = progress.done_bytes // 1024, self._total // 1024
+        percent = 100 if final else (done * 100 // total if total else 0)
+        complete = progress.archive_count if final else max(progress.archive_number - 1, 0)
+        plural = "tablespace" if progress.archive_count == 1 else "tablespaces"
+        line = f"{done:>{len(str(total))}}/{total} kB ({percent}%), {complete}/{progress.archive_count} {plural}"
+        if self._verbose and not final:
+            name = progress.current
+            cut = name if len(name) <= _NAME_WIDTH else "..." + name[-(_NAME_WIDTH - 3) :]
+            line += f" ({cut:<{_NAME_WIDTH}})"
+        return line
+
+    def _show_bar(self, progress: BackupProgress, *, final: bool) -> None:
+        if self._bar is None or self._task is None:
+            self._bar = _make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task("backup", total=None)
+        self._bar.update(self._task, completed=progress.done_bytes, total=self._total or None)
+        if final:
+            self._bar.stop()
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _make_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(),
+        TimeRemainingColumn(), console=Console(stderr=True), transient=False,
+    )  # fmt: skip
+
+
+def outcome_fields(outcome: BackupOutcome) -> dict[str, Any]:
+    """Return the outcome for --json; sizes are bytes."""
+    pages = outcome.pages
+    return {
+        "schema": 1,
+        "server": outcome.identity.product,
+        "system_identifier": outcome.identity.system_identifier,
+        "start_lsn": str(outcome.start_lsn),
+        "stop_lsn": str(outcome.stop_lsn),
+        "timeline": outcome.timeline_id,
+        "received_bytes": outcome.received_bytes,
+        "left_out_bytes": outcome.left_out_bytes,
+        "left_out_files": outcome.left_out_files,
+        "checked_pages": pages.checked_pages if pages else None,
+        "bad_pages": sum(bad.count for bad in pages.bad_files) if pages else None,
+        "notes": outcome.closing_notes,
+    }
+
+
+def outcome_lines(outcome: BackupOutcome) -> list[str]:
+    """Return what is said at the end of a successful backup; nothing for PostgreSQL, as pg_basebackup does."""
+    lines = []
+    if outcome.left_out_files:
+        lines.append(
+            f"left out:    {outcome.left_out_files} files, {outcome.left_out_bytes / (1 << 20):.0f} MB that a restore "
+            "has no use for (caches, logs, polar_fullpage; --keep-all writes them)"
+        )
+    return lines + outcome.closing_notes

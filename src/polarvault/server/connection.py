@@ -1,0 +1,229 @@
+"""Connections: libpq (through psycopg) logs in, so every authentication method, TLS, service files, multiple hosts
+and the PG* environment variables behave exactly as in PostgreSQL's own clients.
+
+What happens on a connection after login belongs to `transport` (bulk data) and `replication` (commands).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from polarvault.errors import ConnectionFailed, ConnectionLost, ServerError, UsageError
+from polarvault.wire.messages import ResultSet
+
+APPLICATION_NAME = "polarvault"
+
+
+class PasswordPolicy(Enum):
+    """When to ask for a password: when libpq needs one, never (-w), or at once (-W)."""
+
+    WHEN_NEEDED = "when needed"
+    NEVER = "never"
+    FORCE = "force"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """How to reach the server; everything not given here comes from libpq's environment and defaults."""
+
+    conninfo: str | None = None
+    host: str | None = None
+    port: str | None = None
+    user: str | None = None
+    password_policy: PasswordPolicy = PasswordPolicy.WHEN_NEEDED
+    # Asks a person for the password; kept so that the second and third connection do not ask again.
+    prompt: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
+
+    def parameters(self) -> dict[str, str]:
+        """Return libpq keywords from -d, overridden by -h, -p and -U as pg_basebackup does."""
+        try:
+            found = {name: str(value) for name, value in conninfo_to_dict(self.conninfo or "").items()}
+        except psycopg.ProgrammingError as problem:
+            raise UsageError(
+                f"invalid connection string: {str(problem).strip()}",
+                hint="use keyword=value pairs or postgresql://user@host:port/, see the libpq manual",
+            ) from None
+        for name, value in (("host", self.host), ("port", self.port), ("user", self.user)):
+            if value is not None:
+                found[name] = value
+        return found
+
+
+class Connector:
+    """Open replication and SQL connections to one server; remembers a typed password."""
+
+    def __init__(self, settings: ConnectionSettings) -> None:
+        self._settings = settings
+        self._parameters = settings.parameters()
+        self._password: str | None = None
+
+    @property
+    def given_dbname(self) -> str | None:
+        """The database named in the connection string, if any (PostgreSQL 17 writes it with -R)."""
+        return self._parameters.get("dbname")
+
+    def replication(self) -> Connection:
+        """Open a physical replication connection."""
+        # libpq looks up .pgpass with this dbname; the server ignores it for physical replication.
+        return self._connect({**self._parameters, "dbname": "replication", "replication": "true"})
+
+    def sql(self, dbname: str | None = None) -> Connection:
+        """Open an ordinary SQL connection, to the database of the connection string or postgres."""
+        chosen = dbname or self.given_dbname or "postgres"
+        return self._connect({**self._parameters, "dbname": chosen})
+
+    def _connect(self, parameters: Mapping[str, str]) -> Connection:
+        wanted = dict(parameters)
+        wanted.setdefault("fallback_application_name", APPLICATION_NAME)
+        settings = self._settings
+        if settings.password_policy is PasswordPolicy.FORCE and self._password is None:
+            self._password = self._ask("Password: ")
+        while True:
+            if self._password is not None:
+                wanted["password"] = self._password
+            try:
+                opened = psycopg.Connection.connect(make_conninfo(**wanted), autocommit=True)
+            except psycopg.Error as problem:
+                failed = problem.pgconn
+                needs_password = failed is not None and failed.needs_password
+                may_ask = settings.password_policy is not PasswordPolicy.NEVER and settings.prompt is not None
+                if needs_password and may_ask and self._password is None:
+                    self._password = self._ask("Password: ")
+                    continue
+                raise connection_failed(str(problem), wanted) from None
+            return Connection(opened)
+
+    def _ask(self, text: str) -> str:
+        if self._settings.prompt is None:
+            raise UsageError("a password is needed but there is no terminal to ask on", hint="use ~/.pgpass")
+        return self._settings.prompt(text)
+
+
+class Connection:
+    """One logged-in connection; owns the libpq object."""
+
+    def __init__(self, opened: psycopg.Connection[tuple[object, ...]]) -> None:
+        self._psycopg = opened
+        self.pgconn = opened.pgconn
+        # psycopg works non-blocking; our transports block or poll on their own terms.
+        self.pgconn.nonblocking = 0
+
+    @property
+    def server_version_num(self) -> int:
+        """The version as in server_version_num: 150008."""
+        return self.pgconn.server_version
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Tell whether bytes on the socket are TLS or GSS encrypted, so that only libpq can read them."""
+        return bool(self.pgconn.ssl_in_use) or _gss_encrypted(self.pgconn)
+
+    def parameter(self, name: str) -> str | None:
+        """Return a ParameterStatus value, such as in_hot_standby."""
+        value = self.pgconn.parameter_status(name.encode())
+        return value.decode() if value is not None else None
+
+    def query(self, sql: str) -> ResultSet:
+        """Run one statement and return its rows; raise ServerError or ConnectionLost."""
+        result = self.pgconn.exec_(sql.encode())
+        return result_set(self.pgconn, result)
+
+    def close(self) -> None:
+        """Close; safe to call twice."""
+        self._psycopg.close()
+
+
+def _gss_encrypted(pgconn: pq.abc.PGconn) -> bool:
+    """Ask the loaded libpq whether GSS encryption is in use, which psycopg does not expose."""
+    if pgconn.host.startswith(b"/") or not pgconn.host:
+        return False
+    with open("/proc/self/maps") as maps:
+        libraries = {line.split()[-1] for line in maps if "/libpq" in line}
+    for library in libraries:
+        in_use = ctypes.CDLL(library).PQgssEncInUse
+        in_use.argtypes = [ctypes.c_void_p]
+        if pgconn.pgconn_ptr is not None and in_use(pgconn.pgconn_ptr):
+            return True
+    # Without the library to ask, a ticket cache is the sign that encryption may have been negotiated.
+    return not libraries and "KRB5CCNAME" in os.environ
+
+
+def result_set(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ResultSet:
+    """Convert a libpq result into rows of text; raise for an error result."""
+    if result.status in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY):
+        columns = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+        rows = []
+        for row in range(result.ntuples):
+            values = (result.get_value(row, column) for column in range(result.nfields))
+            rows.append(tuple(None if value is None else value.decode("utf-8", "surrogateescape") for value in values))
+        return ResultSet(columns, rows)
+    raise server_error(pgconn, result)
+
+
+def server_error(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ServerError | ConnectionLost:
+    """Convert a libpq error result; a lost connection has its own type."""
+
+    def text(field_code: pq.DiagnosticField) -> str | None:
+        value = result.error_field(field_code)
+        return value.decode("utf-8", "replace") if value else None
+
+    primary = text(pq.DiagnosticField.MESSAGE_PRIMARY)
+    if primary is None:
+        return connection_lost(pgconn)
+    return ServerError(
+        primary,
+        sqlstate=text(pq.DiagnosticField.SQLSTATE) or "",
+        severity=text(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or text(pq.DiagnosticField.SEVERITY) or "ERROR",
+        detail=text(pq.DiagnosticField.MESSAGE_DETAIL),
+        hint=text(pq.DiagnosticField.MESSAGE_HINT),
+    )
+
+
+def connection_lost(pgconn: pq.abc.PGconn) -> ConnectionLost:
+    """Describe a broken connection with libpq's words."""
+    words = " ".join(pgconn.error_message.decode("utf-8", "replace").split()) or "the connection was closed"
+    return ConnectionLost(
+        f"lost the connection to the server: {words}",
+        hint="look into the server's log for the time of the loss, then run the command again",
+    )
+
+
+_HBA = re.compile(r'no pg_hba\.conf entry for replication connection from host "([^"]*)", user "([^"]*)"')
+
+
+def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFailed:
+    """Explain a failed login: libpq's message and the line to type."""
+    message = words.strip()
+    role = parameters.get("user", "ROLE")
+    hint: str | None = None
+    if match := _HBA.search(message):
+        host = match[1]
+        address = "" if host == "[local]" else f" {host}/{128 if ':' in host else 32}"
+        kind = "local" if host == "[local]" else "host"
+        hint = (
+            f"add to the server's pg_hba.conf:  {kind} replication {match[2]}{address} scram-sha-256"
+            "  and reload it: SELECT pg_reload_conf()"
+        )
+    elif "password authentication failed" in message or "no password supplied" in message:
+        hint = "check ~/.pgpass (mode 0600; its database field must be replication or *) or PGPASSWORD, or use -W"
+    elif "must be superuser or replication role" in message or "permission denied to start WAL sender" in message:
+        hint = f"on the server: ALTER ROLE {role} REPLICATION"
+    elif "max_wal_senders" in message:
+        hint = (
+            "a backup with -X stream needs two WAL senders; see who uses them (SELECT * FROM pg_stat_replication)"
+            " or raise max_wal_senders and restart the server"
+        )
+    elif "Connection refused" in message or "No such file or directory" in message:
+        hint = "check that the server runs and -h and -p (or PGHOST and PGPORT) name its address"
+    elif "certificate" in message or "SSL" in message:
+        hint = "check sslmode and sslrootcert (or ~/.postgresql/root.crt) and that the certificate names this host"
+    return ConnectionFailed(message, hint=hint)

@@ -1,0 +1,100 @@
+"""What a server says of itself on a replication connection, where every role with REPLICATION may ask."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from polarvault.errors import RemoteProtocolError, ServerError, ServerRefused
+from polarvault.model.lsn import Lsn
+from polarvault.server.connection import Connection
+
+OLDEST_SERVER = 130000
+NEWEST_SERVER = 190000
+_UNKNOWN_PARAMETER = "42704"
+_NOT_ALLOWED = "42501"
+_UNITS = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerIdentity:
+    """The facts about a server that decide how it is backed up; sizes are bytes."""
+
+    system_identifier: str
+    timeline_id: int
+    flush_lsn: Lsn
+    version_num: int
+    version: str
+    segment_size_bytes: int
+    relation_segment_bytes: int
+    block_bytes: int
+    data_checksums: bool
+    full_page_writes: bool
+    group_access: bool
+    in_recovery: bool
+    log_directory: str
+    # PolarDB only: None on PostgreSQL.
+    polar_version: str | None
+    shared_data_directory: str | None
+
+    @property
+    def shared_storage(self) -> bool:
+        """Tell whether the data lies in two halves."""
+        return self.shared_data_directory is not None
+
+    @property
+    def product(self) -> str:
+        """Name the server for people."""
+        if self.polar_version:
+            return f"PolarDB {self.version} ({'shared storage' if self.shared_storage else 'local storage'})"
+        return f"PostgreSQL {self.version}"
+
+
+def read_identity(connection: Connection) -> ServerIdentity:
+    """Ask the server who it is; refuse versions that we do not speak to."""
+    version_num = connection.server_version_num
+    if not OLDEST_SERVER <= version_num < NEWEST_SERVER:
+        raise ServerRefused(
+            f"server version {connection.parameter('server_version')} is not supported",
+            hint="polarvault backs up PostgreSQL 13 to 18 and PolarDB 15 and 17",
+        )
+    system = connection.query("IDENTIFY_SYSTEM")
+    if len(system.rows) != 1 or len(system.rows[0]) < 3:
+        raise RemoteProtocolError("IDENTIFY_SYSTEM did not return one row of at least three columns")
+    shared = _show(connection, "polar_enable_shared_storage_mode") == "on"
+    return ServerIdentity(
+        system_identifier=system.value(0, 0),
+        timeline_id=int(system.value(0, 1)),
+        flush_lsn=Lsn.parse(system.value(0, 2)),
+        version_num=version_num,
+        version=connection.parameter("server_version") or str(version_num),
+        segment_size_bytes=parse_size(_show(connection, "wal_segment_size") or "16MB"),
+        relation_segment_bytes=parse_size(_show(connection, "segment_size") or "1GB"),
+        block_bytes=int(_show(connection, "block_size") or 8192),
+        data_checksums=_show(connection, "data_checksums") == "on",
+        full_page_writes=_show(connection, "full_page_writes") != "off",
+        group_access=bool(int(_show(connection, "data_directory_mode") or "0700", 8) & 0o050),
+        in_recovery=connection.parameter("in_hot_standby") == "on",
+        log_directory=_show(connection, "log_directory") or "log",
+        polar_version=_show(connection, "polar_version"),
+        shared_data_directory=(_show(connection, "polar_datadir") or "") if shared else None,
+    )
+
+
+def parse_size(text: str) -> int:
+    """Parse a size as SHOW prints it, such as 16MB; return bytes."""
+    match = re.fullmatch(r"(\d+)(B|kB|MB|GB|TB)", text)
+    if match is None:
+        raise RemoteProtocolError(f"the server reports a size as {text!r}")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _show(connection: Connection, name: str) -> str | None:
+    """Return a setting, or None where the server does not know it or does not tell this role."""
+    try:
+        return connection.query(f"SHOW {name}").value(0, 0)
+    except ServerError as error:
+        # PostgreSQL answers 42704 to every polar_ name: that is how the two are told apart (facts 1.1).
+        if error.sqlstate in (_UNKNOWN_PARAMETER, _NOT_ALLOWED):
+            return None
+        raise

@@ -1,0 +1,369 @@
+"""Two ways to read a COPY stream: straight from the socket (fast), or through libpq (TLS and GSS).
+
+Both speak the same protocol towards `base_backup`: send a query, then take results in order; a COPY result is read as
+blocks of pieces. The raw way never mixes with libpq: libpq has logged in and is idle (its own buffer is empty once
+ReadyForQuery has been read), and from then on it only owns the socket.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import psycopg
+from psycopg import pq
+
+from polarvault.errors import ConnectionLost, RemoteProtocolError, ServerError
+from polarvault.server.connection import Connection, connection_lost, result_set, server_error
+from polarvault.wire import messages
+from polarvault.wire.copy_scanner import Control, CopyScanner, DataRun, Piece
+from polarvault.wire.messages import ResultSet
+
+BUFFER_BYTES = 1 << 20
+# Enough to keep the socket drained while the disk stalls for a moment; bounds memory together with BUFFER_BYTES.
+BUFFER_COUNT = 24
+_LIBPQ_BLOCK_MESSAGES = 32
+
+
+class CopyBegins:
+    """A COPY OUT result: read it with `blocks` before asking for the next result."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Pieces of a COPY stream whose views stay valid until `release` is called, once."""
+
+    pieces: list[Piece]
+    release: Callable[[], None] = field(repr=False)
+
+
+class Transport(Protocol):
+    """What a base backup needs from a connection."""
+
+    def send_query(self, sql: str) -> None:
+        """Send one simple query."""
+
+    def upload(self, sql: str, content: Iterator[bytes]) -> None:
+        """Run a COPY IN command (UPLOAD_MANIFEST) with the content."""
+
+    def wait_readable(self, timeout_s: float) -> bool:
+        """Wait until the server has sent something, or the time is over."""
+
+    def next_result(self) -> ResultSet | CopyBegins | None:
+        """Return the next result, or None when the query is complete; raise ServerError."""
+
+    def blocks(self, *, typed: bool) -> Iterator[Block]:
+        """Yield the COPY stream's blocks until it ends; raise ServerError if the server aborts it."""
+
+    def interrupt(self) -> None:
+        """Make a blocked read end with ConnectionLost; for another thread to call."""
+
+
+def open_transport(connection: Connection, on_notice: Callable[[ServerError], None]) -> Transport:
+    """Choose the fast way where the bytes on the socket are ours to read."""
+    if connection.is_encrypted:
+        return LibpqTransport(connection, on_notice)
+    return RawTransport(connection, on_notice)
+
+
+class RawTransport:
+    """Reads the socket into large reused buffers; one header parse per message, payload never copied."""
+
+    def __init__(self, connection: Connection, on_notice: Callable[[ServerError], None]) -> None:
+        self._socket = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        self._socket.setblocking(True)
+        self._on_notice = on_notice
+        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._unallocated = BUFFER_COUNT - 1
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+
+    def send_query(self, sql: str) -> None:
+        """Send one simple query."""
+        self._send(messages.encode_query(sql))
+
+    def upload(self, sql: str, content: Iterator[bytes]) -> None:
+        """Run a COPY IN command with the content."""
+        self.send_query(sql)
+        kind, body = self._next_message()
+        if kind == messages.ERROR:
+            self._skip_to_ready()
+            raise messages.parse_error(body)
+        if kind != messages.COPY_IN:
+            raise RemoteProtocolError(f"the server answered {kind!r} instead of asking for data")
+        for part in content:
+            self._send(b"d" + (len(part) + 4).to_bytes(4, "big") + part)
+        self._send(b"c\0\0\0\4")
+        while self.next_result() is not None:
+            pass
+
+    def wait_readable(self, timeout_s: float) -> bool:
+        """Wait until the server has sent something, or the time is over."""
+        if self._end > self._start:
+            return True
+        return bool(select.select([self._socket], [], [], timeout_s)[0])
+
+    def next_result(self) -> ResultSet | CopyBegins | None:
+        """Return the next result, or None at ReadyForQuery."""
+        found = ResultSet()
+        while True:
+            kind, body = self._next_message()
+            if kind == messages.ROW_DESCRIPTION:
+                found.columns = messages.parse_row_description(body)
+            elif kind == messages.DATA_ROW:
+                found.rows.append(messages.parse_data_row(body))
+            elif kind == messages.COMMAND_COMPLETE:
+                return found
+            elif kind == messages.COPY_OUT:
+                return CopyBegins()
+            elif kind == messages.READY:
+                return None
+            elif kind == messages.ERROR:
+                error = messages.parse_error(body)
+                self._skip_to_ready()
+                raise error
+            elif kind in (messages.COPY_DONE, messages.EMPTY_QUERY):
+                continue
+            else:
+                raise RemoteProtocolError(f"unexpected message of type {kind!r} from the server")
+
+    def blocks(self, *, typed: bool) -> Iterator[Block]:
+        """Yield the COPY stream's blocks until it ends."""
+        scanner = CopyScanner(typed=typed)
+        while True:
+            if self._end == self._start or not self._has_header():
+                self._fill_block()
+            pieces, self._start, ended = scanner.scan(self._view, self._start, self._end)
+            last = pieces.pop() if ended else None
+            pieces = [piece for piece in pieces if not self._took_asynchronous(piece)]
+            yield self._detach(pieces)
+            if isinstance(last, Control):
+                if last.kind == messages.ERROR:
+                    error = messages.parse_error(last.body)
+                    self._skip_to_ready()
+                    raise error
+                return
+            if not pieces and self._end > self._start:
+                self._fill_block()
+
+    def interrupt(self) -> None:
+        """Wake a blocked reader: its read returns end of file."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # Already closed by the peer, which wakes the reader just as well.
+
+    def _took_asynchronous(self, piece: Piece) -> bool:
+        if isinstance(piece, Control) and not piece.is_copy:
+            self._asynchronous(piece.kind, piece.body)
+            return True
+        return False
+
+    def _asynchronous(self, kind: bytes, body: bytes) -> None:
+        if kind == messages.NOTICE:
+            self._on_notice(messages.parse_error(body))
+
+    def _has_header(self) -> bool:
+        return self._end - self._start >= messages.HEADER_BYTES
+
+    def _detach(self, pieces: list[Piece]) -> Block:
+        """Hand the current buffer to the consumer and go on with a fresh one that holds the unread rest."""
+        rest = bytes(self._view[self._start : self._end])
+        spent = self._buffer
+        if not any(isinstance(piece, DataRun) for piece in pieces):
+            # Nothing points into the buffer: keep it, move the rest to its front.
+            self._view[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+            return Block(pieces, lambda: None)
+        self._buffer = self._take_buffer()
+        self._view = memoryview(self._buffer)
+        self._view[: len(rest)] = rest
+        self._start, self._end = 0, len(rest)
+        return Block(pieces, lambda: self._free.put(spent))
+
+    def _take_buffer(self) -> bytearray:
+        if self._unallocated:
+            # Allocated as needed, so that a small backup stays small.
+            try:
+                return self._free.get_nowait()
+            except queue.Empty:
+                self._unallocated -= 1
+                return bytearray(BUFFER_BYTES)
+        return self._free.get()
+
+    def _fill_block(self) -> None:
+        """Receive at least something, and then what is already there, up to the buffer's end."""
+        if self._end == len(self._view):
+            raise RemoteProtocolError("a message of the base backup does not fit into the receive buffer")
+        self._receive(0)
+        while self._end < len(self._view):
+            try:
+                self._receive(socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+
+    def _receive(self, flags: int) -> None:
+        try:
+            count = self._socket.recv_into(self._view[self._end :], 0, flags)
+        except BlockingIOError:
+            raise
+        except OSError as problem:
+            raise _lost(problem.strerror or str(problem)) from problem
+        if count == 0:
+            raise _lost("the server closed the connection")
+        self._end += count
+
+    def _next_message(self) -> tuple[bytes, bytes]:
+        """Return the next message that is not asynchronous."""
+        while True:
+            self._need(messages.HEADER_BYTES)
+            start = self._start
+            kind = bytes(self._view[start : start + 1])
+            length = int.from_bytes(self._view[start + 1 : start + 5], "big")
+            if not 4 <= length <= messages.MAX_CONTROL_BYTES:
+                raise RemoteProtocolError(f"a message of type {kind!r} claims {length} bytes")
+            self._need(length + 1)
+            start = self._start
+            body = bytes(self._view[start + 5 : start + length + 1])
+            self._start += length + 1
+            if kind in (messages.NOTICE, messages.PARAMETER_STATUS, messages.NOTIFICATION):
+                self._asynchronous(kind, body)
+                continue
+            return kind, body
+
+    def _need(self, count: int) -> None:
+        """Make `count` bytes available in one piece, at the front of the buffer if they do not fit behind."""
+        if self._start + count > len(self._view):
+            rest = bytes(self._view[self._start : self._end])
+            if count > len(self._view):
+                self._buffer = bytearray(count)
+                self._view = memoryview(self._buffer)
+            self._view[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        while self._end - self._start < count:
+            self._receive(0)
+
+    def _skip_to_ready(self) -> None:
+        """Read what follows an error up to ReadyForQuery, so that the next query gets its own answer."""
+        try:
+            while self._next_message()[0] != messages.READY:
+                pass
+        except ConnectionLost:
+            pass  # FATAL errors close the connection; the error itself is what matters to the user.
+
+    def _send(self, content: bytes) -> None:
+        try:
+            self._socket.sendall(content)
+        except OSError as problem:
+            raise _lost(problem.strerror or str(problem)) from problem
+
+
+def _lost(words: str) -> ConnectionLost:
+    return ConnectionLost(
+        f"lost the connection to the server: {words}",
+        hint="look into the server's log for the time of the loss, then run the command again",
+    )
+
+
+class LibpqTransport:
+    """Reads through PQgetCopyData, because only libpq can decrypt the stream."""
+
+    def __init__(self, connection: Connection, on_notice: Callable[[ServerError], None]) -> None:
+        self._pgconn = connection.pgconn
+        self._pgconn.notice_handler = lambda result: on_notice(_notice(result))
+
+    def send_query(self, sql: str) -> None:
+        """Send one simple query."""
+        self._pgconn.send_query(sql.encode())
+
+    def upload(self, sql: str, content: Iterator[bytes]) -> None:
+        """Run a COPY IN command with the content."""
+        self.send_query(sql)
+        result = self._pgconn.get_result()
+        if result is None or result.status != pq.ExecStatus.COPY_IN:
+            raise connection_lost(self._pgconn) if result is None else server_error(self._pgconn, result)
+        for part in content:
+            self._pgconn.put_copy_data(part)
+        self._pgconn.put_copy_end()
+        while self.next_result() is not None:
+            pass
+
+    def wait_readable(self, timeout_s: float) -> bool:
+        """Wait until the server has sent a whole result, or the time is over."""
+        if not self._pgconn.is_busy():
+            return True
+        if select.select([self._pgconn.socket], [], [], timeout_s)[0]:
+            self._pgconn.consume_input()
+        return not self._pgconn.is_busy()
+
+    def next_result(self) -> ResultSet | CopyBegins | None:
+        """Return the next result, or None when the query is complete."""
+        result = self._pgconn.get_result()
+        if result is None:
+            return None
+        if result.status == pq.ExecStatus.COPY_OUT:
+            return CopyBegins()
+        try:
+            return result_set(self._pgconn, result)
+        except ServerError:
+            while self._pgconn.get_result() is not None:
+                pass
+            raise
+
+    def blocks(self, *, typed: bool) -> Iterator[Block]:
+        """Yield the COPY stream's blocks until it ends."""
+        while True:
+            pieces: list[Piece] = []
+            run: list[memoryview] = []
+            ended = False
+            for _ in range(_LIBPQ_BLOCK_MESSAGES):
+                try:
+                    length, message = self._pgconn.get_copy_data(0)
+                except psycopg.Error:
+                    raise connection_lost(self._pgconn) from None
+                if length < 0:
+                    ended = True
+                    break
+                view = memoryview(message)
+                if not typed or view[:1] == b"d":
+                    run.append(view[1:] if typed else view)
+                    continue
+                if run:
+                    pieces.append(DataRun(run))
+                    run = []
+                pieces.append(Control(bytes(view[:1]), bytes(view[1:]), True))
+            if run:
+                pieces.append(DataRun(run))
+            yield Block(pieces, lambda: None)
+            if ended:
+                # libpq has no result of its own for the COPY: an error that ended it is the next result.
+                return
+
+    def interrupt(self) -> None:
+        """Wake a blocked reader by shutting its socket down."""
+        duplicate = socket.socket(fileno=os.dup(self._pgconn.socket))
+        try:
+            duplicate.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # Already closed by the peer, which wakes the reader just as well.
+        finally:
+            duplicate.close()
+
+
+def _notice(result: pq.abc.PGresult) -> ServerError:
+    def text(field_code: pq.DiagnosticField) -> str | None:
+        value = result.error_field(field_code)
+        return value.decode("utf-8", "replace") if value else None
+
+    return ServerError(
+        text(pq.DiagnosticField.MESSAGE_PRIMARY) or "",
+        severity=text(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or "WARNING",
+        detail=text(pq.DiagnosticField.MESSAGE_DETAIL),
+        hint=text(pq.DiagnosticField.MESSAGE_HINT),
+    )

@@ -1,0 +1,252 @@
+"""Stream WAL on a second connection, in a thread, until the end of the base backup.
+
+Theory of operation. `open` connects, makes or takes the slot, and fetches the timeline's history, all before the base
+backup begins: so a server without a free WAL sender is found out at once, and the slot holds the WAL from then on.
+`start` begins at the first byte of the start LSN's segment. `stop_at` names the LSN to stop at; `join` waits for it.
+A temporary slot goes away with its connection.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import psycopg
+from psycopg import pq
+
+from polarvault.errors import PolarvaultError, ServerError, ServerRefused, WalIncomplete
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from polarvault.server.connection import Connection, Connector, connection_lost, server_error
+from polarvault.server.identity import ServerIdentity
+from polarvault.wire import commands
+from polarvault.wire.replication import Keepalive, WalData, encode_status, parse_stream_message
+
+# How often the loop looks at its flags while the server is silent.
+_POLL_S = 0.1
+
+
+class WalSink(Protocol):
+    """Takes WAL in order, starting at a segment's first byte."""
+
+    def write(self, segment: WalSegment, offset: int, payload: memoryview) -> None:
+        """Take bytes of a segment; they follow those given before."""
+
+    def segment_done(self, segment: WalSegment) -> None:
+        """The segment is complete, or the last one and as long as it will get."""
+
+    def add_history(self, file_name: str, content: bytes) -> None:
+        """Keep a timeline history file."""
+
+    def finish(self) -> None:
+        """No more WAL will come."""
+
+    def read(self, segment: WalSegment, offset: int, length: int) -> bytes:
+        """Read back bytes near the end of what was written; fewer where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """Which replication slot the stream uses: none, an existing one, a new permanent one, or a temporary one."""
+
+    name: str | None
+    temporary: bool = False
+    create: bool = False
+
+    @classmethod
+    def choose(cls, *, name: str | None, create: bool, no_slot: bool, process_id: int) -> SlotPlan:
+        """Apply pg_basebackup's rules: without -S a temporary slot, unless --no-slot."""
+        if name is not None:
+            return cls(name, create=create)
+        return cls(None) if no_slot else cls(f"polarvault_{process_id}", temporary=True, create=True)
+
+
+class WalStream:
+    """One WAL stream into one sink."""
+
+    def __init__(
+        self, connector: Connector, identity: ServerIdentity, slot: SlotPlan, *, status_interval_s: float
+    ) -> None:
+        self._connector = connector
+        self._identity = identity
+        self._slot = slot
+        self._status_interval_s = status_interval_s
+        self._connection: Connection | None = None
+        self._thread: threading.Thread | None = None
+        self._stop_lsn: Lsn | None = None
+        self._cancelled = threading.Event()
+        self._failure: BaseException | None = None
+        self._made_permanent_slot = False
+        self.received = Lsn(0)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the stream before its time."""
+        return self._failure
+
+    def open(self) -> None:
+        """Connect and make the slot; raise ConnectionFailed, ServerError or ServerRefused."""
+        self._connection = self._connector.replication()
+        found = self._connection.query("IDENTIFY_SYSTEM").value(0, 0)
+        if found != self._identity.system_identifier:
+            raise ServerRefused(
+                f"the WAL connection reached another cluster ({found}) than the backup ({self._identity.system_identifier})",
+                hint="give one host, or target_session_attrs, so that both connections reach the same server",
+            )
+        if self._slot.create and self._slot.name is not None:
+            self._connection.query(
+                commands.create_physical_slot_command(
+                    self._slot.name, self._identity.version_num, temporary=self._slot.temporary
+                )
+            )
+            self._made_permanent_slot = not self._slot.temporary
+
+    def start(self, sink: WalSink, start_lsn: Lsn, timeline_id: int) -> None:
+        """Begin streaming at the start of the LSN's segment."""
+        assert self._connection is not None
+        segment = WalSegment.holding(start_lsn, timeline_id, self._identity.segment_size_bytes)
+        if timeline_id > 1:
+            history = self._connection.query(f"TIMELINE_HISTORY {timeline_id}")
+            content = history.value(0, 1).encode("utf-8", "surrogateescape")
+            sink.add_history(history.value(0, 0), content)
+        pgconn = self._connection.pgconn
+        result = pgconn.exec_(
+            commands.start_replication_command(str(segment.start), timeline_id, slot=self._slot.name).encode()
+        )
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise server_error(pgconn, result)
+        self.received = segment.start
+        self._thread = threading.Thread(target=self._run, args=(sink, segment), name="wal", daemon=True)
+        self._thread.start()
+
+    def stop_at(self, lsn: Lsn) -> None:
+        """Name the LSN after which the stream ends."""
+        self._stop_lsn = lsn
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the stream's end; raise what ended it early."""
+        assert self._thread is not None
+        self._thread.join(timeout_s)
+        if self._failure is not None:
+            raise self._failure
+        return not self._thread.is_alive()
+
+    def raise_failure(self) -> None:
+        """Raise what ended the stream before its time, if anything did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self, *, failed: bool) -> None:
+        """End the thread and the connection; after a failure a permanent slot that we made goes as well."""
+        self._cancelled.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._connection is not None:
+            self._connection.close()
+        if failed and self._made_permanent_slot and self._slot.name is not None:
+            self._drop_slot(self._slot.name)
+
+    def _drop_slot(self, name: str) -> None:
+        try:
+            connection = self._connector.replication()
+            try:
+                connection.query(f"DROP_REPLICATION_SLOT {commands.quote_identifier(name)} WAIT")
+            finally:
+                connection.close()
+        except PolarvaultError:
+            pass  # The server may be gone; the failure that brought us here is the one to report.
+
+    def _run(self, sink: WalSink, segment: WalSegment) -> None:
+        try:
+            self._receive(sink, segment)
+        except BaseException as failure:  # Kept for the main thread, which raises it.
+            self._failure = failure
+        finally:
+            try:
+                sink.finish()
+            except PolarvaultError as failure:
+                self._failure = self._failure or failure
+
+    def _receive(self, sink: WalSink, segment: WalSegment) -> None:
+        assert self._connection is not None
+        pgconn = self._connection.pgconn
+        flushed = segment.start
+        next_status = time.monotonic() + self._status_interval_s
+        while not self._cancelled.is_set():
+            if self._stop_lsn is not None and self.received >= self._stop_lsn:
+                if self.received > segment.start:
+                    sink.segment_done(segment)
+                self._end_copy(pgconn)
+                return
+            message = self._next_message(pgconn)
+            reply_now = False
+            if isinstance(message, WalData):
+                segment, flushed = self._store(sink, segment, flushed, message)
+            elif message is not None:
+                reply_now = message.reply_now
+            if reply_now or (self._status_interval_s > 0 and time.monotonic() >= next_status):
+                self._send(pgconn, encode_status(written=self.received, flushed=flushed, now_unix_s=time.time()))
+                next_status = time.monotonic() + self._status_interval_s
+
+    def _store(
+        self, sink: WalSink, segment: WalSegment, flushed: Lsn, message: WalData
+    ) -> tuple[WalSegment, Lsn]:
+        if message.start != self.received:
+            raise WalIncomplete(f"the WAL stream jumps from {self.received} to {message.start}")
+        payload = message.payload
+        while payload:
+            offset = self.received - segment.start
+            part = payload[: segment.size_bytes - offset]
+            sink.write(segment, offset, part)
+            self.received = Lsn(self.received + len(part))
+            payload = payload[len(part) :]
+            if self.received == segment.end:
+                sink.segment_done(segment)
+                # Only a complete segment has been synced, so only that much is reported as flushed.
+                segment, flushed = segment.next(), self.received
+        return segment, flushed
+
+    def _next_message(self, pgconn: pq.abc.PGconn) -> WalData | Keepalive | None:
+        """Return the next message, or None after a short wait; raise when the stream ended."""
+        try:
+            length, content = pgconn.get_copy_data(1)
+            if length == 0:
+                if select.select([pgconn.socket], [], [], _POLL_S)[0]:
+                    pgconn.consume_input()
+                return None
+        except psycopg.Error:
+            raise connection_lost(pgconn) from None
+        if length > 0:
+            return parse_stream_message(memoryview(content))
+        result = pgconn.get_result()
+        if result is not None and result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+            error = server_error(pgconn, result)
+            if isinstance(error, ServerError):
+                raise WalIncomplete(
+                    f"the server ended the WAL stream at {self.received}: {error.message}",
+                    detail=error.detail,
+                    hint=error.hint or "look into the server's log; WAL that is needed must not be removed (use a slot)",
+                )
+            raise error
+        raise WalIncomplete(
+            f"the server ended the WAL stream at {self.received}, before the end of the backup",
+            hint="the server was shut down or promoted; take the backup again",
+        )
+
+    def _end_copy(self, pgconn: pq.abc.PGconn) -> None:
+        """Leave streaming mode; what the server still sends is not needed."""
+        try:
+            pgconn.put_copy_end()
+            pgconn.flush()
+        except psycopg.Error:
+            pass  # All WAL of the backup is here; a connection that breaks now loses nothing.
+
+    def _send(self, pgconn: pq.abc.PGconn, content: bytes) -> None:
+        try:
+            pgconn.put_copy_data(content)
+            pgconn.flush()
+        except psycopg.Error:
+            raise connection_lost(pgconn) from None

@@ -1,0 +1,98 @@
+"""Find the payload of CopyData messages in a large receive buffer, without copying it.
+
+Theory of operation. The transport receives up to a megabyte at a time into a buffer and asks the scanner for the
+payload slices in it. A message that is cut by the end of the buffer is continued in the next one; only a cut header
+(at most 5 bytes) or a cut control message is left for the caller to carry over.
+
+From PostgreSQL 15 on, one COPY carries everything and each message starts with a type byte (manual, BASE_BACKUP):
+``n`` a new archive, ``d`` archive or manifest data, ``m`` the manifest begins, ``p`` progress. Before 15 each COPY is
+one archive and the payload is all data (`typed=False`).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from polarvault.errors import RemoteProtocolError
+from polarvault.wire.messages import HEADER_BYTES, MAX_CONTROL_BYTES
+
+_COPY_DATA, _DATA = 0x64, 0x64
+_HEADER = struct.Struct("!BI")
+_MAX_COPY_BYTES = 1 << 30
+
+
+@dataclass(slots=True)
+class DataRun:
+    """Consecutive data payloads, in order."""
+
+    views: list[memoryview]
+
+
+@dataclass(slots=True)
+class Control:
+    """Any other message: for CopyData its subtype byte as kind and the rest as body, else the message itself."""
+
+    kind: bytes
+    body: bytes
+    is_copy: bool
+
+
+Piece = DataRun | Control
+
+
+class CopyScanner:
+    """Cut buffers into pieces; the concatenated result does not depend on where buffers end."""
+
+    def __init__(self, *, typed: bool) -> None:
+        self._typed = typed
+        self._prefix = HEADER_BYTES + 1 if typed else HEADER_BYTES
+        self._left = 0
+
+    def scan(self, view: memoryview, start: int, end: int) -> tuple[list[Piece], int, bool]:
+        """Return the pieces in view[start:end], where the unread rest begins, and whether the copy has ended.
+
+        When the copy has ended (CopyDone or an error) the rest belongs to the messages after it.
+        """
+        pieces: list[Piece] = []
+        run: list[memoryview] = []
+        position, prefix, typed, left = start, self._prefix, self._typed, self._left
+        unpack = _HEADER.unpack_from
+        while position < end:
+            if left:
+                take = min(left, end - position)
+                run.append(view[position : position + take])
+                left -= take
+                position += take
+                continue
+            if end - position < HEADER_BYTES:
+                break
+            kind, length = unpack(view, position)
+            if kind == _COPY_DATA and (not typed or (end - position >= prefix and view[position + 5] == _DATA)):
+                if not (4 + typed) <= length <= _MAX_COPY_BYTES:
+                    raise RemoteProtocolError(f"a CopyData message claims {length} bytes")
+                position += prefix
+                left = length - 4 - typed
+                continue
+            if length < 4 or length > MAX_CONTROL_BYTES:
+                raise RemoteProtocolError(f"a message of type {chr(kind)!r} claims {length} bytes")
+            if end - position < length + 1:
+                break
+            body = bytes(view[position + HEADER_BYTES : position + length + 1])
+            position += length + 1
+            if run:
+                pieces.append(DataRun(run))
+                run = []
+            if kind == _COPY_DATA:
+                if not body:
+                    raise RemoteProtocolError("an empty CopyData message in a base backup")
+                pieces.append(Control(body[:1], body[1:], True))
+                continue
+            pieces.append(Control(bytes([kind]), body, False))
+            if kind in b"cE":
+                self._left = 0
+                return pieces, position, True
+        if run:
+            pieces.append(DataRun(run))
+        self._left = left
+        return pieces, position, False
