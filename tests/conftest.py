@@ -17,6 +17,8 @@ from polarvault.demo.programs import Installation, reachable
 from support.cluster import Cluster
 from support.polar_cluster import MISSING as POLARDB_MISSING
 from support.polar_cluster import PolarCluster
+from support.replay_server import MISSING as RECORDINGS_MISSING
+from support.replay_server import ReplayServer, recordings
 from support.servers import (
     EXPECTED,
     ServerPool,
@@ -25,6 +27,7 @@ from support.servers import (
     missing_reason,
     session_directory,
 )
+from support.two_archive_proxy import TwoArchiveProxy
 
 # Quick groups first, so that a broken parser shows before any server is started.
 ORDER = ("unit", "property", "contract", "golden", "docs", "integration", "fault")
@@ -205,3 +208,21 @@ def make_polardb(workspace: Path, polardb_installation: Installation) -> Iterato
     yield make
     for cluster in made:
         cluster.remove()
+
+
+@pytest.fixture
+def replay_server() -> Iterator[ReplayServer]:
+    """A server that gives the recorded answers of a real PolarDB; or skips."""
+    directory = recordings()
+    if directory is None:
+        pytest.skip(RECORDINGS_MISSING)
+    with ReplayServer(directory) as server:
+        yield server
+
+
+@pytest.fixture
+def two_archives(make_cluster: Callable[..., Cluster]) -> Iterator[tuple[Cluster, TwoArchiveProxy]]:
+    """A PostgreSQL 15 of the test's own and, before it, a proxy that gives its base backups PolarDB's shape."""
+    cluster = make_cluster(15)
+    with TwoArchiveProxy(cluster.port) as proxy:
+        yield cluster, proxy
