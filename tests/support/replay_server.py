@@ -160,7 +160,7 @@ def _replication_answer(server: ReplayServer, command: str) -> Iterator[bytes]:
     verb, *words = re.findall(r'"[^"]*"|\S+', command)
     argument = words[0].strip('";') if words else ""
     if verb == "BASE_BACKUP":
-        yield from server.recorded(server.base_backup_command(command))
+        yield from server.recorded(command if server.has_recorded(command) else server.base_backup_command(command))
     elif verb == "CREATE_REPLICATION_SLOT":
         if argument in server.slots:
             yield wire.error("42710", f'replication slot "{argument}" already exists') + wire.READY
