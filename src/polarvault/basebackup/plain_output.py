@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
 from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents
 from polarvault.basebackup.recovery_settings import AUTO_CONF, STANDBY_SIGNAL
+from polarvault.pgfiles.tar import Member
 from polarvault.pipeline.member_sinks import DirectorySink
 from polarvault.pipeline.wal_sinks import WalDirectory
 from polarvault.polardb.layout import SHARED_HALF_NAME, KeepRules, keep_everything
@@ -70,7 +72,7 @@ class PlainOutput:
             # An in-place tablespace has a location relative to the data directory.
             root = os.path.join(self._shared_root, self._new_location(tablespace.location))
             os.makedirs(root, context.modes.directory, exist_ok=True)
-        keep = keep_everything
+        keep: Callable[[Member], bool] = keep_everything
         if context.identity.shared_storage and not context.request.keep_all and tablespace.oid is None:
             keep = KeepRules(tablespace.shared, context.identity.log_directory)
         sink = DirectorySink(

@@ -143,9 +143,16 @@ class StdoutOutput:
     def _add_file(self, name: str, path: str) -> None:
         size = os.path.getsize(path)
         self._below.write([encode_header(name, size, mtime=int(time.time()))])
+        position = 0
         with open(path, "rb", buffering=0) as source:
-            while content := source.read(_COPY_BYTES):
-                self._below.write([content])
+            for start, end in [*files.data_ranges(source.fileno(), size), (size, size)]:
+                if start > position:
+                    self._below.write_zeros(start - position)
+                position = start
+                while position < end:
+                    content = os.pread(source.fileno(), min(_COPY_BYTES, end - position), position)
+                    self._below.write([content])
+                    position += len(content)
         self._below.write([bytes(-size % 512)])
 
 

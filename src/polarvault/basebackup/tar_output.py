@@ -50,7 +50,8 @@ class TarOutput:
         compression = self._context.tar_compression
         if compression.algorithm != "gzip":
             compression = Compression()
-        return WalTar(self._file(self._shared_root, "pg_wal.tar", compression))
+        path = os.path.join(self._shared_root, "pg_wal.tar" + compression.suffix)
+        return WalTar(self._file(self._shared_root, "pg_wal.tar", compression), path)
 
     def open_archive(self, event: ArchiveBegins) -> ArchiveWriter:
         """Open the archive's tar file."""

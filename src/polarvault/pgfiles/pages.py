@@ -14,7 +14,6 @@ import ctypes
 import functools
 import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,9 +56,17 @@ class BadPage:
 
 
 class Kernel(Protocol):
-    """Check `count` pages at an address; write the indexes of wrong ones to `bad`, return how many are wrong."""
+    """Checks pages that lie in equal runs: `per_run` pages one after the other, a run every `stride` bytes.
 
-    def __call__(self, address: int, count: int, first_block: int, bad: int, capacity: int, /) -> int: ...
+    That is how pages lie in a receive buffer, where message headers stand between them. The indexes of wrong pages go to
+    the int64 array at `bad`, at most `capacity` of them; returned is how many are wrong.
+    """
+
+    def __call__(
+        self, address: int, count: int, first_block: int, per_run: int, stride: int, bad: int, capacity: int, /
+    ) -> int:
+        """Check `count` pages; the first has block number `first_block`."""
+        ...
 
 
 def page_checksum(page: bytes | memoryview, block: int) -> int:
@@ -99,12 +106,18 @@ def load_kernel() -> Kernel:
         return numpy_kernel
 
 
-def numpy_kernel(address: int, count: int, first_block: int, bad: int, capacity: int) -> int:
+def numpy_kernel(
+    address: int, count: int, first_block: int, per_run: int, stride: int, bad: int, capacity: int
+) -> int:
     """Check pages with numpy; the contract is that of `Kernel`."""
     import numpy
 
-    raw = (ctypes.c_uint8 * (count * PAGE_BYTES)).from_address(address)
-    words = numpy.frombuffer(raw, dtype="<u4").reshape(count, _ROWS, _LANES)
+    runs = range(0, count, per_run)
+    pages = b"".join(
+        ctypes.string_at(address + number * stride, min(per_run, count - first) * PAGE_BYTES)
+        for number, first in enumerate(runs)
+    )
+    words = numpy.frombuffer(pages, dtype="<u4").reshape(count, _ROWS, _LANES)
     sums = numpy.tile(numpy.array(_OFFSETS, dtype=numpy.uint32), (count, 1))
     mixed = numpy.empty_like(sums)
     first_row = words[:, 0, :].copy()
@@ -145,7 +158,7 @@ def _kernel_source() -> str:
 
     return f"""
 declare i32 @llvm.vector.reduce.xor.v32i32({vector})
-define i64 @check(i64 %address, i64 %count, i64 %first, i64 %bad, i64 %capacity) {{
+define i64 @check(i64 %address, i64 %count, i64 %first, i64 %perrun, i64 %stride, i64 %bad, i64 %capacity) {{
 entry:
   br label %page
 page:
@@ -154,7 +167,11 @@ page:
   %finished = icmp uge i64 %index, %count
   br i1 %finished, label %exit, label %start
 start:
-  %skip = mul i64 %index, {PAGE_BYTES}
+  %run = udiv i64 %index, %perrun
+  %inrun = urem i64 %index, %perrun
+  %skiprun = mul i64 %run, %stride
+  %skippage = mul i64 %inrun, {PAGE_BYTES}
+  %skip = add i64 %skiprun, %skippage
   %where = add i64 %address, %skip
   %base = inttoptr i64 %where to {vector}*
   %row0 = load {vector}, {vector}* %base, align 1
@@ -227,6 +244,6 @@ def _engine() -> tuple[object, int]:
 def _compile_kernel() -> Kernel:
     # The engine owns the machine code: the cache keeps it alive as long as the process.
     _, address = _engine()
-    signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 5)
-    compiled: Callable[[int, int, int, int, int], int] = signature(address)
+    signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 7)
+    compiled: Kernel = signature(address)
     return compiled

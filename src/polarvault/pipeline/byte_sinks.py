@@ -6,7 +6,9 @@ the operating system. Compressed files stay ordinary: one gzip member, zstd and 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import struct
 import zlib
 from collections import deque
@@ -83,6 +85,9 @@ class StandardOutput:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        # Opened for appending (>>), the position is not ours to move.
+        appending = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode) and not appending
 
     def write(self, views: Sequence[Buffer]) -> None:
         """Write the views."""
@@ -92,8 +97,15 @@ class StandardOutput:
             raise files.storage_failed(problem, "write to", self.path) from problem
 
     def write_zeros(self, count: int) -> None:
-        """Write zeros; a pipe has no holes."""
-        write_zeros_plainly(self, count)
+        """Leave a hole where standard output is a file written from its start; a pipe has no holes."""
+        if not self._is_file:
+            write_zeros_plainly(self, count)
+            return
+        try:
+            position = os.lseek(self._descriptor, count, os.SEEK_CUR)
+            os.ftruncate(self._descriptor, position)
+        except OSError as problem:
+            raise files.storage_failed(problem, "extend", self.path) from problem
 
     def finish(self) -> None:
         """Leave the descriptor open: it is not ours."""

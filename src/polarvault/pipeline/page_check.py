@@ -14,6 +14,8 @@ from polarvault.pgfiles import pages
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberKind, TarEvent
 
+# What stands in front of the payload in each message of a base backup: type, length, subtype.
+_MESSAGE_HEADER_BYTES = 6
 # The server names at most this many pages per file; more would bury the message.
 _NAMED_PER_FILE = 5
 _CAPACITY = 4096
@@ -70,8 +72,7 @@ class PageCheck:
         """Take the next event of the archive."""
         if isinstance(event, MemberData):
             if self._active:
-                for view in event.views:
-                    self._check_view(view)
+                self._check_views(event.views)
         elif isinstance(event, MemberBegins):
             member = event.member
             segment = pages.relation_segment(member.name) if member.kind is MemberKind.FILE else None
@@ -83,6 +84,31 @@ class PageCheck:
         elif self._active:
             self._finish_file()
 
+    def _check_views(self, views: list[memoryview]) -> None:
+        """Check the pages in the views; the middle ones in one call, if they lie as a receive buffer has them."""
+        middle = views[1:-1]
+        per_run = len(middle[0]) // PAGE_BYTES if middle else 0
+        if per_run and not middle[0].readonly:
+            self._check_view(views[0])
+            first, last = _address(middle[0]), _address(middle[-1])
+            stride = per_run * PAGE_BYTES + _MESSAGE_HEADER_BYTES
+            total = len(middle) * per_run * PAGE_BYTES
+            if not self._filled and last - first == (len(middle) - 1) * stride and sum(map(len, middle)) == total:
+                self._check_runs(first, len(middle) * per_run, per_run, stride, middle)
+                self._check_view(views[-1])
+                return
+            views = views[1:]
+        for view in views:
+            self._check_view(view)
+
+    def _check_runs(self, address: int, count: int, per_run: int, stride: int, views: list[memoryview]) -> None:
+        wrong = self._kernel(address, count, self._block, per_run, stride, self._bad_address, _CAPACITY)
+        for index in self._bad[: min(wrong, _CAPACITY)]:
+            start = index % per_run * PAGE_BYTES
+            self._judge(self._block + index, views[index // per_run][start : start + PAGE_BYTES])
+        self._block += count
+        self.findings.checked_pages += count
+
     def _check_view(self, view: memoryview) -> None:
         length = len(view)
         offset = 0
@@ -92,26 +118,18 @@ class PageCheck:
             self._filled += offset
             if self._filled < PAGE_BYTES:
                 return
-            self._check(self._scratch_address, 1, memoryview(self._scratch))
+            self._check_runs(self._scratch_address, 1, 1, PAGE_BYTES, [memoryview(self._scratch)])
             self._filled = 0
         count = (length - offset) // PAGE_BYTES
         if count:
             whole = view[offset:] if offset else view
             if whole.readonly:
                 whole = memoryview(bytearray(whole))
-            self._check(ctypes.addressof(ctypes.c_char.from_buffer(whole)), count, whole)
+            self._check_runs(_address(whole), count, count, PAGE_BYTES, [whole])
             offset += count * PAGE_BYTES
         if offset < length:
             self._filled = length - offset
             self._scratch[: self._filled] = view[offset:]
-
-    def _check(self, address: int, count: int, content: memoryview) -> None:
-        wrong = self._kernel(address, count, self._block, self._bad_address, _CAPACITY)
-        if wrong:
-            for index in self._bad[: min(wrong, _CAPACITY)]:
-                self._judge(self._block + index, content[index * PAGE_BYTES : (index + 1) * PAGE_BYTES])
-        self._block += count
-        self.findings.checked_pages += count
 
     def _judge(self, block: int, page: memoryview) -> None:
         lsn, stored, _ = pages.read_page_header(page)
@@ -129,3 +147,7 @@ class PageCheck:
         if self._wrong_count:
             self.findings.bad_files.append(BadFile(self._path, self._wrong_count, self._wrong))
             self._wrong, self._wrong_count = [], 0
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))

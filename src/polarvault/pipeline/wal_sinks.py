@@ -10,9 +10,12 @@ import os
 import time
 
 from polarvault.model.segment import WalSegment
-from polarvault.pgfiles.tar import TERMINATOR, encode_header, encode_member
+from polarvault.pgfiles.tar import TERMINATOR, MemberBegins, MemberData, TarReader, encode_header, encode_member
 from polarvault.pipeline.byte_sinks import ByteSink
+from polarvault.pipeline.decompress import decoder_for
 from polarvault.storage import files
+
+_READ_BYTES = 1 << 20
 
 
 class WalDirectory:
@@ -92,10 +95,11 @@ class WalTar:
     """Segments as members of one tar; the unfilled tail of the last is a hole where the file allows it."""
 
     # The last bytes of WAL, kept to check the end-of-backup record without reading the (compressed) tar back.
-    _TAIL_BYTES = 64 << 10
+    _TAIL_BYTES = 256 << 10
 
-    def __init__(self, below: ByteSink) -> None:
+    def __init__(self, below: ByteSink, path: str) -> None:
         self._below = below
+        self._path = path
         self._open: WalSegment | None = None
         self._position = 0
         self._tail = bytearray()
@@ -132,6 +136,27 @@ class WalTar:
         self._below.finish()
 
     def read(self, segment: WalSegment, offset: int, length: int) -> bytes:
-        """Return bytes near the end of the stream; that is all that is kept."""
+        """Return bytes of the stream: the last ones from memory, older ones from the finished tar."""
         start = segment.start + offset - (self._tail_end - len(self._tail))
-        return bytes(self._tail[start : start + length]) if start >= 0 else b""
+        if start >= 0:
+            return bytes(self._tail[start : start + length])
+        # The server sent much more after the end of the backup than is kept.
+        return _read_member(self._path, segment.file_name, offset, length)
+
+
+def _read_member(path: str, name: str, offset: int, length: int) -> bytes:
+    """Return bytes of one member of a tar file, compressed or not."""
+    decoder, reader = decoder_for(path), TarReader(path)
+    found = bytearray()
+    wanted = False
+    with open(path, "rb", buffering=0) as source:
+        while content := source.read(_READ_BYTES):
+            for event in reader.feed(decoder.feed([memoryview(content)])):
+                if isinstance(event, MemberBegins):
+                    wanted = event.member.name == name
+                elif wanted and isinstance(event, MemberData) and event.offset < offset + length:
+                    plain = b"".join(event.views)
+                    found += plain[max(0, offset - event.offset) : max(0, offset + length - event.offset)]
+                    if len(found) >= length:
+                        return bytes(found)
+    return bytes(found)

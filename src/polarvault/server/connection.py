@@ -151,7 +151,7 @@ def _gss_encrypted(pgconn: pq.abc.PGconn) -> bool:
     for library in libraries:
         in_use = ctypes.CDLL(library).PQgssEncInUse
         in_use.argtypes = [ctypes.c_void_p]
-        if pgconn.pgconn_ptr is not None and in_use(pgconn.pgconn_ptr):
+        if in_use(getattr(pgconn, "pgconn_ptr", None)):
             return True
     # Without the library to ask, a ticket cache is the sign that encryption may have been negotiated.
     return not libraries and "KRB5CCNAME" in os.environ

@@ -24,7 +24,8 @@ from polarvault.wire import messages
 from polarvault.wire.copy_scanner import Control, CopyScanner, DataRun, Piece
 from polarvault.wire.messages import ResultSet
 
-BUFFER_BYTES = 1 << 20
+# Small enough that what was received is still in the processor's cache when it is checked and written.
+BUFFER_BYTES = 256 << 10
 # Enough to keep the socket drained while the disk stalls for a moment; bounds memory together with BUFFER_BYTES.
 BUFFER_COUNT = 24
 _LIBPQ_BLOCK_MESSAGES = 32
@@ -331,7 +332,7 @@ class LibpqTransport:
                     ended = True
                     break
                 view = memoryview(message)
-                if not typed or view[:1] == b"d":
+                if not typed or bytes(view[:1]) == b"d":
                     run.append(view[1:] if typed else view)
                     continue
                 if run:

@@ -8,6 +8,7 @@ A temporary slot goes away with its connection.
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 import time
@@ -25,8 +26,8 @@ from polarvault.server.identity import ServerIdentity
 from polarvault.wire import commands
 from polarvault.wire.replication import Keepalive, WalData, encode_status, parse_stream_message
 
-# How often the loop looks at its flags while the server is silent.
-_POLL_S = 0.1
+# Only a safety net: whatever the loop waits for also wakes it.
+_POLL_S = 1.0
 
 
 class WalSink(Protocol):
@@ -78,6 +79,8 @@ class WalStream:
         self._thread: threading.Thread | None = None
         self._stop_lsn: Lsn | None = None
         self._cancelled = threading.Event()
+        # A byte in this pipe wakes the thread out of its wait for the server.
+        self._wake_reader, self._wake_writer = os.pipe()
         self._failure: BaseException | None = None
         self._made_permanent_slot = False
         self.received = Lsn(0)
@@ -93,7 +96,7 @@ class WalStream:
         found = self._connection.query("IDENTIFY_SYSTEM").value(0, 0)
         if found != self._identity.system_identifier:
             raise ServerRefused(
-                f"the WAL connection reached another cluster ({found}) than the backup ({self._identity.system_identifier})",
+                f"the WAL connection reached cluster {found}, the backup cluster {self._identity.system_identifier}",
                 hint="give one host, or target_session_attrs, so that both connections reach the same server",
             )
         if self._slot.create and self._slot.name is not None:
@@ -125,6 +128,7 @@ class WalStream:
     def stop_at(self, lsn: Lsn) -> None:
         """Name the LSN after which the stream ends."""
         self._stop_lsn = lsn
+        os.write(self._wake_writer, b"!")
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the stream's end; raise what ended it early."""
@@ -142,8 +146,11 @@ class WalStream:
     def close(self, *, failed: bool) -> None:
         """End the thread and the connection; after a failure a permanent slot that we made goes as well."""
         self._cancelled.set()
+        os.write(self._wake_writer, b"!")
         if self._thread is not None:
             self._thread.join()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
         if self._connection is not None:
             self._connection.close()
         if failed and self._made_permanent_slot and self._slot.name is not None:
@@ -214,7 +221,10 @@ class WalStream:
         try:
             length, content = pgconn.get_copy_data(1)
             if length == 0:
-                if select.select([pgconn.socket], [], [], _POLL_S)[0]:
+                ready = select.select([pgconn.socket, self._wake_reader], [], [], _POLL_S)[0]
+                if self._wake_reader in ready:
+                    os.read(self._wake_reader, 16)
+                if pgconn.socket in ready:
                     pgconn.consume_input()
                 return None
         except psycopg.Error:
@@ -228,7 +238,7 @@ class WalStream:
                 raise WalIncomplete(
                     f"the server ended the WAL stream at {self.received}: {error.message}",
                     detail=error.detail,
-                    hint=error.hint or "look into the server's log; WAL that is needed must not be removed (use a slot)",
+                    hint=error.hint or "look into the server's log; needed WAL must not be removed (use a slot)",
                 )
             raise error
         raise WalIncomplete(

@@ -7,7 +7,6 @@ directory. Writeback is started early (`start_writeback`) so that the fsync at t
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import errno
 import os
 from collections.abc import Iterable, Sequence
@@ -167,24 +166,32 @@ def _reflink(source: int, target: int) -> bool:
     return True
 
 
-def _copy_extents(source: int, target: int, size: int) -> str:
-    os.ftruncate(target, size)
-    way, offset = "copy_file_range", 0
+def data_ranges(descriptor: int, size: int) -> list[tuple[int, int]]:
+    """Return (start, end) of every stretch that is not a hole; moves the descriptor's position."""
+    found: list[tuple[int, int]] = []
+    offset = 0
     while offset < size:
         try:
-            start = os.lseek(source, offset, os.SEEK_DATA)
-            end = os.lseek(source, start, os.SEEK_HOLE)
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
         except OSError as problem:
             if problem.errno == errno.ENXIO:
-                break  # Only a hole is left, and ftruncate has made it already.
+                break  # Only a hole is left.
             start, end = offset, size
+        found.append((start, end))
+        offset = end
+    return found
+
+
+def _copy_extents(source: int, target: int, size: int) -> str:
+    os.ftruncate(target, size)
+    for start, end in data_ranges(source, size):
         while start < end:
             copied = _copy_some(source, target, start, end - start)
             if copied == 0:
-                return way
+                break
             start += copied
-        offset = end
-    return way
+    return "copy"
 
 
 def _copy_some(source: int, target: int, offset: int, length: int) -> int:
