@@ -23,7 +23,8 @@ from polarvault.restore.model import (
     Role,
     Tablespace,
 )
-from polarvault.restore.plan import check_space, plan_restore
+from polarvault.restore.places import check_space
+from polarvault.restore.plan import plan_restore
 
 LABEL = b"""START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
 CHECKPOINT LOCATION: 0/2000060
@@ -53,6 +54,7 @@ class FakeHost(Host):
         self.full = full
         self.files = files or {}
         self.available = 1 << 40
+        self.taken_ports: tuple[int, ...] = ()
 
     def read(self, path: str) -> bytes | None:
         return self.files.get(path)
@@ -71,6 +73,9 @@ class FakeHost(Host):
 
     def available_bytes(self, path: str) -> tuple[int, int]:
         return 1, self.available
+
+    def port_is_taken(self, port: int) -> bool:
+        return port in self.taken_ports
 
     def shares_extents(self, source: str, target: str) -> bool:
         return False
@@ -236,7 +241,17 @@ def test_two_halves_get_the_settings_of_an_ordinary_file_system() -> None:
     assert changed(made)["full_page_writes"] == ("off", "on")
     assert changed(made)["polar_has_partial_write"] == (None, "on")
     assert "polar_disk_name" not in changed(made)
-    assert made.expected_datadir == "file-dio:///s"
+
+
+@pytest.mark.parametrize("value", ["file-dio:///live/shared", "/live", "pfsd:///s", "file-dio://./s", ""])
+def test_set_cannot_name_other_storage(value: str) -> None:
+    found = inventory(POLAR_CONF, shared=True)
+    refused(UsageError, "polar_datadir", found, shared_target="/s", settings=(("polar_datadir", value),))
+
+
+def test_set_may_choose_buffered_storage() -> None:
+    made = plan(inventory(POLAR_CONF, shared=True), shared_target="/s", settings=(("polar_datadir", "file:///s/"),))
+    assert changed(made)["polar_datadir"][1] == "file:///s/"
 
 
 def test_a_source_on_pfs_gets_names_that_cannot_fence_it() -> None:
@@ -376,6 +391,23 @@ def test_missing_space_is_an_error_with_both_numbers() -> None:
     host.available = 500
     with pytest.raises(StorageFailed, match="1000 bytes are needed, 500 are free"):
         check_space(plan(inventory(), host=host))
+
+
+def test_a_port_in_use_is_refused_for_a_start_and_said_otherwise() -> None:
+    host = FakeHost()
+    host.taken_ports = (5432,)
+    assert "--port" in refused(UsageError, "port 5432 is in use", inventory(), host=host, start=True)
+    assert any("5432" in warning for warning in plan(inventory(), host=host).warnings)
+    assert not plan(inventory(), host=host, port=5433).warnings
+    assert not plan(inventory(b"listen_addresses = ''\n"), host=host).warnings
+
+
+def test_halves_of_two_backups_are_noticed() -> None:
+    found = inventory(POLAR_CONF, shared=True)
+    for body, count in ((LABEL, 0), (LABEL.replace(b"0/2000028", b"0/9000028"), 1)):
+        copy = {(Area.SHARED, "polar_non_exclusive_backup_label"): body}
+        made = plan(replace(found, files={**found.files, **copy}))
+        assert sum("two different backups" in warning for warning in made.warnings) == count
 
 
 def test_passwords_do_not_reach_the_report() -> None:

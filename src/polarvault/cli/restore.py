@@ -96,10 +96,11 @@ def command(
 def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     from polarvault.report.restore import plan_json, plan_text, result_json, result_text
     from polarvault.restore.host import Host
-    from polarvault.restore.plan import check_space
+    from polarvault.restore.places import check_space
     from polarvault.restore.run import prepare, restore_backup
 
-    plan, account = prepare(request, Host())
+    host = Host()
+    plan, account = prepare(request, host)
     for warning in plan.warnings:
         click.echo(f"polarvault: warning: {warning}", err=True)
     if plan_only:
@@ -108,7 +109,7 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
         return
     try:
         with _progress(plan) as progress:
-            result = restore_backup(plan, account, progress)
+            result = restore_backup(plan, host, account, progress)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what was restored so far has been removed") from None
     for warning in result.warnings[len(plan.warnings) :]:

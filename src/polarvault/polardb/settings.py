@@ -7,6 +7,7 @@ that is started with it off by mistake would mount the named disk by force and f
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,12 @@ def split_protocol(datadir: str) -> tuple[str | None, str]:
 def uses_shared_storage(value: Callable[[str], str | None]) -> bool:
     """Tell from the settings whether the instance keeps its database outside of the data directory."""
     return is_true(value(SHARED_STORAGE_MODE)) and bool(value(DATADIR))
+
+
+def names_directory(datadir: str | None, directory: str) -> bool:
+    """Tell whether a polar_datadir value means this ordinary directory (an absolute path), whatever its protocol."""
+    protocol, path = split_protocol(datadir or "")
+    return protocol in (None, DIRECT_PROTOCOL, BUFFERED_PROTOCOL) and posixpath.normpath(path) == directory
 
 
 def shared_storage_settings(

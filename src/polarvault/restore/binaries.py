@@ -18,6 +18,10 @@ _VERSION = re.compile(r"postgres \(PostgreSQL\) (\d+)(\S*)")
 _QUESTION_TIMEOUT_S = 30
 
 
+class ProgramFailed(StartFailed):
+    """A server program could not answer; what it said is in the message."""
+
+
 def find_binaries(
     major: int, account: Account, *, polardb: bool, bindir: str | None, environment: Mapping[str, str]
 ) -> tuple[Binaries | None, list[str]]:
@@ -80,12 +84,12 @@ def run_program(
 def ask_setting(binaries: Binaries, directory: str, name: str, account: Account) -> str:
     """Return what `postgres -C name -D directory` says: the value that a start would use, nothing being started.
 
-    Raises StartFailed with the server's own words when it cannot read its settings.
+    Raises ProgramFailed with the server's own words when it cannot read its settings.
     """
     # -C has to come first: only then does postgres accept being asked by root.
     outcome = run_program([binaries.program("postgres"), "-C", name, "-D", directory], account)
     if outcome.returncode != 0:
-        raise StartFailed(
+        raise ProgramFailed(
             f"postgres -C {name} -D {directory} failed: {outcome.stderr.strip() or 'no message'}",
             hint="correct the settings of the source, or change them with --set name=value",
         )

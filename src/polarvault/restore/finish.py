@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from polarvault.errors import BackupUnusable, StartFailed
 from polarvault.pgconf.configuration import Configuration
 from polarvault.pgfiles.control import ControlFile, parse_control
-from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true
-from polarvault.restore.binaries import ask_setting
+from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true, names_directory
+from polarvault.restore.binaries import ProgramFailed, ask_setting
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import CONTROL_WAITING_NAME, Binaries, RestorePlan
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
@@ -99,19 +99,17 @@ def check_settings(plan: RestorePlan, binaries: Binaries | None, account: Accoun
     A restored local half that still names live storage starts as a second writer there and destroys data: PolarDB has
     no lock on it (facts 4.2). The server's own reading counts; our reading of the files is the fallback.
     """
-    expected = {} if plan.expected_datadir is None else {DATADIR: plan.expected_datadir}
     files = Configuration(plan.layout.local, Host(), cluster_file=_cluster_file(plan))
-    for name, value in expected.items():
-        _compare(name, files.value(name), value, plan)
+    _check_datadir(files.value(DATADIR), plan)
     if plan.layout.merged and is_true(files.value(SHARED_STORAGE_MODE)):
         raise _points_elsewhere(SHARED_STORAGE_MODE, "on", "off", plan)
     if binaries is None:
         return ["no fitting server programs were found, so `postgres -C` could not confirm the settings"]
     try:
         directory = ask_setting(binaries, plan.layout.local, "data_directory", account)
-        for name, value in expected.items():
-            _compare(name, ask_setting(binaries, plan.layout.local, name, account), value, plan)
-    except StartFailed as problem:
+        if plan.layout.shared:
+            _check_datadir(ask_setting(binaries, plan.layout.local, DATADIR, account), plan)
+    except ProgramFailed as problem:
         if plan.is_polardb or plan.request.start:
             raise
         return [problem.message]
@@ -125,9 +123,9 @@ def _cluster_file(plan: RestorePlan) -> str | None:
     return path if os.path.exists(path) else None
 
 
-def _compare(name: str, found: str | None, expected: str, plan: RestorePlan) -> None:
-    if found != expected:
-        raise _points_elsewhere(name, found, expected, plan)
+def _check_datadir(found: str | None, plan: RestorePlan) -> None:
+    if plan.layout.shared and not names_directory(found, plan.layout.shared):
+        raise _points_elsewhere(DATADIR, found, plan.layout.shared, plan)
 
 
 def _points_elsewhere(name: str, found: str | None, expected: str, plan: RestorePlan) -> StartFailed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from dataclasses import dataclass
 
 from polarvault.errors import UsageError
@@ -101,6 +102,12 @@ class Host:
         if status.st_uid == account.uid:
             return bool(status.st_mode & 0o300 == 0o300)
         return bool(status.st_mode & (0o030 if status.st_gid == account.gid else 0o003) in (0o030, 0o003))
+
+    def port_is_taken(self, port: int) -> bool:
+        """Tell whether somebody listens on a TCP port of this machine."""
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def account(self, wanted: str | None, backup: str) -> Account:
         """Return the user for the restored files: the caller, or when root `--owner`, the backup's owner, postgres.

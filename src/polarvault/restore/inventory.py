@@ -11,7 +11,17 @@ from polarvault.errors import BackupUnusable
 from polarvault.pgfiles.backup_label import parse_tablespace_map
 from polarvault.pgfiles.control import parse_control
 from polarvault.pgfiles.tar import Member, MemberKind
-from polarvault.restore.model import CONTROL_NAME, SHARED_PREFIX, Area, BackupSource, Form, Inventory, Part, Tablespace
+from polarvault.restore.model import (
+    CONTROL_NAME,
+    SHARED_LABEL_NAME,
+    SHARED_PREFIX,
+    Area,
+    BackupSource,
+    Form,
+    Inventory,
+    Part,
+    Tablespace,
+)
 from polarvault.restore.routing import FULL_PAGE_DIRECTORY, area_of
 from polarvault.restore.tarstream import scan_tar
 from polarvault.storage.files import storage_failed
@@ -19,6 +29,7 @@ from polarvault.storage.files import storage_failed
 # Configuration may include files of any name, so every small file outside of the database's own directories is kept.
 _SMALL_BYTES = 1 << 20
 _MANIFEST_BYTES = 1 << 30
+ManifestSizes = list[tuple[str, int]]
 _DATABASE_DIRECTORIES = ("base", "global", "log")
 
 
@@ -51,7 +62,7 @@ class _Findings:
 
 def is_wanted(area: Area, name: str, size: int) -> bool:
     """Tell whether the content of a file decides how the restore is done."""
-    if name in (CONTROL_NAME, "global/polar_settings.conf"):
+    if name in (CONTROL_NAME, "global/polar_settings.conf") or (area is Area.SHARED and name == SHARED_LABEL_NAME):
         return True
     top, _, rest = name.partition("/")
     if top == "backup_manifest" and not rest:
@@ -64,14 +75,20 @@ def is_wanted(area: Area, name: str, size: int) -> bool:
 def take_inventory(source: BackupSource) -> Inventory:
     """Read what decides about a restore; large payload is skipped wherever the format allows it."""
     found = _Findings()
-    manifest = _manifest_sizes(source)
-    # WAL that was fetched is at the end of base.tar and in no manifest, so base.tar has to be read to its end then.
-    may_stop = bool(source.parts_of(Area.WAL))
+    manifest = load_manifest_sizes(source)
+    if not source.parts_of(Area.WAL):
+        # WAL that was fetched lies at the end of a tar and is in no manifest: the tars have to be read to their ends.
+        manifest = None
     for part in source.parts:
-        if part.is_tar:
-            _scan_tar_part(found, part, manifest if may_stop else None)
-        else:
+        if not part.is_tar:
             _scan_tree(found, part)
+        elif part.area is Area.SHARED and part.compression is not None and manifest is not None:
+            # Reading it twice would double the time of a restore. pg_control is looked at when it is unpacked.
+            found.sizes[Area.SHARED] = sum(size for name, size in manifest if not name.startswith("pg_tblspc/"))
+            found.file_count = len(manifest)
+        else:
+            _scan_tar_part(found, part, manifest)
+    in_manifest = manifest is not None and any(name == CONTROL_NAME for name, _ in manifest)
     tablespaces = _tablespaces(found, source)
     control = next((found.files[key] for key in _control_keys() if key in found.files), None)
     return Inventory(
@@ -81,7 +98,7 @@ def take_inventory(source: BackupSource) -> Inventory:
         wal=found.wal,
         names=frozenset(found.names),
         tablespaces=tablespaces,
-        has_control=control is not None or (manifest is not None and CONTROL_NAME in manifest),
+        has_control=control is not None or in_manifest,
         control=parse_control(control) if control is not None else None,
         group_readable=bool(found.modes) and all(mode & 0o777 == 0o750 for mode in found.modes),
         file_count=found.file_count,
@@ -140,7 +157,7 @@ def walk_tree(
                 yield name, entry.path, status, MemberKind.FILE
 
 
-def _scan_tar_part(found: _Findings, part: Part, manifest: dict[str, int] | None) -> None:
+def _scan_tar_part(found: _Findings, part: Part, manifest: ManifestSizes | None) -> None:
     if part.area is not Area.TABLESPACE:
         found.sizes.setdefault(part.area, 0)
 
@@ -167,36 +184,42 @@ def _scan_tar_part(found: _Findings, part: Part, manifest: dict[str, int] | None
                 return
 
 
-def _wanted_names(part: Part, manifest: dict[str, int] | None) -> set[str] | None:
+def _wanted_names(part: Part, manifest: ManifestSizes | None) -> set[str] | None:
     """Return the names after which a compressed base.tar need not be read further, or None: read it all."""
-    if manifest is None or part.area is not Area.LOCAL or CONTROL_NAME not in manifest:
+    if manifest is None or part.area is not Area.LOCAL:
         return None
-    names = {name for name, size in manifest.items() if name != CONTROL_NAME and is_wanted(part.area, name, size)}
-    # Not listed when the server sends it with size 0, and needed only by what has tablespaces; it comes second.
-    return names | {"backup_label", "PG_VERSION"} if names else None
+    names = {name for name, size in manifest if name != CONTROL_NAME and is_wanted(part.area, name, size)}
+    # The tablespace map comes right after the label, before PG_VERSION, and is not always there.
+    return names | {"backup_label", "PG_VERSION"} if "PG_VERSION" in names else None
 
 
-def _finish_from_manifest(found: _Findings, area: Area, manifest: dict[str, int]) -> None:
-    found.sizes[area] = sum(size for name, size in manifest.items() if not name.startswith("pg_tblspc/"))
-    found.names |= {(area, name) for name in manifest}
+def _finish_from_manifest(found: _Findings, area: Area, manifest: ManifestSizes) -> None:
+    found.sizes[area] = sum(size for name, size in manifest if not name.startswith("pg_tblspc/"))
+    found.names |= {(area, name) for name, _ in manifest}
     found.file_count = max(found.file_count, len(manifest))
     found.modes = found.modes or [0o700]
 
 
-def _manifest_sizes(source: BackupSource) -> dict[str, int] | None:
-    """Return size by path of the manifest of a plain PostgreSQL tar backup; None when it cannot help."""
-    if source.form is not Form.TAR_DIRECTORY or source.parts_of(Area.SHARED):
+def load_manifest_sizes(source: BackupSource) -> ManifestSizes | None:
+    """Return path and size of everything in the manifests beside the tar files; None when they do not help.
+
+    A stock PolarDB manifest lists both halves, and some paths twice. Whether a manifest is right is verifybackup's
+    question: here it saves reading compressed tars twice.
+    """
+    if source.form is not Form.TAR_DIRECTORY:
         return None
-    path = os.path.join(source.path, "backup_manifest")
-    try:
-        if os.path.getsize(path) > _MANIFEST_BYTES:
-            return None
-        with open(path, "rb") as stream:
-            files = json.load(stream)["Files"]
-        return {entry["Path"]: int(entry["Size"]) for entry in files if "Path" in entry}
-    except (OSError, ValueError, KeyError, TypeError):
-        # Sizes are a convenience here; whether the manifest is right is verifybackup's question.
-        return None
+    entries: ManifestSizes = []
+    for directory in dict.fromkeys(os.path.dirname(part.path) for part in source.parts):
+        path = os.path.join(directory, "backup_manifest")
+        try:
+            if os.path.getsize(path) <= _MANIFEST_BYTES:
+                with open(path, "rb") as stream:
+                    files = json.load(stream)["Files"]
+                named = [(entry["Path"], int(entry["Size"])) for entry in files if "Path" in entry]
+                entries += [(name, size) for name, size in named if not name.startswith(FULL_PAGE_DIRECTORY + "/")]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return entries if any(name == CONTROL_NAME for name, _ in entries) else None
 
 
 def _tablespaces(found: _Findings, source: BackupSource) -> tuple[Tablespace, ...]:

@@ -14,6 +14,8 @@ SHARED_PREFIX = "polar_shared_data"
 CONTROL_NAME = "global/pg_control"
 # pg_control lies under this name until everything else is durable, so that a broken restore cannot be started.
 CONTROL_WAITING_NAME = "global/pg_control.polarvault"
+# PolarDB leaves a copy of the label in the shared half at each backup start; the server never reads it.
+SHARED_LABEL_NAME = "polar_non_exclusive_backup_label"
 DESCRIPTION_NAME = "polarvault_backup.json"
 
 
@@ -216,4 +218,3 @@ class RestorePlan:
     space: tuple[SpaceNeed, ...]
     warnings: tuple[str, ...]
     binaries: Binaries | None
-    expected_datadir: str | None

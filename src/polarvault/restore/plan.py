@@ -6,25 +6,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from polarvault.errors import BackupUnusable, StorageFailed, TargetNotEmpty, UsageError
+from polarvault.errors import BackupUnusable, UsageError
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
-from polarvault.pgfiles.control import ClusterState
-from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, uses_shared_storage
+from polarvault.pgfiles.control import ClusterState, parse_control
+from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, names_directory, uses_shared_storage
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import (
-    SHARED_PREFIX,
+    CONTROL_NAME,
+    SHARED_LABEL_NAME,
     Area,
     BackupSource,
-    Form,
     Inventory,
-    Layout,
     RestorePlan,
     RestoreRequest,
     Role,
-    SpaceNeed,
-    Tablespace,
 )
+from polarvault.restore.places import check_targets, is_within, plan_layout, plan_space
 from polarvault.restore.settings import SettingsPlanner
 
 # pg_hba.conf for a backup that has none; without one the server does not start.
@@ -47,17 +45,8 @@ def plan_restore(
     label = _label(inventory, source)
     is_polardb, had_shared_half = _polardb(request, source, inventory)
     layout = plan_layout(request, inventory, had_shared_half=had_shared_half)
-    _check_targets(layout, source, inventory, host)
-    warnings = _source_warnings(request, inventory, label)
-    planner = _plan_settings(
-        request, inventory, layout, host, account, is_polardb=is_polardb, had_shared_half=had_shared_half
-    )
-    files = dict(planner.configuration.edited())
-    hba = os.path.join(layout.local, "pg_hba.conf")
-    if inventory.file("pg_hba.conf") is None and not planner.configuration.value("hba_file"):
-        warnings.append("the backup holds no pg_hba.conf: one that admits local users is written")
-        files[hba] = _MINIMAL_HBA
-    return RestorePlan(
+    check_targets(layout, source, inventory, host)
+    plan = RestorePlan(
         request=request,
         source=source,
         inventory=inventory,
@@ -65,37 +54,35 @@ def plan_restore(
         label=label,
         major_version=major,
         is_polardb=is_polardb,
-        changes=tuple(planner.changes),
-        files=files,
+        changes=(),
+        files={},
         signal_path=os.path.join(layout.local, request.role.signal_file),
-        space=tuple(_space(layout, inventory, source, host)),
-        warnings=(*warnings, *planner.warnings),
+        space=tuple(plan_space(layout, inventory, source, host)),
+        warnings=(),
         binaries=None,
-        expected_datadir=planner.configuration.value(DATADIR) if layout.shared else None,
     )
+    return _with_settings(plan, host, account)
 
 
-def check_space(plan: RestorePlan) -> None:
-    """Raise when a file system lacks the space that the plan needs."""
-    for need in plan.space:
-        if need.needed > need.available:
-            raise StorageFailed(
-                f'not enough space for "{need.path}": {need.needed} bytes are needed, {need.available} are free',
-                hint="free space or choose another target (df -h); nothing was written",
-            )
+def settle_plan(
+    plan: RestorePlan, found: Mapping[tuple[Area, str], bytes], host: Host, account: Account
+) -> RestorePlan:
+    """Complete a plan that was made without reading a compressed tar to its end, from what was unpacked since."""
+    control = parse_control(found[Area.SHARED, CONTROL_NAME])
+    inventory = replace(plan.inventory, control=control, files={**plan.inventory.files, **found})
+    label = _label(inventory, plan.source)
+    return _with_settings(replace(plan, inventory=inventory, label=label), host, account)
 
 
-def plan_layout(request: RestoreRequest, inventory: Inventory, *, had_shared_half: bool) -> Layout:
-    """Decide where each area goes."""
-    shared = None
-    if had_shared_half and not request.merge:
-        shared = request.shared_target or os.path.join(request.target, SHARED_PREFIX)
-    elif request.shared_target is not None:
-        raise UsageError("--polardata: the backup has no shared half", hint="leave --polardata out")
-    if request.merge and not had_shared_half:
-        raise UsageError("--merge: the backup has no shared half to merge", hint="leave --merge out")
-    spaces = {} if shared or request.merge else _map_tablespaces(request.tablespace_mapping, inventory.tablespaces)
-    return Layout(request.target, shared, spaces, merged=request.merge)
+def _with_settings(plan: RestorePlan, host: Host, account: Account) -> RestorePlan:
+    planner = _plan_settings(plan, host, account)
+    warnings = _source_warnings(plan.request, plan.inventory, plan.label)
+    warnings += _half_warnings(plan) + _port_warnings(plan, planner.configuration, host)
+    files = dict(planner.configuration.edited())
+    if plan.inventory.file("pg_hba.conf") is None and not planner.configuration.value("hba_file"):
+        warnings.append("the backup holds no pg_hba.conf: one that admits local users is written")
+        files[os.path.join(plan.layout.local, "pg_hba.conf")] = _MINIMAL_HBA
+    return replace(plan, changes=tuple(planner.changes), files=files, warnings=(*warnings, *planner.warnings))
 
 
 def _check_request(request: RestoreRequest) -> None:
@@ -185,51 +172,6 @@ def _polardb(request: RestoreRequest, source: BackupSource, inventory: Inventory
     return True, True
 
 
-def _map_tablespaces(mapping: Mapping[str, str], spaces: tuple[Tablespace, ...]) -> dict[int, str]:
-    mapping = {os.path.normpath(old): new for old, new in mapping.items()}
-    known = {os.path.normpath(space.location): space for space in spaces}
-    for old in mapping.keys() - known.keys():
-        present = ", ".join(sorted(known)) or "none"
-        raise UsageError(f'-T: the backup has no tablespace at "{old}"', hint=f"its tablespaces: {present}")
-    # The links of a plain backup point at the backup's own files: never use those in place.
-    homeless = [location for location, space in known.items() if space.copy is not None and location not in mapping]
-    if homeless:
-        raise UsageError(
-            f"tablespaces of the backup need a place of their own: {', '.join(homeless)}",
-            hint="add " + " ".join(f"-T {location}=NEW_DIRECTORY" for location in homeless),
-        )
-    return {space.oid: mapping.get(location, location) for location, space in known.items()}
-
-
-def _check_targets(layout: Layout, source: BackupSource, inventory: Inventory, host: Host) -> None:
-    sources = {host.real_path(part.path) for part in source.parts} | {host.real_path(source.path)}
-    sources |= {host.real_path(space.copy) for space in inventory.tablespaces if space.copy}
-    targets = [host.real_path(path) for path in layout.roots]
-    for path, target in zip(layout.roots, targets, strict=True):
-        for other in sources:
-            if _is_within(target, other) or _is_within(other, target):
-                raise UsageError(
-                    f'target "{path}" and backup "{other}" lie inside one another', hint="choose another target"
-                )
-        if not host.is_free_target(path):
-            mapped = next((oid for oid, place in layout.tablespaces.items() if place == path), None)
-            raise TargetNotEmpty(
-                f'directory "{path}" exists but is not empty',
-                hint=f"relocate tablespace {mapped}: -T {path}=NEW_DIRECTORY"
-                if mapped is not None
-                else "remove or empty it yourself, or choose another directory; it was not touched",
-            )
-    for index, (path, target) in enumerate(zip(layout.roots, targets, strict=True)):
-        for place, other in list(zip(layout.roots, targets, strict=True))[:index]:
-            nested_shared = place == layout.local and path == layout.shared and target != other
-            if (_is_within(target, other) or _is_within(other, target)) and not nested_shared:
-                raise UsageError(f'targets "{place}" and "{path}" lie inside one another', hint="choose another place")
-
-
-def _is_within(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
 def _source_warnings(request: RestoreRequest, inventory: Inventory, label: BackupLabel | None) -> list[str]:
     warnings = []
     if label is None:
@@ -250,21 +192,39 @@ def _source_warnings(request: RestoreRequest, inventory: Inventory, label: Backu
     return warnings
 
 
+def _half_warnings(plan: RestorePlan) -> list[str]:
+    """Compare the label with its copy in the shared half; a concurrent backup can have replaced that copy."""
+    content = plan.inventory.file(SHARED_LABEL_NAME, Area.SHARED)
+    label = plan.inventory.file("backup_label")
+    if not content or label is None or content.splitlines()[0] == label.splitlines()[0]:
+        return []
+    return [
+        "the halves may be of two different backups: the label in the shared half names another start "
+        f"({content.splitlines()[0].decode('ascii', 'replace')})"
+    ]
+
+
+def _port_warnings(plan: RestorePlan, configuration: Configuration, host: Host) -> list[str]:
+    port = configuration.value("port") or "5432"
+    addresses = configuration.value("listen_addresses")
+    is_local = addresses is None or any(word in addresses for word in ("*", "localhost", "127.0.0.1", "0.0.0.0"))
+    if not (port.isdigit() and is_local and host.port_is_taken(int(port))):
+        return []
+    if plan.request.start:
+        raise UsageError(
+            f"port {port} is in use on this machine, so the restored server could not start; nothing was written",
+            hint="choose another one: --port N",
+        )
+    return [f"port {port} is in use on this machine: choose another one with --port before the server is started"]
+
+
 def missing_wal(inventory: Inventory, label: BackupLabel) -> str | None:
     """Return the name of the WAL segment that recovery starts with when the backup does not hold it."""
     return None if label.start_segment in inventory.wal else label.start_segment
 
 
-def _plan_settings(
-    request: RestoreRequest,
-    inventory: Inventory,
-    layout: Layout,
-    host: Host,
-    account: Account,
-    *,
-    is_polardb: bool,
-    had_shared_half: bool,
-) -> SettingsPlanner:
+def _plan_settings(plan: RestorePlan, host: Host, account: Account) -> SettingsPlanner:
+    inventory, layout = plan.inventory, plan.layout
     files = {
         os.path.join(layout.local, name): content
         for (area, name), content in inventory.files.items()
@@ -278,7 +238,7 @@ def _plan_settings(
     known = frozenset(os.path.join(layout.local, name) for area, name in inventory.names if area is Area.LOCAL)
 
     def is_ours(path: str) -> bool:
-        return _is_within(path, layout.local) or path == cluster_file
+        return is_within(path, layout.local) or path == cluster_file
 
     def exists(path: str) -> bool:
         return path in known if is_ours(path) else host.exists(path)
@@ -287,34 +247,19 @@ def _plan_settings(
     planner = SettingsPlanner(
         configuration=Configuration(layout.local, reader, cluster_file=cluster_file),
         layout=layout,
-        request=request,
+        request=plan.request,
         exists=exists,
         usable_socket_directory=lambda path: host.is_writable_directory(path, account),
         direct_io=layout.shared is None or host.takes_direct_io(layout.shared),
-        is_polardb=is_polardb,
-        had_shared_half=had_shared_half,
+        is_polardb=plan.is_polardb,
+        had_shared_half=inventory.has_shared_half or layout.merged,
         control=inventory.control,
     )
     planner.plan()
+    # Only --set can have undone it; it would start a second writer on somebody's storage (facts 4.2).
+    if layout.shared and not names_directory(planner.configuration.value(DATADIR), layout.shared):
+        raise UsageError(
+            f"--set {DATADIR}={planner.configuration.value(DATADIR)} does not name the restored shared half",
+            hint=f"leave it out; --polardata decides where the shared half goes (now {layout.shared})",
+        )
     return planner
-
-
-def _space(layout: Layout, inventory: Inventory, source: BackupSource, host: Host) -> list[SpaceNeed]:
-    needs: dict[str, int] = {layout.local: 0, layout.data: 0}
-    for area, size in inventory.sizes.items():
-        place = layout.data if area in (Area.SHARED, Area.WAL) else layout.local
-        needs[place] += size
-    for oid, place in layout.tablespaces.items():
-        needs[place] = needs.get(place, 0) + inventory.tablespace_sizes.get(oid, 0)
-    if source.form is Form.PLAIN and all(
-        host.shares_extents(part.path, layout.data if part.area is Area.SHARED else layout.local)
-        for part in source.parts
-    ):
-        needs = dict.fromkeys(needs, 0)
-    by_device: dict[int, SpaceNeed] = {}
-    for place, needed in needs.items():
-        device, available = host.available_bytes(place)
-        seen = by_device.get(device)
-        total = needed + (seen.needed if seen else 0)
-        by_device[device] = replace(seen, needed=total) if seen else SpaceNeed(place, total, available)
-    return list(by_device.values())

@@ -12,8 +12,9 @@ from polarvault.restore.finish import finish
 from polarvault.restore.host import Account, Host
 from polarvault.restore.inventory import take_inventory
 from polarvault.restore.lay_out import LayOut, Progress
-from polarvault.restore.model import Area, RestorePlan, RestoreRequest, Role
-from polarvault.restore.plan import check_space, missing_wal, plan_restore
+from polarvault.restore.model import CONTROL_NAME, CONTROL_WAITING_NAME, Area, RestorePlan, RestoreRequest, Role
+from polarvault.restore.places import check_space
+from polarvault.restore.plan import missing_wal, plan_restore, settle_plan
 from polarvault.restore.routing import Router
 from polarvault.restore.source import find_backup
 from polarvault.restore.start import StartedServer, start_server
@@ -45,7 +46,7 @@ def prepare(request: RestoreRequest, host: Host) -> tuple[RestorePlan, Account]:
     return replace(plan, binaries=found), account
 
 
-def restore_backup(plan: RestorePlan, account: Account, progress: Progress) -> RestoreResult:
+def restore_backup(plan: RestorePlan, host: Host, account: Account, progress: Progress) -> RestoreResult:
     """Carry a plan out; on failure or interruption before the start everything made is removed again."""
     check_space(plan)
     directory_mode = 0o750 if plan.inventory.group_readable else 0o700
@@ -54,6 +55,8 @@ def restore_backup(plan: RestorePlan, account: Account, progress: Progress) -> R
         targets.claim(plan.layout.roots)
         laying = LayOut(plan, _router(plan), account, progress)
         laying.run()
+        if plan.inventory.control is None:
+            plan = settle_plan(plan, _unpacked(plan), host, account)
         warnings = finish(plan, account, file_mode=laying.file_mode, directory_mode=laying.directory_mode)
     except BaseException:
         # KeyboardInterrupt too: a half restore must not look like a whole one.
@@ -74,6 +77,22 @@ def _check_startable(plan: RestorePlan) -> None:
             f"the backup does not hold WAL segment {missing}, without which it cannot be started; nothing was written",
             hint="add --set restore_command='cp ARCHIVE/%f \"%p\"', or leave --start out and put the WAL into pg_wal",
         )
+
+
+def _unpacked(plan: RestorePlan) -> dict[tuple[Area, str], bytes]:
+    """Read back the files that decide about settings and lay too deep in a compressed tar to be seen before."""
+    found = {}
+    for name, place in ((CONTROL_NAME, CONTROL_WAITING_NAME), ("global/polar_settings.conf",) * 2):
+        try:
+            with open(os.path.join(plan.layout.data, place), "rb") as stream:
+                found[Area.SHARED, name] = stream.read()
+        except FileNotFoundError:
+            continue
+    if (Area.SHARED, CONTROL_NAME) not in found:
+        raise BackupUnusable(
+            f'"{plan.source.path}" holds no global/pg_control', hint="the backup is incomplete; restore another one"
+        )
+    return found
 
 
 def _router(plan: RestorePlan) -> Router:
