@@ -98,6 +98,8 @@ class TwoArchiveProxy:
 
     def hold_checkpoint(self) -> None:
         """Let the next base backup wait for its checkpoint until `checkpoint_done` is set."""
+        # The server behind has finished long since; this is what it would say of a backup that waits.
+        self.shape.answers["wait_event FROM pg_stat_activity"] = wire.text_result([["CheckpointStart"]], ["wait_event"])
         self.checkpoint_done.clear()
 
     def close(self) -> None:
