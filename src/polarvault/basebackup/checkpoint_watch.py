@@ -1,9 +1,9 @@
 """Watch the checkpoint that every base backup begins with.
 
-On PolarDB with full_page_writes on, a checkpoint cannot start before the slowest read-only node has applied enough WAL.
-A stopped node whose slot was kept, or the slot that a failover left behind, therefore holds BASE_BACKUP up for ever, and
-the server says so only in its log (facts 5.3). This asks over SQL what our own WAL sender waits for, and ends the wait
-with the slot's name.
+On PolarDB with full_page_writes on, a checkpoint cannot start before the slowest read-only node has applied enough
+WAL. A stopped node whose slot was kept, or the slot that a failover left behind, therefore holds BASE_BACKUP up for
+ever, and the server says so only in its log (facts 5.3). This asks over SQL what our own WAL sender waits for, and
+ends the wait with the slot's name.
 
 Measured on PolarDB 15.8: while held up, the WAL sender's wait event stays CheckpointStart; while a checkpoint writes it
 is CheckpointDone. A role may always see the wait events of its own sessions.

@@ -245,9 +245,10 @@ def _begin(context: BackupContext, backup: BaseBackup, connection: Connection, c
     """Start the backup and wait for the checkpoint."""
     request, identity, reporter = context.request, context.identity, context.reporter
     checks_pages = identity.data_checksums and request.verify_checksums and identity.block_bytes == PAGE_BYTES
+    # Compiling takes 50 ms that the wait for the checkpoint has to spare.
+    compiling = threading.Thread(target=load_kernel, name="kernel", daemon=True)
     if checks_pages:
-        # Compiling takes 50 ms that the wait for the checkpoint has to spare.
-        threading.Thread(target=load_kernel, name="kernel", daemon=True).start()
+        compiling.start()
     reporter.step("initiating base backup, waiting for checkpoint to complete")
     watch = CheckpointWatch(
         connector, reporter,
@@ -267,6 +268,8 @@ def _begin(context: BackupContext, backup: BaseBackup, connection: Connection, c
             "server sends them"
         )
     if checks_pages:
+        # The compiler is not safe for two threads at once.
+        compiling.join()
         context.page_check = PageCheck(
             start_lsn=start.start_lsn,
             # PostgreSQL forces full-page images during a backup; PolarDB does so only with full_page_writes on.

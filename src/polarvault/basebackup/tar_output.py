@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
 from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents
@@ -104,7 +105,7 @@ class TarOutput:
             added, made = half_documents(self._context, received, shared_half=where)
             documents = {os.path.join(self._root, name): content for name, content in added.items()}
             if made is not None:
-                # One directory can hold only one file of that name, so without --polardata the shared half's has its own.
+                # One directory can hold only one file of that name, so the shared half's may need a name of its own.
                 shared_name = "backup_manifest" if apart else SHARED_MANIFEST
                 documents[os.path.join(self._shared_root, shared_name + ".tmp")] = made.shared
                 documents[os.path.join(self._root, "backup_manifest.tmp")] = made.local
@@ -135,7 +136,7 @@ def open_tar_archive(context: BackupContext, event: ArchiveBegins, open_file: Fi
     else:
         compression = context.tar_compression
         if by_server:
-            compression = Compression(context.request.compression.algorithm, "client", context.request.compression.level)
+            compression = replace(context.request.compression, location="client")
         sink = TarSink(open_file(plain_name(event.name), compression), appended=appended)
     return ArchiveWriter(
         event.name, sink, verbatim=verbatim,

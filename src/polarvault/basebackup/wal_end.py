@@ -1,4 +1,4 @@
-"""The end of the WAL: have the server flush it, wait for it, prove that the end-of-backup record is in what was saved."""
+"""The end of the WAL: have it flushed, wait for it, prove that the end-of-backup record is in what was saved."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def check_backup_end(sink: WalSink, received: ReceivedBackup, segment_size_bytes
 def _flush_stop_record(context: BackupContext, connector: Connector) -> None:
     """Make PolarDB write the stop record out now.
 
-    Without WAIT the server does not flush it; the next flush comes up to 20 s later (facts 1.6). A logical message with a
-    flush of its own costs nothing and needs no privilege.
+    Without WAIT the server does not flush it; the next flush comes up to 20 s later (facts 1.6). A logical message with
+    a flush of its own costs nothing and needs no privilege.
     """
     try:
         connection = connector.sql()

@@ -24,12 +24,13 @@ _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
 @click.option("-R", "--write-recovery-conf", is_flag=True, help="Write configuration for replication.")
 @click.option("-t", "--target", metavar="TARGET[:DETAIL]", help="Backup target, if other than client.")
 @click.option(
-    "-T", "--tablespace-mapping", metavar="OLDDIR=NEWDIR", multiple=True, help="Relocate tablespace in OLDDIR to NEWDIR."
-)
+    "-T", "--tablespace-mapping", metavar="OLDDIR=NEWDIR", multiple=True,
+    help="Relocate tablespace in OLDDIR to NEWDIR.",
+)  # fmt: skip
 @click.option("--waldir", metavar="WALDIR", help="Location for the write-ahead log directory.")
 @click.option("-X", "--wal-method", metavar="none|fetch|stream", help="Include required WAL files with this method.")
 @click.option("-z", "--gzip", is_flag=True, help="Compress tar output.")
-@click.option("-Z", "--compress", metavar="[{client|server}-]METHOD[:DETAIL]", help="Compress as specified; none: do not.")
+@click.option("-Z", "--compress", metavar="[{client|server}-]METHOD[:DETAIL]", help="Compress on client or server.")
 @click.option("-c", "--checkpoint", metavar="fast|spread", help="Set fast or spread (default) checkpointing.")
 @click.option("-C", "--create-slot", is_flag=True, help="Create replication slot.")
 @click.option("-l", "--label", metavar="LABEL", default="polarvault base backup", help="Set backup label.")
@@ -45,7 +46,7 @@ _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
 @click.option("--no-slot", is_flag=True, help="Prevent creation of temporary replication slot.")
 @click.option("--no-verify-checksums", is_flag=True, help="Do not verify checksums.")
 @click.option("--sync-method", metavar="fsync|syncfs", default="fsync", help="Set method for syncing files to disk.")
-@click.option("-s", "--status-interval", metavar="SECS", default="10", help="Time between status packets sent to server.")
+@click.option("-s", "--status-interval", metavar="SECS", default="10", help="Time between status packets.")
 @connection_options
 @click.option("--polardata", metavar="DIRECTORY", help="PolarDB: receive the shared half into this directory.")
 @click.option(

@@ -49,7 +49,7 @@ class Compression:
             return cls("gzip", None, _level("gzip", str(level), text), detail=text)
         location, name = None, text
         for prefix in ("server", "client"):
-            if text == prefix or text.startswith(prefix + "-") or text.startswith(prefix + ":"):
+            if text == prefix or text.startswith((prefix + "-", prefix + ":")):
                 location = prefix
                 name = text[len(prefix) + 1 :] if text.startswith(prefix + "-") else text[len(prefix) :]
         name, colon, detail = name.partition(":")

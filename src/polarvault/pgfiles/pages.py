@@ -58,8 +58,8 @@ class BadPage:
 class Kernel(Protocol):
     """Checks pages that lie in equal runs: `per_run` pages one after the other, a run every `stride` bytes.
 
-    That is how pages lie in a receive buffer, where message headers stand between them. The indexes of wrong pages go to
-    the int64 array at `bad`, at most `capacity` of them; returned is how many are wrong.
+    That is how pages lie in a receive buffer, where message headers stand between them. The indexes of wrong pages go
+    to the int64 array at `bad`, at most `capacity` of them; returned is how many are wrong.
     """
 
     def __call__(
@@ -146,14 +146,14 @@ def _kernel_source() -> str:
     """Return the kernel as LLVM IR; one page per outer iteration, one row of 32 lanes per inner one."""
     vector = "<32 x i32>"
     offsets = ", ".join(f"i32 {value - (1 << 32) if value >> 31 else value}" for value in _OFFSETS)
-    splat = lambda value: "<" + ", ".join([f"i32 {value}"] * _LANES) + ">"  # noqa: E731 - a formula, used four times
+    prime, shift = (", ".join([f"i32 {value}"] * _LANES) for value in (_PRIME, 17))
     mask = ", ".join(f"i32 {-65536 if lane == 2 else -1}" for lane in range(_LANES))
 
     def mix(out: str, state: str, row: str) -> str:
         return f"""
   %{out}x = xor {vector} %{state}, {row}
-  %{out}m = mul {vector} %{out}x, {splat(_PRIME)}
-  %{out}s = lshr {vector} %{out}x, {splat(17)}
+  %{out}m = mul {vector} %{out}x, <{prime}>
+  %{out}s = lshr {vector} %{out}x, <{shift}>
   %{out} = xor {vector} %{out}m, %{out}s"""
 
     return f"""

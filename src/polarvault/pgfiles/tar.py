@@ -247,7 +247,7 @@ class TarReader:
         elif self._meta_kind == b"x":
             # Each record is "<length> <key>=<value>\n"; the length counts itself.
             while content:
-                length_text, _, rest = content.partition(b" ")
+                length_text, _, _ = content.partition(b" ")
                 if not length_text.isdigit() or not 0 < int(length_text) <= len(content):
                     raise self._damaged("a pax header is malformed")
                 record = content[len(length_text) + 1 : int(length_text) - 1]

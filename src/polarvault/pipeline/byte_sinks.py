@@ -1,7 +1,7 @@
 """Where the bytes of a tar file go: a file, standard output, and compressors in front of either.
 
-A sink has `write(views)`, after which the views may be reused, and `finish()`, after which everything has been handed to
-the operating system. Compressed files stay ordinary: one gzip member, zstd and lz4 frames that every tool reads.
+A sink has `write(views)`, after which the views may be reused, and `finish()`, after which everything has been handed
+to the operating system. Compressed files stay ordinary: one gzip member, zstd and lz4 frames that every tool reads.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ ReadyForQuery has been read), and from then on it only owns the socket.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import select
@@ -155,10 +156,9 @@ class RawTransport:
 
     def interrupt(self) -> None:
         """Wake a blocked reader: its read returns end of file."""
-        try:
+        # Already closed by the peer, the reader wakes just as well.
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # Already closed by the peer, which wakes the reader just as well.
 
     def _took_asynchronous(self, piece: Piece) -> bool:
         if isinstance(piece, Control) and not piece.is_copy:

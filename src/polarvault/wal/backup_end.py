@@ -1,8 +1,8 @@
 """Find the end-of-backup record at the stop LSN of a base backup.
 
-A backup taken from a primary can be recovered only if the WAL holds this record (XLOG_BACKUP_END with the backup's start
-LSN); without it recovery ends with "WAL ends before end of online backup". PolarDB's server reports the stop LSN before
-the record is on disk (facts 1.6), so its presence has to be checked in what was really saved.
+A backup taken from a primary can be recovered only if the WAL holds this record (XLOG_BACKUP_END with the backup's
+start LSN); without it recovery ends with "WAL ends before end of online backup". PolarDB's server reports the stop
+LSN before the record is on disk (facts 1.6), so its presence has to be checked in what was really saved.
 
 Record layout (server: access/xlogrecord.h, little-endian): tot_len u32, xid u32, prev u64, info u8, rmid u8, 2 bytes of
 padding, crc u32; then a short data header (0xFF, length 8) and the start LSN u64. 34 bytes, 40 with alignment. A page
