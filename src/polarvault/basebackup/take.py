@@ -129,6 +129,8 @@ def _take(context: BackupContext, output: Output, connection: Connection, connec
         output.finish(received)
         failed = False
     finally:
+        if failed:
+            connection.cancel()
         if wal is not None:
             wal.close(failed=failed)
     reporter.step("base backup completed")

@@ -6,6 +6,7 @@ What happens on a connection after login belongs to `transport` (bulk data) and 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -21,6 +22,7 @@ from polarvault.errors import ConnectionFailed, ConnectionLost, ServerError, Usa
 from polarvault.wire.messages import ResultSet
 
 APPLICATION_NAME = "polarvault"
+_CANCEL_TIMEOUT_S = 3.0
 
 
 class PasswordPolicy(Enum):
@@ -136,6 +138,16 @@ class Connection:
         """Run one statement and return its rows; raise ServerError or ConnectionLost."""
         result = self.pgconn.exec_(sql.encode())
         return result_set(self.pgconn, result)
+
+    def cancel(self) -> None:
+        """Ask the server to give up what this connection is doing.
+
+        Without it the WAL sender of an abandoned backup stays, as long as it waits for a checkpoint, and keeps one of
+        the few that max_wal_senders allows (facts 5.3).
+        """
+        # A courtesy to the server: the failure that made us give up is the one to report.
+        with contextlib.suppress(psycopg.Error, OSError):
+            self._psycopg.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
 
     def close(self) -> None:
         """Close; safe to call twice."""
