@@ -19,13 +19,18 @@ _READ_BYTES = 1 << 20
 
 
 class WalDirectory:
-    """Segment files in pg_wal, each with its .done mark, so that the restored server does not archive it again."""
+    """Segment files in pg_wal; complete ones get a .done mark, so that a restored server does not archive them again.
+
+    The last, incomplete one gets no mark: a server that goes on writing it has to archive it, and with the mark could
+    remove it before it has.
+    """
 
     def __init__(self, directory: str, *, file_mode: int, directory_mode: int, sync: bool) -> None:
         self.directory = directory
         self._mode = file_mode
         self._sync = sync
         self._descriptor = -1
+        self._position = 0
         self._path = directory
         try:
             os.makedirs(os.path.join(directory, "archive_status"), directory_mode, exist_ok=True)
@@ -42,11 +47,12 @@ class WalDirectory:
             while payload:
                 written = os.pwrite(self._descriptor, payload, offset)
                 payload, offset = payload[written:], offset + written
+            self._position = offset
         except OSError as problem:
             raise files.storage_failed(problem, "write to file", self._path) from problem
 
     def segment_done(self, segment: WalSegment) -> None:
-        """Make the segment durable and mark it as archived."""
+        """Make the segment durable; mark it as archived if it is complete."""
         if self._descriptor < 0:
             return
         try:
@@ -54,7 +60,8 @@ class WalDirectory:
                 os.fsync(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
-            self._write_small(os.path.join("archive_status", segment.file_name + ".done"), b"")
+            if self._position == segment.size_bytes:
+                self._write_small(os.path.join("archive_status", segment.file_name + ".done"), b"")
         except OSError as problem:
             raise files.storage_failed(problem, "fsync file", self._path) from problem
 
@@ -117,13 +124,14 @@ class WalTar:
         self._tail_end = segment.start + self._position
 
     def segment_done(self, segment: WalSegment) -> None:
-        """Fill the member up to the promised length, and mark it as archived."""
+        """Fill the member up to the promised length; mark it as archived if it was complete."""
         if self._open is None:
             return
+        self._open = None
         if missing := segment.size_bytes - self._position:
             self._below.write_zeros(missing)
-        self._open = None
-        self._below.write([encode_member(f"archive_status/{segment.file_name}.done", b"", mtime=int(time.time()))])
+        else:
+            self._below.write([encode_member(f"archive_status/{segment.file_name}.done", b"", mtime=int(time.time()))])
 
     def add_history(self, file_name: str, content: bytes) -> None:
         """Add the history file and its mark."""
