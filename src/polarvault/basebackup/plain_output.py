@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
 from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents
@@ -75,8 +76,9 @@ class PlainOutput:
         keep: Callable[[Member], bool] = keep_everything
         if context.identity.shared_storage and not context.request.keep_all and tablespace.oid is None:
             keep = KeepRules(tablespace.shared, context.identity.log_directory)
+        modes = replace(context.modes, as_sent=not tablespace.shared)
         sink = DirectorySink(
-            root, modes=context.modes, keep=keep, link_target=self._new_location, writeback=context.request.sync
+            root, modes=modes, keep=keep, link_target=self._new_location, writeback=context.request.sync
         )
         self._sinks.append(sink)
         return ArchiveWriter(

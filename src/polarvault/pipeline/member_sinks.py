@@ -23,6 +23,7 @@ from polarvault.pipeline.byte_sinks import ByteSink
 from polarvault.storage import files
 
 _WRITEBACK_BYTES = 8 << 20
+_PERMISSIONS = 0o777
 
 
 @dataclass(slots=True)
@@ -48,10 +49,14 @@ class MemberSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TreeModes:
-    """Modes of everything written: the tar's own are not trusted (PFS shows 0777 for all, facts 12)."""
+    """Modes for new files and directories; with `as_sent` a member's own wins, as where the server's key file has 0600.
+
+    PolarDB's shared half has no modes worth keeping (PFS shows 0777 for all, facts 12).
+    """
 
     file: int
     directory: int
+    as_sent: bool = True
 
 
 class DirectorySink:
@@ -110,12 +115,16 @@ class DirectorySink:
         self._path = os.path.join(self.root, member.name)
         if member.kind is MemberKind.DIRECTORY:
             self._make_directory(self._path)
+            if self._modes.as_sent and member.mode & _PERMISSIONS != self._modes.directory:
+                os.chmod(self._path, member.mode & _PERMISSIONS)
         elif member.kind is MemberKind.SYMLINK:
             self._make_parent(self._path)
             os.symlink(self._link_target(member.link), self._path)
         else:
             self._make_parent(self._path)
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self._modes.file)
+            if self._modes.as_sent and member.mode & _PERMISSIONS != self._modes.file:
+                os.fchmod(self._descriptor, member.mode & _PERMISSIONS)
             self._started = 0
 
     def _write(self, event: MemberData) -> None:
