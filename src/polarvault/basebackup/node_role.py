@@ -41,5 +41,3 @@ def replica_refusal() -> ServerRefused:
         "this server is a read-only node (replica) on shared storage; a backup of it cannot be restored",
         hint="connect to the primary: SELECT pg_is_in_recovery() returns f there",
     )
-
-

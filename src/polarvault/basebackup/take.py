@@ -429,5 +429,3 @@ class _NoOutput:
     def closing_notes(self) -> list[str]:
         """Nothing to say."""
         return []
-
-

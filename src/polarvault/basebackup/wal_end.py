@@ -68,6 +68,4 @@ def _flush_stop_record(context: BackupContext, connector: Connector) -> None:
         finally:
             connection.close()
     except PolarvaultError as problem:
-        context.reporter.note(
-            f"cannot make the server flush its WAL ({problem.message}); waiting for it may take 20 s"
-        )
+        context.reporter.note(f"cannot make the server flush its WAL ({problem.message}); waiting for it may take 20 s")
