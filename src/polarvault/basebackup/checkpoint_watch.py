@@ -5,8 +5,9 @@ WAL. A stopped node whose slot was kept, or the slot that a failover left behind
 ever, and the server says so only in its log (facts 5.3). This asks over SQL what our own WAL sender waits for, and
 ends the wait with the slot's name.
 
-Measured on PolarDB 15.8: while held up, the WAL sender's wait event stays CheckpointStart; while a checkpoint writes it
-is CheckpointDone. A role may always see the wait events of its own sessions.
+Measured on PolarDB 15.8: while held up, the WAL sender's wait event is CheckpointStart or CheckpointDone, and neither the
+count of written buffers nor the oldest applied LSN moves. That LSN (extension polar_monitor) is 0/0 where no read-only
+node has a slot. A role may always see the wait events of its own sessions.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from polarvault.server.connection import Connection, Connector
 
 _BETWEEN_LOOKS_S = 2.0
 _SAY_AFTER_S = 30.0
+_UNSURE_FACTOR = 5
 
 
 class CheckpointWatch:
@@ -74,16 +76,19 @@ class CheckpointWatch:
             sql.query("SELECT buffers_checkpoint FROM pg_stat_bgwriter").value(0, 0),
             self._oldest_apply_lsn(sql),
         )
-        if signs != self._last_signs or signs[0] != "CheckpointStart":
+        if signs != self._last_signs:
             self._last_signs, self._last_change = signs, now
             return
-        if now - self._last_change < self._patience_s or signs[2] == "0/0":
+        # Without the extension a checkpoint that writes for long looks the same, unless it has not even started.
+        sure = signs[2] is not None or signs[0] == "CheckpointStart"
+        patience_s = self._patience_s if sure else _UNSURE_FACTOR * self._patience_s
+        if now - self._last_change < patience_s or signs[2] == "0/0":
             return
         slots = sql.query(
             "SELECT slot_name, active, restart_lsn FROM pg_replication_slots"
             " WHERE slot_type = 'physical' AND NOT temporary ORDER BY active, restart_lsn"
         ).rows
-        if slots:
+        if any(slot[1] == "f" for slot in slots) or (slots and signs[2] is not None):
             raise self._blocked(slots, now - self._started)
 
     def _oldest_apply_lsn(self, sql: Connection) -> str | None:
