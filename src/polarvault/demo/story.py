@@ -1,20 +1,18 @@
 """The story of one backup: start a server, fill it, back it up while it is written to, restore, compare.
 
 Start reading at `tell_story`. Everything lies in one temporary directory; leaving the story, by its end, by an error
-or by Ctrl-C, stops both servers and removes the directory.
+or by a signal (which the command line turns into an exception), stops both servers and removes the directory.
 """
 
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from polarvault.demo.account import ServerAccount, server_account
 from polarvault.demo.bank import Writer, compare_banks, create_bank, last_event
@@ -22,7 +20,7 @@ from polarvault.demo.narrator import Narrator
 from polarvault.demo.programs import Installation, load_installation, packaged_bindir, reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer, free_port
 from polarvault.demo.shared_storage import create_on_shared_storage
-from polarvault.errors import IntegrityError, Interrupted, StartFailed, UsageError
+from polarvault.errors import IntegrityError, StartFailed, UsageError
 
 _STEPS = 7
 # About 200 MB: enough that writes happen during the backup, little enough for two minutes on a small machine.
@@ -67,22 +65,14 @@ def _stage(bindir: Path | None, *, on_shared_storage: bool, keep: bool) -> Itera
     account = server_account()
     # Below /tmp and not $TMPDIR: sockets live in it, and a socket's path may have 107 bytes only.
     directory = Path(tempfile.mkdtemp(prefix="polarvault-demo-", dir="/tmp"))
-    previous = signal.signal(signal.SIGTERM, _interrupted)
     try:
         directory.chmod(0o755)
         installation = reachable(found, account, directory)
         account.own(directory)
         yield Stage(Narrator(_STEPS), account, installation, directory, on_shared_storage)
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted("the demo was interrupted; its servers are stopped") from interrupt
     finally:
-        signal.signal(signal.SIGTERM, previous)
         if not keep:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-def _interrupted(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _find_programs(bindir: Path | None, *, on_shared_storage: bool) -> Installation:
