@@ -5,9 +5,9 @@ WAL. A stopped node whose slot was kept, or the slot that a failover left behind
 ever, and the server says so only in its log (facts 5.3). This asks over SQL what our own WAL sender waits for, and
 ends the wait with the slot's name.
 
-Measured on PolarDB 15.8: while held up, the WAL sender's wait event is CheckpointStart or CheckpointDone, and neither the
-count of written buffers nor the oldest applied LSN moves. That LSN (extension polar_monitor) is 0/0 where no read-only
-node has a slot. A role may always see the wait events of its own sessions.
+Measured on PolarDB 15.8: while held up, the WAL sender's wait event is CheckpointStart or CheckpointDone, and neither
+the count of written buffers nor the oldest applied LSN moves. That LSN (extension polar_monitor) is 0/0 where no
+read-only node has a slot. A role may always see the wait events of its own sessions.
 """
 
 from __future__ import annotations
