@@ -206,7 +206,8 @@ def _print_machine(places: dict[str, Path]) -> None:
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     print(
         f"{os.cpu_count()} cores, {memory_gb:.0f} GB memory, Linux {platform.release()},"
-        f" Python {platform.python_version()}; disk {places['disk'].parent}, tmpfs {places['tmpfs'].parent}"
+        f" Python {platform.python_version()}; disk {places['disk'].parent}, tmpfs {places['tmpfs'].parent};"
+        f" load of others at the start {os.getloadavg()[0]:.1f}"
     )
 
 
