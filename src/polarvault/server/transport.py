@@ -206,7 +206,8 @@ class RawTransport:
         while self._end < len(self._view):
             try:
                 self._receive(socket.MSG_DONTWAIT)
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionLost):
+                # What has arrived comes first: a server that ends the connection says why in its last message.
                 return
 
     def _receive(self, flags: int) -> None:
