@@ -209,7 +209,10 @@ def connection_lost(pgconn: pq.abc.PGconn) -> ConnectionLost:
     )
 
 
-_HBA = re.compile(r'no pg_hba\.conf entry for replication connection from host "([^"]*)", user "([^"]*)"')
+_HBA = re.compile(
+    r"(?:no pg_hba\.conf entry for|pg_hba\.conf rejects) replication connection (?:from|for) "
+    r'host "([^"]*)", user "([^"]*)"'
+)
 
 
 def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFailed:
