@@ -35,7 +35,7 @@ def restore(workspace: Path) -> Iterator[Callable[..., tuple[Restored, dict[str,
         finished = run_polarvault(
             "restore", backup, "-D", target, "--port", str(port), "--bindir", source.installation.bindir,
             "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off",
-            "--start", "--json", *options,
+            "-N", "--start", "--json", *options,
         )  # fmt: skip
         return server, json.loads(finished.stdout)
 
@@ -186,7 +186,8 @@ def test_wal_from_an_archive_is_used_when_the_backup_holds_none(
     backup = back_up(source, workspace / "backup", "-X", "none")
     plan = run_polarvault("restore", backup, "-D", workspace / "r", "--plan")
     assert "has to be supplied" in plan.stdout
-    refused = run_polarvault("restore", backup, "-D", workspace / "r", "--start", check=False)
+    port = str(free_port())
+    refused = run_polarvault("restore", backup, "-D", workspace / "r", "--port", port, "--start", check=False)
     assert refused.returncode != 0
     assert "restore_command" in refused.stderr
     assert not (workspace / "r").exists()
@@ -222,10 +223,19 @@ def test_programs_of_another_version_are_refused_before_anything_is_written(
 ) -> None:
     backup = back_up(pg15, workspace / "backup")
     finished = run_polarvault(
-        "restore", backup, "-D", workspace / "r", "--bindir", pg18.installation.bindir, "--start", check=False
-    )
+        "restore", backup, "-D", workspace / "r", "--bindir", pg18.installation.bindir,
+        "--port", str(free_port()), "--start", check=False,
+    )  # fmt: skip
     assert finished.returncode == 4
     assert "PostgreSQL 15" in finished.stderr
+    assert not (workspace / "r").exists()
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_written(pg15: Cluster, workspace: Path) -> None:
+    backup = back_up(pg15, workspace / "backup")
+    finished = run_polarvault("restore", backup, "-D", workspace / "r", "--start", check=False)
+    assert finished.returncode == 2
+    assert f"port {pg15.port} is in use" in finished.stderr
     assert not (workspace / "r").exists()
 
 
@@ -233,6 +243,7 @@ def test_a_server_that_does_not_start_shows_its_log_and_keeps_the_files(pg15: Cl
     backup = back_up(pg15, workspace / "backup")
     finished = run_polarvault(
         "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.bindir, "--start",
+        "--port", str(free_port()),
         "--set", "shared_preload_libraries=no_such_library", "--set", f"unix_socket_directories={workspace}",
         check=False,
     )  # fmt: skip

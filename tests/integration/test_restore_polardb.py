@@ -6,6 +6,7 @@ import json
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def restore(polardb: PolarCluster, workspace: Path) -> Iterator[Restore]:
         running.append(server)
         finished = run_polarvault(
             "restore", backup, "-D", target, "--port", str(port), "--bindir", source.installation.bindir,
-            "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off", "--start", "--json", *options,
+            "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off", "-N", "--start", "--json", *options,
         )  # fmt: skip
         return server, json.loads(finished.stdout)
 
@@ -45,7 +46,13 @@ def restore(polardb: PolarCluster, workspace: Path) -> Iterator[Restore]:
 
 def back_up(cluster: PolarCluster, target: Path, *options: str) -> Path:
     """Take a backup with PolarDB's own tool: restore must not depend on ours."""
-    cluster.run("polar_basebackup", "-d", cluster.conninfo(), "-c", "fast", "-N", "-D", str(target), *options)
+    arguments = ("-d", cluster.conninfo(), "-c", "fast", "-N", "-D", str(target), *options)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(cluster.run, "polar_basebackup", *arguments)
+        # On an idle server the tool would wait up to 20 s until the end of the backup is flushed (facts 1.6).
+        while not wait([running], timeout=0.3).done:
+            cluster.query("SELECT pg_logical_emit_message(true, 'test', '')")
+        running.result()
     return target
 
 
@@ -185,8 +192,9 @@ def test_set_cannot_point_a_restored_copy_at_live_storage(polardb: PolarCluster,
 def test_plain_postgresql_programs_are_refused(polardb: PolarCluster, pg15: Cluster, workspace: Path) -> None:
     backup = back_up(polardb, workspace / "backup")
     finished = run_polarvault(
-        "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.bindir, "--start", check=False
-    )
+        "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.bindir,
+        "--port", str(free_port()), "--start", check=False,
+    )  # fmt: skip
     assert finished.returncode == 4
     assert "not PolarDB" in finished.stderr
     assert not (workspace / "r").exists()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from polarvault.errors import Interrupted, UsageError
+from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
     from polarvault.restore.model import RestorePlan, RestoreRequest
@@ -107,11 +107,8 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
         _print(plan_json(plan) if as_json else plan_text(plan))
         check_space(plan)
         return
-    try:
-        with _progress(plan) as progress:
-            result = restore_backup(plan, host, account, progress)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; what was restored so far has been removed") from None
+    with _progress(plan) as progress:
+        result = restore_backup(plan, host, account, progress)
     for warning in result.warnings[len(plan.warnings) :]:
         click.echo(f"polarvault: warning: {warning}", err=True)
     _print(result_json(result) if as_json else result_text(result, account, is_root=os.geteuid() == 0))

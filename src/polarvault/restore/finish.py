@@ -29,7 +29,7 @@ def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mod
         raise storage_failed(problem, "complete", plan.layout.local) from problem
     warnings = check_settings(plan, plan.binaries, account)
     if plan.request.sync:
-        for root in plan.layout.roots:
+        for root in plan.layout.outer_roots:
             fsync_tree(root)
     _put_control_in_place(plan)
     return warnings

@@ -29,6 +29,8 @@ from polarvault.storage.files import storage_failed
 # Configuration may include files of any name, so every small file outside of the database's own directories is kept.
 _SMALL_BYTES = 1 << 20
 _MANIFEST_BYTES = 1 << 30
+# Our tar backups of PolarDB have a manifest for each half; the real tool's one lists both.
+_MANIFEST_NAMES = ("backup_manifest", "backup_manifest.shared")
 ManifestSizes = list[tuple[str, int]]
 _DATABASE_DIRECTORIES = ("base", "global", "log")
 
@@ -209,8 +211,8 @@ def load_manifest_sizes(source: BackupSource) -> ManifestSizes | None:
     if source.form is not Form.TAR_DIRECTORY:
         return None
     entries: ManifestSizes = []
-    for directory in dict.fromkeys(os.path.dirname(part.path) for part in source.parts):
-        path = os.path.join(directory, "backup_manifest")
+    directories = dict.fromkeys(os.path.dirname(part.path) for part in source.parts)
+    for path in (os.path.join(directory, name) for directory in directories for name in _MANIFEST_NAMES):
         try:
             if os.path.getsize(path) <= _MANIFEST_BYTES:
                 with open(path, "rb") as stream:

@@ -45,12 +45,12 @@ class LayOut:
         """Lay everything out; on the first failure the rest is abandoned and the failure raised."""
         jobs = self._plan.request.jobs or min(8, (os.cpu_count() or 1) + 2)
         with ThreadPoolExecutor(jobs, thread_name_prefix="restore") as pool:
-            futures = [pool.submit(task) for task in self._tasks()]
             try:
+                futures = [pool.submit(task) for task in self._tasks()]
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 self._raise_first(done)
             except BaseException:
-                # Workers look at the event between files, so that cleanup never races with a writer.
+                # Workers look at the event between steps, so that cleanup never races with a writer for long.
                 self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -105,12 +105,17 @@ class LayOut:
                 raise _Stopped
             try:
                 self._make_directory(os.path.dirname(target))
-                copy_file(source, target, mode=self.file_mode)
+                way = copy_file(source, target, mode=self.file_mode, progress=self._advance)
                 self._own(target)
-                status = os.stat(source)
+                if way == "reflink":
+                    self._progress(os.stat(target).st_blocks * 512)
             except OSError as problem:
                 raise storage_failed(problem, "restore", target) from problem
-            self._progress(min(status.st_size, status.st_blocks * 512))
+
+    def _advance(self, size: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self._progress(size)
 
     def _unpack(self, part: Part) -> None:
         descriptor, target, sparse = -1, "", False

@@ -166,6 +166,11 @@ class Layout:
         """Every directory that the restore fills, outer before inner."""
         return [self.local, *([self.shared] if self.shared else []), *self.tablespaces.values()]
 
+    @property
+    def outer_roots(self) -> list[str]:
+        """The roots without a shared half that lies inside the data directory."""
+        return [root for root in self.roots if not root.startswith(self.local + os.sep)]
+
 
 @dataclass(frozen=True, slots=True)
 class Change:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from polarvault.errors import BackupUnusable
+from polarvault.errors import BackupUnusable, Interrupted
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.restore.binaries import find_binaries, missing_binaries
 from polarvault.restore.finish import finish
@@ -58,13 +58,22 @@ def restore_backup(plan: RestorePlan, host: Host, account: Account, progress: Pr
         if plan.inventory.control is None:
             plan = settle_plan(plan, _unpacked(plan), host, account)
         warnings = finish(plan, account, file_mode=laying.file_mode, directory_mode=laying.directory_mode)
+    except KeyboardInterrupt:
+        targets.undo()
+        raise Interrupted("interrupted; what was restored so far has been removed") from None
     except BaseException:
-        # KeyboardInterrupt too: a half restore must not look like a whole one.
+        # A half restore must not look like a whole one.
         targets.undo()
         raise
     server = None
     if plan.request.start and plan.binaries is not None:
-        server = start_server(plan, plan.binaries, account)
+        try:
+            server = start_server(plan, plan.binaries, account)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',
+                hint=f"{plan.binaries.program('pg_ctl')} -D {plan.layout.local} status",
+            ) from None
     return RestoreResult(plan, (*plan.warnings, *warnings), server)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 
 from polarvault.errors import TargetNotEmpty
 from polarvault.restore.host import Account
 from polarvault.storage.files import is_empty_or_absent, storage_failed
+
+_REMOVE_ATTEMPTS = 20
+_REMOVE_PAUSE_S = 0.1
 
 
 class Targets:
@@ -40,8 +44,9 @@ class Targets:
                 raise TargetNotEmpty(f'directory "{directory}" exists but is not empty', hint="it was not touched")
             self._emptied.append((directory, os.stat(directory).st_mode & 0o7777))
         for path in reversed(missing):
-            os.mkdir(path)
+            # Noted first: an interruption between the two lines would leave the directory behind.
             self._made.append(path)
+            os.mkdir(path)
             self._own(path)
         # The server refuses a data directory that others can read (manual, 19.2).
         os.chmod(directory, self._mode)
@@ -57,10 +62,19 @@ class Targets:
             for name in os.listdir(directory):
                 path = os.path.join(directory, name)
                 if os.path.isdir(path) and not os.path.islink(path):
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove_tree(path)
                 else:
                     os.unlink(path)
             os.chmod(directory, mode)
         for path in reversed(self._made):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_tree(path)
         self._emptied, self._made = [], []
+
+
+def _remove_tree(path: str) -> None:
+    for _ in range(_REMOVE_ATTEMPTS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(path):
+            return
+        # A signal that arrives while a worker thread starts leaves that worker unjoined: let it finish its step.
+        time.sleep(_REMOVE_PAUSE_S)
