@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -37,66 +37,51 @@ class BaseBackupOptions:
     compression_detail: str | None = None
 
 
+# How servers before 15 spell what newer ones write as an option with a value.
+_OLD_SPELLING = {"CHECKPOINT 'fast'": "FAST", "WAIT 0": "NOWAIT", "VERIFY_CHECKSUMS 0": "NOVERIFY_CHECKSUMS"}
+
+
 def base_backup_command(options: BaseBackupOptions, server_version_num: int) -> str:
     """Return the BASE_BACKUP command in the syntax that the server knows."""
+    words = list(_common_words(options))
     if server_version_num >= 150000:
-        return "BASE_BACKUP (" + ", ".join(_new_syntax(options)) + ")"
-    return "BASE_BACKUP " + " ".join(_old_syntax(options))
+        return "BASE_BACKUP (" + ", ".join([*words, *_newer_words(options)]) + ")"
+    return "BASE_BACKUP " + " ".join(_OLD_SPELLING.get(word, word) for word in words)
 
 
-def _new_syntax(options: BaseBackupOptions) -> Sequence[str]:
-    words = [f"LABEL {quote_literal(options.label)}"]
+def _common_words(options: BaseBackupOptions) -> Iterator[str]:
+    yield f"LABEL {quote_literal(options.label)}"
     if options.progress:
-        words.append("PROGRESS")
+        yield "PROGRESS"
     if options.checkpoint_fast:
-        words.append("CHECKPOINT 'fast'")
+        yield "CHECKPOINT 'fast'"
     if options.wal:
-        words.append("WAL")
+        yield "WAL"
     if not options.wait:
-        words.append("WAIT 0")
+        yield "WAIT 0"
     if options.max_rate_kb:
-        words.append(f"MAX_RATE {options.max_rate_kb}")
+        yield f"MAX_RATE {options.max_rate_kb}"
     if options.tablespace_map:
-        words.append("TABLESPACE_MAP")
+        yield "TABLESPACE_MAP"
     if not options.verify_checksums:
-        words.append("VERIFY_CHECKSUMS 0")
+        yield "VERIFY_CHECKSUMS 0"
     if options.manifest:
-        words.append(f"MANIFEST {quote_literal(options.manifest)}")
+        yield f"MANIFEST {quote_literal(options.manifest)}"
         if options.manifest_checksums:
-            words.append(f"MANIFEST_CHECKSUMS {quote_literal(options.manifest_checksums)}")
+            yield f"MANIFEST_CHECKSUMS {quote_literal(options.manifest_checksums)}"
+
+
+def _newer_words(options: BaseBackupOptions) -> Iterator[str]:
+    """Yield what exists since PostgreSQL 15 (INCREMENTAL: 17)."""
     if options.incremental:
-        words.append("INCREMENTAL")
-    words.append(f"TARGET {quote_literal(options.target or 'client')}")
+        yield "INCREMENTAL"
+    yield f"TARGET {quote_literal(options.target or 'client')}"
     if options.target_detail is not None:
-        words.append(f"TARGET_DETAIL {quote_literal(options.target_detail)}")
+        yield f"TARGET_DETAIL {quote_literal(options.target_detail)}"
     if options.compression:
-        words.append(f"COMPRESSION {quote_literal(options.compression)}")
+        yield f"COMPRESSION {quote_literal(options.compression)}"
         if options.compression_detail:
-            words.append(f"COMPRESSION_DETAIL {quote_literal(options.compression_detail)}")
-    return words
-
-
-def _old_syntax(options: BaseBackupOptions) -> Sequence[str]:
-    words = [f"LABEL {quote_literal(options.label)}"]
-    if options.progress:
-        words.append("PROGRESS")
-    if options.checkpoint_fast:
-        words.append("FAST")
-    if options.wal:
-        words.append("WAL")
-    if not options.wait:
-        words.append("NOWAIT")
-    if options.max_rate_kb:
-        words.append(f"MAX_RATE {options.max_rate_kb}")
-    if options.tablespace_map:
-        words.append("TABLESPACE_MAP")
-    if not options.verify_checksums:
-        words.append("NOVERIFY_CHECKSUMS")
-    if options.manifest:
-        words.append(f"MANIFEST {quote_literal(options.manifest)}")
-        if options.manifest_checksums:
-            words.append(f"MANIFEST_CHECKSUMS {quote_literal(options.manifest_checksums)}")
-    return words
+            yield f"COMPRESSION_DETAIL {quote_literal(options.compression_detail)}"
 
 
 def create_physical_slot_command(
