@@ -190,6 +190,10 @@ def _refuse_impossible(
             f"{identity.product} keeps its data in one directory, there is no shared half for --polardata",
             hint="run the command again without --polardata",
         )
+    if request.polar_disk_name is not None:
+        reporter.note(
+            f"PFS is not written to directly: the shared half goes to the mounted directory {request.polardata!r}"
+        )
     if identity.shared_storage:
         refuse_replica(identity, connector)
         if not identity.full_page_writes:
