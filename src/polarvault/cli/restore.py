@@ -105,7 +105,8 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
         click.echo(f"polarvault: warning: {warning}", err=True)
     if plan_only:
         _print(plan_json(plan) if as_json else plan_text(plan))
-        check_space(plan)
+    check_space(plan)
+    if plan_only:
         return
     with _progress(plan) as progress:
         result = restore_backup(plan, host, account, progress)
