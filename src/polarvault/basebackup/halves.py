@@ -42,6 +42,8 @@ def make_half_manifests(
     """Split the server's manifest; `added` are files that we put into the local half ourselves."""
     parsed = manifests.parse_manifest(server_manifest)
     local_files, shared_files = manifests.split_by_half(parsed, local.sent, shared.sent)
+    # A server that was restored from a backup of ours still has that backup's own files; ours replace them.
+    local_files = [entry for entry in local_files if entry.path not in added]
     algorithm = next((entry.algorithm for entry in parsed.files if entry.algorithm), None)
     modified = finished.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S GMT")
     own = [

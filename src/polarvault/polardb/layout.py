@@ -20,7 +20,9 @@ _LOCAL_CONTENTS = re.compile(
 )
 _LOCAL_FILES = re.compile(
     r"(?:current_logfiles|polar_shmem_stat_file|polar_replica_booted|backup_label\.old|polar_node_static\.conf"
-    r"|polar_non_exclusive_backup_label|polar_non_exclusive_tablespace_map|[^/]+\.signal)\Z"
+    r"|polar_non_exclusive_backup_label|polar_non_exclusive_tablespace_map|[^/]+\.signal"
+    # What an earlier backup of ours says of itself, if the server was restored from one.
+    r"|polarvault_backup\.json|backup_manifest\.(?:server|shared))\Z"
 )
 _SHARED_CONTENTS = re.compile(r"(?:polar_fullpage|pg_logindex)/.")
 _SHARED_FILES = re.compile(r"(?:polar_non_exclusive_backup_label|polar_non_exclusive_tablespace_map|[^/]+\.signal)\Z")
