@@ -5,6 +5,7 @@ POLARDB_BIN names the bin directory of a PolarDB 15. Usable by hand: ``cd tests 
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Self
@@ -53,6 +54,31 @@ class PolarCluster(Cluster):
             if fill:
                 cluster.fill()
         return cluster
+
+    def add_replica(self, slot: str) -> PolarCluster:
+        """Make and start a read-only node on the same shared storage, with a slot of its own on the primary."""
+        replica = type(self)(self.installation, self.directory.parent / f"{self.directory.name}_{slot}")
+        replica.shared = self.shared
+        self.account.make_directory(replica.directory)
+        self.account.make_directory(replica.data)
+        # The program makes the skeleton of the local half and wants both paths with a slash at the end.
+        replica.run("polar-initdb.sh", f"{replica.data}/", f"{self.shared}/", "replica", "localfs")
+        for path in self.data.glob("*.conf"):
+            shutil.copy(path, replica.data)
+        replica.configure(
+            {
+                "port": str(replica.port),
+                "unix_socket_directories": str(replica.directory),
+                "primary_conninfo": f"{self.conninfo()} application_name={slot}",
+                "primary_slot_name": slot,
+            }
+        )
+        (replica.data / "replica.signal").touch()
+        replica.account.own(replica.data)
+        replica.data.chmod(0o700)
+        self.query("SELECT pg_create_physical_replication_slot(%s)", [slot])
+        replica.start()
+        return replica
 
 
 def main() -> None:
