@@ -48,8 +48,8 @@ from polarvault.server.transport import Transport, open_transport
 from polarvault.server.wal_stream import SlotPlan, WalSink, WalStream
 from polarvault.wire.commands import BaseBackupOptions
 
-# Buffers waiting between the socket and the writer; with the transport's own they bound memory at 6 MB.
-_QUEUE_DEPTH = 16
+# Buffers waiting between the socket and the writer; with the transport's own they bound memory at 12 MB.
+_QUEUE_DEPTH = 8
 # A checksum failure that the server found is reported with this SQLSTATE after everything has been sent.
 _DATA_CORRUPTED = "XX001"
 

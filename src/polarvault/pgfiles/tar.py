@@ -125,6 +125,15 @@ class TarReader:
 
     def feed(self, buffers: Iterable[memoryview]) -> Iterator[TarEvent]:
         """Yield the events that these bytes complete."""
+        # The commonest case by far: everything lies inside one large file.
+        if isinstance(buffers, list) and self._remaining and self._meta is None and not self._padding:
+            total = sum(map(len, buffers))
+            if total < self._remaining and self._member is not None:
+                offset = self._member.size - self._remaining
+                self._remaining -= total
+                self._position += total
+                yield MemberData(buffers, total, offset)
+                return
         pending: list[memoryview] = []
         for view in buffers:
             length = len(view)

@@ -12,13 +12,13 @@ from polarvault.errors import RemoteProtocolError
 class Decoder(Protocol):
     """Turns compressed bytes into plain ones."""
 
-    def feed(self, views: Iterable[memoryview]) -> Iterator[memoryview]:
-        """Yield what these bytes decode to."""
+    def feed(self, views: Iterable[memoryview]) -> Iterable[memoryview]:
+        """Return what these bytes decode to; plain bytes come back as the very list that was given."""
 
 
 class _Plain:
-    def feed(self, views: Iterable[memoryview]) -> Iterator[memoryview]:
-        return iter(views)
+    def feed(self, views: Iterable[memoryview]) -> Iterable[memoryview]:
+        return views
 
 
 class _Gzip:

@@ -48,16 +48,13 @@ def start_writeback(descriptor: int, offset: int, length: int) -> None:
 
 def write_all(descriptor: int, views: Sequence[memoryview | bytes]) -> int:
     """Write every byte of the views at the current position; return how many. Raises OSError."""
-    total = sum(map(len, views))
     # IOV_MAX is 1024 on Linux; a receive buffer holds far fewer messages, a list of small members may not.
-    for first in range(0, len(views), 1000):
-        _write_vector(descriptor, list(views[first : first + 1000]))
-    return total
+    return sum(_write_vector(descriptor, views[first : first + 1000]) for first in range(0, len(views), 1000))
 
 
-def _write_vector(descriptor: int, views: list[memoryview | bytes]) -> None:
+def _write_vector(descriptor: int, views: Sequence[memoryview | bytes]) -> int:
+    total = expected = sum(map(len, views))
     written = os.writev(descriptor, views)
-    expected = sum(map(len, views))
     while written < expected:
         # A short write is legal (a signal, a nearly full disk); the retry then reports the real error.
         skip = written
@@ -70,6 +67,7 @@ def _write_vector(descriptor: int, views: list[memoryview | bytes]) -> None:
             skip = 0
         views, expected = rest, expected - written
         written = os.writev(descriptor, views)
+    return total
 
 
 def fsync_path(path: str | os.PathLike[str]) -> None:
@@ -95,9 +93,17 @@ def fsync_parent(path: str | os.PathLike[str]) -> None:
 
 def fsync_paths(paths: Iterable[str]) -> None:
     """Make many files durable, in parallel."""
+    everything = list(paths)
+    # A share a thread: handing over a thousand small files one by one would cost more than syncing them.
+    shares = [everything[first::_SYNC_THREADS] for first in range(_SYNC_THREADS)]
     with ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="fsync") as pool:
-        for _ in pool.map(fsync_path, paths):
+        for _ in pool.map(_fsync_each, [share for share in shares if share]):
             pass
+
+
+def _fsync_each(paths: list[str]) -> None:
+    for path in paths:
+        fsync_path(path)
 
 
 def fsync_tree(root: str, *, method: str = "fsync") -> None:
