@@ -71,16 +71,20 @@ class CheckpointWatch:
     def _look(self, now: float) -> None:
         sql = self._sql = self._sql or self._connector.sql()
         waits = sql.query(f"SELECT wait_event FROM pg_stat_activity WHERE pid = {self._pid}").rows
+        checkpointer = sql.query("SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'checkpointer'").rows
         signs = (
             waits[0][0] if waits else None,
             sql.query("SELECT buffers_checkpoint FROM pg_stat_bgwriter").value(0, 0),
             self._oldest_apply_lsn(sql),
         )
-        if signs != self._last_signs:
+        # Held up, the checkpointer sleeps without a wait event; at work it shows its writes and syncs as such.
+        works = bool(checkpointer) and checkpointer[0][0] not in (None, "CheckpointerMain")
+        if signs != self._last_signs or works:
             self._last_signs, self._last_change = signs, now
             return
-        # Without the extension a checkpoint that writes for long looks the same, unless it has not even started.
-        sure = signs[2] is not None or signs[0] == "CheckpointStart"
+        # To a role that sees neither this nor the extension, a checkpoint that syncs for long looks the same, unless it
+        # has not even started.
+        sure = bool(checkpointer) or signs[2] is not None or signs[0] == "CheckpointStart"
         patience_s = self._patience_s if sure else _UNSURE_FACTOR * self._patience_s
         if now - self._last_change < patience_s or signs[2] == "0/0":
             return
