@@ -21,6 +21,8 @@ from polarvault.server.connection import Connection, Connector
 _BETWEEN_LOOKS_S = 2.0
 _SAY_AFTER_S = 30.0
 _UNSURE_FACTOR = 5
+# Beginnings of the wait events of a checkpointer that writes and syncs (manual, "Wait Events of Type IO" and "Timeout").
+_AT_WORK = ("DataFile", "SLRU", "WAL", "ControlFile", "CheckpointWriteDelay")
 
 
 class CheckpointWatch:
@@ -78,7 +80,7 @@ class CheckpointWatch:
             self._oldest_apply_lsn(sql),
         )
         # Held up, the checkpointer sleeps without a wait event; at work it shows its writes and syncs as such.
-        works = bool(checkpointer) and checkpointer[0][0] not in (None, "CheckpointerMain")
+        works = bool(checkpointer) and (checkpointer[0][0] or "").startswith(_AT_WORK)
         if signs != self._last_signs or works:
             self._last_signs, self._last_change = signs, now
             return
