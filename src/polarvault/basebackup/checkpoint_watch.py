@@ -21,7 +21,7 @@ from polarvault.server.connection import Connection, Connector
 _BETWEEN_LOOKS_S = 2.0
 _SAY_AFTER_S = 30.0
 _UNSURE_FACTOR = 5
-# Beginnings of the wait events of a checkpointer that writes and syncs (manual, "Wait Events of Type IO" and "Timeout").
+# Beginnings of the wait events of a checkpointer that writes and syncs (manual, "Wait Event Descriptions").
 _AT_WORK = ("DataFile", "SLRU", "WAL", "ControlFile", "CheckpointWriteDelay")
 
 
