@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import re
+import select
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -136,8 +137,24 @@ class Connection:
 
     def query(self, sql: str) -> ResultSet:
         """Run one statement and return its rows; raise ServerError or ConnectionLost."""
-        result = self.pgconn.exec_(sql.encode())
+        result = self.run(sql)
+        # The connection is free for the next statement only when there are no more results; one that was lost has
+        # said so in the first.
+        with contextlib.suppress(ConnectionLost):
+            while next_result(self.pgconn) is not None:
+                pass
         return result_set(self.pgconn, result)
+
+    def run(self, sql: str) -> pq.abc.PGresult:
+        """Run one statement and return its first result, whatever its kind."""
+        try:
+            self.pgconn.send_query(sql.encode())
+        except psycopg.Error:
+            raise connection_lost(self.pgconn) from None
+        result = next_result(self.pgconn)
+        if result is None:
+            raise connection_lost(self.pgconn)
+        return result
 
     def cancel(self) -> None:
         """Ask the server to give up what this connection is doing.
@@ -167,6 +184,22 @@ def _gss_encrypted(pgconn: pq.abc.PGconn) -> bool:
             return True
     # Without the library to ask, a ticket cache is the sign that encryption may have been negotiated.
     return not libraries and "KRB5CCNAME" in os.environ
+
+
+def next_result(pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
+    """Return the next result, or None when there are no more.
+
+    psycopg's own blocking calls keep the GIL, so that neither the other threads nor a signal would get a turn while the
+    server thinks; this waits outside of libpq.
+    """
+    try:
+        while pgconn.is_busy():
+            select.select([pgconn.socket], [], [])
+            pgconn.consume_input()
+        return pgconn.get_result()
+    except (psycopg.Error, OSError, ValueError):
+        # The socket is gone: libpq's number for it is -1 then.
+        raise connection_lost(pgconn) from None
 
 
 def result_set(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ResultSet:

@@ -21,7 +21,7 @@ import psycopg
 from psycopg import pq
 
 from polarvault.errors import ConnectionLost, RemoteProtocolError, ServerError
-from polarvault.server.connection import Connection, connection_lost, result_set, server_error
+from polarvault.server.connection import Connection, connection_lost, next_result, result_set, server_error
 from polarvault.wire import messages
 from polarvault.wire.copy_scanner import Control, CopyScanner, DataRun, Piece
 from polarvault.wire.messages import ResultSet
@@ -293,7 +293,7 @@ class LibpqTransport:
     def upload(self, sql: str, content: Iterator[bytes]) -> None:
         """Run a COPY IN command with the content."""
         self.send_query(sql)
-        result = self._pgconn.get_result()
+        result = next_result(self._pgconn)
         if result is None or result.status != pq.ExecStatus.COPY_IN:
             raise connection_lost(self._pgconn) if result is None else server_error(self._pgconn, result)
         for part in content:
@@ -312,7 +312,7 @@ class LibpqTransport:
 
     def next_result(self) -> ResultSet | CopyBegins | None:
         """Return the next result, or None when the query is complete."""
-        result = self._pgconn.get_result()
+        result = next_result(self._pgconn)
         if result is None:
             return None
         if result.status == pq.ExecStatus.COPY_OUT:
@@ -320,7 +320,7 @@ class LibpqTransport:
         try:
             return result_set(self._pgconn, result)
         except ServerError:
-            while self._pgconn.get_result() is not None:
+            while next_result(self._pgconn) is not None:
                 pass
             raise
 
@@ -331,27 +331,38 @@ class LibpqTransport:
             run: list[memoryview] = []
             ended = False
             for _ in range(_LIBPQ_BLOCK_MESSAGES):
-                try:
-                    length, message = self._pgconn.get_copy_data(0)
-                except psycopg.Error:
-                    raise connection_lost(self._pgconn) from None
-                if length < 0:
-                    ended = True
+                length, message = self._copy_data(wait=not run and not pieces)
+                if length <= 0:
+                    ended = length < 0
                     break
-                view = memoryview(message)
-                if not typed or bytes(view[:1]) == b"d":
-                    run.append(view[1:] if typed else view)
+                if not typed or bytes(message[:1]) == b"d":
+                    run.append(message[1:] if typed else message)
                     continue
                 if run:
                     pieces.append(DataRun(run))
                     run = []
-                pieces.append(Control(bytes(view[:1]), bytes(view[1:]), True))
+                pieces.append(Control(bytes(message[:1]), bytes(message[1:]), True))
             if run:
                 pieces.append(DataRun(run))
             yield Block(pieces, lambda: None)
             if ended:
                 # libpq has no result of its own for the COPY: an error that ended it is the next result.
                 return
+
+    def _copy_data(self, *, wait: bool) -> tuple[int, memoryview]:
+        """Return the next message; without `wait`, length 0 if there is none yet; length -1 at the end."""
+        try:
+            while True:
+                length, message = self._pgconn.get_copy_data(1)
+                if length:
+                    return length, memoryview(message)
+                if not wait and not select.select([self._pgconn.socket], [], [], 0)[0]:
+                    return 0, memoryview(b"")
+                # libpq's own wait would keep the GIL, and with it the thread that writes.
+                select.select([self._pgconn.socket], [], [])
+                self._pgconn.consume_input()
+        except (psycopg.Error, OSError, ValueError):
+            raise connection_lost(self._pgconn) from None
 
     def interrupt(self) -> None:
         """Wake a blocked reader by shutting its socket down."""

@@ -21,7 +21,7 @@ from psycopg import pq
 from polarvault.errors import PolarvaultError, ServerError, ServerRefused, WalIncomplete
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.server.connection import Connection, Connector, connection_lost, server_error
+from polarvault.server.connection import Connection, Connector, connection_lost, next_result, server_error
 from polarvault.server.identity import ServerIdentity
 from polarvault.wire import commands
 from polarvault.wire.replication import Keepalive, WalData, encode_status, parse_stream_message
@@ -116,8 +116,8 @@ class WalStream:
             content = history.value(0, 1).encode("utf-8", "surrogateescape")
             sink.add_history(history.value(0, 0), content)
         pgconn = self._connection.pgconn
-        result = pgconn.exec_(
-            commands.start_replication_command(str(segment.start), timeline_id, slot=self._slot.name).encode()
+        result = self._connection.run(
+            commands.start_replication_command(str(segment.start), timeline_id, slot=self._slot.name)
         )
         if result.status != pq.ExecStatus.COPY_BOTH:
             raise server_error(pgconn, result)
@@ -198,9 +198,7 @@ class WalStream:
                 self._send(pgconn, encode_status(written=self.received, flushed=flushed, now_unix_s=time.time()))
                 next_status = time.monotonic() + self._status_interval_s
 
-    def _store(
-        self, sink: WalSink, segment: WalSegment, flushed: Lsn, message: WalData
-    ) -> tuple[WalSegment, Lsn]:
+    def _store(self, sink: WalSink, segment: WalSegment, flushed: Lsn, message: WalData) -> tuple[WalSegment, Lsn]:
         if message.start != self.received:
             raise WalIncomplete(f"the WAL stream jumps from {self.received} to {message.start}")
         payload = message.payload
@@ -231,7 +229,7 @@ class WalStream:
             raise connection_lost(pgconn) from None
         if length > 0:
             return parse_stream_message(memoryview(content))
-        result = pgconn.get_result()
+        result = next_result(pgconn)
         if result is not None and result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
             error = server_error(pgconn, result)
             if isinstance(error, ServerError):
