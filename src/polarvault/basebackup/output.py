@@ -124,8 +124,8 @@ class Output(Protocol):
     def wal_sink(self) -> WalSink | None:
         """Return where streamed WAL goes; called after begin."""
 
-    def open_archive(self, event: ArchiveBegins) -> ArchiveWriter:
-        """Return a writer for the archive that begins."""
+    def open_archive(self, event: ArchiveBegins) -> ArchiveWriter | None:
+        """Return a writer for the archive that begins; None if its data stays on the server."""
 
     def finish(self, received: ReceivedBackup) -> None:
         """Write manifests, make everything durable, and give the manifest its name last."""

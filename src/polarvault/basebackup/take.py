@@ -420,9 +420,8 @@ class _NoOutput:
         """WAL cannot be streamed to a target."""
         return None
 
-    def open_archive(self, event: ArchiveBegins) -> ArchiveWriter:
-        """Refuse: a target keeps everything on the server."""
-        raise RemoteProtocolError(f"the server sent archive {event.name!r} although the backup has a target")
+    def open_archive(self, event: ArchiveBegins) -> None:
+        """Take no data: the server names its archives here as well, but keeps what is in them."""
 
     def finish(self, received: ReceivedBackup) -> None:
         """The server has finished it."""

@@ -78,7 +78,7 @@ class Compression:
                 long = value in ("", "on", "true", "yes", "1")
             elif keyword in ("workers", "long"):
                 raise UsageError(
-                    f"invalid compression specification: compression algorithm \"{algorithm}\" "
+                    f'invalid compression specification: compression algorithm "{algorithm}" '
                     f"does not accept {'a worker count' if keyword == 'workers' else 'long-distance mode'}"
                 )
             elif not keyword:

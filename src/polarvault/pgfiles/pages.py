@@ -106,9 +106,7 @@ def load_kernel() -> Kernel:
         return numpy_kernel
 
 
-def numpy_kernel(
-    address: int, count: int, first_block: int, per_run: int, stride: int, bad: int, capacity: int
-) -> int:
+def numpy_kernel(address: int, count: int, first_block: int, per_run: int, stride: int, bad: int, capacity: int) -> int:
     """Check pages with numpy; the contract is that of `Kernel`."""
     import numpy
 
