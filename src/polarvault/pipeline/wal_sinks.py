@@ -44,6 +44,9 @@ class WalDirectory:
                 self._path = os.path.join(self.directory, segment.file_name)
                 self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self._mode)
                 os.ftruncate(self._descriptor, segment.size_bytes)
+            # After the switch that ends a backup the rest of the segment is zeros, up to 1 GB: they stay a hole.
+            if payload and payload[0] == 0 and payload == memoryview(bytes(len(payload))):
+                payload, offset = payload[:0], offset + len(payload)
             while payload:
                 written = os.pwrite(self._descriptor, payload, offset)
                 payload, offset = payload[written:], offset + written
