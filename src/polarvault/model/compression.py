@@ -34,10 +34,13 @@ class Compression:
 
     @property
     def threads(self) -> int:
-        """How many threads a client compressor uses: as asked, else one a core, up to four."""
+        """How many threads a client compressor uses: as asked, else up to four."""
         if self.workers is not None:
             return self.workers
-        return min(4, os.cpu_count() or 1)
+        cores = os.cpu_count() or 1
+        # Twice the cores keeps them busy while one chunk waits to be written; high levels need much memory a thread.
+        fast = (self.level or 0) <= 3
+        return min(4, 2 * cores if fast else cores)
 
     @classmethod
     def parse(cls, text: str) -> Self:
