@@ -20,25 +20,33 @@ from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
 
-MODES = [
-    ["-Fp"],
+EVERYWHERE = [["-Fp"], ["-Ft", "-z", "-X", "fetch"]]
+MORE = [
     ["-Fp", "-X", "fetch", "--manifest-checksums", "SHA256"],
     ["-Fp", "-X", "none", "--no-manifest"],
     ["-Ft"],
-    ["-Ft", "-z", "-X", "fetch"],
     ["-Ft", "-Z", "1", "-X", "stream", "--no-slot"],
     ["-Ft", "-X", "none", "--manifest-checksums", "NONE"],
 ]
 
 
-@pytest.mark.parametrize("options", MODES, ids=" ".join)
-def test_the_files_are_those_of_pg_basebackup(any_pg: Cluster, workspace: Path, options: list[str]) -> None:
-    back_up_with_postgres(any_pg, workspace / "theirs", *options)
-    finished = back_up(any_pg, workspace / "ours", *options)
+def assert_same_files(server: Cluster, workspace: Path, options: list[str]) -> None:
+    back_up_with_postgres(server, workspace / "theirs", *options)
+    finished = back_up(server, workspace / "ours", *options)
     assert backup_listing(workspace / "ours") == backup_listing(workspace / "theirs")
     assert finished.stdout == ""
     if "none" not in options:
         assert finished.stderr == ""
+
+
+@pytest.mark.parametrize("options", EVERYWHERE, ids=" ".join)
+def test_the_files_are_those_of_pg_basebackup(any_pg: Cluster, workspace: Path, options: list[str]) -> None:
+    assert_same_files(any_pg, workspace, options)
+
+
+@pytest.mark.parametrize("options", MORE, ids=" ".join)
+def test_the_files_are_those_of_pg_basebackup_in_every_mode(pg15: Cluster, workspace: Path, options: list[str]) -> None:
+    assert_same_files(pg15, workspace, options)
 
 
 def test_a_plain_backup_is_verified_and_starts(
