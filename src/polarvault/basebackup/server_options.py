@@ -1,0 +1,74 @@
+"""What this server is asked for, and what it is refused for, given the request."""
+
+from __future__ import annotations
+
+from polarvault.basebackup.node_role import refuse_replica
+from polarvault.basebackup.reporter import Reporter
+from polarvault.basebackup.request import BackupRequest
+from polarvault.errors import ServerRefused
+from polarvault.server.connection import Connector
+from polarvault.server.identity import ServerIdentity
+from polarvault.wire.commands import BaseBackupOptions
+
+
+def base_backup_options(request: BackupRequest, identity: ServerIdentity) -> BaseBackupOptions:
+    """Translate the request for this server."""
+    shared = identity.shared_storage
+    by_server = request.compression.location == "server" and request.compression.algorithm != "none"
+    fetch = request.wal_method == "fetch"
+    return BaseBackupOptions(
+        label=request.label,
+        progress=request.estimate_size,
+        checkpoint_fast=request.checkpoint_fast,
+        # PolarDB leaves the end out of the WAL it sends, and may fail on long paths (facts 1.6): never ask for it
+        # there, unless the backup goes to a target on the server, where nothing else can supply it.
+        wal=fetch and (not shared or request.target is not None),
+        # Waiting would make PolarDB switch, and so burn, a segment of up to 1 GB at every backup (facts 1.6).
+        wait=request.wal_method == "none" and not shared,
+        max_rate_kb=request.max_rate_kb,
+        # With it, a shared-storage server silently leaves tablespaces out (facts 1.5).
+        tablespace_map=request.format == "tar" and not shared,
+        verify_checksums=request.verify_checksums,
+        manifest=("force-encode" if request.manifest_force_encode else "yes") if request.manifest else None,
+        manifest_checksums=request.manifest_checksums,
+        incremental=request.incremental is not None,
+        target=request.target.partition(":")[0] if request.target else None,
+        target_detail=(request.target.partition(":")[2] or None) if request.target else None,
+        compression=request.compression.algorithm if by_server else None,
+        compression_detail=request.compression.detail if by_server else None,
+    )
+
+
+def refuse_impossible(
+    request: BackupRequest, identity: ServerIdentity, connector: Connector, reporter: Reporter
+) -> None:
+    """Refuse what this server cannot do, before it starts a checkpoint for it."""
+    if request.incremental is not None and identity.version_num < 170000:
+        raise ServerRefused(
+            f"server version {identity.version} does not support incremental backup", hint="it needs PostgreSQL 17"
+        )
+    if identity.version_num < 150000:
+        if request.target is not None:
+            raise ServerRefused(f"backup targets are not supported by server version {identity.version}")
+        if request.compression.location == "server" and request.compression.algorithm != "none":
+            raise ServerRefused(
+                f"server version {identity.version} does not support server-side compression",
+                hint=f"compress on the client: -Z client-{request.compression.algorithm}",
+            )
+    if request.polardata is not None and not identity.shared_storage:
+        raise ServerRefused(
+            f"{identity.product} keeps its data in one directory, there is no shared half for --polardata",
+            hint="run the command again without --polardata",
+        )
+    if request.polar_disk_name is not None:
+        reporter.note(
+            f"PFS is not written to directly: the shared half goes to the mounted directory {request.polardata!r}"
+        )
+    if identity.shared_storage:
+        refuse_replica(identity, connector)
+        if not identity.full_page_writes:
+            reporter.note(
+                "full_page_writes is off on the server: every page is checked for torn writes as it passes"
+                if identity.data_checksums and request.verify_checksums
+                else "full_page_writes is off and pages are not checked: torn pages would go unnoticed"
+            )
