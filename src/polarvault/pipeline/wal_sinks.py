@@ -45,7 +45,7 @@ class WalDirectory:
                 self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self._mode)
                 os.ftruncate(self._descriptor, segment.size_bytes)
             # After the switch that ends a backup the rest of the segment is zeros, up to 1 GB: they stay a hole.
-            if payload and payload[0] == 0 and payload == memoryview(bytes(len(payload))):
+            if _is_zero(payload):
                 payload, offset = payload[:0], offset + len(payload)
             while payload:
                 written = os.pwrite(self._descriptor, payload, offset)
@@ -120,7 +120,10 @@ class WalTar:
         if self._open is None:
             self._below.write([encode_header(segment.file_name, segment.size_bytes, mtime=int(time.time()))])
             self._open, self._position = segment, 0
-        self._below.write([payload])
+        if _is_zero(payload):
+            self._below.write_zeros(len(payload))
+        else:
+            self._below.write([payload])
         self._position = offset + len(payload)
         self._tail += payload[-self._TAIL_BYTES :]
         del self._tail[: -self._TAIL_BYTES]
@@ -153,6 +156,11 @@ class WalTar:
             return bytes(self._tail[start : start + length])
         # The server sent much more after the end of the backup than is kept.
         return _read_member(self._path, segment.file_name, offset, length)
+
+
+def _is_zero(payload: memoryview) -> bool:
+    """Tell whether there is nothing but zeros; the first byte settles it for nearly all WAL."""
+    return bool(payload) and payload[0] == 0 and bytes(payload) == bytes(len(payload))
 
 
 def _read_member(path: str, name: str, offset: int, length: int) -> bytes:
