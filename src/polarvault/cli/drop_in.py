@@ -13,6 +13,10 @@ from polarvault.server.connection import ConnectionSettings, PasswordPolicy
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+# Options that the replaced tools do not have; they must not make an abbreviation of theirs ambiguous.
+_OURS_ALONE = {"--checkpoint-timeout", "--json", "--keep-all"}
+
+
 class DropInCommand(click.Command):
     """A command that accepts unambiguous abbreviations of long options, as getopt_long does."""
 
@@ -33,11 +37,11 @@ class DropInCommand(click.Command):
                 return [*expanded, word, *waiting]
             if word.startswith("--"):
                 name, equals, value = word.partition("=")
-                matches = [known for known in takes_value if known.startswith(name)]
+                matches = [known for known in takes_value.keys() - _OURS_ALONE if known.startswith(name)]
                 if name not in takes_value and len(matches) == 1:
                     name = matches[0]
                 elif name not in takes_value and len(matches) > 1:
-                    raise click.UsageError(f"option '{name}' is ambiguous; possibilities: {' '.join(matches)}")
+                    raise click.UsageError(f"option '{name}' is ambiguous; possibilities: {' '.join(sorted(matches))}")
                 expanded.append(name + equals + value)
                 follows = takes_value.get(name, False) and not equals
             else:

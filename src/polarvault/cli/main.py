@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.UsageError as problem:
-        command = problem.ctx.command_path if problem.ctx else PROGRAM
+        command = f"{PROGRAM} {arguments[0]}" if arguments and arguments[0] in _COMMANDS else PROGRAM
         say_error(problem.format_message(), hint=f'try "{command} --help" for more information')
         return 1 if drop_in else 2
     except click.ClickException as problem:

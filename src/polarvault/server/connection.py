@@ -250,7 +250,8 @@ _HBA = re.compile(
 
 def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFailed:
     """Explain a failed login: libpq's message and the line to type."""
-    message = words.strip()
+    # psycopg puts words of its own in front of libpq's.
+    message = words.strip().removeprefix("connection is bad: ").removeprefix("connection failed: ")
     role = parameters.get("user", "ROLE")
     hint: str | None = None
     if match := _HBA.search(message):
