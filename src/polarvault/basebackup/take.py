@@ -29,6 +29,7 @@ from polarvault.errors import ChecksumFailure, ServerError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel
 from polarvault.pipeline.page_check import PageCheck, PageFindings
+from polarvault.polardb.layout import SHARED_HALF_NAME
 from polarvault.server.base_backup import BackupStart, BaseBackup
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
@@ -160,8 +161,6 @@ def _open_wal(context: BackupContext, connector: Connector) -> WalStream | None:
 def _recovery_settings(context: BackupContext, connection: Connection, connector: Connector) -> bytes:
     shared = None
     if context.identity.shared_storage and context.request.directory is not None:
-        from polarvault.polardb.layout import SHARED_HALF_NAME
-
         default = os.path.join(context.request.directory, SHARED_HALF_NAME)
         shared = os.path.abspath(context.request.polardata or default)
     return recovery_settings.recovery_settings(
@@ -187,6 +186,9 @@ def _begin(context: BackupContext, backup: BaseBackup, connection: Connection, c
         start = backup.start(watch.tick)
     finally:
         watch.close()
+        if checks_pages:
+            # Neither using the kernel nor leaving the program is safe while the compiler runs.
+            compiling.join()
     reporter.step("checkpoint completed")
     reporter.step(f"write-ahead log start point: {start.start_lsn} on timeline {start.timeline_id}")
     context.start = start
@@ -196,8 +198,6 @@ def _begin(context: BackupContext, backup: BaseBackup, connection: Connection, c
             "server sends them"
         )
     if checks_pages:
-        # The compiler is not safe for two threads at once.
-        compiling.join()
         context.page_check = PageCheck(
             start_lsn=start.start_lsn,
             # PostgreSQL forces full-page images during a backup; PolarDB does so only with full_page_writes on.
