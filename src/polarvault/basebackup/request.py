@@ -26,7 +26,7 @@ class BackupRequest:
     compression: Compression = field(default_factory=Compression)
     checkpoint_fast: bool = False
     create_slot: bool = False
-    label: str = "polarvault base backup"
+    label: str = "pg_basebackup base backup"
     clean: bool = True
     sync: bool = True
     sync_method: str = "fsync"

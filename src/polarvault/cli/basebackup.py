@@ -33,7 +33,7 @@ _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
 @click.option("-Z", "--compress", metavar="[{client|server}-]METHOD[:DETAIL]", help="Compress on client or server.")
 @click.option("-c", "--checkpoint", metavar="fast|spread", help="Set fast or spread (default) checkpointing.")
 @click.option("-C", "--create-slot", is_flag=True, help="Create replication slot.")
-@click.option("-l", "--label", metavar="LABEL", default="polarvault base backup", help="Set backup label.")
+@click.option("-l", "--label", metavar="LABEL", default="pg_basebackup base backup", help="Set backup label.")
 @click.option("-n", "--no-clean", is_flag=True, help="Do not clean up after errors.")
 @click.option("-N", "--no-sync", is_flag=True, help="Do not wait for changes to be written safely to disk.")
 @click.option("-P", "--progress", is_flag=True, help="Show progress information.")
