@@ -40,8 +40,9 @@ class ArchiveWriter:
         """Take bytes of the archive; the views may be reused afterwards."""
         if self._verbatim is not None:
             self._verbatim.write(views)
-        for event in self._reader.feed(self._decoder.feed(views)):
-            self._take(event)
+        for part in self._decoder.feed(views):
+            for event in self._reader.feed(part):
+                self._take(event)
 
     def finish(self) -> None:
         """The archive is complete; raise RemoteProtocolError if it is not."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from polarvault.errors import RemoteProtocolError
 
@@ -12,86 +12,69 @@ from polarvault.errors import RemoteProtocolError
 class Decoder(Protocol):
     """Turns compressed bytes into plain ones."""
 
-    def feed(self, views: Iterable[memoryview]) -> Iterable[memoryview]:
-        """Return what these bytes decode to; plain bytes come back as the very list that was given."""
+    def feed(self, views: list[memoryview]) -> Iterator[list[memoryview]]:
+        """Yield what these bytes decode to, a part at a time, so that no more than a part need be in memory."""
 
 
 class _Plain:
-    def feed(self, views: Iterable[memoryview]) -> Iterable[memoryview]:
-        return views
+    def feed(self, views: list[memoryview]) -> Iterator[list[memoryview]]:
+        yield views
 
 
-class _Gzip:
-    def __init__(self, what: str) -> None:
+class _Framed:
+    """Feeds a library's decoder in pieces; frames or members may follow one another.
+
+    The pieces bound memory: a few bytes of a run of zeros, such as PolarDB's polar_fullpage, decode to megabytes, and
+    these decoders return all of it at once.
+    """
+
+    def __init__(self, what: str, make: Callable[[], Any], errors: type[Exception], *, piece_bytes: int) -> None:
         self._what = what
-        self._decoder = zlib.decompressobj(wbits=31)
+        self._make = make
+        self._errors = errors
+        self._piece_bytes = piece_bytes
+        self._decoder = make()
 
-    def feed(self, views: Iterable[memoryview]) -> Iterator[memoryview]:
+    def feed(self, views: list[memoryview]) -> Iterator[list[memoryview]]:
         for view in views:
-            rest: bytes | memoryview = view
-            while rest:
-                if self._decoder.eof:
-                    self._decoder = zlib.decompressobj(wbits=31)
-                try:
-                    plain = self._decoder.decompress(rest)
-                except zlib.error as problem:
-                    raise RemoteProtocolError(f"{self._what} cannot be decompressed: {problem}") from problem
-                if plain:
-                    yield memoryview(plain)
-                rest = self._decoder.unused_data if self._decoder.eof else b""
+            for start in range(0, len(view), self._piece_bytes):
+                yield from self._decode(view[start : start + self._piece_bytes])
+
+    def _decode(self, piece: memoryview | bytes) -> Iterator[list[memoryview]]:
+        while piece:
+            if self._decoder.eof:
+                self._decoder = self._make()
+            try:
+                plain = self._decoder.decompress(piece)
+            except self._errors as problem:
+                raise RemoteProtocolError(f"{self._what} cannot be decompressed: {problem}") from problem
+            if plain:
+                yield [memoryview(plain)]
+            piece = (self._decoder.unused_data or b"") if self._decoder.eof else b""
 
 
-class _Zstd:
-    def __init__(self, what: str) -> None:
-        import zstandard
-
-        self._what = what
-        self._errors = zstandard.ZstdError
-        # A window up to 2 GB: --long on the other side may have used one larger than the default limit.
-        self._maker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._decoder = self._maker.decompressobj()
-
-    def feed(self, views: Iterable[memoryview]) -> Iterator[memoryview]:
-        for view in views:
-            rest: bytes | memoryview = view
-            while rest:
-                if self._decoder.eof:
-                    self._decoder = self._maker.decompressobj()
-                try:
-                    plain = self._decoder.decompress(rest)
-                except self._errors as problem:
-                    raise RemoteProtocolError(f"{self._what} cannot be decompressed: {problem}") from problem
-                if plain:
-                    yield memoryview(plain)
-                rest = self._decoder.unused_data if self._decoder.eof else b""
+def _gzip(what: str) -> _Framed:
+    return _Framed(what, lambda: zlib.decompressobj(wbits=31), zlib.error, piece_bytes=8 << 10)
 
 
-class _Lz4:
-    def __init__(self, what: str) -> None:
-        import lz4.frame
+def _zstd(what: str) -> _Framed:
+    import zstandard
 
-        self._what = what
-        self._maker = lz4.frame.LZ4FrameDecompressor
-        self._decoder = self._maker()
+    # A window up to 2 GB: --long on the other side may have used one larger than the default limit.
+    maker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    # zstd packs 128 kB of zeros into 4 bytes: 256 bytes can mean 8 MB.
+    return _Framed(what, lambda: maker.decompressobj(write_size=64 << 10), zstandard.ZstdError, piece_bytes=256)
 
-    def feed(self, views: Iterable[memoryview]) -> Iterator[memoryview]:
-        for view in views:
-            rest: bytes | memoryview = view
-            while rest:
-                if self._decoder.eof:
-                    self._decoder = self._maker()
-                try:
-                    plain = self._decoder.decompress(rest)
-                except RuntimeError as problem:
-                    raise RemoteProtocolError(f"{self._what} cannot be decompressed: {problem}") from problem
-                if plain:
-                    yield memoryview(plain)
-                rest = (self._decoder.unused_data or b"") if self._decoder.eof else b""
+
+def _lz4(what: str) -> _Framed:
+    import lz4.frame
+
+    return _Framed(what, lz4.frame.LZ4FrameDecompressor, RuntimeError, piece_bytes=32 << 10)
 
 
 def decoder_for(archive_name: str) -> Decoder:
     """Return the decoder that the archive's name calls for."""
-    for suffix, maker in ((".gz", _Gzip), (".zst", _Zstd), (".lz4", _Lz4)):
+    for suffix, maker in ((".gz", _gzip), (".zst", _zstd), (".lz4", _lz4)):
         if archive_name.endswith(suffix):
             return maker(archive_name)
     return _Plain()

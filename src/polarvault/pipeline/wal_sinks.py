@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 
 from polarvault.model.segment import WalSegment
-from polarvault.pgfiles.tar import TERMINATOR, MemberBegins, MemberData, TarReader, encode_header, encode_member
+from polarvault.pgfiles.tar import (
+    TERMINATOR,
+    MemberBegins,
+    MemberData,
+    TarEvent,
+    TarReader,
+    encode_header,
+    encode_member,
+)
 from polarvault.pipeline.byte_sinks import ByteSink
 from polarvault.pipeline.decompress import decoder_for
 from polarvault.storage import files
@@ -165,17 +174,22 @@ def _is_zero(payload: memoryview) -> bool:
 
 def _read_member(path: str, name: str, offset: int, length: int) -> bytes:
     """Return bytes of one member of a tar file, compressed or not."""
-    decoder, reader = decoder_for(path), TarReader(path)
     found = bytearray()
     wanted = False
+    for event in _read_events(path):
+        if isinstance(event, MemberBegins):
+            wanted = event.member.name == name
+        elif wanted and isinstance(event, MemberData) and event.offset < offset + length:
+            plain = b"".join(event.views)
+            found += plain[max(0, offset - event.offset) : max(0, offset + length - event.offset)]
+            if len(found) >= length:
+                break
+    return bytes(found)
+
+
+def _read_events(path: str) -> Iterator[TarEvent]:
+    decoder, reader = decoder_for(path), TarReader(path)
     with open(path, "rb", buffering=0) as source:
         while content := source.read(_READ_BYTES):
-            for event in reader.feed(decoder.feed([memoryview(content)])):
-                if isinstance(event, MemberBegins):
-                    wanted = event.member.name == name
-                elif wanted and isinstance(event, MemberData) and event.offset < offset + length:
-                    plain = b"".join(event.views)
-                    found += plain[max(0, offset - event.offset) : max(0, offset + length - event.offset)]
-                    if len(found) >= length:
-                        return bytes(found)
-    return bytes(found)
+            for part in decoder.feed([memoryview(content)]):
+                yield from reader.feed(part)
