@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import core as hypothesis_core
+from hypothesis import settings as hypothesis_settings
 
 from polarvault.demo.account import server_account
 from polarvault.demo.programs import Installation, reachable
@@ -34,6 +35,9 @@ ORDER = ("unit", "property", "contract", "golden", "docs", "integration", "fault
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A busy machine is no failure: nothing here asserts how long something takes.
+    hypothesis_settings.register_profile("polarvault", deadline=None)
+    hypothesis_settings.load_profile("polarvault")
     # One seed for hypothesis and for the order of tests, always printed: any run can be repeated.
     if config.getoption("--hypothesis-seed", None) is None:
         hypothesis_core.global_force_seed = random.randrange(2**31)

@@ -72,7 +72,7 @@ def stream_of(payloads: list[bytes], *, typed: bool, end: bytes) -> bytes:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(PAYLOADS, CUTS, st.booleans())
 def test_a_copy_arrives_whole_however_it_was_cut(payloads: list[bytes], cuts: list[int], typed: bool) -> None:
     end = wire.message(b"c") + wire.message(b"C", b"COPY\0") + wire.READY
@@ -83,7 +83,7 @@ def test_a_copy_arrives_whole_however_it_was_cut(payloads: list[bytes], cuts: li
     assert problem is None
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(PAYLOADS, CUTS)
 def test_the_error_before_the_end_of_a_connection_is_heard(payloads: list[bytes], cuts: list[int]) -> None:
     end = wire.error("57P01", "terminating connection due to administrator command", severity="FATAL")
