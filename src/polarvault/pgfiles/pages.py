@@ -1,7 +1,8 @@
 """Page checksums: PostgreSQL's FNV-1a variant (storage/checksum_impl.h), over many pages at once.
 
-Two implementations give the same answer. The kernel is LLVM IR compiled in memory by llvmlite: 32 lanes wide, 7 GB/s per core, and it runs without the GIL. Where code may not be generated (hardened kernels), numpy does the same
-at about 1 GB/s; the tests compare both with `page_checksum`, the plain definition.
+Two implementations give the same answer. The kernel is LLVM IR compiled in memory by llvmlite: 32 lanes wide, 7 GB/s
+per core, and it runs without the GIL. Where code may not be generated (hardened kernels), numpy does the same at
+about 1 GB/s; the tests compare both with `page_checksum`, the plain definition.
 
 Shapes: pages are 8192 bytes; a page is 64 rows of 32 little-endian uint32. In the page header pd_lsn is two uint32
 (high, low) at byte 0, pd_checksum a uint16 at byte 8, pd_upper a uint16 at byte 14.
