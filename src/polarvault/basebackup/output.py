@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -19,6 +21,7 @@ from polarvault.pipeline.page_check import PageCheck
 from polarvault.server.base_backup import ArchiveBegins, BackupStart
 from polarvault.server.identity import ServerIdentity
 from polarvault.server.wal_stream import WalSink
+from polarvault.storage import files
 
 
 @dataclass(slots=True)
@@ -110,6 +113,26 @@ def half_documents(
         received.manifest, context.local_names, context.shared_names, added=added, finished=finished
     )
     return added, made
+
+
+def seal_backup(context: BackupContext, roots: Iterable[str], manifests: list[str]) -> None:
+    """Make everything below the roots durable, then give the manifests their names, in the order given.
+
+    A directory with a backup_manifest is a complete backup, so the local half's, where people look, comes last.
+    """
+    request = context.request
+    if request.sync:
+        context.reporter.step("syncing data to disk ...")
+        for root in roots:
+            files.fsync_tree(root, method=request.sync_method)
+    for path in manifests:
+        context.reporter.step(f'renaming "{path}.tmp" to "{path}"')
+        try:
+            os.replace(path + ".tmp", path)
+        except OSError as problem:
+            raise files.storage_failed(problem, "rename to", path) from problem
+        if request.sync:
+            files.fsync_parent(path)
 
 
 class Output(Protocol):

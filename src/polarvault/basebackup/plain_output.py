@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
-from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents
+from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents, seal_backup
 from polarvault.basebackup.recovery_settings import AUTO_CONF, STANDBY_SIGNAL
 from polarvault.pgfiles.tar import Member
 from polarvault.pipeline.member_sinks import DirectorySink
@@ -97,21 +97,12 @@ class PlainOutput:
             self._append(AUTO_CONF, self._context.recovery_settings)
             self._append(STANDBY_SIGNAL, b"")
         manifests = self._write_manifests(received)
-        if request.sync:
-            self._context.reporter.step("syncing data to disk ...")
-            roots = [self._root, *self._tablespace_roots]
-            if self._shared_root != self._root and not _is_below(self._shared_root, self._root):
-                roots.append(self._shared_root)
-            if request.waldir is not None:
-                roots.append(request.waldir)
-            for root in roots:
-                files.fsync_tree(root, method=request.sync_method)
-        for path in manifests:
-            # Last of all: a directory with a backup_manifest is a complete backup.
-            self._context.reporter.step(f'renaming backup_manifest.tmp to backup_manifest in "{os.path.dirname(path)}"')
-            os.replace(path + ".tmp", path)
-            if request.sync:
-                files.fsync_parent(path)
+        roots = [self._root, *self._tablespace_roots]
+        if self._shared_root != self._root and not _is_below(self._shared_root, self._root):
+            roots.append(self._shared_root)
+        if request.waldir is not None:
+            roots.append(request.waldir)
+        seal_backup(self._context, roots, manifests)
 
     def abandon(self) -> None:
         """Nothing is held open: the sinks' descriptors die with the process or were closed."""
@@ -152,7 +143,7 @@ class PlainOutput:
         local, shared = dict(added), {}
         if made is not None:
             local["backup_manifest.tmp"], shared["backup_manifest.tmp"] = made.local, made.shared
-        return self._write(self._root, local) + self._write(self._shared_root, shared)
+        return self._write(self._shared_root, shared) + self._write(self._root, local)
 
     def _write(self, root: str, documents: dict[str, bytes]) -> list[str]:
         final = []

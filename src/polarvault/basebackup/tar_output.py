@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
-from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents
+from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents, seal_backup
 from polarvault.basebackup.recovery_settings import AUTO_CONF, STANDBY_SIGNAL
 from polarvault.model.compression import Compression
 from polarvault.pipeline.byte_sinks import ByteSink, FileBytes, compressed
@@ -61,17 +61,8 @@ class TarOutput:
 
     def finish(self, received: ReceivedBackup) -> None:
         """Write manifests, sync all, rename the manifests into place."""
-        request = self._context.request
         manifests = self._write_manifests(received)
-        if request.sync:
-            self._context.reporter.step("syncing data to disk ...")
-            for root in {self._root, self._shared_root}:
-                files.fsync_tree(root, method=request.sync_method)
-        for path in manifests:
-            self._context.reporter.step(f'renaming "{path}.tmp" to "{path}"')
-            os.replace(path + ".tmp", path)
-            if request.sync:
-                files.fsync_parent(path)
+        seal_backup(self._context, {self._root, self._shared_root}, manifests)
 
     def abandon(self) -> None:
         """Descriptors die with the process; files are removed by CreatedPaths."""

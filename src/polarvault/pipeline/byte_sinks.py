@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -149,7 +150,7 @@ class ZstdBytes:
         self._below.finish()
 
 
-class _ChunkedBytes:
+class _ChunkedBytes(ABC):
     """Cuts its input into chunks, compresses them in a few threads, and writes the results in order."""
 
     def __init__(self, below: ByteSink, *, chunk_bytes: int, threads: int) -> None:
@@ -187,8 +188,9 @@ class _ChunkedBytes:
         while len(self._in_flight) > 2 * self._threads:
             self._below.write([self._in_flight.popleft().result()])
 
+    @abstractmethod
     def _job(self, chunk: bytes, *, last: bool) -> Callable[[], bytes]:
-        raise NotImplementedError
+        """Return what a thread has to do for the next chunk."""
 
     def _trailer(self) -> bytes:
         return b""
