@@ -54,10 +54,10 @@ def start_server(plan: RestorePlan, binaries: Binaries, account: Account) -> Sta
             raise _not_ready(plan, log_path)
         raise StartFailed(
             f'the restored server in "{local}" did not start',
-            hint=f"the restored files are left in place; the whole log: {_newest_log(plan, log_path)}",
-            detail=_log_end(plan, log_path),
+            hint=f"the restored files are left in place; the whole log: {newest_log(plan, log_path)}",
+            detail=log_end(plan, log_path),
         )
-    host, port = _address(local)
+    host, port = server_address(local)
     return _wait_for_role(plan, account, host, port, log_path, deadline)
 
 
@@ -69,7 +69,7 @@ def _wait_for_role(
     problem: psycopg.Error | None = None
     while True:
         try:
-            server = _ask(plan, account, host, port, log_path)
+            server = ask_server(plan, account, host, port, log_path)
             if plan.request.role is Role.STANDBY or not server.in_recovery:
                 _check_timeline(plan, server)
                 return server
@@ -79,8 +79,8 @@ def _wait_for_role(
             if not os.path.exists(os.path.join(plan.layout.local, "postmaster.pid")):
                 raise StartFailed(
                     f'the restored server in "{plan.layout.local}" stopped again',
-                    hint=f"the restored files are left in place; the whole log: {_newest_log(plan, log_path)}",
-                    detail=_log_end(plan, log_path),
+                    hint=f"the restored files are left in place; the whole log: {newest_log(plan, log_path)}",
+                    detail=log_end(plan, log_path),
                 ) from refused
             if "starting up" not in str(refused) and "shutting down" not in str(refused):
                 return _describe_from_files(plan, host, port, log_path, str(problem).strip())
@@ -90,17 +90,18 @@ def _wait_for_role(
         time.sleep(_POLL_S)
 
 
-def _ask(plan: RestorePlan, account: Account, host: str, port: int, log_path: str) -> StartedServer:
-    with _connect(account, host, port) as connection:
-        in_recovery = bool(_value(connection, "SELECT pg_is_in_recovery()"))
+def ask_server(plan: RestorePlan, account: Account, host: str, port: int, log_path: str) -> StartedServer:
+    """Log in and ask what the server is; raise psycopg.OperationalError while it does not let us in."""
+    with connect_server(account, host, port) as connection:
+        in_recovery = bool(ask_value(connection, "SELECT pg_is_in_recovery()"))
         if in_recovery:
-            lsn = _value(connection, "SELECT pg_last_wal_replay_lsn()")
-            timeline = int(_value(connection, "SELECT timeline_id FROM pg_control_checkpoint()"))
+            lsn = ask_value(connection, "SELECT pg_last_wal_replay_lsn()")
+            timeline = int(ask_value(connection, "SELECT timeline_id FROM pg_control_checkpoint()"))
         else:
-            lsn = _value(connection, "SELECT pg_current_wal_lsn()")
+            lsn = ask_value(connection, "SELECT pg_current_wal_lsn()")
             # The name of the segment being written carries the timeline; pg_control may lag behind it.
-            timeline = int(_value(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
-        version = _value(connection, "SELECT version()")
+            timeline = int(ask_value(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
+        version = ask_value(connection, "SELECT version()")
         node_type = _node_type(connection, in_recovery=in_recovery, is_polardb=plan.is_polardb)
     return StartedServer(
         host, port, str(version).split(" on ")[0], in_recovery, node_type, str(lsn), timeline, log_path
@@ -108,17 +109,18 @@ def _ask(plan: RestorePlan, account: Account, host: str, port: int, log_path: st
 
 
 def _node_type(connection: psycopg.Connection[Any], *, in_recovery: bool, is_polardb: bool) -> str:
-    if is_polardb and _value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'polar_node_type'"):
-        return str(_value(connection, "SELECT polar_node_type()"))
+    if is_polardb and ask_value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'polar_node_type'"):
+        return str(ask_value(connection, "SELECT polar_node_type()"))
     return "standby" if in_recovery else "primary"
 
 
-def _value(connection: psycopg.Connection[Any], query: str) -> Any:
+def ask_value(connection: psycopg.Connection[Any], query: str) -> Any:
+    """Return the first value of a query's first row, None without rows."""
     row = connection.execute(query.encode()).fetchone()
     return row[0] if row else None
 
 
-def _connect(account: Account, host: str, port: int) -> psycopg.Connection[Any]:
+def connect_server(account: Account, host: str, port: int) -> psycopg.Connection[Any]:
     """Connect as a superuser that is likely to exist; with peer authentication the operating system user counts."""
     import psycopg
 
@@ -169,7 +171,7 @@ def _describe_from_files(plan: RestorePlan, host: str, port: int, log_path: str,
     )
 
 
-def _address(local: str) -> tuple[str, int]:
+def server_address(local: str) -> tuple[str, int]:
     """Read where the server listens from postmaster.pid: line 4 port, line 5 socket directory, line 6 address."""
     try:
         with open(os.path.join(local, "postmaster.pid"), encoding="utf-8") as stream:
@@ -183,12 +185,12 @@ def _not_ready(plan: RestorePlan, log_path: str) -> StartFailed:
     return StartFailed(
         f'the restored server in "{plan.layout.local}" was not ready after {plan.request.timeout_s:g} s',
         hint="it is still running and may still be in recovery: watch its log "
-        f"({_newest_log(plan, log_path)}), or give --timeout a larger number next time",
-        detail=_log_end(plan, log_path),
+        f"({newest_log(plan, log_path)}), or give --timeout a larger number next time",
+        detail=log_end(plan, log_path),
     )
 
 
-def _newest_log(plan: RestorePlan, log_path: str) -> str:
+def newest_log(plan: RestorePlan, log_path: str) -> str:
     """Return the log that was written to last: with logging_collector on it is not pg_ctl's."""
     candidates = [log_path]
     directory = os.path.join(plan.layout.local, "log")
@@ -198,9 +200,10 @@ def _newest_log(plan: RestorePlan, log_path: str) -> str:
     return max(written, key=os.path.getmtime, default=log_path)
 
 
-def _log_end(plan: RestorePlan, log_path: str) -> str:
+def log_end(plan: RestorePlan, log_path: str) -> str:
+    """Return the last lines of the newest log, or why it cannot be read."""
     try:
-        with open(_newest_log(plan, log_path), encoding="utf-8", errors="replace") as stream:
+        with open(newest_log(plan, log_path), encoding="utf-8", errors="replace") as stream:
             return "\n".join(stream.read()[-20000:].splitlines()[-_LOG_LINES:])
     except OSError as problem:
         return f"the log could not be read: {problem.strerror}"

@@ -61,23 +61,23 @@ def read_identity(connection: Connection) -> ServerIdentity:
     system = connection.query("IDENTIFY_SYSTEM")
     if len(system.rows) != 1 or len(system.rows[0]) < 3:
         raise RemoteProtocolError("IDENTIFY_SYSTEM did not return one row of at least three columns")
-    shared = _show(connection, "polar_enable_shared_storage_mode") == "on"
+    shared = show(connection, "polar_enable_shared_storage_mode") == "on"
     return ServerIdentity(
         system_identifier=system.value(0, 0),
         timeline_id=int(system.value(0, 1)),
         flush_lsn=Lsn.parse(system.value(0, 2)),
         version_num=version_num,
         version=connection.parameter("server_version") or str(version_num),
-        segment_size_bytes=parse_size(_show(connection, "wal_segment_size") or "16MB"),
-        relation_segment_bytes=parse_size(_show(connection, "segment_size") or "1GB"),
-        block_bytes=int(_show(connection, "block_size") or 8192),
-        data_checksums=_show(connection, "data_checksums") == "on",
-        full_page_writes=_show(connection, "full_page_writes") != "off",
-        group_access=bool(int(_show(connection, "data_directory_mode") or "0700", 8) & 0o050),
+        segment_size_bytes=parse_size(show(connection, "wal_segment_size") or "16MB"),
+        relation_segment_bytes=parse_size(show(connection, "segment_size") or "1GB"),
+        block_bytes=int(show(connection, "block_size") or 8192),
+        data_checksums=show(connection, "data_checksums") == "on",
+        full_page_writes=show(connection, "full_page_writes") != "off",
+        group_access=bool(int(show(connection, "data_directory_mode") or "0700", 8) & 0o050),
         in_recovery=connection.parameter("in_hot_standby") == "on",
-        log_directory=_show(connection, "log_directory") or "log",
-        polar_version=_show(connection, "polar_version"),
-        shared_data_directory=(_show(connection, "polar_datadir") or "") if shared else None,
+        log_directory=show(connection, "log_directory") or "log",
+        polar_version=show(connection, "polar_version"),
+        shared_data_directory=(show(connection, "polar_datadir") or "") if shared else None,
     )
 
 
@@ -89,7 +89,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _show(connection: Connection, name: str) -> str | None:
+def show(connection: Connection, name: str) -> str | None:
     """Return a setting, or None where the server does not know it or does not tell this role."""
     try:
         return connection.query(f"SHOW {name}").value(0, 0)
