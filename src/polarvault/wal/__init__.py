@@ -1,1 +1,1 @@
-"""WAL: segment names, page and record headers, timeline history. No I/O."""
+"""WAL: pages, records, marks, timeline history. No I/O."""

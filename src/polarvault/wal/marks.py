@@ -1,0 +1,253 @@
+"""Marks: the WAL records that recovery targets and plans look at, decoded when they are looked at.
+
+Layouts (server: access/xact.h, access/xlog_internal.h, catalog/pg_control.h) are the same in 13 to 18 as far as they
+are read here, but for the size of a dropped statistics entry in commits. The main data of every kind of mark begins
+with a 64-bit word: a time in microseconds since 2000-01-01 UTC, or an LSN.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import overload
+
+from polarvault.model.lsn import Lsn
+from polarvault.wal.pages import MAGIC_18
+from polarvault.wal.records import RMGR_INFO_MASK, RMGR_TRANSACTION, RMGR_XLOG, find_main_data
+
+
+class MarkKind(Enum):
+    """What a mark says; online and shutdown checkpoints are told apart by `WalMark.name`."""
+
+    COMMIT = "commit"
+    ABORT = "abort"
+    RESTORE_POINT = "restore point"
+    CHECKPOINT = "checkpoint"
+    END_OF_RECOVERY = "end of recovery"
+    BACKUP_END = "end of backup"
+    SEGMENT_SWITCH = "segment switch"
+    PARAMETER_CHANGE = "parameter change"
+    FULL_PAGE_WRITES_CHANGE = "full_page_writes change"
+
+
+@dataclass(frozen=True, slots=True)
+class WalMark:
+    """One mark; a field that its kind does not have is None (xid: 0).
+
+    lsn is the record's first byte, what recovery_target_lsn is compared with; end_lsn is where the next record is
+    looked for, the server's "end LSN" (a page boundary, or for a segment switch the next segment's start).
+    """
+
+    kind: MarkKind
+    lsn: Lsn
+    end_lsn: Lsn
+    # COMMIT, ABORT: the transaction that ends, also if another session ends a prepared one.
+    xid: int = 0
+    # COMMIT, ABORT, RESTORE_POINT, END_OF_RECOVERY; aware, UTC.
+    time: datetime | None = None
+    # RESTORE_POINT: its name; CHECKPOINT: "online" or "shutdown"; PARAMETER_CHANGE: the new wal_level;
+    # FULL_PAGE_WRITES_CHANGE: "on" or "off".
+    name: str | None = None
+    # CHECKPOINT, END_OF_RECOVERY: the timeline from here on, and the one before.
+    timeline_id: int | None = None
+    previous_timeline_id: int | None = None
+    # CHECKPOINT: the redo LSN; BACKUP_END: the backup's start LSN.
+    lsn_argument: Lsn | None = None
+
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_WAL_LEVELS = ("minimal", "replica", "logical")
+_CHECKPOINT_SHUTDOWN, _CHECKPOINT_ONLINE = 0x00, 0x10
+XLOG_KINDS = {
+    _CHECKPOINT_SHUTDOWN: MarkKind.CHECKPOINT,
+    _CHECKPOINT_ONLINE: MarkKind.CHECKPOINT,
+    0x40: MarkKind.SEGMENT_SWITCH,
+    0x50: MarkKind.BACKUP_END,
+    0x60: MarkKind.PARAMETER_CHANGE,
+    0x70: MarkKind.RESTORE_POINT,
+    0x80: MarkKind.FULL_PAGE_WRITES_CHANGE,
+    0x90: MarkKind.END_OF_RECOVERY,
+}
+_COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED = 0x00, 0x20, 0x30, 0x40
+TRANSACTION_KINDS = {
+    _COMMIT: MarkKind.COMMIT,
+    _COMMIT_PREPARED: MarkKind.COMMIT,
+    _ABORT: MarkKind.ABORT,
+    _ABORT_PREPARED: MarkKind.ABORT,
+}
+# The topmost bit of a transaction record's info says that flags follow the time.
+_TRANSACTION_MASK, _HAS_FLAGS = 0x70, 0x80
+_HAS_DATABASE, _HAS_SUBTRANSACTIONS, _HAS_RELATIONS, _HAS_INVALIDATIONS = 1, 2, 4, 8
+_HAS_PREPARED, _HAS_ORIGIN, _HAS_NAME, _HAS_DROPPED_STATISTICS = 16, 32, 128, 256
+
+# All fields lie in the first bytes, but for the xid of a prepared transaction, which stands behind all lists. It is
+# not looked for behind more than 16 MB of them, which four million subtransactions would fill.
+_SMALL_BODY_BYTES, _PREPARED_BODY_BYTES = 128, 1 << 24
+
+
+def kind_of(rmgr: int, info: int) -> MarkKind | None:
+    """Return which mark a record is, None for most records."""
+    if rmgr == RMGR_TRANSACTION:
+        return TRANSACTION_KINDS.get(info & _TRANSACTION_MASK)
+    return XLOG_KINDS.get(info & RMGR_INFO_MASK) if rmgr == RMGR_XLOG else None
+
+
+def wanted_bytes(rmgr: int, info: int) -> int:
+    """Return how much of a record's body its mark is decoded from; 0 for a record that is no mark."""
+    if kind_of(rmgr, info) is None:
+        return 0
+    return _PREPARED_BODY_BYTES if is_prepared(rmgr, info) else _SMALL_BODY_BYTES
+
+
+def is_prepared(rmgr: int, info: int) -> bool:
+    """Tell whether the record ends a prepared transaction."""
+    return rmgr == RMGR_TRANSACTION and info & _TRANSACTION_MASK in (_COMMIT_PREPARED, _ABORT_PREPARED)
+
+
+def time_of(microseconds: int) -> datetime | None:
+    """Convert a server timestamp; None for one outside Python's calendar, which only damage can cause."""
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        return None
+
+
+def timestamp_of(time: datetime) -> int:
+    """Convert an aware time to the server's microseconds."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class MarkRecord:
+    """A record that is a mark, not decoded yet; the body is as long as `wanted_bytes` says, or shorter."""
+
+    lsn: int
+    end_lsn: int
+    xid: int
+    rmgr: int
+    info: int
+    magic: int
+    body: bytes
+
+    def decode(self) -> WalMark:
+        """Return the mark; fields that a malformed body does not have are None (it has a wrong checksum, too)."""
+        kind = kind_of(self.rmgr, self.info)
+        if kind is None:
+            raise ValueError(f"the record at {Lsn(self.lsn)} is no mark")
+        try:
+            at, length = find_main_data(self.body, self.magic)
+            # The body may be cut: lengths then reach past its end.
+            return self._decode(kind, self.body[at : at + length])
+        except (ValueError, struct.error):
+            return self._mark(kind)
+
+    def _mark(self, kind: MarkKind, **fields: object) -> WalMark:
+        return WalMark(kind, Lsn(self.lsn), Lsn(self.end_lsn), **fields)  # type: ignore[arg-type]
+
+    def _decode(self, kind: MarkKind, main: bytes) -> WalMark:
+        match kind:
+            case MarkKind.COMMIT | MarkKind.ABORT:
+                xid = self.xid
+                if is_prepared(self.rmgr, self.info):
+                    xid = prepared_xid(main, self.info, self.magic)
+                return self._mark(kind, xid=xid, time=_time_at(main, 0))
+            case MarkKind.RESTORE_POINT:
+                name = main[8:72].split(b"\0", 1)[0].decode(errors="replace")
+                return self._mark(kind, time=_time_at(main, 0), name=name)
+            case MarkKind.CHECKPOINT:
+                redo, timeline_id, previous = struct.unpack_from("<QII", main)
+                online = self.info & RMGR_INFO_MASK == _CHECKPOINT_ONLINE
+                return self._mark(
+                    kind, name="online" if online else "shutdown", lsn_argument=Lsn(redo),
+                    timeline_id=timeline_id, previous_timeline_id=previous,
+                )  # fmt: skip
+            case MarkKind.END_OF_RECOVERY:
+                timeline_id, previous = struct.unpack_from("<II", main, 8)
+                return self._mark(kind, time=_time_at(main, 0), timeline_id=timeline_id, previous_timeline_id=previous)
+            case MarkKind.BACKUP_END:
+                return self._mark(kind, lsn_argument=Lsn(struct.unpack_from("<Q", main)[0]))
+            case MarkKind.PARAMETER_CHANGE:
+                # Behind max_connections, max_worker_processes, max_wal_senders, max_prepared_transactions and
+                # max_locks_per_transaction.
+                (level,) = struct.unpack_from("<I", main, 20)
+                return self._mark(kind, name=_WAL_LEVELS[level] if level < len(_WAL_LEVELS) else None)
+            case MarkKind.FULL_PAGE_WRITES_CHANGE:
+                return self._mark(kind, name="on" if main[:1] != b"\0" else "off")
+            case MarkKind.SEGMENT_SWITCH:
+                return self._mark(kind)
+
+
+def _time_at(main: bytes, offset: int) -> datetime | None:
+    return time_of(struct.unpack_from("<q", main, offset)[0])
+
+
+def prepared_xid(main: bytes, info: int, magic: int) -> int:
+    """Return the xid of the prepared transaction that a COMMIT PREPARED or ABORT PREPARED record ends.
+
+    The record's own xid is that of the session's transaction, which is none. Raises struct.error when the data ends
+    before it.
+    """
+    if not info & _HAS_FLAGS:
+        return 0
+    (flags,) = struct.unpack_from("<I", main, 8)
+    if not flags & _HAS_PREPARED:
+        return 0
+    # 18 numbers statistics entries with 64 bits. Before the first page header the version is not known: then the size
+    # is right with which the record ends where its data end.
+    sizes = (12,) if 0 < magic < MAGIC_18 else (16,) if magic else (12, 16)
+    candidates = [_prepared_xid_at(main, info, flags, size) for size in sizes]
+    return next((xid for xid, fits in candidates if fits), candidates[0][0])
+
+
+def _prepared_xid_at(main: bytes, info: int, flags: int, statistics_bytes: int) -> tuple[int, bool]:
+    """Return the xid if dropped statistics have a size, and whether the data end where they then should."""
+    is_commit = info & _TRANSACTION_MASK == _COMMIT_PREPARED
+    at = 12 + (8 if flags & _HAS_DATABASE else 0)
+    for flag, item_bytes in (
+        (_HAS_SUBTRANSACTIONS, 4),
+        (_HAS_RELATIONS, 12),
+        (_HAS_DROPPED_STATISTICS, statistics_bytes),
+        (_HAS_INVALIDATIONS if is_commit else 0, 16),
+    ):
+        if flags & flag:
+            at += 4 + struct.unpack_from("<I", main, at)[0] * item_bytes
+    if at + 4 > len(main):
+        return 0, False
+    (xid,) = struct.unpack_from("<I", main, at)
+    at += 4
+    if flags & _HAS_NAME:
+        at = main.find(b"\0", at) + 1
+    if flags & _HAS_ORIGIN:
+        at += 16
+    return xid, at == len(main)
+
+
+class Marks(Sequence[WalMark]):
+    """Marks in the order of the WAL. Decoding one takes Python longer than the reader needs for a hundred records,
+    so that it happens on access, and `select` passes over what is not asked for without decoding it.
+    """
+
+    def __init__(self, records: Sequence[MarkRecord] = ()) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> WalMark: ...
+    @overload
+    def __getitem__(self, index: slice) -> Marks: ...
+    def __getitem__(self, index: int | slice) -> WalMark | Marks:
+        if isinstance(index, slice):
+            return Marks(self._records[index])
+        return self._records[index].decode()
+
+    def __iter__(self) -> Iterator[WalMark]:
+        return (record.decode() for record in self._records)
+
+    def select(self, kinds: Collection[MarkKind]) -> list[WalMark]:
+        """Return the marks of these kinds."""
+        return [r.decode() for r in self._records if kind_of(r.rmgr, r.info) in kinds]
