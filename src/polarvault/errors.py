@@ -7,7 +7,9 @@ other commands use the class's own status.
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `wal fetch` starts once for every WAL segment: importing typing would double its start-up.
+    from typing import ClassVar
 
 
 class PolarvaultError(Exception):

@@ -6,16 +6,17 @@ directory. Writeback is started early (`start_writeback`) so that the fsync at t
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from polarvault.errors import StorageFailed
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# `wal fetch` starts once for every WAL segment: what only some functions need is imported there.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable, Iterable, Sequence
+
 _SYNC_FILE_RANGE_WRITE = 2
 _FICLONE = 0x40049409
 # fsync waits for the disk, not for a core, so more threads than cores are right.
@@ -39,9 +40,17 @@ def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) 
     )
 
 
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def start_writeback(descriptor: int, offset: int, length: int) -> None:
     """Ask the kernel to start writing a range to disk, without waiting; purely a hint, failures do not matter."""
-    _libc.sync_file_range(
+    import ctypes
+
+    _libc().sync_file_range(
         descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
     )
 
@@ -93,6 +102,8 @@ def fsync_parent(path: str | os.PathLike[str]) -> None:
 
 def fsync_paths(paths: Iterable[str]) -> None:
     """Make many files durable, in parallel."""
+    from concurrent.futures import ThreadPoolExecutor
+
     everything = list(paths)
     # A share a thread: handing over a thousand small files one by one would cost more than syncing them.
     shares = [everything[first::_SYNC_THREADS] for first in range(_SYNC_THREADS)]
@@ -113,9 +124,11 @@ def fsync_tree(root: str, *, method: str = "fsync") -> None:
     Symbolic links are not followed, except that root itself may be one.
     """
     if method == "syncfs":
+        import ctypes
+
         descriptor = os.open(root, os.O_RDONLY)
         try:
-            if _libc.syncfs(descriptor) != 0:
+            if _libc().syncfs(descriptor) != 0:
                 problem = OSError(ctypes.get_errno(), "syncfs")
                 raise storage_failed(problem, "synchronize the file system of", root)
         finally:
@@ -166,9 +179,17 @@ def copy_file(
         status = os.fstat(reading.fileno())
         with open(target, "xb", buffering=0) as writing:
             os.fchmod(writing.fileno(), status.st_mode & 0o7777 if mode is None else mode)
-            if _reflink(reading.fileno(), writing.fileno()):
-                return "reflink"
-            return _copy_extents(reading.fileno(), writing.fileno(), status.st_size, progress)
+            return copy_content(reading.fileno(), writing.fileno(), status.st_size, progress)
+
+
+def copy_content(source: int, target: int, size: int, progress: Callable[[int], None] | None = None) -> str:
+    """Copy the first `size` bytes between open files as `copy_file` does; the target must be empty. Return the way.
+
+    The target gets exactly that size; a source that is longer or shorter is never cloned as a whole.
+    """
+    if os.fstat(source).st_size == size and _reflink(source, target):
+        return "reflink"
+    return _copy_extents(source, target, size, progress)
 
 
 def _reflink(source: int, target: int) -> bool:
@@ -223,6 +244,7 @@ def _copy_some(source: int, target: int, offset: int, length: int) -> int:
 def is_empty_or_absent(directory: str | os.PathLike[str]) -> bool:
     """Tell whether a directory may be used as a target: it does not exist, or exists and is empty."""
     try:
-        return not any(Path(directory).iterdir())
+        with os.scandir(directory) as entries:
+            return not any(entries)
     except FileNotFoundError:
         return True

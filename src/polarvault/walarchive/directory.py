@@ -1,0 +1,335 @@
+"""WAL directories as a source: which files hold a segment, in what form, and their plain content.
+
+A directory was written by pg_receivewal, `polarvault receivewal` or an archive_command (cp, gzip), or is a server's
+pg_wal itself. Forms of a segment: SEGMENT, SEGMENT.gz, .lz4, .zst, and each of them with .partial at the end.
+
+In pg_wal a name promises nothing: the newest segment is not finished, and the files after it are older segments that
+wait under a new name to be overwritten (manual, "WAL Configuration"). The first page tells what a file really holds.
+
+`polarvault wal fetch` imports this for every segment of a recovery: nothing heavy may be imported at the top.
+"""
+
+from __future__ import annotations
+
+import os
+
+from polarvault.errors import IntegrityError
+from polarvault.storage.files import storage_failed
+from polarvault.wal.segment_header import (
+    LONG_HEADER_BYTES,
+    SegmentHeader,
+    is_valid_page,
+    parse_segment_header,
+    valid_bytes,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from polarvault.model.segment import WalSegment
+
+_COMPRESSIONS = ("gz", "lz4", "zst")
+# Plain before compressed, which costs more to read; whole before partial.
+_SUFFIXES = tuple(
+    (f".{compression}" if compression else "") + partial
+    for partial in ("", ".partial")
+    for compression in (None, *_COMPRESSIONS)
+)
+_READ_BYTES = 1 << 20
+_HEX = frozenset("0123456789ABCDEF")
+
+
+class WalFile:
+    """One file of a WAL directory.
+
+    name: without the suffixes, as the server asks for it. compression: None, "gz", "lz4" or "zst". partial: the name
+    ends in .partial. in_pg_wal: it lies in a server's pg_wal, so that even a whole one may end in zeros or old bytes.
+    """
+
+    # Not a dataclass: importing dataclasses takes longer than a whole fetch.
+    __slots__ = ("compression", "in_pg_wal", "name", "partial", "path")
+
+    def __init__(self, path: str, name: str, compression: str | None, *, partial: bool, in_pg_wal: bool) -> None:
+        self.path = path
+        self.name = name
+        self.compression = compression
+        self.partial = partial
+        self.in_pg_wal = in_pg_wal
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the file was given its name when it was finished; others may end before the segment does."""
+        return not self.partial and not self.in_pg_wal
+
+    def __repr__(self) -> str:
+        return f"WalFile({self.path!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WalFile) and (self.path, self.name) == (other.path, other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.name))
+
+
+def is_segment_name(name: str) -> bool:
+    """Tell whether a name is that of a segment: 24 hexadecimal digits."""
+    return len(name) == 24 and _HEX.issuperset(name)
+
+
+def is_history_name(name: str) -> bool:
+    """Tell whether a name is that of a timeline history file."""
+    return len(name) == 16 and name.endswith(".history") and _HEX.issuperset(name[:8])
+
+
+def is_pg_wal(directory: str) -> bool:
+    """Tell a server's pg_wal from a directory that only receives finished files: the server keeps its notes inside."""
+    return os.path.isdir(os.path.join(directory, "archive_status"))
+
+
+def wal_file(directory: str, file_name: str, *, in_pg_wal: bool) -> WalFile:
+    """Take the suffixes off a file's name."""
+    name, partial = (file_name[:-8], True) if file_name.endswith(".partial") else (file_name, False)
+    stem, dot, ending = name.rpartition(".")
+    compression = ending if dot and ending in _COMPRESSIONS else None
+    return WalFile(
+        os.path.join(directory, file_name),
+        stem if compression else name,
+        compression,
+        partial=partial,
+        in_pg_wal=in_pg_wal,
+    )
+
+
+def forms_of(directory: str, name: str, *, whole_only: bool = False) -> list[WalFile]:
+    """Return the files of a directory that hold what the server calls `name`, best first; nothing is opened."""
+    suffixes = _SUFFIXES[: 1 + len(_COMPRESSIONS)] if whole_only else _SUFFIXES
+    paths = [(suffix, os.path.join(directory, name + suffix)) for suffix in suffixes]
+    found = [(suffix, path) for suffix, path in paths if _is_file(path)]
+    in_pg_wal = bool(found) and is_pg_wal(directory)
+    files = []
+    for suffix, path in found:
+        partial = suffix.endswith(".partial")
+        compression = suffix.removesuffix(".partial")[1:] or None
+        files.append(WalFile(path, name, compression, partial=partial, in_pg_wal=in_pg_wal))
+    return files
+
+
+def _is_file(path: str) -> bool:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as problem:
+        # Not "it is not there": an archive that cannot be read must never look like the end of the WAL.
+        raise storage_failed(problem, "look for", path) from problem
+    return True
+
+
+class WalDirectories:
+    """An ordered search list of WAL directories; looks at them anew with every call."""
+
+    def __init__(self, paths: Sequence[str], segment_size_bytes: int) -> None:
+        self.paths = tuple(paths)
+        self.segment_size_bytes = segment_size_bytes
+
+    def find(self, segment: WalSegment) -> WalFile | None:
+        """Return the best file for a segment.
+
+        A finished file wins over one that may end early; among finished ones plain wins over compressed, then an
+        earlier directory over a later one; among the others the one with the longest valid content wins.
+        """
+        found = [file for path in self.paths for file in forms_of(path, segment.file_name)]
+        final = [file for file in found if file.is_final]
+        if final:
+            return min(final, key=lambda file: file.compression is not None)
+        found = [file for file in found if not _is_recycled(file, segment.start)]
+        return longest(found)
+
+    def segments(self, timeline_id: int) -> list[int]:
+        """Return the numbers of all segments of a timeline that are there in some form, sorted."""
+        from polarvault.model.segment import WalSegment
+
+        numbers = set()
+        for file in self._files():
+            if is_segment_name(file.name) and int(file.name[:8], 16) == timeline_id:
+                try:
+                    segment = WalSegment.parse(file.name, self.segment_size_bytes)
+                except ValueError:
+                    continue  # A name of another segment size; the first fetch or scan says so.
+                if segment.number not in numbers and not _is_recycled(file, segment.start):
+                    numbers.add(segment.number)
+        return sorted(numbers)
+
+    def timelines(self) -> list[int]:
+        """Return every timeline of which there is a segment or a history file, sorted."""
+        names = {file.name for file in self._files()}
+        return sorted({int(name[:8], 16) for name in names if is_segment_name(name) or is_history_name(name)})
+
+    def history(self, timeline_id: int) -> bytes | None:
+        """Return the content of a timeline's history file, from the first directory that has one."""
+        for path in self.paths:
+            for file in forms_of(path, f"{timeline_id:08X}.history", whole_only=True):
+                return b"".join(map(bytes, read_wal(file)))
+        return None
+
+    def _files(self) -> Iterator[WalFile]:
+        for path in self.paths:
+            in_pg_wal = is_pg_wal(path)
+            try:
+                names = os.listdir(path)
+            except OSError as problem:
+                raise storage_failed(problem, "read directory", path) from problem
+            for name in names:
+                yield wal_file(path, name, in_pg_wal=in_pg_wal)
+
+
+def longest(files: Sequence[WalFile]) -> WalFile | None:
+    """Return the file with the longest valid content; the first of equal ones, None of none."""
+    if len(files) < 2:
+        return files[0] if files else None
+    return max(files, key=_valid_end)
+
+
+def _valid_end(file: WalFile) -> int:
+    """Return how many bytes of valid WAL a file holds: whole pages by their headers, the last one up to its zeros."""
+    header = parse_segment_header(first_bytes(file))
+    if header is None:
+        return 0
+    if file.compression is not None:
+        return _valid_end_of_stream(file, header)
+    try:
+        with open(file.path, "rb", buffering=0) as source:
+
+            def read(offset: int, length: int) -> bytes:
+                return os.pread(source.fileno(), length, offset)
+
+            end = valid_bytes(read, header, os.fstat(source.fileno()).st_size)
+            start_of_last = max(0, end - 1) // header.page_bytes * header.page_bytes
+            return start_of_last + len(read(start_of_last, end - start_of_last).rstrip(b"\0"))
+    except OSError as problem:
+        raise storage_failed(problem, "read", file.path) from problem
+
+
+def _valid_end_of_stream(file: WalFile, header: SegmentHeader) -> int:
+    pages, kept, last = 0, b"", b""
+    for view in read_wal(file):
+        kept += view
+        whole = len(kept) // header.page_bytes * header.page_bytes
+        for start in range(0, whole, header.page_bytes):
+            page = kept[start : start + header.page_bytes]
+            if not is_valid_page(page[:16], header, pages):
+                return max(0, pages - 1) * header.page_bytes + len(last.rstrip(b"\0"))
+            pages, last = pages + 1, page
+        kept = kept[whole:]
+    if is_valid_page(kept[:16], header, pages):
+        pages, last = pages + 1, kept
+    return max(0, pages - 1) * header.page_bytes + len(last.rstrip(b"\0"))
+
+
+def _is_recycled(file: WalFile, start: int) -> bool:
+    """Tell whether a file in pg_wal holds nothing of the segment that its name speaks of."""
+    if not file.in_pg_wal:
+        return False
+    header = parse_segment_header(first_bytes(file))
+    return header is None or header.page_address != start
+
+
+def first_bytes(file: WalFile) -> bytes:
+    """Return what the first page's header takes, fewer bytes of a file that is shorter."""
+    for view in read_wal(file, piece_bytes=4096):
+        return bytes(view[:LONG_HEADER_BYTES])
+    return b""
+
+
+def read_segment_header(file: WalFile) -> SegmentHeader:
+    """Return the facts on a segment file's first page; raise IntegrityError when no WAL segment begins like this."""
+    header = parse_segment_header(first_bytes(file))
+    if header is None:
+        raise IntegrityError(
+            f'"{file.path}" does not begin with the first page of a WAL segment',
+            hint="look at it with pg_waldump; take another copy from the server or another WAL directory",
+        )
+    return header
+
+
+def find_segment_header(paths: Sequence[str]) -> SegmentHeader | None:
+    """Return the facts of some segment in these directories, such as the segment size; None when there is none."""
+    for path in paths:
+        in_pg_wal = is_pg_wal(path)
+        try:
+            names = sorted(os.listdir(path), reverse=True)
+        except OSError as problem:
+            raise storage_failed(problem, "read directory", path) from problem
+        for name in names:
+            file = wal_file(path, name, in_pg_wal=in_pg_wal)
+            if is_segment_name(file.name):
+                header = parse_segment_header(first_bytes(file))
+                if header is not None:
+                    return header
+    return None
+
+
+def read_wal(file: WalFile, *, piece_bytes: int = _READ_BYTES) -> Iterator[memoryview]:
+    """Yield the plain content of a file in order; a view is valid until the next one is asked for.
+
+    A compressed partial that is cut or has a damaged tail ends quietly at the last byte that can be decoded. Of any
+    other compressed file damage or a missing end raises IntegrityError with the file and the position in it.
+    """
+    try:
+        if file.compression is None:
+            yield from _read_plain(file.path, piece_bytes)
+        elif file.partial:
+            yield from _read_compressed_partial(file, piece_bytes)
+        else:
+            yield from _read_compressed(file, piece_bytes)
+    except OSError as problem:
+        raise storage_failed(problem, "read", file.path) from problem
+
+
+def _read_plain(path: str, piece_bytes: int) -> Iterator[memoryview]:
+    with open(path, "rb", buffering=0) as source:
+        while piece := source.read(piece_bytes):
+            yield memoryview(piece)
+
+
+def _read_compressed(file: WalFile, piece_bytes: int) -> Iterator[memoryview]:
+    from polarvault.pipeline.decompress import decoder_for
+
+    decoder = decoder_for(f"{file.name}.{file.compression}", file.path, IntegrityError)
+    for piece in _read_plain(file.path, piece_bytes):
+        for views in decoder.feed([piece]):
+            yield from views
+    if not decoder.is_whole:
+        raise IntegrityError(
+            f'"{file.path}" ends at byte {decoder.position}, before its compressed content does',
+            hint="it was cut while it was written; take another copy from the server or another WAL directory",
+        )
+
+
+def _read_compressed_partial(file: WalFile, piece_bytes: int) -> Iterator[memoryview]:
+    from polarvault.pipeline.decompress import decoder_for
+
+    what = f"{file.name}.{file.compression}"
+    decoder = decoder_for(what, file.path, IntegrityError)
+    try:
+        for piece in _read_plain(file.path, piece_bytes):
+            for views in decoder.feed([piece]):
+                yield from views
+        return
+    except IntegrityError:
+        good_bytes = decoder.position
+    # A decoder that fails keeps what it decoded of the failing piece to itself: go there once more, byte by byte.
+    decoder = decoder_for(what, file.path, IntegrityError)
+    position = 0
+    try:
+        for piece in _read_plain(file.path, piece_bytes):
+            before = max(0, min(good_bytes - position, len(piece)))
+            for _ in decoder.feed([piece[:before]]):
+                pass
+            for offset in range(before, len(piece)):
+                for views in decoder.feed([piece[offset : offset + 1]]):
+                    yield from views
+            position += len(piece)
+    except IntegrityError:
+        return
