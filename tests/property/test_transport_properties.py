@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarvault.errors import ConnectionLost, ServerError
-from polarvault.server.transport import CopyBegins, RawTransport
+from polarvault.server.raw_connection import CopyBegins
+from polarvault.server.transport import RawTransport
 from polarvault.wire.copy_scanner import DataRun
 from polarvault.wire.messages import ResultSet
 from support import backend_messages as wire

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from polarvault.errors import RemoteProtocolError
 from polarvault.model.lsn import Lsn
-from polarvault.server.transport import Block, CopyBegins, Transport
+from polarvault.server.raw_connection import CopyBegins
+from polarvault.server.transport import Block, Transport
 from polarvault.wire.commands import BaseBackupOptions, base_backup_command
 from polarvault.wire.copy_scanner import Control, DataRun
 from polarvault.wire.messages import ResultSet

@@ -7,12 +7,10 @@ ReadyForQuery has been read), and from then on it only owns the socket.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import select
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,23 +18,16 @@ from typing import Protocol
 import psycopg
 from psycopg import pq
 
-from polarvault.errors import ConnectionLost, RemoteProtocolError, ServerError
+from polarvault.errors import RemoteProtocolError, ServerError
 from polarvault.server.connection import Connection, connection_lost, next_result, result_set, server_error
+from polarvault.server.raw_connection import BUFFER_BYTES, CopyBegins, RawConnection
 from polarvault.wire import messages
 from polarvault.wire.copy_scanner import Control, CopyScanner, DataRun, Piece
 from polarvault.wire.messages import ResultSet
 
-# Large, because every buffer is one hand-over between threads.
-BUFFER_BYTES = 1 << 20
 # Enough to keep the socket drained while the disk stalls for a moment; bounds memory together with BUFFER_BYTES.
 BUFFER_COUNT = 12
-# How long a read waits for a buffer to fill up before it passes on what has come.
-_FILL_TIMEOUT = struct.pack("ll", 0, 10_000)
 _LIBPQ_BLOCK_MESSAGES = 32
-
-
-class CopyBegins:
-    """A COPY OUT result: read it with `blocks` before asking for the next result."""
 
 
 @dataclass(slots=True)
@@ -76,23 +67,13 @@ def open_transport(connection: Connection, on_notice: Callable[[ServerError], No
     return RawTransport(connection, on_notice)
 
 
-class RawTransport:
-    """Reads the socket into large reused buffers; one header parse per message, payload never copied."""
+class RawTransport(RawConnection):
+    """Hands out large reused buffers; one header parse per message, payload never copied."""
 
     def __init__(self, connection: Connection, on_notice: Callable[[ServerError], None]) -> None:
-        self._socket = socket.socket(fileno=os.dup(connection.pgconn.socket))
-        self._socket.setblocking(True)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _FILL_TIMEOUT)
-        self._on_notice = on_notice
+        super().__init__(connection, on_notice)
         self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._unallocated = BUFFER_COUNT - 1
-        self._buffer = bytearray(BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0
-
-    def send_query(self, sql: str) -> None:
-        """Send one simple query."""
-        self._send(messages.encode_query(sql))
 
     def upload(self, sql: str, content: Iterator[bytes]) -> None:
         """Run a COPY IN command with the content."""
@@ -108,36 +89,6 @@ class RawTransport:
         self._send(b"c\0\0\0\4")
         while self.next_result() is not None:
             pass
-
-    def wait_readable(self, timeout_s: float) -> bool:
-        """Wait until the server has sent something, or the time is over."""
-        if self._end > self._start:
-            return True
-        return bool(select.select([self._socket], [], [], timeout_s)[0])
-
-    def next_result(self) -> ResultSet | CopyBegins | None:
-        """Return the next result, or None at ReadyForQuery."""
-        found = ResultSet()
-        while True:
-            kind, body = self._next_message()
-            if kind == messages.ROW_DESCRIPTION:
-                found.columns = messages.parse_row_description(body)
-            elif kind == messages.DATA_ROW:
-                found.rows.append(messages.parse_data_row(body))
-            elif kind == messages.COMMAND_COMPLETE:
-                return found
-            elif kind == messages.COPY_OUT:
-                return CopyBegins()
-            elif kind == messages.READY:
-                return None
-            elif kind == messages.ERROR:
-                error = messages.parse_error(body)
-                self._skip_to_ready()
-                raise error
-            elif kind in (messages.COPY_DONE, messages.EMPTY_QUERY):
-                continue
-            else:
-                raise RemoteProtocolError(f"unexpected message of type {kind!r} from the server")
 
     def blocks(self, *, typed: bool) -> Iterator[Block]:
         """Yield the COPY stream's blocks until it ends."""
@@ -158,21 +109,11 @@ class RawTransport:
             if not pieces and self._end > self._start:
                 self._fill_block()
 
-    def interrupt(self) -> None:
-        """Wake a blocked reader: its read returns end of file."""
-        # Already closed by the peer, the reader wakes just as well.
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
     def _took_asynchronous(self, piece: Piece) -> bool:
         if isinstance(piece, Control) and not piece.is_copy:
             self._asynchronous(piece.kind, piece.body)
             return True
         return False
-
-    def _asynchronous(self, kind: bytes, body: bytes) -> None:
-        if kind == messages.NOTICE:
-            self._on_notice(messages.parse_error(body))
 
     def _has_header(self) -> bool:
         return self._end - self._start >= messages.HEADER_BYTES
@@ -210,73 +151,6 @@ class RawTransport:
         if self._end == len(self._view):
             raise RemoteProtocolError("a message of the base backup does not fit into the receive buffer")
         self._receive(socket.MSG_WAITALL)
-
-    def _receive(self, flags: int) -> None:
-        """Receive at least one byte; what has come is returned before the news that the connection has ended."""
-        try:
-            while True:
-                try:
-                    count = self._socket.recv_into(self._view[self._end :], 0, flags)
-                    break
-                except BlockingIOError:
-                    # SO_RCVTIMEO is over and nothing has come: sleep until something does.
-                    select.select([self._socket], [], [])
-        except OSError as problem:
-            raise _lost(problem.strerror or str(problem)) from problem
-        if count == 0:
-            raise _lost("the server closed the connection")
-        self._end += count
-
-    def _next_message(self) -> tuple[bytes, bytes]:
-        """Return the next message that is not asynchronous."""
-        while True:
-            self._need(messages.HEADER_BYTES)
-            start = self._start
-            kind = bytes(self._view[start : start + 1])
-            length = int.from_bytes(self._view[start + 1 : start + 5], "big")
-            if not 4 <= length <= messages.MAX_CONTROL_BYTES:
-                raise RemoteProtocolError(f"a message of type {kind!r} claims {length} bytes")
-            self._need(length + 1)
-            start = self._start
-            body = bytes(self._view[start + 5 : start + length + 1])
-            self._start += length + 1
-            if kind in (messages.NOTICE, messages.PARAMETER_STATUS, messages.NOTIFICATION):
-                self._asynchronous(kind, body)
-                continue
-            return kind, body
-
-    def _need(self, count: int) -> None:
-        """Make `count` bytes available in one piece, at the front of the buffer if they do not fit behind."""
-        if self._start + count > len(self._view):
-            rest = bytes(self._view[self._start : self._end])
-            if count > len(self._view):
-                self._buffer = bytearray(count)
-                self._view = memoryview(self._buffer)
-            self._view[: len(rest)] = rest
-            self._start, self._end = 0, len(rest)
-        while self._end - self._start < count:
-            self._receive(0)
-
-    def _skip_to_ready(self) -> None:
-        """Read what follows an error up to ReadyForQuery, so that the next query gets its own answer."""
-        try:
-            while self._next_message()[0] != messages.READY:
-                pass
-        except ConnectionLost:
-            pass  # FATAL errors close the connection; the error itself is what matters to the user.
-
-    def _send(self, content: bytes) -> None:
-        try:
-            self._socket.sendall(content)
-        except OSError as problem:
-            raise _lost(problem.strerror or str(problem)) from problem
-
-
-def _lost(words: str) -> ConnectionLost:
-    return ConnectionLost(
-        f"lost the connection to the server: {words}",
-        hint="look into the server's log for the time of the loss, then run the command again",
-    )
 
 
 class LibpqTransport:

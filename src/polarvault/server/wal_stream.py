@@ -15,16 +15,14 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-import psycopg
-from psycopg import pq
-
 from polarvault.errors import PolarvaultError, ServerError, ServerRefused, WalIncomplete
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.server.connection import Connection, Connector, connection_lost, next_result, server_error
+from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity
+from polarvault.server.wal_source import StreamShutDown, TimelineEnds, WalSource, open_wal_source
 from polarvault.wire import commands
-from polarvault.wire.replication import Keepalive, WalData, encode_status, parse_stream_message
+from polarvault.wire.wal_messages import WalBatch
 
 # Only a safety net: whatever the loop waits for also wakes it.
 _POLL_S = 1.0
@@ -76,6 +74,7 @@ class WalStream:
         self._slot = slot
         self._status_interval_s = status_interval_s
         self._connection: Connection | None = None
+        self._source: WalSource | None = None
         self._thread: threading.Thread | None = None
         self._stop_lsn: Lsn | None = None
         self._cancelled = threading.Event()
@@ -111,16 +110,14 @@ class WalStream:
         """Begin streaming at the start of the LSN's segment."""
         assert self._connection is not None
         segment = WalSegment.holding(start_lsn, timeline_id, self._identity.segment_size_bytes)
+        self._source = open_wal_source(self._connection, self._wake_reader, lambda notice: None)
         if timeline_id > 1:
-            history = self._connection.query(f"TIMELINE_HISTORY {timeline_id}")
+            history = self._source.query(f"TIMELINE_HISTORY {timeline_id}")
             content = history.value(0, 1).encode("utf-8", "surrogateescape")
             sink.add_history(history.value(0, 0), content)
-        pgconn = self._connection.pgconn
-        result = self._connection.run(
-            commands.start_replication_command(str(segment.start), timeline_id, slot=self._slot.name)
-        )
-        if result.status != pq.ExecStatus.COPY_BOTH:
-            raise server_error(pgconn, result)
+        command = commands.start_replication_command(str(segment.start), timeline_id, slot=self._slot.name)
+        if self._source.start(command, segment.start) is not None:
+            raise self._ended_early()
         self.received = segment.start
         self._thread = threading.Thread(target=self._run, args=(sink, segment), name="wal", daemon=True)
         self._thread.start()
@@ -178,83 +175,61 @@ class WalStream:
                 self._failure = self._failure or failure
 
     def _receive(self, sink: WalSink, segment: WalSegment) -> None:
-        assert self._connection is not None
-        pgconn = self._connection.pgconn
+        source = self._source
+        assert source is not None
         flushed = segment.start
         next_status = time.monotonic() + self._status_interval_s
         while not self._cancelled.is_set():
             if self._stop_lsn is not None and self.received >= self._stop_lsn:
                 if self.received > segment.start:
                     sink.segment_done(segment)
-                self._end_copy(pgconn)
+                source.end()
                 return
-            message = self._next_message(pgconn)
-            reply_now = False
-            if isinstance(message, WalData):
-                segment, flushed = self._store(sink, segment, flushed, message)
-            elif message is not None:
-                reply_now = message.reply_now
-            if reply_now or (self._status_interval_s > 0 and time.monotonic() >= next_status):
-                self._send(pgconn, encode_status(written=self.received, flushed=flushed, now_unix_s=time.time()))
+            batch = self._next_batch(source)
+            segment, flushed = self._store(sink, segment, flushed, batch)
+            if batch.reply_now or (self._status_interval_s > 0 and time.monotonic() >= next_status):
+                source.send_status(written=self.received, flushed=flushed)
                 next_status = time.monotonic() + self._status_interval_s
+            if batch.is_empty:
+                self._drain_wake()
 
-    def _store(self, sink: WalSink, segment: WalSegment, flushed: Lsn, message: WalData) -> tuple[WalSegment, Lsn]:
-        if message.start != self.received:
-            raise WalIncomplete(f"the WAL stream jumps from {self.received} to {message.start}")
-        payload = message.payload
-        while payload:
-            offset = self.received - segment.start
-            part = payload[: segment.size_bytes - offset]
-            sink.write(segment, offset, part)
-            self.received = Lsn(self.received + len(part))
-            payload = payload[len(part) :]
-            if self.received == segment.end:
-                sink.segment_done(segment)
-                # Only a complete segment has been synced, so only that much is reported as flushed.
-                segment, flushed = segment.next(), self.received
+    def _store(self, sink: WalSink, segment: WalSegment, flushed: Lsn, batch: WalBatch) -> tuple[WalSegment, Lsn]:
+        for view in batch.views:
+            payload = view
+            while payload:
+                offset = self.received - segment.start
+                part = payload[: segment.size_bytes - offset]
+                sink.write(segment, offset, part)
+                self.received = Lsn(self.received + len(part))
+                payload = payload[len(part) :]
+                if self.received == segment.end:
+                    sink.segment_done(segment)
+                    # Only a complete segment has been synced, so only that much is reported as flushed.
+                    segment, flushed = segment.next(), self.received
         return segment, flushed
 
-    def _next_message(self, pgconn: pq.abc.PGconn) -> WalData | Keepalive | None:
-        """Return the next message, or None after a short wait; raise when the stream ended."""
+    def _next_batch(self, source: WalSource) -> WalBatch:
+        """Return what has come, after a short wait at most; raise when the stream ended."""
         try:
-            length, content = pgconn.get_copy_data(1)
-            if length == 0:
-                ready = select.select([pgconn.socket, self._wake_reader], [], [], _POLL_S)[0]
-                if self._wake_reader in ready:
-                    os.read(self._wake_reader, 16)
-                if pgconn.socket in ready:
-                    pgconn.consume_input()
-                return None
-        except psycopg.Error:
-            raise connection_lost(pgconn) from None
-        if length > 0:
-            return parse_stream_message(memoryview(content))
-        result = next_result(pgconn)
-        if result is not None and result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
-            error = server_error(pgconn, result)
-            if isinstance(error, ServerError):
-                raise WalIncomplete(
-                    f"the server ended the WAL stream at {self.received}: {error.message}",
-                    detail=error.detail,
-                    hint=error.hint or "look into the server's log; needed WAL must not be removed (use a slot)",
-                )
-            raise error
-        raise WalIncomplete(
+            found = source.receive(_POLL_S, eager=self._stop_lsn is not None)
+        except StreamShutDown:
+            raise self._ended_early() from None
+        except ServerError as error:
+            raise WalIncomplete(
+                f"the server ended the WAL stream at {self.received}: {error.message}",
+                detail=error.detail,
+                hint=error.hint or "look into the server's log; needed WAL must not be removed (use a slot)",
+            ) from None
+        if isinstance(found, TimelineEnds):
+            raise self._ended_early()
+        return found
+
+    def _ended_early(self) -> WalIncomplete:
+        return WalIncomplete(
             f"the server ended the WAL stream at {self.received}, before the end of the backup",
             hint="the server was shut down or promoted; take the backup again",
         )
 
-    def _end_copy(self, pgconn: pq.abc.PGconn) -> None:
-        """Leave streaming mode; what the server still sends is not needed."""
-        try:
-            pgconn.put_copy_end()
-            pgconn.flush()
-        except psycopg.Error:
-            pass  # All WAL of the backup is here; a connection that breaks now loses nothing.
-
-    def _send(self, pgconn: pq.abc.PGconn, content: bytes) -> None:
-        try:
-            pgconn.put_copy_data(content)
-            pgconn.flush()
-        except psycopg.Error:
-            raise connection_lost(pgconn) from None
+    def _drain_wake(self) -> None:
+        if select.select([self._wake_reader], [], [], 0)[0]:
+            os.read(self._wake_reader, 16)
