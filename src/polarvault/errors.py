@@ -79,6 +79,18 @@ class StorageFailed(PolarvaultError):
     """The local file system refused: full, read-only, no permission."""
 
 
+class DiskFull(StorageFailed):
+    """No space is left, or the quota is used up: a receiver waits and goes on."""
+
+
+class WalGap(PolarvaultError):
+    """WAL is missing between what is kept and what can be had; names segment, timeline and LSN."""
+
+
+class TimelineDiverged(PolarvaultError):
+    """The WAL at hand and the server, or the target, are on timelines that have parted."""
+
+
 class IntegrityError(PolarvaultError):
     """Stored or received bytes are wrong: never retried, never downgraded."""
 

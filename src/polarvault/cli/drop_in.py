@@ -14,7 +14,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 # Options that the replaced tools do not have; they must not make an abbreviation of theirs ambiguous.
-_OURS_ALONE = {"--checkpoint-timeout", "--json", "--keep-all"}
+_OURS_ALONE = {"--checkpoint-timeout", "--json", "--keep-all", "--status"}
 
 
 class DropInCommand(click.Command):

@@ -20,11 +20,12 @@ from polarvault.errors import Interrupted, PolarvaultError
 PROGRAM = "polarvault"
 _COMMANDS = {
     "basebackup": "Take a base backup: every option of pg_basebackup and polar_basebackup.",
+    "receivewal": "Stream WAL into a directory: every option of pg_receivewal.",
     "restore": "Lay a backup out so that it starts.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }
-# These promise pg_basebackup's exit status: 1 for every failure.
-_DROP_IN = {"basebackup"}
+# These promise the exit status of the tools that they replace: 1 for every failure.
+_DROP_IN = {"basebackup", "receivewal"}
 
 
 class LazyCommands(click.Group):

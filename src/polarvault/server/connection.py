@@ -12,7 +12,7 @@ import os
 import re
 import select
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import psycopg
@@ -83,6 +83,12 @@ class Connector:
         """Open an ordinary SQL connection, to the database of the connection string or postgres."""
         chosen = dbname or self.given_dbname or "postgres"
         return self._connect({**self._parameters, "dbname": chosen})
+
+    def without_prompt(self) -> Connector:
+        """Return a connector that uses the password typed so far, but asks nobody: for threads and services."""
+        silent = Connector(replace(self._settings, password_policy=PasswordPolicy.NEVER))
+        silent._password = self._password
+        return silent
 
     def _connect(self, parameters: Mapping[str, str]) -> Connection:
         wanted = dict(parameters)

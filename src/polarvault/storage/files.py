@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from polarvault.errors import StorageFailed
+from polarvault.errors import DiskFull, StorageFailed
 
 # `wal fetch` starts once for every WAL segment: what only some functions need is imported there.
 TYPE_CHECKING = False
@@ -34,7 +34,8 @@ def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) 
         errno.EACCES: "check owner and mode of the directory (ls -ld) and the user who runs this command",
         errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
     }
-    return StorageFailed(
+    kind = DiskFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
+    return kind(
         f'could not {action} "{os.fspath(path)}": {os.strerror(problem.errno or 0)}',
         hint=hints.get(problem.errno or 0),
     )

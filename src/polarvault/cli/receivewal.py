@@ -1,0 +1,144 @@
+"""`polarvault receivewal`: drop-in for pg_receivewal 13-18."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polarvault import __version__
+from polarvault.cli.drop_in import DropInCommand, connection_options, connection_settings
+from polarvault.errors import StorageFailed, UsageError
+
+if TYPE_CHECKING:
+    from polarvault.server.connection import Connector
+    from polarvault.walarchive.request import ReceiveRequest
+
+_CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
+
+
+@click.command("receivewal", cls=DropInCommand, context_settings={"help_option_names": ["-?", "--help"]})
+@click.option("-D", "--directory", metavar="DIR", help="Receive write-ahead log files into this directory.")
+@click.option("-E", "--endpos", metavar="LSN", help="Exit after receiving the specified LSN.")
+@click.option("--if-not-exists", is_flag=True, help="Do not error if slot already exists when creating a slot.")
+@click.option("-n", "--no-loop", is_flag=True, help="Do not loop on connection lost.")
+@click.option("--no-sync", is_flag=True, help="Do not wait for changes to be written safely to disk.")
+@click.option("-s", "--status-interval", metavar="SECS", default="10", help="Time between status packets.")
+@click.option("-S", "--slot", metavar="SLOTNAME", help="Replication slot to use.")
+@click.option("--synchronous", is_flag=True, help="Flush write-ahead log immediately after writing.")
+@click.option("-v", "--verbose", is_flag=True, help="Output verbose messages.")
+@click.option("-Z", "--compress", metavar="METHOD[:DETAIL]", help="Compress with gzip, lz4 or zstd.")
+@connection_options
+@click.option("--create-slot", is_flag=True, help="Create a new replication slot, and exit.")
+@click.option("--drop-slot", is_flag=True, help="Drop the replication slot, and exit.")
+@click.option("--status", "show_status", is_flag=True, help="Print what the receiver of this directory does, as JSON.")
+@click.version_option(__version__, "-V", "--version", message="polarvault receivewal (Polarvault) %(version)s")
+@click.argument("rest", nargs=-1)
+def command(rest: tuple[str, ...], **options: Any) -> int:
+    """Stream write-ahead log from a PostgreSQL or PolarDB server into a directory.
+
+    Every option of pg_receivewal 13 to 18, the same environment variables, the same files, the same exit status; either
+    tool goes on in the other's directory. It follows timeline switches, reconnects, and stops cleanly on SIGTERM.
+    """
+    if rest:
+        raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
+    if options["show_status"]:
+        return _show_status(_directory(options["directory"]))
+    _check_actions(options)
+    from polarvault.server.connection import Connector
+
+    connector = Connector(connection_settings(**{name: options[name] for name in _CONNECTION}))
+    if options["create_slot"] or options["drop_slot"]:
+        return _change_slot(connector, options)
+    request = _request(options)
+    return _receive(request, connector, verbose=options["verbose"])
+
+
+def _check_actions(options: dict[str, Any]) -> None:
+    if options["create_slot"] and options["drop_slot"]:
+        raise UsageError("cannot use --create-slot together with --drop-slot")
+    for name in ("create_slot", "drop_slot"):
+        if options[name] and options["slot"] is None:
+            raise UsageError(f"--{name.replace('_', '-')} needs a slot to be specified using --slot")
+    if options["synchronous"] and options["no_sync"]:
+        raise UsageError("cannot use --synchronous together with --no-sync")
+
+
+def _change_slot(connector: Connector, options: dict[str, Any]) -> int:
+    from polarvault.walarchive.slots import create_slot, drop_slot
+
+    if options["drop_slot"]:
+        drop_slot(connector, options["slot"])
+    else:
+        create_slot(connector, options["slot"], if_not_exists=options["if_not_exists"])
+    if options["verbose"]:
+        done = "dropped" if options["drop_slot"] else "created"
+        click.echo(f'polarvault: {done} replication slot "{options["slot"]}"', err=True)
+    return 0
+
+
+def _request(options: dict[str, Any]) -> ReceiveRequest:
+    from polarvault.model.compression import Compression
+    from polarvault.model.lsn import Lsn
+    from polarvault.walarchive.request import ReceiveRequest, check_compression
+
+    end_lsn = None
+    if options["endpos"] is not None:
+        try:
+            end_lsn = Lsn.parse(options["endpos"])
+        except ValueError:
+            text = options["endpos"]
+            raise UsageError(f'could not parse end position "{text}"', hint="write it as 16/B374D848") from None
+    interval = options["status_interval"]
+    if not interval.isdigit() or int(interval) > 2**31 // 1000:
+        raise UsageError(f'invalid value "{interval}" for option -s/--status-interval')
+    compression = Compression.parse(options["compress"]) if options["compress"] is not None else Compression()
+    check_compression(compression)
+    return ReceiveRequest(
+        directory=_directory(options["directory"]),
+        slot=options["slot"],
+        end_lsn=end_lsn,
+        loop=not options["no_loop"],
+        sync=not options["no_sync"],
+        synchronous=options["synchronous"],
+        status_interval_s=float(interval),
+        compression=compression,
+    )
+
+
+def _directory(path: str | None) -> str:
+    if path is None:
+        raise UsageError("no target directory specified", hint="give -D DIRECTORY")
+    absolute = os.path.abspath(path)
+    if not os.path.isdir(absolute):
+        raise StorageFailed(f'could not open directory "{path}"', hint=f"create it: mkdir -p {path}")
+    return absolute
+
+
+def _show_status(directory: str) -> int:
+    """Print the state; 0 while a receiver streams, 1 otherwise."""
+    from polarvault.walarchive.status import read_status
+
+    found = read_status(directory)
+    click.echo(json.dumps(found, indent=2))
+    return 0 if found["running"] and found["state"] == "streaming" else 1
+
+
+def _receive(request: ReceiveRequest, connector: Connector, *, verbose: bool) -> int:
+    from polarvault.report.receivewal import TextReporter
+    from polarvault.walarchive.receive import receive_wal
+    from polarvault.walarchive.stop import StopRequest
+
+    stop = StopRequest()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A stop is not a failure: what was received is made durable, and the exit status is 0, as pg_receivewal's.
+        signal.signal(number, lambda *_: stop.request())
+    reporter = TextReporter(verbose=verbose)
+    try:
+        receive_wal(request, connector, reporter, stop)
+    finally:
+        reporter.close()
+    return 0

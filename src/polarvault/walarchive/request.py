@@ -1,0 +1,34 @@
+"""What a receiver is asked to do, and what of it is impossible; option names and words are pg_receivewal's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polarvault.errors import UsageError
+from polarvault.model.compression import Compression
+from polarvault.model.lsn import Lsn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveRequest:
+    """The options of one run; status_interval_s 0 means: answer only when the server asks."""
+
+    directory: str
+    slot: str | None = None
+    end_lsn: Lsn | None = None
+    loop: bool = True
+    sync: bool = True
+    synchronous: bool = False
+    status_interval_s: float = 10.0
+    compression: Compression
+
+
+def check_compression(compression: Compression) -> None:
+    """Refuse what makes no sense for WAL segments."""
+    if compression.location is not None:
+        raise UsageError(
+            f"receivewal compresses itself: {compression.location}-{compression.algorithm} is not possible",
+            hint=f"give -Z {compression.algorithm}",
+        )
+    if compression.workers or compression.long:
+        raise UsageError("workers and long-distance mode are of no use for WAL segments", hint="give -Z zstd:LEVEL")

@@ -1,0 +1,174 @@
+"""One receiver to a directory, and what it tells of itself there: a lock file and a status file, both hidden."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from polarvault.errors import PolarvaultError, UsageError
+from polarvault.model.lsn import Lsn
+from polarvault.storage.files import storage_failed
+
+SCHEMA_VERSION = 1
+LOCK_NAME = ".polarvault-receivewal.lock"
+STATUS_NAME = ".polarvault-receivewal.json"
+_KEPT_SAMPLES = 4096
+
+
+@dataclass(slots=True)
+class ReceiverState:
+    """What a receiver knows of itself; times are seconds since 1970, LSNs 0 where nothing is known yet."""
+
+    started_at: float
+    slot: str | None = None
+    server: str | None = None
+    state: str = "connecting"
+    timeline_id: int = 0
+    received: Lsn = field(default_factory=lambda: Lsn(0))
+    flushed: Lsn = field(default_factory=lambda: Lsn(0))
+    server_end: Lsn = field(default_factory=lambda: Lsn(0))
+    heard_at: float | None = None
+    connections: int = 0
+    slot_state: dict[str, Any] | None = None
+    last_error: str | None = None
+    last_error_at: float | None = None
+    # When the server's WAL reached an LSN, for those not yet flushed here.
+    _reached: deque[tuple[Lsn, float]] = field(default_factory=deque)
+
+    def server_said(self, end: Lsn, now: float) -> None:
+        """Note how far the server's WAL reaches."""
+        self.heard_at = now
+        if end > self.server_end:
+            self.server_end = end
+            if len(self._reached) < _KEPT_SAMPLES:
+                self._reached.append((end, now))
+            else:
+                # Coarser, but the oldest sample, which is the one that counts, stays.
+                self._reached[-1] = (end, self._reached[-1][1])
+
+    def flushed_up_to(self, lsn: Lsn) -> None:
+        """Note what is durable here."""
+        self.flushed = lsn
+        while self._reached and self._reached[0][0] <= lsn:
+            self._reached.popleft()
+
+    def failed(self, problem: PolarvaultError, now: float) -> None:
+        """Keep the last error, for `--status`."""
+        self.last_error, self.last_error_at = problem.message, now
+
+    @property
+    def lag_bytes(self) -> int:
+        """How much of the server's WAL is not durable here."""
+        return max(0, self.server_end - self.flushed)
+
+    def lag_s(self, now: float) -> float:
+        """How old the oldest WAL is that the server has and that is not durable here."""
+        return max(0.0, now - self._reached[0][1]) if self._reached and self.lag_bytes else 0.0
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """Return what `--status` prints."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "process_id": os.getpid(),
+            "state": self.state,
+            "server": self.server,
+            "slot": self.slot,
+            "timeline": self.timeline_id or None,
+            "received_lsn": str(self.received),
+            "flushed_lsn": str(self.flushed),
+            "server_lsn": str(self.server_end),
+            "lag_bytes": self.lag_bytes,
+            "lag_seconds": round(self.lag_s(now), 3),
+            "slot_state": self.slot_state,
+            "connections": self.connections,
+            "last_error": self.last_error,
+            "last_error_at": self.last_error_at,
+            "server_heard_at": self.heard_at,
+            "started_at": self.started_at,
+            "updated_at": now,
+        }
+
+
+class DirectoryLock:
+    """Held while a receiver writes into a directory; the operating system releases it with the process."""
+
+    def __init__(self, directory: str) -> None:
+        self._path = os.path.join(directory, LOCK_NAME)
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as problem:
+            raise storage_failed(problem, "open lock file", self._path) from problem
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(self._descriptor, 32).decode(errors="replace").strip()
+            os.close(self._descriptor)
+            raise UsageError(
+                f'another receivewal (process {owner or "unknown"}) writes to "{directory}"',
+                hint=f"polarvault receivewal -D {directory} --status shows what it does; stop it first: kill {owner}",
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let another one in."""
+        os.close(self._descriptor)
+
+
+def is_locked(directory: str) -> bool:
+    """Tell whether a receiver writes to the directory now."""
+    try:
+        descriptor = os.open(os.path.join(directory, LOCK_NAME), os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError as problem:
+        raise storage_failed(problem, "open lock file", os.path.join(directory, LOCK_NAME)) from problem
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def write_status(directory: str, content: dict[str, Any]) -> None:
+    """Replace the status file. It is news, not data: it is not synced, and a full disk does not matter."""
+    path = os.path.join(directory, STATUS_NAME)
+    text = json.dumps(content).encode()
+    try:
+        with open(path + ".tmp", "wb") as target:
+            target.write(text)
+        os.replace(path + ".tmp", path)
+    except OSError:
+        try:
+            # On a full disk the blocks of the old file are still there to be written over.
+            with open(path, "r+b") as target:
+                target.write(text.ljust(os.fstat(target.fileno()).st_size))
+        except OSError:
+            pass
+
+
+def read_status(directory: str) -> dict[str, Any]:
+    """Return what the last receiver wrote, with `running` added; raise StorageFailed or UsageError if there is none."""
+    path = os.path.join(directory, STATUS_NAME)
+    try:
+        with open(path, "rb") as source:
+            found: dict[str, Any] = json.loads(source.read())
+    except FileNotFoundError:
+        raise UsageError(
+            f'no receivewal has written to "{directory}" yet',
+            hint="start one: polarvault receivewal -D DIRECTORY -S SLOT",
+        ) from None
+    except OSError as problem:
+        raise storage_failed(problem, "read", path) from problem
+    except ValueError:
+        raise UsageError(f'"{path}" is damaged', hint="restart receivewal: it writes the file anew") from None
+    running = is_locked(directory)
+    if not running:
+        found["state"] = "stopped"
+    return {"running": running, **found}

@@ -1,0 +1,56 @@
+"""Ask a receiver to stop, from a signal handler or another thread, whatever it is waiting for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Iterator
+
+
+class StopRequest:
+    """A flag and a pipe: setting the flag also ends every wait on the pipe."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.wake_descriptor, self._writer = os.pipe()
+        os.set_blocking(self.wake_descriptor, False)
+        os.set_blocking(self._writer, False)
+        self._interruptible = False
+
+    def request(self) -> None:
+        """Stop as soon as what was received is safe; in the middle of connecting, at once."""
+        self.requested = True
+        self.wake()
+        if self._interruptible:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Mark a stretch that waits inside of a library and leaves nothing behind when it is interrupted."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    def wake(self) -> None:
+        """End the present wait, or the next one."""
+        # A full pipe wakes as well as a new byte.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"!")
+
+    def drain(self) -> None:
+        """Forget earlier calls of `wake`; a requested stop stays."""
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self.wake_descriptor, 64)) == 64:
+                pass
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until a stop is requested or the time is over; return whether it was requested."""
+        if not self.requested:
+            select.select([self.wake_descriptor], [], [], timeout_s)
+            self.drain()
+        return self.requested

@@ -1,0 +1,109 @@
+"""Look ahead for what would end receiving: a slot about to lose its WAL, a disk about to be full.
+
+The slot is asked about over an ordinary connection, since a WAL sender answers no SQL; that happens in a thread of its
+own, because a server that cannot be reached must not hold up the stream.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from polarvault.errors import PolarvaultError
+from polarvault.server.connection import Connector
+from polarvault.wire.commands import quote_literal
+
+_BETWEEN_S = 30.0
+# Fewer segments than these left, and somebody has to act.
+_FEW_SEGMENTS = 4
+_NEARLY_FULL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """A row of pg_replication_slots; sizes are bytes, None where the server sets no limit."""
+
+    wal_status: str | None
+    safe_wal_bytes: int | None
+    restart_lsn: str | None
+
+    def warning(self, slot: str, segment_size_bytes: int) -> str | None:
+        """Say what the DBA must know, None while all is well (manual, "pg_replication_slots")."""
+        act = "raise max_slot_wal_keep_size on the server, or see why receiving is slow"
+        if self.wal_status == "lost":
+            return f'slot "{slot}" has lost WAL that is needed: take a new base backup, then drop and create the slot'
+        if self.wal_status == "unreserved":
+            return f'slot "{slot}" is about to lose WAL at the next checkpoint: {act}'
+        if self.safe_wal_bytes is not None and self.safe_wal_bytes < _FEW_SEGMENTS * segment_size_bytes:
+            return f'slot "{slot}" loses WAL when the server has written another {self.safe_wal_bytes >> 20} MB: {act}'
+        return None
+
+
+def read_slot_state(connector: Connector, slot: str) -> SlotState | None:
+    """Ask the server; None if there is no such slot. Raise PolarvaultError."""
+    connection = connector.sql()
+    try:
+        found = connection.query(
+            "SELECT wal_status, safe_wal_size, restart_lsn FROM pg_catalog.pg_replication_slots "
+            f"WHERE slot_name = {quote_literal(slot)}"
+        )
+    finally:
+        connection.close()
+    if not found.rows:
+        return None
+    status, safe, restart = found.rows[0]
+    return SlotState(status, None if safe is None else int(safe), restart)
+
+
+class SlotWatch:
+    """Asks about the slot every half minute; `state` is the last answer."""
+
+    def __init__(
+        self, connector: Connector, slot: str, *, on_state: Callable[[SlotState | None], None],
+        on_problem: Callable[[PolarvaultError], None],
+    ) -> None:  # fmt: skip
+        self._connector = connector
+        self._slot = slot
+        self._on_state = on_state
+        self._on_problem = on_problem
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="slot-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; a question that is on its way is not waited for."""
+        self._stop.set()
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._on_state(read_slot_state(self._connector, self._slot))
+            except PolarvaultError as problem:
+                self._on_problem(problem)
+            self._stop.wait(_BETWEEN_S)
+
+
+def disk_warning(directory: str, segment_size_bytes: int) -> str | None:
+    """Say that the disk is nearly full: less than a few segments, or than a twentieth, is left."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return None  # The next write says it better.
+    free = found.f_bavail * found.f_frsize
+    if free >= _FEW_SEGMENTS * segment_size_bytes and free >= _NEARLY_FULL * found.f_blocks * found.f_frsize:
+        return None
+    return (
+        f'the disk of "{directory}" is nearly full: {free >> 20} MB left; remove WAL that no backup needs, or add space'
+    )
+
+
+def has_space(directory: str, size_bytes: int) -> bool:
+    """Tell whether so much can be written."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize >= size_bytes
