@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from polarvault import errors
 from polarvault.cli.main import group
+from polarvault.cli.wal_fetch import FAILED, NOT_THERE, SERVED
 
 _PAGE = Path(__file__).with_name("reference.md")
 
@@ -16,15 +18,26 @@ def reference() -> str:
     """Return the page."""
     context = click.Context(group, info_name="polarvault", terminal_width=100, max_content_width=100)
     parts = ["# Reference\n\nWritten by `make docs` from the program itself; edit the program, not this page.\n"]
+    for name, text in _commands(group, context):
+        parts.append(f"## {name}\n\n```\n{text}\n```\n")
+    parts.append("## Exit statuses\n\n`basebackup` ends with 1 for every failure, as pg_basebackup does.\n")
+    parts.append(
+        f"`wal fetch` ends with {SERVED} when the file is there, {NOT_THERE} when it is in no directory, {FAILED} for "
+        "every failure; it dies of SIGTERM, as the server expects of a restore_command.\n"
+    )
+    parts.append(_exit_statuses())
+    return "\n".join(parts)
+
+
+def _commands(group: click.Group, context: click.Context) -> Iterator[tuple[str, str]]:
+    """Yield the full name and the help of every command, those of subcommands after their group's."""
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
         inner = click.Context(command, info_name=name, parent=context, terminal_width=100, max_content_width=100)
-        text = "\n".join(line.rstrip() for line in command.get_help(inner).splitlines())
-        parts.append(f"## polarvault {name}\n\n```\n{text}\n```\n")
-    parts.append("## Exit statuses\n\n`basebackup` ends with 1 for every failure, as pg_basebackup does.\n")
-    parts.append(_exit_statuses())
-    return "\n".join(parts)
+        yield inner.command_path, "\n".join(line.rstrip() for line in command.get_help(inner).splitlines())
+        if isinstance(command, click.Group):
+            yield from _commands(command, inner)
 
 
 def _exit_statuses() -> str:

@@ -6,21 +6,19 @@ Commands are loaded when they are called, so that each pays only for its own imp
 from __future__ import annotations
 
 import importlib
-import os
 import signal
-import sys
 from types import FrameType
-from typing import NoReturn
 
 import click
 
 from polarvault import __version__
+from polarvault.cli.messages import PROGRAM, say_error
 from polarvault.errors import Interrupted, PolarvaultError
 
-PROGRAM = "polarvault"
 _COMMANDS = {
     "basebackup": "Take a base backup: every option of pg_basebackup and polar_basebackup.",
     "receivewal": "Stream WAL into a directory: every option of pg_receivewal.",
+    "wal": "WAL directories: give a recovery the segments it asks for.",
     "restore": "Lay a backup out so that it starts.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }
@@ -54,11 +52,6 @@ def group() -> None:
     """Online backup and recovery for PolarDB on shared storage and for PostgreSQL 13 to 18."""
 
 
-def main() -> NoReturn:
-    """Run the program on sys.argv and exit."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: list[str]) -> int:
     """Run one command line and return the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -88,13 +81,6 @@ def run(arguments: list[str]) -> int:
         say_error(f"{problem.strerror or problem}{name}")
         return 1
     return status if isinstance(status, int) else 0
-
-
-def say_error(message: str, *, detail: str | None = None, hint: str | None = None) -> None:
-    """Write an error to standard error in PostgreSQL's form."""
-    for kind, text in (("error", message), ("detail", detail), ("hint", hint)):
-        if text:
-            os.write(2, f"{PROGRAM}: {kind}: {text}\n".encode("utf-8", "surrogateescape"))
 
 
 _received = 0

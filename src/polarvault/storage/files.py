@@ -204,19 +204,20 @@ def _reflink(source: int, target: int) -> bool:
 
 
 def data_ranges(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """Return (start, end) of every stretch that is not a hole; moves the descriptor's position."""
+    """Return (start, end) of every stretch of the first `size` bytes that is no hole; moves the position."""
     found: list[tuple[int, int]] = []
     offset = 0
     while offset < size:
         try:
             start = os.lseek(descriptor, offset, os.SEEK_DATA)
-            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
         except OSError as problem:
             if problem.errno == errno.ENXIO:
                 break  # Only a hole is left.
             start, end = offset, size
-        found.append((start, end))
-        offset = end
+        if start < end:
+            found.append((start, end))
+        offset = max(end, start)
     return found
 
 

@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from polarvault.model.segment import WalSegment
 
 _COMPRESSIONS = ("gz", "lz4", "zst")
-# Plain before compressed, which costs more to read; whole before partial.
-_SUFFIXES = tuple(
-    (f".{compression}" if compression else "") + partial
-    for partial in ("", ".partial")
-    for compression in (None, *_COMPRESSIONS)
+# Plain before compressed, which costs more to read; whole before partial. The last ones are made by an archive_command
+# that compresses: a promoted server archives the unfinished segment of the old timeline as SEGMENT.partial.
+_WHOLE_SUFFIXES = ("", ".gz", ".lz4", ".zst")
+_SUFFIXES = (
+    *_WHOLE_SUFFIXES,
+    *(suffix + ".partial" for suffix in _WHOLE_SUFFIXES),
+    *(".partial" + suffix for suffix in _WHOLE_SUFFIXES[1:]),
 )
+OTHER_COPY = "take another copy from the server or another WAL directory; pg_waldump shows what a segment holds"
 _READ_BYTES = 1 << 20
 _HEX = frozenset("0123456789ABCDEF")
 
@@ -58,9 +61,14 @@ class WalFile:
         self.in_pg_wal = in_pg_wal
 
     @property
+    def segment_name(self) -> str:
+        """The name without .partial, which belongs to the name when exactly that was asked for."""
+        return self.name.removesuffix(".partial")
+
+    @property
     def is_final(self) -> bool:
         """Whether the file was given its name when it was finished; others may end before the segment does."""
-        return not self.partial and not self.in_pg_wal
+        return not self.partial and not self.in_pg_wal and not self.name.endswith(".partial")
 
     def __repr__(self) -> str:
         return f"WalFile({self.path!r})"
@@ -70,6 +78,14 @@ class WalFile:
 
     def __hash__(self) -> int:
         return hash((self.path, self.name))
+
+
+class CutShort(IntegrityError):
+    """A file under its final name ends too early: it was cut, or it is being written right now."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message, hint=OTHER_COPY)
+        self.path = path
 
 
 def is_segment_name(name: str) -> bool:
@@ -82,6 +98,11 @@ def is_history_name(name: str) -> bool:
     return len(name) == 16 and name.endswith(".history") and _HEX.issuperset(name[:8])
 
 
+def is_backup_history_name(name: str) -> bool:
+    """Tell whether a name is that of a backup history file: SEGMENT.OFFSET.backup."""
+    return len(name) == 40 and is_segment_name(name[:24]) and name[24] == "." and name.endswith(".backup")
+
+
 def is_pg_wal(directory: str) -> bool:
     """Tell a server's pg_wal from a directory that only receives finished files: the server keeps its notes inside."""
     return os.path.isdir(os.path.join(directory, "archive_status"))
@@ -89,30 +110,34 @@ def is_pg_wal(directory: str) -> bool:
 
 def wal_file(directory: str, file_name: str, *, in_pg_wal: bool) -> WalFile:
     """Take the suffixes off a file's name."""
-    name, partial = (file_name[:-8], True) if file_name.endswith(".partial") else (file_name, False)
-    stem, dot, ending = name.rpartition(".")
-    compression = ending if dot and ending in _COMPRESSIONS else None
+    stem, _, _ = file_name.partition(".")
+    suffix = file_name[len(stem) :]
+    if is_segment_name(stem) and suffix in _SUFFIXES:
+        return _file(directory, stem, suffix, in_pg_wal=in_pg_wal)
+    for ending in _WHOLE_SUFFIXES[1:]:
+        if file_name.endswith(ending):
+            return _file(directory, file_name[: -len(ending)], ending, in_pg_wal=in_pg_wal)
+    return _file(directory, file_name, "", in_pg_wal=in_pg_wal)
+
+
+def _file(directory: str, name: str, suffix: str, *, in_pg_wal: bool) -> WalFile:
+    compressions = [part for part in suffix.split(".") if part in _COMPRESSIONS]
     return WalFile(
-        os.path.join(directory, file_name),
-        stem if compression else name,
-        compression,
-        partial=partial,
+        os.path.join(directory, name + suffix),
+        name,
+        compressions[0] if compressions else None,
+        partial="partial" in suffix,
         in_pg_wal=in_pg_wal,
     )
 
 
 def forms_of(directory: str, name: str, *, whole_only: bool = False) -> list[WalFile]:
     """Return the files of a directory that hold what the server calls `name`, best first; nothing is opened."""
-    suffixes = _SUFFIXES[: 1 + len(_COMPRESSIONS)] if whole_only else _SUFFIXES
-    paths = [(suffix, os.path.join(directory, name + suffix)) for suffix in suffixes]
-    found = [(suffix, path) for suffix, path in paths if _is_file(path)]
+    whole_only = whole_only or not is_segment_name(name)
+    suffixes = _WHOLE_SUFFIXES if whole_only else _SUFFIXES
+    found = [suffix for suffix in suffixes if _is_file(os.path.join(directory, name + suffix))]
     in_pg_wal = bool(found) and is_pg_wal(directory)
-    files = []
-    for suffix, path in found:
-        partial = suffix.endswith(".partial")
-        compression = suffix.removesuffix(".partial")[1:] or None
-        files.append(WalFile(path, name, compression, partial=partial, in_pg_wal=in_pg_wal))
-    return files
+    return [_file(directory, name, suffix, in_pg_wal=in_pg_wal) for suffix in found]
 
 
 def _is_file(path: str) -> bool:
@@ -169,7 +194,7 @@ class WalDirectories:
     def history(self, timeline_id: int) -> bytes | None:
         """Return the content of a timeline's history file, from the first directory that has one."""
         for path in self.paths:
-            for file in forms_of(path, f"{timeline_id:08X}.history", whole_only=True):
+            for file in forms_of(path, f"{timeline_id:08X}.history"):
                 return b"".join(map(bytes, read_wal(file)))
         return None
 
@@ -248,7 +273,7 @@ def read_segment_header(file: WalFile) -> SegmentHeader:
     if header is None:
         raise IntegrityError(
             f'"{file.path}" does not begin with the first page of a WAL segment',
-            hint="look at it with pg_waldump; take another copy from the server or another WAL directory",
+            hint=OTHER_COPY,
         )
     return header
 
@@ -296,21 +321,22 @@ def _read_plain(path: str, piece_bytes: int) -> Iterator[memoryview]:
 def _read_compressed(file: WalFile, piece_bytes: int) -> Iterator[memoryview]:
     from polarvault.pipeline.decompress import decoder_for
 
-    decoder = decoder_for(f"{file.name}.{file.compression}", file.path, IntegrityError)
-    for piece in _read_plain(file.path, piece_bytes):
-        for views in decoder.feed([piece]):
-            yield from views
+    decoder = decoder_for(f".{file.compression}", file.path, IntegrityError)
+    try:
+        for piece in _read_plain(file.path, piece_bytes):
+            for views in decoder.feed([piece]):
+                yield from views
+    except IntegrityError as problem:
+        problem.hint = OTHER_COPY
+        raise
     if not decoder.is_whole:
-        raise IntegrityError(
-            f'"{file.path}" ends at byte {decoder.position}, before its compressed content does',
-            hint="it was cut while it was written; take another copy from the server or another WAL directory",
-        )
+        raise CutShort(file.path, f'"{file.path}" ends at byte {decoder.position}, before its compressed content does')
 
 
 def _read_compressed_partial(file: WalFile, piece_bytes: int) -> Iterator[memoryview]:
     from polarvault.pipeline.decompress import decoder_for
 
-    what = f"{file.name}.{file.compression}"
+    what = f".{file.compression}"
     decoder = decoder_for(what, file.path, IntegrityError)
     try:
         for piece in _read_plain(file.path, piece_bytes):

@@ -1,0 +1,115 @@
+"""`polarvault wal fetch`, a restore_command: parses by hand, because click takes longer to import than the fetch.
+
+Exit statuses are what the server understands (server: access/transam/xlogarchive.c): 0 here it is; 1 it is not there,
+and nothing is said about it; above 125 the recovery must not go on. SIGTERM keeps its default action: the server knows
+a restore_command that dies of it as part of its own shutdown.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from polarvault.cli.messages import say_error, say_warning
+from polarvault.errors import PolarvaultError, UsageError
+from polarvault.walarchive.fetch import DEFAULT_GRACE_S, Fetcher
+
+SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 126, 130
+# Option: metavar and help; None: a flag. The click command of the same name shows them.
+OPTIONS: dict[str, tuple[str | None, str]] = {
+    "--wal": ("DIR", "A WAL directory; repeat it for more, which are searched in this order."),
+    "--system-identifier": ("N", "Refuse WAL of any other cluster (pg_controldata shows a cluster's identifier)."),
+    "--allow-empty": (None, "Take an empty directory for an archive without WAL, not for one that is not mounted."),
+    "--grace": (
+        "SECONDS",
+        f"How long to wait for a file that is too short and does not grow.  [default: {DEFAULT_GRACE_S:g}]",
+    ),
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Serve one request and return the exit status; never raises."""
+    try:
+        return _fetch(arguments)
+    except ModuleNotFoundError as problem:
+        if sys.flags.no_site:
+            # A restore_command starts without site-packages to be quick; lz4 and zstd are there.
+            return _fetch_with_site_packages(arguments)
+        return _failed(f"{problem}", hint="install Polarvault again for the interpreter that restore_command names")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except PolarvaultError as problem:
+        return _failed(problem.message, hint=problem.hint)
+    except Exception as problem:
+        # Status 1, which Python uses for a traceback, would tell the server that the WAL has ended.
+        return _failed(f"{type(problem).__name__}: {problem}")
+
+
+def _fetch_with_site_packages(arguments: list[str]) -> int:
+    import site
+
+    site.main()
+    try:
+        return _fetch(arguments)
+    except PolarvaultError as problem:
+        return _failed(problem.message, hint=problem.hint)
+    except Exception as problem:
+        return _failed(f"{type(problem).__name__}: {problem}")
+
+
+def _failed(message: str, *, hint: str | None = None) -> int:
+    say_error(message, hint=hint)
+    return FAILED
+
+
+def _fetch(arguments: list[str]) -> int:
+    directories, values, names = _parse(arguments)
+    if not directories:
+        raise UsageError("no WAL directory is named", hint="add --wal DIR")
+    if len(names) != 2:
+        raise UsageError(
+            f"a file name and a target path are expected, not {len(names)} words",
+            hint="restore_command = 'polarvault wal fetch --wal DIR %f \"%p\"'",
+        )
+    fetcher = Fetcher(
+        directories,
+        system_identifier=_number("--system-identifier", values),
+        allow_empty="--allow-empty" in values,
+        grace_s=DEFAULT_GRACE_S if (grace := _number("--grace", values)) is None else grace,
+        warn=say_warning,
+    )
+    return SERVED if fetcher.fetch(*names) else NOT_THERE
+
+
+def _parse(arguments: list[str]) -> tuple[list[str], dict[str, str], list[str]]:
+    """Return the directories, the other options and the words that are no options."""
+    directories: list[str] = []
+    values: dict[str, str] = {}
+    names: list[str] = []
+    waiting = iter(arguments)
+    for word in waiting:
+        if word == "--":
+            names += waiting
+        elif not word.startswith("--"):
+            names.append(word)
+        else:
+            option, equals, value = word.partition("=")
+            if option not in OPTIONS:
+                raise UsageError(f"no such option: {option}", hint="try: polarvault wal fetch --help")
+            if OPTIONS[option][0] is not None and not equals:
+                value = next(waiting, "")
+            if OPTIONS[option][0] is not None and not value:
+                raise UsageError(f"option {option} needs a value", hint="try: polarvault wal fetch --help")
+            if option == "--wal":
+                directories.append(value)
+            else:
+                values[option] = value
+    return directories, values, names
+
+
+def _number(option: str, values: dict[str, str]) -> int | None:
+    text = values.get(option)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"option {option} needs a whole number, not {text!r}")
+    return int(text)

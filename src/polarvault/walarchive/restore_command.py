@@ -1,0 +1,39 @@
+"""The restore_command that makes a server take its WAL from directories: this very program, by absolute paths."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+import polarvault
+
+
+def restore_command(
+    directories: Sequence[str], *, system_identifier: int | None = None, allow_empty: bool = False
+) -> str:
+    """Return the value of restore_command; what writes it into postgresql.conf has yet to quote it as a value.
+
+    It names the interpreter that runs now and our own file by absolute paths, so that the server's PATH, environment
+    and working directory do not matter; the server's user must be able to read both. -I keeps the environment and the
+    working directory out, -S leaves out site-packages, which takes longer than a fetch and is loaded when needed.
+    """
+    program = os.path.join(os.path.dirname(os.path.abspath(polarvault.__file__)), "__main__.py")
+    words = [_interpreter(), "-I", "-S", program, "wal", "fetch"]
+    for directory in directories:
+        words += ["--wal", os.path.abspath(directory)]
+    if system_identifier is not None:
+        words += ["--system-identifier", str(system_identifier)]
+    if allow_empty:
+        words.append("--allow-empty")
+    # A percent sign is the server's; two are one (manual, restore_command).
+    command = shlex.join(words).replace("%", "%%")
+    # Python's own status for a file it cannot open is 2, which the server takes for the end of the WAL.
+    guard = f"test -r {shlex.quote(program)} || exit 126".replace("%", "%%")
+    return f'{guard}; exec {command} %f "%p"'
+
+
+def _interpreter() -> str:
+    # Not resolved: the link in a virtual environment is what finds its packages.
+    return os.path.abspath(sys.executable)
