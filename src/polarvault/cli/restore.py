@@ -20,13 +20,21 @@ _DEFAULT_TIMEOUT_S = 3600.0
 @click.command("restore", context_settings={"help_option_names": ["-?", "--help"]})
 @click.argument("backup", type=click.Path())
 @click.option("-D", "--pgdata", "target", required=True, metavar="DIR", help="Directory of the restored server.")
-@click.option("--polardata", metavar="DIR", help="Directory of the shared half (PolarDB); default: inside -D.")
+@click.option("--polardata", metavar="DIR", help="Directory of the shared half (PolarDB); default: inside -D. "
+              "With --as replica: the primary's storage.")  # fmt: skip
 @click.option("--shared-from", metavar="DIR", help="Where the backup's shared half is, if it cannot be found.")
 @click.option("-p", "--port", type=int, metavar="N", help="Port of the restored server.")
-@click.option("--as", "role", type=click.Choice(["primary", "standby"]), default="primary", show_default=True,
-              help="A writable server on a new timeline, or one that stays in recovery.")  # fmt: skip
-@click.option("--primary-conninfo", metavar="CONNSTR", help="Which primary a standby follows.")
+@click.option("--as", "role", type=click.Choice(["primary", "standby", "replica"]), default="primary",
+              show_default=True, help="A writable server on a new timeline, one that stays in recovery, or (PolarDB) a "
+              "read-only node on the primary's storage.")  # fmt: skip
+@click.option("--primary-conninfo", metavar="CONNSTR", help="Which primary a standby or replica follows.")
 @click.option("--slot", metavar="NAME", help="Replication slot on that primary.")
+@click.option("--create-slot", is_flag=True, help="Make the slot; it goes again if the restore fails.")
+@click.option("--archive", "archiving", type=click.Choice(["off", "on", "always"]), default="off", show_default=True,
+              help="Archive WAL: never, once promoted, or also as a standby.")  # fmt: skip
+@click.option("--archive-command", metavar="COMMAND", help="What archives a segment: %p is its path, %f its name.")
+@click.option("--hostid", "host_id", type=int, metavar="N",
+              help="PolarDB: polar_hostid, unique among the servers that mount one PFS.")  # fmt: skip
 @click.option("-T", "--tablespace-mapping", "mappings", multiple=True, metavar="OLD=NEW",
               help="Put the tablespace at OLD into NEW.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting; wins over all others.")
@@ -50,6 +58,10 @@ def command(
     role: str,
     primary_conninfo: str | None,
     slot: str | None,
+    create_slot: bool,
+    archiving: str,
+    archive_command: str | None,
+    host_id: int | None,
     mappings: tuple[str, ...],
     settings: tuple[str, ...],
     merge: bool,
@@ -68,7 +80,7 @@ def command(
     BACKUP is a directory in plain format, a directory of tar files (compressed or not), or a tar file. The backup
     itself is never changed, and a target that is not empty is never touched.
     """
-    from polarvault.restore.model import RestoreRequest, Role
+    from polarvault.restore.model import Archiving, RestoreRequest, Role
 
     request = RestoreRequest(
         backup=os.path.abspath(backup),
@@ -79,6 +91,10 @@ def command(
         role=Role(role),
         primary_conninfo=primary_conninfo,
         slot=slot,
+        create_slot=create_slot,
+        archiving=Archiving(archiving),
+        archive_command=archive_command,
+        host_id=host_id,
         tablespace_mapping=dict(_mapping(text) for text in mappings),
         settings=tuple(_assignment(text) for text in settings),
         merge=merge,
@@ -95,6 +111,7 @@ def command(
 
 def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     from polarvault.report.restore import plan_json, plan_text, result_json, result_text
+    from polarvault.report.standby import FollowPrinter
     from polarvault.restore.host import Host
     from polarvault.restore.places import check_space
     from polarvault.restore.run import prepare, restore_backup
@@ -109,7 +126,8 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     if plan_only:
         return
     with _progress(plan) as progress:
-        result = restore_backup(plan, host, account, progress)
+        printer = FollowPrinter(lambda line: click.echo(line, err=True))
+        result = restore_backup(plan, host, account, progress, printer)
     for warning in result.warnings[len(plan.warnings) :]:
         click.echo(f"polarvault: warning: {warning}", err=True)
     _print(result_json(result) if as_json else result_text(result, account, is_root=os.geteuid() == 0))

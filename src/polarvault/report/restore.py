@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from polarvault.restore.model import Change, RestorePlan
+from polarvault.report.standby import follow_json, follow_text, primary_json, primary_text
+from polarvault.restore.model import Change, RestorePlan, Role
 from polarvault.restore.plan import missing_wal
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     yield f"  data directory    {plan.layout.local}"
     if plan.layout.shared:
         yield f"  shared half       {plan.layout.shared}"
+    if plan.live_datadir is not None:
+        yield f"  storage           {plan.live_datadir}, the primary's own; nothing is written there"
+    yield from primary_text(plan)
     if plan.layout.merged:
         yield "  shared half       merged into the data directory, an instance without shared storage"
     for oid, location in plan.layout.tablespaces.items():
@@ -105,6 +109,7 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
     yield f"signal file: {plan.signal_path}"
     if result.server is not None:
         yield from server_text(result.server)
+        yield from follow_text(result)
         return
     yield "start it with:"
     yield "  " + start_command(plan, account, is_root=is_root)
@@ -155,6 +160,8 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "missing_wal": missing_wal(plan.inventory, plan.label) if plan.label else None,
         "signal_file": plan.signal_path,
         "programs": plan.binaries.directory if plan.binaries else None,
+        "primary": primary_json(plan),
+        "storage": plan.live_datadir,
         "settings": [_change_json(change) for change in plan.changes],
         "warnings": list(plan.warnings),
     }
@@ -176,7 +183,8 @@ def result_json(result: RestoreResult) -> dict[str, Any]:
             "log": server.log_path,
             "note": server.note,
         }
-    return {**plan_json(result.plan), "warnings": list(result.warnings), "server": started}
+    result_warnings = list(result.warnings)
+    return {**plan_json(result.plan), "warnings": result_warnings, "server": started, "follow": follow_json(result)}
 
 
 def _change_json(change: Change) -> Mapping[str, str | None]:
@@ -200,6 +208,8 @@ def _cell(value: str | None, absent: str) -> str:
 
 
 def _wal_line(plan: RestorePlan) -> str:
+    if plan.request.role is Role.REPLICA:
+        return "from the primary's storage and its stream"
     if plan.label is None:
         return "none needed, the server was shut down"
     missing = missing_wal(plan.inventory, plan.label)

@@ -6,9 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.pgfiles.control import ControlFile
+
+if TYPE_CHECKING:
+    from polarvault.restore.primary import Primary
 
 SHARED_PREFIX = "polar_shared_data"
 CONTROL_NAME = "global/pg_control"
@@ -24,11 +28,20 @@ class Role(Enum):
 
     PRIMARY = "primary"
     STANDBY = "standby"
+    REPLICA = "replica"
 
     @property
     def signal_file(self) -> str:
         """The file whose presence makes the server take the role."""
-        return "recovery.signal" if self is Role.PRIMARY else "standby.signal"
+        return "recovery.signal" if self is Role.PRIMARY else f"{self.value}.signal"
+
+
+class Archiving(Enum):
+    """Whether the restored server archives WAL: never, once it is promoted, or also while it is a standby."""
+
+    OFF = "off"
+    ON = "on"
+    ALWAYS = "always"
 
 
 class Area(Enum):
@@ -130,6 +143,10 @@ class RestoreRequest:
     role: Role = Role.PRIMARY
     primary_conninfo: str | None = None
     slot: str | None = None
+    create_slot: bool = False
+    archiving: Archiving = Archiving.OFF
+    archive_command: str | None = None
+    host_id: int | None = None
     tablespace_mapping: Mapping[str, str] = field(default_factory=dict)
     settings: tuple[tuple[str, str], ...] = ()
     merge: bool = False
@@ -223,3 +240,8 @@ class RestorePlan:
     space: tuple[SpaceNeed, ...]
     warnings: tuple[str, ...]
     binaries: Binaries | None
+    primary: Primary | None = None
+    """The server to follow, as it answered before anything was written."""
+    follow_warnings: tuple[str, ...] = ()
+    live_datadir: str | None = None
+    """Replica: polar_datadir of the primary's own storage, which the restore never writes to."""

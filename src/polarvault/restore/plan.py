@@ -10,7 +10,9 @@ from polarvault.errors import BackupUnusable, UsageError
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ClusterState, parse_control
-from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, names_directory, uses_shared_storage
+from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, Wanted, names_directory, uses_shared_storage
+from polarvault.restore.archiving import check_archiving
+from polarvault.restore.follow_checks import check_follow_options, check_system_identifier
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import (
     CONTROL_NAME,
@@ -38,12 +40,14 @@ def plan_restore(
 ) -> RestorePlan:
     """Decide everything about a restore; raise with the next step for whatever would not work.
 
-    The result names no programs yet; run.py adds them.
+    The result names no programs and knows nothing of a primary yet; run.py adds both. A replica has a plan of its own.
     """
-    _check_request(request)
-    major = _major_version(inventory, source)
+    check_request(request)
+    major = major_version(inventory, source)
     label = _label(inventory, source)
     is_polardb, had_shared_half = _polardb(request, source, inventory)
+    if request.host_id is not None and not is_polardb:
+        raise UsageError("--hostid is a setting of PolarDB, and the backup is of PostgreSQL", hint="leave it out")
     layout = plan_layout(request, inventory, had_shared_half=had_shared_half)
     check_targets(layout, source, inventory, host)
     plan = RestorePlan(
@@ -61,7 +65,7 @@ def plan_restore(
         warnings=(),
         binaries=None,
     )
-    return _with_settings(plan, host, account)
+    return with_settings(plan, host, account)
 
 
 def settle_plan(
@@ -69,34 +73,47 @@ def settle_plan(
 ) -> RestorePlan:
     """Complete a plan that was made without reading a compressed tar to its end, from what was unpacked since."""
     control = parse_control(found[Area.SHARED, CONTROL_NAME])
+    if plan.primary is not None:
+        check_system_identifier(plan.primary, str(control.system_identifier))
     inventory = replace(plan.inventory, control=control, files={**plan.inventory.files, **found})
     label = _label(inventory, plan.source)
-    return _with_settings(replace(plan, inventory=inventory, label=label), host, account)
+    return with_settings(replace(plan, inventory=inventory, label=label), host, account)
 
 
-def _with_settings(plan: RestorePlan, host: Host, account: Account) -> RestorePlan:
-    planner = _plan_settings(plan, host, account)
-    warnings = _source_warnings(plan.request, plan.inventory, plan.label)
+def with_settings(
+    plan: RestorePlan, host: Host, account: Account, *, replica_settings: tuple[Wanted, ...] = ()
+) -> RestorePlan:
+    """Return the plan with its settings, files and warnings worked out, also anew after it changed."""
+    planner = _plan_settings(plan, host, account, replica_settings)
+    is_replica = plan.request.role is Role.REPLICA
+    warnings = [] if is_replica else _source_warnings(plan.request, plan.inventory, plan.label)
     warnings += _half_warnings(plan) + _port_warnings(plan, planner.configuration, host)
     files = dict(planner.configuration.edited())
     if plan.inventory.file("pg_hba.conf") is None and not planner.configuration.value("hba_file"):
         warnings.append("the backup holds no pg_hba.conf: one that admits local users is written")
         files[os.path.join(plan.layout.local, "pg_hba.conf")] = _MINIMAL_HBA
-    return replace(plan, changes=tuple(planner.changes), files=files, warnings=(*warnings, *planner.warnings))
+    return replace(
+        plan,
+        changes=tuple(planner.changes),
+        files=files,
+        warnings=(*warnings, *planner.warnings, *plan.follow_warnings),
+    )
 
 
-def _check_request(request: RestoreRequest) -> None:
-    if request.role is Role.PRIMARY:
-        for option, value in (("--primary-conninfo", request.primary_conninfo), ("--slot", request.slot)):
-            if value:
-                raise UsageError(f"{option} is for a standby", hint="add --as standby")
+def check_request(request: RestoreRequest) -> None:
+    """Raise UsageError for options that exclude each other or have no sense."""
+    check_follow_options(request)
+    check_archiving(request)
     if request.merge and request.shared_target:
         raise UsageError("--merge puts both halves into -D; it excludes --polardata")
+    if request.host_id is not None and request.host_id < 1:
+        raise UsageError(f"--hostid {request.host_id}: a host number is 1 or more")
     if request.port is not None and not 1 <= request.port <= 65535:
         raise UsageError(f"--port {request.port}: a port is a number from 1 to 65535")
 
 
-def _major_version(inventory: Inventory, source: BackupSource) -> int:
+def major_version(inventory: Inventory, source: BackupSource) -> int:
+    """Return the backup's major version; raise BackupUnusable when it is unknown or not supported."""
     content = inventory.file("PG_VERSION")
     text = (content or b"").decode("ascii", "replace").strip()
     if not text.isdigit():
@@ -223,7 +240,9 @@ def missing_wal(inventory: Inventory, label: BackupLabel) -> str | None:
     return None if label.start_segment in inventory.wal else label.start_segment
 
 
-def _plan_settings(plan: RestorePlan, host: Host, account: Account) -> SettingsPlanner:
+def _plan_settings(
+    plan: RestorePlan, host: Host, account: Account, replica_settings: tuple[Wanted, ...]
+) -> SettingsPlanner:
     inventory, layout = plan.inventory, plan.layout
     files = {
         os.path.join(layout.local, name): content
@@ -254,6 +273,8 @@ def _plan_settings(plan: RestorePlan, host: Host, account: Account) -> SettingsP
         is_polardb=plan.is_polardb,
         had_shared_half=inventory.has_shared_half or layout.merged,
         control=inventory.control,
+        primary_settings=plan.primary.settings if plan.primary else {},
+        replica_settings=replica_settings,
     )
     planner.plan()
     # Only --set can have undone it; it would start a second writer on somebody's storage (facts 4.2).

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from polarvault.errors import BackupUnusable, Interrupted
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.restore.binaries import find_binaries, missing_binaries
 from polarvault.restore.finish import finish
+from polarvault.restore.held_slot import held_slot
 from polarvault.restore.host import Account, Host
 from polarvault.restore.inventory import take_inventory
 from polarvault.restore.lay_out import LayOut, Progress
 from polarvault.restore.model import CONTROL_NAME, CONTROL_WAITING_NAME, Area, RestorePlan, RestoreRequest, Role
 from polarvault.restore.places import check_space
 from polarvault.restore.plan import missing_wal, plan_restore, settle_plan
+from polarvault.restore.replica import LocalHalfRouter, begin_replica, finish_replica, plan_replica, prove_storage
 from polarvault.restore.routing import Router
 from polarvault.restore.source import find_backup
 from polarvault.restore.start import StartedServer, start_server
 from polarvault.restore.targets import Targets
+
+if TYPE_CHECKING:
+    from polarvault.restore.follow import FollowReport, Show
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +34,17 @@ class RestoreResult:
     plan: RestorePlan
     warnings: tuple[str, ...]
     server: StartedServer | None
+    follow: FollowReport | None = None
 
 
 def prepare(request: RestoreRequest, host: Host) -> tuple[RestorePlan, Account]:
     """Look at everything and plan; nothing is written. Raises for whatever would not work, except missing space."""
-    source = find_backup(request.backup, shared_from=request.shared_from, force=request.force)
+    is_replica = request.role is Role.REPLICA
+    source = find_backup(request.backup, shared_from=request.shared_from, force=request.force, local_only=is_replica)
     inventory = take_inventory(source)
     account = host.account(request.owner, source.path)
-    plan = plan_restore(request, source, inventory, host, account)
+    plan_role = plan_replica if is_replica else plan_restore
+    plan = plan_role(request, source, inventory, host, account)
     found, rejected = find_binaries(
         plan.major_version, account, polardb=plan.is_polardb, bindir=request.bindir, environment=os.environ
     )
@@ -43,21 +52,62 @@ def prepare(request: RestoreRequest, host: Host) -> tuple[RestorePlan, Account]:
         raise missing_binaries(plan.major_version, rejected, polardb=plan.is_polardb)
     if request.start:
         _check_startable(plan)
-    return replace(plan, binaries=found), account
+    plan = replace(plan, binaries=found)
+    if request.primary_conninfo is None:
+        return plan, account
+    # Here and below: what speaks to a primary loads libpq, which a plain restore can do without.
+    from polarvault.restore.following import settle_with_primary
+
+    return settle_with_primary(plan, host, account), account
 
 
-def restore_backup(plan: RestorePlan, host: Host, account: Account, progress: Progress) -> RestoreResult:
-    """Carry a plan out; on failure or interruption before the start everything made is removed again."""
+def restore_backup(
+    plan: RestorePlan, host: Host, account: Account, progress: Progress, show: Show = lambda state: None
+) -> RestoreResult:
+    """Carry a plan out; on failure or interruption before the start everything made is removed again.
+
+    show: called while a started standby catches up, with where it is.
+    """
     check_space(plan)
+    # The slot first: from then on the primary keeps the WAL that it writes while files are copied.
+    with held_slot(plan):
+        plan, warnings = _write(plan, host, account, progress)
+    if not plan.request.start or plan.binaries is None:
+        return RestoreResult(plan, (*plan.warnings, *warnings), None)
+    follow = None
+    try:
+        if plan.primary is not None:
+            from polarvault.restore.follow import start_following
+
+            server, follow = start_following(plan, plan.binaries, account, show)
+        else:
+            server = start_server(plan, plan.binaries, account)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',
+            hint=f"{plan.binaries.program('pg_ctl')} -D {plan.layout.local} status",
+        ) from None
+    return RestoreResult(plan, (*plan.warnings, *warnings), server, follow)
+
+
+def _write(plan: RestorePlan, host: Host, account: Account, progress: Progress) -> tuple[RestorePlan, list[str]]:
+    """Lay the files out and complete them; return the plan, settled by what was unpacked, and warnings."""
     directory_mode = 0o750 if plan.inventory.group_readable else 0o700
     targets = Targets(account, directory_mode=directory_mode)
+    is_replica = plan.request.role is Role.REPLICA
+    laying = LayOut(plan, _router(plan), account, progress)
+    modes = {"file_mode": laying.file_mode, "directory_mode": laying.directory_mode}
     try:
         targets.claim(plan.layout.roots)
-        laying = LayOut(plan, _router(plan), account, progress)
+        if is_replica:
+            prove_storage(plan)
+            begin_replica(plan, account, file_mode=laying.file_mode)
         laying.run()
+        if is_replica:
+            return plan, finish_replica(plan, account, **modes)
         if plan.inventory.control is None:
             plan = settle_plan(plan, _unpacked(plan), host, account)
-        warnings = finish(plan, account, file_mode=laying.file_mode, directory_mode=laying.directory_mode)
+        return plan, finish(plan, account, **modes)
     except KeyboardInterrupt:
         targets.undo()
         raise Interrupted("interrupted; what was restored so far has been removed") from None
@@ -65,16 +115,6 @@ def restore_backup(plan: RestorePlan, host: Host, account: Account, progress: Pr
         # A half restore must not look like a whole one.
         targets.undo()
         raise
-    server = None
-    if plan.request.start and plan.binaries is not None:
-        try:
-            server = start_server(plan, plan.binaries, account)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',
-                hint=f"{plan.binaries.program('pg_ctl')} -D {plan.layout.local} status",
-            ) from None
-    return RestoreResult(plan, (*plan.warnings, *warnings), server)
 
 
 def _check_startable(plan: RestorePlan) -> None:
@@ -105,10 +145,12 @@ def _unpacked(plan: RestorePlan) -> dict[tuple[Area, str], bytes]:
 
 
 def _router(plan: RestorePlan) -> Router:
-    two_halves = plan.inventory.has_shared_half
+    is_replica = plan.request.role is Role.REPLICA
+    two_halves = plan.inventory.has_shared_half or is_replica
     log_directory = None
     if two_halves:
         files = {"/" + name: body for (area, name), body in plan.inventory.files.items() if area is Area.LOCAL}
         value = Configuration("/", MemoryReader(files)).value("log_directory") or "log"
         log_directory = None if value.startswith("/") else value.strip("/")
-    return Router(plan.layout, two_halves, log_directory)
+    kind = LocalHalfRouter if is_replica else Router
+    return kind(plan.layout, two_halves, log_directory)

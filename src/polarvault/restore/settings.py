@@ -7,7 +7,7 @@ and `--set` comes last and wins.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from polarvault.errors import UsageError
@@ -21,6 +21,8 @@ from polarvault.polardb.settings import (
     merged_settings,
     shared_storage_settings,
 )
+from polarvault.restore.archiving import archive_settings, archive_warnings
+from polarvault.restore.follow_checks import hot_standby_shortfalls
 from polarvault.restore.model import Change, Layout, RestoreRequest, Role
 
 NOTE = "polarvault restore"
@@ -67,6 +69,14 @@ _NEUTRAL: dict[str, str | None] = {
     "hba_file": None,
     "ident_file": None,
 }
+# What the server takes where nothing is set, for the settings in which hot standby must not have less than the primary.
+_HOT_STANDBY_DEFAULTS = {
+    "max_connections": "100",
+    "max_worker_processes": "8",
+    "max_wal_senders": "10",
+    "max_prepared_transactions": "0",
+    "max_locks_per_transaction": "64",
+}
 _SSL_FILES = (
     ("ssl_cert_file", "server.crt"),
     ("ssl_key_file", "server.key"),
@@ -90,6 +100,8 @@ class SettingsPlanner:
     is_polardb: bool
     had_shared_half: bool
     control: ControlFile | None
+    primary_settings: Mapping[str, str] = field(default_factory=dict)
+    replica_settings: tuple[Wanted, ...] = ()
     changes: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -98,13 +110,16 @@ class SettingsPlanner:
         if not self.configuration.has_main_file:
             self._make_main_file()
         self._check_includes()
+        sources_archive_command = self.configuration.value("archive_command")
         for name, why in _POINT_AT_SOURCE:
             self._disable(name, why)
         for name, why in _OUTSIDE_PATHS:
             self._disable_outside_path(name, why)
         self._ssl()
         self._sockets()
-        self._set("archive_mode", "off", "a copy must not write into the source's WAL archive")
+        for wanted in archive_settings(self.request):
+            self._set(wanted.name, wanted.value, wanted.why)
+        self.warnings += archive_warnings(self.request, sources_archive_command)
         if is_true(self.configuration.value("huge_pages")):
             self._set("huge_pages", "try", "this machine may have none reserved")
         for wanted in self._role_settings():
@@ -224,11 +239,22 @@ class SettingsPlanner:
         if self.request.primary_conninfo:
             yield Wanted("primary_conninfo", self.request.primary_conninfo, "--primary-conninfo")
         if self.request.slot:
-            yield Wanted("primary_slot_name", self.request.slot, "--slot")
+            made = "--slot, made on the primary" if self.request.create_slot else "--slot"
+            yield Wanted("primary_slot_name", self.request.slot, made)
+        configured = {name: self.configuration.value(name) or text for name, text in _HOT_STANDBY_DEFAULTS.items()}
+        for name, value in hot_standby_shortfalls(configured, self.primary_settings).items():
+            yield Wanted(name, value, "as on the primary, which hot standby demands")
         if self.configuration.value("hot_standby") and not is_true(self.configuration.value("hot_standby")):
             yield Wanted("hot_standby", "on", "a standby has to answer queries")
 
     def _polardb_settings(self) -> list[Wanted]:
+        host_id = self.request.host_id
+        own_number = [] if host_id is None else [Wanted("polar_hostid", str(host_id), "--hostid")]
+        return [*self._storage_settings(), *own_number]
+
+    def _storage_settings(self) -> list[Wanted]:
+        if self.request.role is Role.REPLICA:
+            return list(self.replica_settings)
         if not self.is_polardb:
             return []
         if self.layout.shared is not None:

@@ -15,8 +15,13 @@ _TAR_NAME = re.compile(r"(base|data|pg_wal|[0-9]+)\.tar(?:\.(gz|lz4|zst))?\Z")
 _MAGIC = {b"\x1f\x8b": "gz", b"\x04\x22\x4d\x18": "lz4", b"\x28\xb5\x2f\xfd": "zst"}
 
 
-def find_backup(path: str, *, shared_from: str | None = None, force: bool = False) -> BackupSource:
-    """Recognise the backup at a path; raise BackupUnusable with the next step when it is none or only half of one."""
+def find_backup(
+    path: str, *, shared_from: str | None = None, force: bool = False, local_only: bool = False
+) -> BackupSource:
+    """Recognise the backup at a path; raise BackupUnusable with the next step when it is none or only half of one.
+
+    local_only: only the local half of a PolarDB backup is wanted, and the other half need not be there.
+    """
     path = os.path.abspath(path)
     if not os.path.exists(path):
         raise BackupUnusable(f'backup "{path}" does not exist', hint="check the path: ls -ld " + path)
@@ -27,12 +32,14 @@ def find_backup(path: str, *, shared_from: str | None = None, force: bool = Fals
     names = _list(path)
     _refuse_incomplete(path, names, force=force)
     description = load_description(path)
-    shared = _shared_half(path, names, description, shared_from)
+    shared = None if local_only else _shared_half(path, names, description, shared_from)
     if any(match and match[1] == "base" for match in map(_TAR_NAME.match, names)):
         parts = tar_parts(path, names)
         if shared is not None:
             parts += tar_parts(shared, _list(shared))
         _refuse_half(path, parts)
+        if local_only:
+            parts = [part for part in parts if part.area is Area.LOCAL]
         return BackupSource(path, Form.TAR_DIRECTORY, tuple(parts), description)
     if "PG_VERSION" not in names:
         raise _not_a_backup(path, names)

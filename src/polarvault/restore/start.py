@@ -43,22 +43,36 @@ def start_server(plan: RestorePlan, binaries: Binaries, account: Account) -> Sta
     """Start the server and wait for its role; raise StartFailed with the end of its log, files left in place."""
     local, timeout_s = plan.layout.local, plan.request.timeout_s
     deadline = time.monotonic() + timeout_s
+    log_path, ready = launch(plan, binaries, account, wait_s=timeout_s)
+    if not ready:
+        raise _not_ready(plan, log_path)
+    host, port = server_address(local)
+    return _wait_for_role(plan, account, host, port, log_path, deadline)
+
+
+def launch(plan: RestorePlan, binaries: Binaries, account: Account, *, wait_s: float) -> tuple[str, bool]:
+    """Start the server; return its log and whether it took connections within wait_s. Raise StartFailed if it ended."""
+    local = plan.layout.local
     log_path = os.path.join(local, LOG_NAME)
-    arguments = [binaries.program("pg_ctl"), "-D", local, "-l", log_path, "-w", "-t", str(int(timeout_s)), "start"]
+    # A fraction of a second would round to no wait at all, which pg_ctl takes for its own default.
+    seconds = str(max(1, int(wait_s)))
+    arguments = [binaries.program("pg_ctl"), "-D", local, "-l", log_path, "-w", "-t", seconds, "start"]
     try:
-        outcome = run_program(arguments, account, timeout_s=timeout_s + 60)
+        outcome = run_program(arguments, account, timeout_s=wait_s + 60)
     except subprocess.TimeoutExpired:
         raise _not_ready(plan, log_path) from None
-    if outcome.returncode != 0:
-        if os.path.exists(os.path.join(local, "postmaster.pid")):
-            raise _not_ready(plan, log_path)
+    if outcome.returncode != 0 and is_gone(plan):
         raise StartFailed(
             f'the restored server in "{local}" did not start',
             hint=f"the restored files are left in place; the whole log: {newest_log(plan, log_path)}",
             detail=log_end(plan, log_path),
         )
-    host, port = server_address(local)
-    return _wait_for_role(plan, account, host, port, log_path, deadline)
+    return log_path, outcome.returncode == 0
+
+
+def is_gone(plan: RestorePlan) -> bool:
+    """Tell whether no server runs on the restored directory any more."""
+    return not os.path.exists(os.path.join(plan.layout.local, "postmaster.pid"))
 
 
 def _wait_for_role(
@@ -70,20 +84,20 @@ def _wait_for_role(
     while True:
         try:
             server = ask_server(plan, account, host, port, log_path)
-            if plan.request.role is Role.STANDBY or not server.in_recovery:
+            if plan.request.role is not Role.PRIMARY or not server.in_recovery:
                 _check_timeline(plan, server)
                 return server
         except psycopg.OperationalError as refused:
             # pg_ctl has seen it ready, so what is refused now is we: pg_hba.conf or a password.
             problem = refused
-            if not os.path.exists(os.path.join(plan.layout.local, "postmaster.pid")):
+            if is_gone(plan):
                 raise StartFailed(
                     f'the restored server in "{plan.layout.local}" stopped again',
                     hint=f"the restored files are left in place; the whole log: {newest_log(plan, log_path)}",
                     detail=log_end(plan, log_path),
                 ) from refused
             if "starting up" not in str(refused) and "shutting down" not in str(refused):
-                return _describe_from_files(plan, host, port, log_path, str(problem).strip())
+                return describe_from_files(plan, host, port, log_path, str(problem).strip())
         if time.monotonic() > deadline:
             raise _not_ready(plan, log_path)
         # Recovery takes as long as it takes; there is nothing to wait on but the next answer.
@@ -102,15 +116,18 @@ def ask_server(plan: RestorePlan, account: Account, host: str, port: int, log_pa
             # The name of the segment being written carries the timeline; pg_control may lag behind it.
             timeline = int(ask_value(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
         version = ask_value(connection, "SELECT version()")
-        node_type = _node_type(connection, in_recovery=in_recovery, is_polardb=plan.is_polardb)
+        node_type = _node_type(connection, plan, in_recovery=in_recovery)
     return StartedServer(
         host, port, str(version).split(" on ")[0], in_recovery, node_type, str(lsn), timeline, log_path
     )
 
 
-def _node_type(connection: psycopg.Connection[Any], *, in_recovery: bool, is_polardb: bool) -> str:
-    if is_polardb and ask_value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'polar_node_type'"):
+def _node_type(connection: psycopg.Connection[Any], plan: RestorePlan, *, in_recovery: bool) -> str:
+    if plan.is_polardb and ask_value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'polar_node_type'"):
         return str(ask_value(connection, "SELECT polar_node_type()"))
+    # Without the extension polar_monitor no SQL tells a replica from a standby; its signal file does.
+    if plan.request.role is Role.REPLICA and in_recovery and os.path.exists(plan.signal_path):
+        return "replica"
     return "standby" if in_recovery else "primary"
 
 
@@ -160,7 +177,8 @@ def _check_timeline(plan: RestorePlan, server: StartedServer) -> None:
         )
 
 
-def _describe_from_files(plan: RestorePlan, host: str, port: int, log_path: str, why: str) -> StartedServer:
+def describe_from_files(plan: RestorePlan, host: str, port: int, log_path: str, why: str) -> StartedServer:
+    """Say what the files tell of a server that does not let us log in."""
     with open(plan.layout.control_path, "rb") as stream:
         control = parse_control(stream.read())
     # A signal file goes away when recovery ends.
@@ -190,13 +208,18 @@ def _not_ready(plan: RestorePlan, log_path: str) -> StartFailed:
     )
 
 
-def newest_log(plan: RestorePlan, log_path: str) -> str:
-    """Return the log that was written to last: with logging_collector on it is not pg_ctl's."""
-    candidates = [log_path]
+def log_files(plan: RestorePlan) -> list[str]:
+    """Return every file that may be the server's log: with logging_collector on it is not pg_ctl's."""
+    candidates = [os.path.join(plan.layout.local, LOG_NAME)]
     directory = os.path.join(plan.layout.local, "log")
     if os.path.isdir(directory):
         candidates += [os.path.join(directory, name) for name in os.listdir(directory)]
-    written = [path for path in candidates if os.path.isfile(path) and os.path.getsize(path)]
+    return [path for path in candidates if os.path.isfile(path)]
+
+
+def newest_log(plan: RestorePlan, log_path: str) -> str:
+    """Return the log that was written to last."""
+    written = [path for path in log_files(plan) if os.path.getsize(path)]
     return max(written, key=os.path.getmtime, default=log_path)
 
 
