@@ -11,27 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from measuring import Runs, add_place_options, choose_installation, print_machine, run_once
 from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation, load_installation, reachable
+from polarvault.demo.programs import Installation, reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer
 from polarvault.demo.shared_storage import create_on_shared_storage
 from server_floor import measure_floor
-
-# Installations are found as the tests find them.
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from support.servers import found_installations, found_polardb
+from support.servers import found_polardb
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,40 +49,6 @@ CASES = (
         "polardb-disk", "disk", ("-Fp", "-D", "{out}/local", "--polardata", "{out}/shared", "-X", "stream"), 0.4, True
     ),
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Runs:
-    """What was measured of one program in one case."""
-
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    peak_mb: float = 0
-    written_mb: float = 0
-
-    @property
-    def median_s(self) -> float:
-        return statistics.median(self.seconds)
-
-
-def run_once(command: Sequence[str], runs: Runs, out: Path) -> None:
-    """Run a command with its output in `out`, which is removed afterwards, and note what it needed."""
-    out.mkdir(parents=True)
-    os.sync()
-    with tempfile.TemporaryFile("w+") as said:
-        started = time.perf_counter()
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, cwd=out)
-        # wait4 alone tells the peak memory of this very child.
-        _, status, usage = os.wait4(child.pid, 0)
-        runs.seconds.append(time.perf_counter() - started)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode != 0:
-            said.seek(0)
-            sys.exit(f"{' '.join(command)}\nended with status {child.returncode}:\n{said.read()}")
-    runs.cpu_seconds.append(usage.ru_utime + usage.ru_stime)
-    runs.peak_mb = max(runs.peak_mb, usage.ru_maxrss / 1024)
-    runs.written_mb = sum(s.st_blocks * 512 for s in (os.lstat(p) for p in out.rglob("*"))) / 1e6
-    shutil.rmtree(out)
 
 
 def compare(case: Case, server: ThrowawayServer, theirs: Path, place: Path, rounds: int) -> tuple[Runs, Runs]:
@@ -165,7 +124,7 @@ def main() -> None:
     ):
         places = {"disk": Path(disk), "tmpfs": Path(tmpfs)}
         Path(sockets).chmod(0o755)
-        _print_machine(places)
+        print_machine(places)
         groups: list[tuple[Installation | None, Callable[..., ThrowawayServer], str, bool, int]] = [
             (options.installation, make_server, "pg_basebackup", False, options.scale),
             (found_polardb(), make_polardb, "polar_basebackup", True, options.polardb_scale),
@@ -217,33 +176,14 @@ def _line(case: Case, ours: Runs, theirs: Runs) -> str:
     )
 
 
-def _print_machine(places: dict[str, Path]) -> None:
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    print(
-        f"{os.cpu_count()} cores, {memory_gb:.0f} GB memory, Linux {platform.release()},"
-        f" Python {platform.python_version()}; disk {places['disk'].parent}, tmpfs {places['tmpfs'].parent};"
-        f" load of others at the start {os.getloadavg()[0]:.1f}"
-    )
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--bindir", type=Path, help="PostgreSQL programs (default: the newest with zstd, else the newest)"
-    )
-    parser.add_argument("--runs", type=int, default=5, help="runs of each program in each case")
+    add_place_options(parser)
     parser.add_argument("--scale", type=int, default=150, help="size of the data; 150 is about 2.2 GB")
     parser.add_argument("--polardb-scale", type=int, default=20, help="the same for PolarDB; 20 is 0.3 GB")
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"cases: {', '.join(c.name for c in CASES)}")
-    parser.add_argument("--disk", type=Path, default=Path("/var/tmp"), help="a directory on a disk")
-    parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), help="a directory in memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement there")
     options = parser.parse_args()
-    if options.bindir:
-        options.installation = load_installation(options.bindir)
-    else:
-        candidates = [i for i in found_installations().values() if i.has("pgbench") and i.has("pg_basebackup")]
-        options.installation = max(candidates, key=lambda i: ("zstd" in i.features, i.major), default=None)
+    options.installation = choose_installation(options.bindir)
     if options.installation is None:
         parser.error("no PostgreSQL programs were found; name them with --bindir")
     return options
