@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import struct
-from datetime import UTC, datetime
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from polarvault.machine_code import accepted_source
 from polarvault.model.lsn import Lsn
+from polarvault.wal.compiled.crc32c import Crc32cMethod
+from polarvault.wal.compiled.walker import walker_source
 from polarvault.wal.records import RecordReader
-from polarvault.wal.scan import MarkKind, WalMark, WalScanner
+from polarvault.wal.scan import MarkKind, PlainReader, WalMark, WalScanner
 from support.wal_bytes import CONTINUES, OVERWRITES, TRANSACTION, XLOG, WalBuilder, make_record
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, tzinfo=UTC)
@@ -17,8 +22,15 @@ TIME = struct.pack("<q", NOON_US)
 
 def scan(wal: WalBuilder, *, start: int | None = None, check_crc: bool = True) -> tuple[list[WalMark], WalScanner]:
     first = wal.start if start is None else start
+    content = memoryview(wal.content)[first - wal.start :]
     scanner = WalScanner(Lsn(first), wal.segment_bytes, check_crc=check_crc)
-    return list(scanner.feed(memoryview(wal.content)[first - wal.start :])), scanner
+    marks = list(scanner.feed(content))
+    # The fallback is no different.
+    plain = PlainReader(first, wal.segment_bytes, check_crc=check_crc)
+    assert list(plain.feed(content)) == marks
+    assert (plain.next_lsn, plain.record_count) == (scanner.next_lsn, scanner.record_count)
+    assert scanner.end_reason == (None if plain.end is None else str(plain.end))
+    return marks, scanner
 
 
 def reason(wal: WalBuilder) -> str | None:
@@ -254,3 +266,64 @@ def test_wal_ends_where_a_record_header_makes_no_sense(length, rmgr, said):
     wal = finished()
     wal.content += struct.pack("<IIQBBxxI", length, 0, wal.previous, 0, rmgr, 0)
     assert said in (reason(wal) or "")
+
+
+def test_marks_come_in_any_number_and_size():
+    wal = WalBuilder()
+    for xid in range(10_000):
+        wal.add_main(TIME, rmgr=TRANSACTION, info=0, xid=xid)
+    subtransactions = struct.pack("<II300000I", 2 | 16, 300_000, *range(300_000))
+    wal.add_main(TIME + subtransactions + struct.pack("<I", 99), rmgr=TRANSACTION, info=0xB0)
+    wal.add_main(TIME, rmgr=TRANSACTION, info=0, xid=5)
+    marks, scanner = scan(wal)
+    assert [m.xid for m in marks] == [*range(10_000), 99, 5]
+    assert (scanner.next_lsn, scanner.record_count) == (wal.lsn, 10_002)
+
+
+def test_marks_are_selected_by_kind_time_and_transaction():
+    wal = WalBuilder()
+    later = struct.pack("<q", NOON_US + 1)
+    wal.add_main(TIME, rmgr=TRANSACTION, info=0x00, xid=5)
+    wal.add_main(TIME + b"name".ljust(64, b"\0"), rmgr=XLOG, info=0x70)
+    wal.add_main(struct.pack("<QII", 0x1000028, 1, 1), rmgr=XLOG, info=0x10)
+    wal.add_main(later, rmgr=TRANSACTION, info=0x20, xid=6)
+    wal.add_main(later + struct.pack("<II", 16, 5), rmgr=TRANSACTION, info=0xB0)
+    marks = WalScanner(Lsn(wal.start), wal.segment_bytes).feed(memoryview(wal.content))
+    commit, point, checkpoint, abort, prepared = marks
+    assert marks[-1] == prepared
+    assert marks[1:3] == [point, checkpoint]
+    ends = (MarkKind.COMMIT, MarkKind.ABORT)
+    assert marks.select(MarkKind) == list(marks)
+    assert marks.select(ends) == [commit, abort, prepared]
+    assert marks.select(ends, xid=5) == [commit, prepared]
+    assert marks.select(MarkKind, not_before=NOON) == [commit, point, abort, prepared]
+    assert marks.select(MarkKind, not_before=NOON + timedelta(microseconds=1)) == [abort, prepared]
+    assert marks.select(ends, not_before=NOON + timedelta(microseconds=1), xid=6) == [abort]
+
+
+def test_a_system_without_a_compiler_reads_wal_as_well():
+    wal = WalBuilder()
+    wal.add_main(TIME, rmgr=TRANSACTION, info=0, xid=5)
+    program = (
+        "import sys; sys.modules['llvmlite'] = None\n"
+        "from polarvault.wal.scan import Lsn, WalScanner\n"
+        f"(mark,) = WalScanner(Lsn({wal.start}), {wal.segment_bytes}).feed({bytes(wal.content)!r})\n"
+        "print(mark.xid, mark.time)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (said.stderr, said.stdout) == ("", f"5 {NOON}\n")
+
+
+def test_the_reader_compiles_for_arm():
+    llvm = pytest.importorskip("llvmlite.binding")
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        target = llvm.Target.from_triple("aarch64-unknown-linux-gnu")
+    except RuntimeError as missing:
+        pytest.skip(f"this llvmlite compiles for no other CPU: {missing}")
+    module = llvm.parse_assembly(accepted_source(walker_source(Crc32cMethod.ARM)))
+    module.verify()
+    assembly = target.create_target_machine(features="+crc").emit_assembly(module)
+    assert "crc32cx" in assembly
+    assert "crc32cb" in assembly

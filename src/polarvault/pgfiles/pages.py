@@ -17,6 +17,8 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
+from polarvault.machine_code import CANNOT_COMPILE, CompiledModule
+
 PAGE_BYTES = 8192
 _ROWS, _LANES = 64, 32
 _PRIME = 16777619
@@ -102,7 +104,7 @@ def load_kernel() -> Kernel:
     """Return the compiled kernel, or the numpy one where no code can be generated."""
     try:
         return _compile_kernel()
-    except (ImportError, OSError, RuntimeError):
+    except CANNOT_COMPILE:
         return numpy_kernel
 
 
@@ -222,26 +224,12 @@ exit:
 
 
 @functools.cache
-def _engine() -> tuple[object, int]:
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    machine = target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
-    # LLVM 15 and later spell every pointer "ptr"; the older spelling above is not accepted any more.
-    module = llvm.parse_assembly(re.sub(r"(?:<32 x i32>|i64)\*", "ptr", _kernel_source()))
-    module.verify()
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return engine, engine.get_function_address("check")
+def _module() -> CompiledModule:
+    # The module owns the machine code: the cache keeps it alive as long as the process.
+    return CompiledModule(_kernel_source())
 
 
 def _compile_kernel() -> Kernel:
-    # The engine owns the machine code: the cache keeps it alive as long as the process.
-    _, address = _engine()
     signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 7)
-    compiled: Kernel = signature(address)
+    compiled: Kernel = signature(_module().address("check"))
     return compiled

@@ -42,7 +42,8 @@ XLOG_SWITCH = 0x40
 RMGR_INFO_MASK = 0xF0
 
 _HEADER = struct.Struct("<IIQBBxxI")
-_DATA_SHORT, _DATA_LONG, _ORIGIN, _TOP_XID, _LAST_BLOCK_ID = 255, 254, 253, 252, 32
+# What begins a part of the record's headers; the numbers up to the last block's begin a block.
+DATA_SHORT, DATA_LONG, ORIGIN, TOP_XID, _LAST_BLOCK_ID = 255, 254, 253, 252, 32
 _BLOCK_HAS_IMAGE, _BLOCK_SAME_RELATION = 0x10, 0x80
 _IMAGE_HAS_HOLE, _IMAGE_COMPRESSED, _IMAGE_COMPRESSED_13 = 0x01, 0x1C, 0x02
 
@@ -99,15 +100,15 @@ def find_main_data(body: bytes | memoryview, magic: int = 0) -> tuple[int, int]:
     try:
         while len(body) - at > data_bytes:
             block_id = body[at]
-            if block_id == _DATA_SHORT:
+            if block_id == DATA_SHORT:
                 main_bytes, at = body[at + 1], at + 2
                 break
-            if block_id == _DATA_LONG:
+            if block_id == DATA_LONG:
                 main_bytes, at = struct.unpack_from("<I", body, at + 1)[0], at + 5
                 break
-            if block_id == _ORIGIN:
+            if block_id == ORIGIN:
                 at += 3
-            elif block_id == _TOP_XID:
+            elif block_id == TOP_XID:
                 at += 5
             elif block_id <= _LAST_BLOCK_ID:
                 at, block_bytes = _pass_block_header(body, at, magic)
@@ -152,6 +153,7 @@ class RecordReader:
         check_start(start, segment_size_bytes)
         self.next_lsn = Lsn(start)
         self.end: WalEnd | None = None
+        self.record_count = 0
         self._pages = PageSequence(segment_size_bytes)
         self._segment_bytes = segment_size_bytes
         self._check_crc = check_crc
@@ -165,7 +167,7 @@ class RecordReader:
         self._last_lsn: int | None = None
         self._begin(0)
 
-    def feed(self, content: bytes | memoryview) -> list[Record]:
+    def feed(self, content: bytes | bytearray | memoryview) -> list[Record]:
         """Take the bytes that follow those of the last call; return the records that end in them."""
         records: list[Record] = []
         buffer = self._rest + bytes(content)
@@ -280,6 +282,7 @@ class RecordReader:
             self._at = -(-self._at // self._segment_bytes) * self._segment_bytes
         self.next_lsn = Lsn(self._at)
         self._last_lsn = lsn
+        self.record_count += 1
         records.append(
             Record(
                 lsn, self.next_lsn, total_bytes, xid, Lsn(previous), info, rmgr, self._pages.magic, bytes(self._body)

@@ -1,0 +1,142 @@
+"""A small language for the compiled reader: integers of 64 bits, memory, conditions, one kind of loop.
+
+Python operators on `Value` emit LLVM instructions, so that the code that emits reads like the code it emits. All
+numbers are unsigned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeAlias
+
+from llvmlite import ir
+
+I64 = ir.IntType(64)
+
+
+class Value:
+    """A 64-bit number, or the outcome of a comparison, that the emitted code computes."""
+
+    def __init__(self, builder: Any, emitted: Any) -> None:
+        self._builder = builder
+        self.emitted = emitted
+
+    def __add__(self, other: Number) -> Value:
+        return self._do("add", other)
+
+    def __sub__(self, other: Number) -> Value:
+        return self._do("sub", other)
+
+    def __and__(self, other: Number) -> Value:
+        return self._do("and_", other)
+
+    def __or__(self, other: Number) -> Value:
+        return self._do("or_", other)
+
+    def __xor__(self, other: Number) -> Value:
+        return self._do("xor", other)
+
+    def __lshift__(self, other: Number) -> Value:
+        return self._do("shl", other)
+
+    def __rshift__(self, other: Number) -> Value:
+        return self._do("lshr", other)
+
+    def __lt__(self, other: Number) -> Value:
+        return self._compare("<", other)
+
+    def __ge__(self, other: Number) -> Value:
+        return self._compare(">=", other)
+
+    def __gt__(self, other: Number) -> Value:
+        return self._compare(">", other)
+
+    def equals(self, other: Number) -> Value:
+        """Compare; ``==`` itself is left to Python."""
+        return self._compare("==", other)
+
+    def differs(self, other: Number) -> Value:
+        """Compare; ``!=`` itself is left to Python."""
+        return self._compare("!=", other)
+
+    def one_of(self, numbers: Iterator[int] | list[int]) -> Value:
+        """Compare with each of some numbers."""
+        first, *rest = [self.equals(number) for number in numbers]
+        for outcome in rest:
+            first = first | outcome
+        return first
+
+    def _do(self, operation: str, other: Number) -> Value:
+        return Value(self._builder, getattr(self._builder, operation)(self.emitted, self._operand(other)))
+
+    def _compare(self, sign: str, other: Number) -> Value:
+        return Value(self._builder, self._builder.icmp_unsigned(sign, self.emitted, self._operand(other)))
+
+    def _operand(self, other: Number) -> Any:
+        return other.emitted if isinstance(other, Value) else ir.Constant(self.emitted.type, other)
+
+
+Number: TypeAlias = "Value | int"
+
+
+class Code:
+    """One function in the making; every parameter and the result are 64-bit numbers."""
+
+    def __init__(self, module: Any, name: str, parameters: int) -> None:
+        self.function = ir.Function(module, ir.FunctionType(I64, [I64] * parameters), name)
+        self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.parameters = [Value(self.builder, argument) for argument in self.function.args]
+
+    def number(self, value: Number) -> Value:
+        """Return a constant as a value."""
+        return value if isinstance(value, Value) else Value(self.builder, I64(value))
+
+    def load(self, address: Value, bits: int = 64) -> Value:
+        """Read a little-endian number at any address."""
+        pointer = self.builder.inttoptr(address.emitted, ir.IntType(bits).as_pointer())
+        loaded = self.builder.load(pointer, align=1)
+        return Value(self.builder, loaded if bits == 64 else self.builder.zext(loaded, I64))
+
+    def store(self, address: Value, value: Number) -> None:
+        """Write a number of 64 bits."""
+        pointer = self.builder.inttoptr(address.emitted, I64.as_pointer())
+        self.builder.store(self.number(value).emitted, pointer, align=1)
+
+    def choose(self, condition: Value, yes: Number, no: Number) -> Value:
+        """Return one of two numbers, both of which are computed."""
+        emitted = self.builder.select(condition.emitted, self.number(yes).emitted, self.number(no).emitted)
+        return Value(self.builder, emitted)
+
+    def least(self, first: Value, *others: Number) -> Value:
+        """Return the smallest of some numbers."""
+        for other in others:
+            first = self.choose(first < other, first, other)
+        return first
+
+    def when(self, condition: Value) -> AbstractContextManager[Any]:
+        """Emit what is done only if the condition holds."""
+        manager: AbstractContextManager[Any] = self.builder.if_then(condition.emitted)
+        return manager
+
+    @contextmanager
+    def forever(self) -> Iterator[None]:
+        """Emit a loop that only `give` leaves."""
+        head = self.builder.append_basic_block("loop")
+        self.builder.branch(head)
+        self.builder.position_at_end(head)
+        yield
+        self.builder.branch(head)
+
+    def call(self, function: Any, *arguments: Number) -> Value:
+        """Call a function of the module."""
+        return Value(self.builder, self.builder.call(function, [self.number(a).emitted for a in arguments]))
+
+    def give(self, value: Number) -> None:
+        """Return from the function."""
+        self.builder.ret(self.number(value).emitted)
+
+    def give_if(self, condition: Value, value: Number) -> None:
+        """Return from the function if the condition holds."""
+        with self.when(condition):
+            self.give(value)
