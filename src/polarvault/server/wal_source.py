@@ -27,6 +27,9 @@ from polarvault.wire.replication import WalData, encode_status, parse_stream_mes
 from polarvault.wire.wal_messages import WalBatch, WalMessageScanner
 
 _LIBPQ_BATCH_BYTES = 1 << 20
+# A receive that brings as much as this shows a server that has more to send at once.
+_PLENTY_BYTES = 64 << 10
+_GATHER_MS = 30
 # How long a polite goodbye may take; the WAL that matters is here already.
 _END_TIMEOUT_S = 2.0
 
@@ -90,8 +93,9 @@ class RawWalSource(RawConnection):
         # Small status messages must not wait for an acknowledgement of earlier ones: commits wait for them.
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._wake = wake
         self._scanner = WalMessageScanner(Lsn(0))
+        self._arrival = _poll_for(self._socket.fileno(), wake)
+        self._pause = _poll_for(wake)
 
     def start(self, command: str, position: Lsn) -> TimelineEnds | None:
         """Send START_REPLICATION."""
@@ -113,7 +117,9 @@ class RawWalSource(RawConnection):
             self._make_room()
             if not self._wait(timeout_s):
                 return batch
-            self._receive(0 if eager else socket.MSG_WAITALL)
+            self._receive(0)
+            if not eager:
+                self._gather()
             batch, message = self._scan()
         if message is None:
             return batch
@@ -184,13 +190,29 @@ class RawWalSource(RawConnection):
         self._view[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
 
+    def _gather(self) -> None:
+        """Wait for more, in the way that costs least: a busy server fills the buffer, a quiet one gets some time.
+
+        Sleeping without looking at the socket matters for the second: every small message would wake this thread, and a
+        server under load sends thousands of them a second.
+        """
+        if self._end - self._start < _PLENTY_BYTES:
+            self._pause.poll(_GATHER_MS)
+            flags = socket.MSG_DONTWAIT
+        else:
+            flags = socket.MSG_WAITALL
+        room = self._view[self._end :]
+        with contextlib.suppress(OSError):  # Nothing more, or the end: the next receive tells which.
+            self._end += self._socket.recv_into(room, len(room), flags) if room else 0
+
     def _scan(self) -> tuple[WalBatch, tuple[bytes, bytes] | None]:
         batch, self._start, message = self._scanner.scan(self._view, self._start, self._end)
         return batch, message
 
     def _wait(self, timeout_s: float) -> bool:
         """Tell whether there is something to read; False after the time, or when woken."""
-        return bool(wait_for(self._socket.fileno(), self._wake, timeout_s))
+        descriptor = self._socket.fileno()
+        return any(ready == descriptor for ready, _ in self._arrival.poll(timeout_s * 1000))
 
 
 class LibpqWalSource:
@@ -217,7 +239,7 @@ class LibpqWalSource:
         batch = WalBatch(self._position)
         try:
             length, content = self._pgconn.get_copy_data(1)
-            if length == 0 and wait_for(self._pgconn.socket, self._wake, timeout_s):
+            if length == 0 and self._wait(timeout_s):
                 self._pgconn.consume_input()
                 length, content = self._pgconn.get_copy_data(1)
             while length > 0:
@@ -259,6 +281,11 @@ class LibpqWalSource:
         """Run a replication command."""
         return self._connection.query(sql)
 
+    def _wait(self, timeout_s: float) -> bool:
+        descriptor = self._pgconn.socket
+        poll = _poll_for(descriptor, self._wake)
+        return any(ready == descriptor for ready, _ in poll.poll(timeout_s * 1000))
+
     def _take(self, batch: WalBatch, content: memoryview) -> None:
         message = parse_stream_message(content)
         batch.server_end = Lsn(max(batch.server_end, message.server_end))
@@ -294,12 +321,8 @@ class LibpqWalSource:
             pass
 
 
-def wait_for(descriptor: int, wake: int, timeout_s: float) -> bool:
-    """Wait until the descriptor is readable; False after the time, or when a byte came through the wake pipe."""
-    if descriptor < 0:
-        raise ConnectionLost("lost the connection to the server: its socket is closed")
+def _poll_for(*descriptors: int) -> select.poll:
     poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    poll.register(wake, select.POLLIN)
-    ready = dict(poll.poll(max(0.0, timeout_s) * 1000))
-    return descriptor in ready
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return poll

@@ -35,7 +35,6 @@ from polarvault.walarchive.stop import StopRequest
 from polarvault.walarchive.wal_files import WalFiles
 from polarvault.walarchive.watch import SlotState, SlotWatch, disk_warning, has_space, read_slot_state
 from polarvault.wire import commands
-from polarvault.wire.wal_messages import WalBatch
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 # The status file and the line on a terminal; both cost next to nothing.
@@ -337,6 +336,7 @@ class _Session:
         self._source = source
         self._identity = identity
         self._status_sent = self._synced = time.monotonic()
+        self._next_duty = 0.0
         self._acknowledged = Lsn(0)
 
     def run(self, start: StartPoint) -> bool:
@@ -372,36 +372,26 @@ class _Session:
             if not files.has_room:
                 # The disk is behind. The server hears from us all the same.
                 files.wait_for_room(_SHOW_EVERY_S)
-                self._housekeeping(due=True)
+                self._acknowledge(files.flushed)
+                self._housekeeping()
                 continue
-            found = self._source.receive(self._until_next_duty(), eager=request.synchronous)
+            found = self._source.receive(self._next_duty - time.monotonic(), eager=request.synchronous)
             if isinstance(found, TimelineEnds):
                 return found
             if found.size:
                 files.write(found)
-            self._note(found)
-            if found.is_empty:
+            if found.server_end:
+                self._receiver.state.server_said(found.server_end, time.time())
+            if found.reply_now or (request.synchronous and found.size):
+                self._acknowledge(files.flushed)
+            if stop.woken or time.monotonic() >= self._next_duty:
                 stop.drain()
-            self._housekeeping(due=found.reply_now or (request.synchronous and bool(found.size)))
+                self._housekeeping()
         return None
 
-    def _note(self, batch: WalBatch) -> None:
-        if batch.server_end:
-            self._receiver.state.server_said(batch.server_end, time.time())
-
-    def _until_next_duty(self) -> float:
-        interval = self._receiver.request.status_interval_s
-        now = time.monotonic()
-        status = self._status_sent + interval - now if interval > 0 else _SYNC_EVERY_S
-        return max(0.0, min(status, self._synced + self._sync_every - now, _SHOW_EVERY_S))
-
-    @property
-    def _sync_every(self) -> float:
-        return min(self._receiver.request.status_interval_s or _SYNC_EVERY_S, _SYNC_EVERY_S)
-
-    def _housekeeping(self, *, due: bool) -> None:
-        """Sync, acknowledge and show, each when it is time."""
-        now = time.monotonic()
+    def _housekeeping(self) -> None:
+        """Sync, acknowledge and show, each when it is time; say when the next one is due."""
+        now, interval = time.monotonic(), self._receiver.request.status_interval_s
         if now - self._synced >= self._sync_every:
             self._synced = now
             self._files.sync()
@@ -409,13 +399,20 @@ class _Session:
             if warning:
                 self._receiver.warn(warning, "disk")
         flushed = self._files.flushed
-        interval = self._receiver.request.status_interval_s
         # News about flushed WAL lets the server remove segments; a second more or less does not matter for that.
         has_news = flushed > self._acknowledged and now - self._status_sent >= _SHOW_EVERY_S
-        if due or (interval > 0 and (has_news or now - self._status_sent >= interval)):
+        if interval > 0 and (has_news or now - self._status_sent >= interval):
             self._acknowledge(flushed)
         self._receiver.state.flushed_up_to(flushed)
         self._receiver.show()
+        duties = [self._synced + self._sync_every, now + _SHOW_EVERY_S]
+        if interval > 0:
+            duties.append(self._status_sent + interval)
+        self._next_duty = min(duties)
+
+    @property
+    def _sync_every(self) -> float:
+        return min(self._receiver.request.status_interval_s or _SYNC_EVERY_S, _SYNC_EVERY_S)
 
     def _acknowledge(self, flushed: Lsn) -> None:
         self._source.send_status(written=self._files.received, flushed=flushed)

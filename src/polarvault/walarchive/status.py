@@ -17,6 +17,7 @@ SCHEMA_VERSION = 1
 LOCK_NAME = ".polarvault-receivewal.lock"
 STATUS_NAME = ".polarvault-receivewal.json"
 _KEPT_SAMPLES = 4096
+_BETWEEN_SAMPLES_S = 0.1
 
 
 @dataclass(slots=True)
@@ -44,7 +45,9 @@ class ReceiverState:
         self.heard_at = now
         if end > self.server_end:
             self.server_end = end
-            if len(self._reached) < _KEPT_SAMPLES:
+            if not self._reached or (
+                now - self._reached[-1][1] >= _BETWEEN_SAMPLES_S and len(self._reached) < _KEPT_SAMPLES
+            ):
                 self._reached.append((end, now))
             else:
                 # Coarser, but the oldest sample, which is the one that counts, stays.

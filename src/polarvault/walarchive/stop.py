@@ -13,6 +13,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        # Set while a byte waits in the pipe.
+        self.woken = False
         self.wake_descriptor, self._writer = os.pipe()
         os.set_blocking(self.wake_descriptor, False)
         os.set_blocking(self._writer, False)
@@ -38,12 +40,14 @@ class StopRequest:
 
     def wake(self) -> None:
         """End the present wait, or the next one."""
+        self.woken = True
         # A full pipe wakes as well as a new byte.
         with contextlib.suppress(BlockingIOError):
             os.write(self._writer, b"!")
 
     def drain(self) -> None:
         """Forget earlier calls of `wake`; a requested stop stays."""
+        self.woken = False
         with contextlib.suppress(BlockingIOError):
             while len(os.read(self.wake_descriptor, 64)) == 64:
                 pass

@@ -137,7 +137,9 @@ class WalFiles:
     def _open(self) -> SegmentFile:
         segment = WalSegment.holding(self.received, self.timeline_id, self.segment_size_bytes)
         try:
-            self._file = open_segment(self.directory, segment, self._compression, mode=self._mode, sync=self._sync)
+            self._file = open_segment(
+                self.directory, segment, self._compression, mode=self._mode, sync=self._sync, reserve=self._synchronous
+            )
         except OSError as problem:
             path = os.path.join(self.directory, segment.file_name)
             raise files.storage_failed(problem, "open file", path) from problem
