@@ -75,6 +75,10 @@ class WalIncomplete(PolarvaultError):
     """WAL that the backup needs did not arrive; names the LSN range."""
 
 
+class TargetUnreachable(PolarvaultError):
+    """The recovery target lies before the end of the backup or is not in the WAL; says what can be reached."""
+
+
 class StorageFailed(PolarvaultError):
     """The local file system refused: full, read-only, no permission."""
 

@@ -189,7 +189,7 @@ def test_wal_from_an_archive_is_used_when_the_backup_holds_none(
     port = str(free_port())
     refused = run_polarvault("restore", backup, "-D", workspace / "r", "--port", port, "--start", check=False)
     assert refused.returncode != 0
-    assert "restore_command" in refused.stderr
+    assert "--wal" in refused.stderr
     assert not (workspace / "r").exists()
     server, _ = restore(source, backup, "--set", f'restore_command=cp {archive}/%f "%p"')
     assert server.hashes() == source.hashes()

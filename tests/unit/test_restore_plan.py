@@ -10,7 +10,8 @@ import pytest
 from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ClusterState, ControlFile
-from polarvault.report.restore import format_bytes, hide_secrets, plan_json, plan_text, settings_table
+from polarvault.report.restore import hide_secrets, plan_json, plan_text, settings_table
+from polarvault.report.units import format_bytes
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import (
     Area,
@@ -337,7 +338,7 @@ def test_missing_parts_are_named() -> None:
 
 def test_missing_wal_is_said_with_the_setting_that_supplies_it() -> None:
     made = plan(inventory(wal={}))
-    assert any("000000010000000000000002" in warning and "restore_command" in warning for warning in made.warnings)
+    assert any("000000010000000000000002" in warning and "--wal" in warning for warning in made.warnings)
     assert not plan(inventory(wal={}), settings=(("restore_command", "cp /a/%f %p"),)).warnings
 
 

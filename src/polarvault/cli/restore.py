@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli.recovery_options import recovery_options, recovery_request
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ _DEFAULT_TIMEOUT_S = 3600.0
 @click.option("-T", "--tablespace-mapping", "mappings", multiple=True, metavar="OLD=NEW",
               help="Put the tablespace at OLD into NEW.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting; wins over all others.")
+@recovery_options
 @click.option("--merge", is_flag=True, help="PolarDB: both halves into -D, an instance without shared storage.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--start", is_flag=True, help="Start the server and wait until it answers.")
@@ -74,6 +77,7 @@ def command(
     no_sync: bool,
     force: bool,
     as_json: bool,
+    **recovery: Any,
 ) -> None:
     """Lay BACKUP out in a directory so that it starts.
 
@@ -82,6 +86,7 @@ def command(
     """
     from polarvault.restore.model import Archiving, RestoreRequest, Role
 
+    assignments = tuple(_assignment(text) for text in settings)
     request = RestoreRequest(
         backup=os.path.abspath(backup),
         target=_directory("-D", target),
@@ -96,7 +101,7 @@ def command(
         archive_command=archive_command,
         host_id=host_id,
         tablespace_mapping=dict(_mapping(text) for text in mappings),
-        settings=tuple(_assignment(text) for text in settings),
+        settings=assignments,
         merge=merge,
         start=start,
         timeout_s=timeout,
@@ -105,11 +110,15 @@ def command(
         sync=not no_sync,
         force=force,
         jobs=jobs,
+        recovery=recovery_request(
+            **recovery, archive_is_unknown=any(name == "restore_command" for name, _ in assignments)
+        ),
     )
     _run(request, plan_only=plan_only, as_json=as_json)
 
 
 def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
+    from polarvault.report.recovery import replay_printer, scan_printer
     from polarvault.report.restore import plan_json, plan_text, result_json, result_text
     from polarvault.report.standby import FollowPrinter
     from polarvault.restore.host import Host
@@ -117,7 +126,8 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     from polarvault.restore.run import prepare, restore_backup
 
     host = Host()
-    plan, account = prepare(request, host)
+    with scan_printer(_say, is_terminal=sys.stderr.isatty()) as scan_progress:
+        plan, account = prepare(request, host, scan_progress)
     for warning in plan.warnings:
         click.echo(f"polarvault: warning: {warning}", err=True)
     if plan_only:
@@ -125,12 +135,16 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     check_space(plan)
     if plan_only:
         return
-    with _progress(plan) as progress:
-        printer = FollowPrinter(lambda line: click.echo(line, err=True))
-        result = restore_backup(plan, host, account, progress, printer)
+    zone, is_terminal = plan.recovery.zone if plan.recovery else None, sys.stderr.isatty()
+    with _progress(plan) as progress, replay_printer(_say, zone=zone, is_terminal=is_terminal) as watch:
+        result = restore_backup(plan, host, account, progress, FollowPrinter(_say), watch)
     for warning in result.warnings[len(plan.warnings) :]:
         click.echo(f"polarvault: warning: {warning}", err=True)
     _print(result_json(result) if as_json else result_text(result, account, is_root=os.geteuid() == 0))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _print(result: dict[str, object] | Iterator[str]) -> None:
@@ -146,9 +160,7 @@ def _print(result: dict[str, object] | Iterator[str]) -> None:
 @contextmanager
 def _progress(plan: RestorePlan) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal and two plain lines elsewhere, always on stderr."""
-    import sys
-
-    from polarvault.report.restore import format_bytes
+    from polarvault.report.units import format_bytes
 
     if not sys.stderr.isatty():
         click.echo(f"polarvault: restoring {format_bytes(plan.inventory.total_bytes)} to {plan.layout.local}", err=True)

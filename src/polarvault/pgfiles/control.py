@@ -5,14 +5,16 @@ offset in all of them; 18 adds one byte (default_char_signedness) behind the che
 288 to 292.
 
 Byte layout (little endian, natural alignment): 0 system identifier u64, 8 control version u32, 12 catalog version u32,
-16 state i32, 32 checkpoint LSN u64, 40 its redo LSN u64, 48 its timeline u32, 136 minimum recovery point u64, 172 the
-settings that hot standby needs, 216 sizes, 252 checksum version u32, then the CRC-32C of all that is before it.
+16 state i32, 32 checkpoint LSN u64, 40 its redo LSN u64, 48 its timeline u32, 104 its time i64 (seconds since 1970),
+136 minimum recovery point u64, 172 the settings that hot standby needs, 216 sizes, 252 checksum version u32, then the
+CRC-32C of all that is before it.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import IntEnum
 
 import google_crc32c
@@ -65,6 +67,7 @@ class ControlFile:
     wal_block_size: int
     wal_segment_size: int
     data_checksum_version: int
+    checkpoint_time: datetime | None = None
 
     @property
     def major_version(self) -> int | None:
@@ -95,6 +98,7 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
         raise IntegrityError(f"{what} is damaged: its CRC is wrong", hint="restore another backup")
     (state,) = struct.unpack_from("<i", content, 16)
     checkpoint, redo, timeline_id = struct.unpack_from("<QQI", content, 32)
+    (checkpoint_time,) = struct.unpack_from("<q", content, 104)
     (minimum,) = struct.unpack_from("<Q", content, 136)
     connections, workers, senders, prepared, locks = struct.unpack_from("<5i", content, 180)
     block_size, relation_blocks, wal_block_size, segment_size = struct.unpack_from("<4I", content, 216)
@@ -120,4 +124,12 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
         wal_block_size=wal_block_size,
         wal_segment_size=segment_size,
         data_checksum_version=checksum_version,
+        checkpoint_time=_time(checkpoint_time),
     )
+
+
+def _time(seconds: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if seconds > 0 else None
+    except (OverflowError, ValueError):
+        return None

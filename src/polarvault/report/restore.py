@@ -7,7 +7,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from polarvault.report.recovery import outcome_json, outcome_text, recovery_json, recovery_text
 from polarvault.report.standby import follow_json, follow_text, primary_json, primary_text
+from polarvault.report.units import format_bytes
 from polarvault.restore.model import Change, RestorePlan, Role
 from polarvault.restore.plan import missing_wal
 
@@ -30,16 +32,6 @@ def hide_secrets(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
-
-
-def format_bytes(size: int) -> str:
-    """Return a size as people read it: 1.4 GB, 17 kB."""
-    value, unit = float(size), "bytes"
-    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
-        if value < 1024 or unit == "PB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
 
 
 def settings_table(changes: Sequence[Change], local: str) -> list[str]:
@@ -92,6 +84,8 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     yield f"  signal file       {plan.signal_path}"
     programs = f"{plan.binaries.directory} ({plan.binaries.version})" if plan.binaries else "none found"
     yield f"  programs          {programs}"
+    if plan.recovery is not None:
+        yield from recovery_text(plan.recovery)
     yield "settings to change"
     yield from settings_table(plan.changes, plan.layout.local)
     yield "nothing was written"
@@ -110,6 +104,11 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
     if result.server is not None:
         yield from server_text(result.server)
         yield from follow_text(result)
+    if result.recovery is not None:
+        server = result.server
+        connect = f"psql -h {server.host} -p {server.port}" if server else None
+        yield from outcome_text(plan, result.recovery, connect)
+    if result.server is not None or result.recovery is not None:
         return
     yield "start it with:"
     yield "  " + start_command(plan, account, is_root=is_root)
@@ -160,6 +159,7 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "missing_wal": missing_wal(plan.inventory, plan.label) if plan.label else None,
         "signal_file": plan.signal_path,
         "programs": plan.binaries.directory if plan.binaries else None,
+        "recovery": recovery_json(plan.recovery),
         "primary": primary_json(plan),
         "storage": plan.live_datadir,
         "settings": [_change_json(change) for change in plan.changes],
@@ -183,8 +183,13 @@ def result_json(result: RestoreResult) -> dict[str, Any]:
             "log": server.log_path,
             "note": server.note,
         }
-    result_warnings = list(result.warnings)
-    return {**plan_json(result.plan), "warnings": result_warnings, "server": started, "follow": follow_json(result)}
+    return {
+        **plan_json(result.plan),
+        "warnings": list(result.warnings),
+        "server": started,
+        "outcome": outcome_json(result.recovery),
+        "follow": follow_json(result),
+    }
 
 
 def _change_json(change: Change) -> Mapping[str, str | None]:

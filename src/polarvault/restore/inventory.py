@@ -67,6 +67,9 @@ def is_wanted(area: Area, name: str, size: int) -> bool:
     if name in (CONTROL_NAME, "global/polar_settings.conf") or (area is Area.SHARED and name == SHARED_LABEL_NAME):
         return True
     top, _, rest = name.partition("/")
+    if name.endswith(".history"):
+        # They tell which timelines the backup's WAL belongs to.
+        return size <= _SMALL_BYTES and (area is Area.WAL or top == "pg_wal")
     if top == "backup_manifest" and not rest:
         return False
     if area is Area.SHARED or size > _SMALL_BYTES:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.pgfiles.control import ControlFile
+from polarvault.restore.recovery_target import RecoveryRequest
 
 if TYPE_CHECKING:
     from polarvault.restore.primary import Primary
+    from polarvault.restore.reachability import RecoveryPlan
 
 SHARED_PREFIX = "polar_shared_data"
 CONTROL_NAME = "global/pg_control"
@@ -157,6 +159,7 @@ class RestoreRequest:
     sync: bool = True
     force: bool = False
     jobs: int = 0
+    recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +243,7 @@ class RestorePlan:
     space: tuple[SpaceNeed, ...]
     warnings: tuple[str, ...]
     binaries: Binaries | None
+    recovery: RecoveryPlan | None = None
     primary: Primary | None = None
     """The server to follow, as it answered before anything was written."""
     follow_warnings: tuple[str, ...] = ()

@@ -25,7 +25,9 @@ from polarvault.restore.model import (
     Role,
 )
 from polarvault.restore.places import check_targets, is_within, plan_layout, plan_space
+from polarvault.restore.recovery_settings import NO_ARCHIVE_COMMAND
 from polarvault.restore.settings import SettingsPlanner
+from polarvault.walarchive.restore_command import restore_command
 
 # pg_hba.conf for a backup that has none; without one the server does not start.
 _MINIMAL_HBA = b"""# Written by polarvault restore: the backup holds no pg_hba.conf.
@@ -86,7 +88,8 @@ def with_settings(
     """Return the plan with its settings, files and warnings worked out, also anew after it changed."""
     planner = _plan_settings(plan, host, account, replica_settings)
     is_replica = plan.request.role is Role.REPLICA
-    warnings = [] if is_replica else _source_warnings(plan.request, plan.inventory, plan.label)
+    warnings = [] if is_replica else _source_warnings(plan)
+    warnings += plan.recovery.warnings if plan.recovery else ()
     warnings += _half_warnings(plan) + _port_warnings(plan, planner.configuration, host)
     files = dict(planner.configuration.edited())
     if plan.inventory.file("pg_hba.conf") is None and not planner.configuration.value("hba_file"):
@@ -189,17 +192,18 @@ def _polardb(request: RestoreRequest, source: BackupSource, inventory: Inventory
     return True, True
 
 
-def _source_warnings(request: RestoreRequest, inventory: Inventory, label: BackupLabel | None) -> list[str]:
+def _source_warnings(plan: RestorePlan) -> list[str]:
+    request, inventory, label = plan.request, plan.inventory, plan.label
     warnings = []
     if label is None:
         warnings.append("the backup has no backup_label; pg_control says that the server was shut down cleanly")
     elif (missing := missing_wal(inventory, label)) is not None:
         command = {name for name, _ in request.settings} & {"restore_command"}
         from_primary = request.role is Role.STANDBY and request.primary_conninfo
-        if not (command or from_primary):
+        if not (command or from_primary or request.recovery.wal_directories):
             warnings.append(
                 f"the backup does not hold WAL segment {missing}, which recovery needs first: "
-                "add --set restore_command='cp ARCHIVE/%f \"%p\"', or put the WAL into pg_wal before the start"
+                "name the directory that holds it: --wal DIR"
             )
     if request.merge or inventory.has_shared_half:
         warnings += [
@@ -240,6 +244,19 @@ def missing_wal(inventory: Inventory, label: BackupLabel) -> str | None:
     return None if label.start_segment in inventory.wal else label.start_segment
 
 
+def _restore_command(plan: RestorePlan) -> str | None:
+    """Return the restore_command to write; None leaves one that --set names, or none, in place."""
+    request = plan.request
+    if any(name == "restore_command" for name, _ in request.settings):
+        return None
+    if request.recovery.wal_directories and request.role is not Role.REPLICA:
+        control = plan.inventory.control
+        return restore_command(
+            request.recovery.wal_directories, system_identifier=control.system_identifier if control else None
+        )
+    return NO_ARCHIVE_COMMAND if request.role is Role.PRIMARY else None
+
+
 def _plan_settings(
     plan: RestorePlan, host: Host, account: Account, replica_settings: tuple[Wanted, ...]
 ) -> SettingsPlanner:
@@ -273,6 +290,8 @@ def _plan_settings(
         is_polardb=plan.is_polardb,
         had_shared_half=inventory.has_shared_half or layout.merged,
         control=inventory.control,
+        recovery=plan.recovery,
+        restore_command=_restore_command(plan),
         primary_settings=plan.primary.settings if plan.primary else {},
         replica_settings=replica_settings,
     )

@@ -16,7 +16,8 @@ from polarvault.restore.inventory import take_inventory
 from polarvault.restore.lay_out import LayOut, Progress
 from polarvault.restore.model import CONTROL_NAME, CONTROL_WAITING_NAME, Area, RestorePlan, RestoreRequest, Role
 from polarvault.restore.places import check_space
-from polarvault.restore.plan import missing_wal, plan_restore, settle_plan
+from polarvault.restore.plan import missing_wal, plan_restore, settle_plan, with_settings
+from polarvault.restore.recovery import backups_in, check_recovery_request, choose_backup, plan_recovery
 from polarvault.restore.replica import LocalHalfRouter, begin_replica, finish_replica, plan_replica, prove_storage
 from polarvault.restore.routing import Router
 from polarvault.restore.source import find_backup
@@ -25,6 +26,8 @@ from polarvault.restore.targets import Targets
 
 if TYPE_CHECKING:
     from polarvault.restore.follow import FollowReport, Show
+    from polarvault.restore.recovery_watch import RecoveryOutcome, Watch
+    from polarvault.restore.wal_survey import ScanProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +38,22 @@ class RestoreResult:
     warnings: tuple[str, ...]
     server: StartedServer | None
     follow: FollowReport | None = None
+    recovery: RecoveryOutcome | None = None
 
 
-def prepare(request: RestoreRequest, host: Host) -> tuple[RestorePlan, Account]:
-    """Look at everything and plan; nothing is written. Raises for whatever would not work, except missing space."""
-    is_replica = request.role is Role.REPLICA
-    source = find_backup(request.backup, shared_from=request.shared_from, force=request.force, local_only=is_replica)
-    inventory = take_inventory(source)
-    account = host.account(request.owner, source.path)
-    plan_role = plan_replica if is_replica else plan_restore
-    plan = plan_role(request, source, inventory, host, account)
+def prepare(
+    request: RestoreRequest, host: Host, scan_progress: ScanProgress = lambda done, total: None
+) -> tuple[RestorePlan, Account]:
+    """Look at everything and plan; nothing is written. Raises for whatever would not work, except missing space.
+
+    With a recovery target request.backup can also be a directory of backups; scan_progress is called while WAL is read.
+    """
+    check_recovery_request(request)
+    if request.recovery.is_wanted and backups_in(request.backup):
+        plan = choose_backup(request, lambda one: _plan_one(one, host, scan_progress))
+    else:
+        plan = _plan_one(request, host, scan_progress)
+    account = host.account(request.owner, plan.source.path)
     found, rejected = find_binaries(
         plan.major_version, account, polardb=plan.is_polardb, bindir=request.bindir, environment=os.environ
     )
@@ -61,12 +70,30 @@ def prepare(request: RestoreRequest, host: Host) -> tuple[RestorePlan, Account]:
     return settle_with_primary(plan, host, account), account
 
 
+def _plan_one(request: RestoreRequest, host: Host, scan_progress: ScanProgress) -> RestorePlan:
+    """Plan the restore of one backup, and its recovery beyond its end if that is wanted."""
+    is_replica = request.role is Role.REPLICA
+    source = find_backup(request.backup, shared_from=request.shared_from, force=request.force, local_only=is_replica)
+    inventory = take_inventory(source)
+    account = host.account(request.owner, source.path)
+    plan_role = plan_replica if is_replica else plan_restore
+    plan = plan_role(request, source, inventory, host, account)
+    if request.role is not Role.PRIMARY or not request.recovery.is_wanted:
+        return plan
+    return with_settings(replace(plan, recovery=plan_recovery(plan, scan_progress)), host, account)
+
+
 def restore_backup(
-    plan: RestorePlan, host: Host, account: Account, progress: Progress, show: Show = lambda state: None
+    plan: RestorePlan,
+    host: Host,
+    account: Account,
+    progress: Progress,
+    show: Show = lambda state: None,
+    watch: Watch = lambda state: None,
 ) -> RestoreResult:
     """Carry a plan out; on failure or interruption before the start everything made is removed again.
 
-    show: called while a started standby catches up, with where it is.
+    show: called while a started standby catches up, watch: while a started server recovers; both with where it is.
     """
     check_space(plan)
     # The slot first: from then on the primary keeps the WAL that it writes while files are copied.
@@ -74,9 +101,13 @@ def restore_backup(
         plan, warnings = _write(plan, host, account, progress)
     if not plan.request.start or plan.binaries is None:
         return RestoreResult(plan, (*plan.warnings, *warnings), None)
-    follow = None
+    server, follow, recovered = None, None, None
     try:
-        if plan.primary is not None:
+        if plan.recovery is not None:
+            from polarvault.restore.recovery_watch import start_and_recover
+
+            server, recovered = start_and_recover(plan, plan.binaries, account, watch)
+        elif plan.primary is not None:
             from polarvault.restore.follow import start_following
 
             server, follow = start_following(plan, plan.binaries, account, show)
@@ -87,7 +118,7 @@ def restore_backup(
             f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',
             hint=f"{plan.binaries.program('pg_ctl')} -D {plan.layout.local} status",
         ) from None
-    return RestoreResult(plan, (*plan.warnings, *warnings), server, follow)
+    return RestoreResult(plan, (*plan.warnings, *warnings), server, follow, recovered)
 
 
 def _write(plan: RestorePlan, host: Host, account: Account, progress: Progress) -> tuple[RestorePlan, list[str]]:
@@ -121,10 +152,11 @@ def _check_startable(plan: RestorePlan) -> None:
     missing = missing_wal(plan.inventory, plan.label) if plan.label else None
     supplied = any(name == "restore_command" for name, _ in plan.request.settings)
     streamed = plan.request.role is Role.STANDBY and plan.request.primary_conninfo
+    supplied = supplied or bool(plan.request.recovery.wal_directories)
     if missing is not None and not supplied and not streamed:
         raise BackupUnusable(
             f"the backup does not hold WAL segment {missing}, without which it cannot be started; nothing was written",
-            hint="add --set restore_command='cp ARCHIVE/%f \"%p\"', or leave --start out and put the WAL into pg_wal",
+            hint="name the directory that holds it: --wal DIR; or leave --start out and put the WAL into pg_wal",
         )
 
 

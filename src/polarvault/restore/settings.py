@@ -24,18 +24,15 @@ from polarvault.polardb.settings import (
 from polarvault.restore.archiving import archive_settings, archive_warnings
 from polarvault.restore.follow_checks import hot_standby_shortfalls
 from polarvault.restore.model import Change, Layout, RestoreRequest, Role
+from polarvault.restore.reachability import RecoveryPlan
+from polarvault.restore.recovery_settings import recovery_settings
 
 NOTE = "polarvault restore"
-# The server demands a restore_command together with recovery.signal; this one says "not found" for every file, so
-# that the WAL in pg_wal is used. It is harmless after recovery, when nothing reads it any more.
-NO_ARCHIVE_COMMAND = "false"
 
 _POINT_AT_SOURCE = (
     ("primary_conninfo", "would follow the source's primary"),
     ("primary_slot_name", "would use the source's slot"),
-    ("archive_command", "would write into the source's WAL archive"),
-    ("archive_library", "would write into the source's WAL archive"),
-    ("restore_command", "the source's WAL archive is used only when --set restore_command names it"),
+    ("restore_command", "the WAL archive of the source is used only when --wal names it"),
     ("archive_cleanup_command", "would delete from the source's WAL archive"),
     ("recovery_end_command", "was meant for another recovery"),
     ("promote_trigger_file", "was meant for another server"),
@@ -50,6 +47,10 @@ _POINT_AT_SOURCE = (
     ("recovery_min_apply_delay", "would hold recovery back"),
     ("data_directory", "names the source's data directory"),
     ("external_pid_file", "names a file of the source"),
+)
+_ARCHIVE_OF_SOURCE = (
+    ("archive_command", "would write into the source's WAL archive"),
+    ("archive_library", "would write into the source's WAL archive"),
 )
 _OUTSIDE_PATHS = (
     ("hba_file", "names a file outside of the restored directory"),
@@ -100,6 +101,8 @@ class SettingsPlanner:
     is_polardb: bool
     had_shared_half: bool
     control: ControlFile | None
+    recovery: RecoveryPlan | None = None
+    restore_command: str | None = None
     primary_settings: Mapping[str, str] = field(default_factory=dict)
     replica_settings: tuple[Wanted, ...] = ()
     changes: list[Change] = field(default_factory=list)
@@ -117,8 +120,11 @@ class SettingsPlanner:
             self._disable_outside_path(name, why)
         self._ssl()
         self._sockets()
-        for wanted in archive_settings(self.request):
-            self._set(wanted.name, wanted.value, wanted.why)
+        if not self.request.recovery.keep_archiving:
+            for name, why in _ARCHIVE_OF_SOURCE:
+                self._disable(name, why)
+            for wanted in archive_settings(self.request):
+                self._set(wanted.name, wanted.value, wanted.why)
         self.warnings += archive_warnings(self.request, sources_archive_command)
         if is_true(self.configuration.value("huge_pages")):
             self._set("huge_pages", "try", "this machine may have none reserved")
@@ -229,13 +235,13 @@ class SettingsPlanner:
             )
 
     def _role_settings(self) -> Iterator[Wanted]:
-        given = {name for name, _ in self.request.settings}
         if self.request.role is Role.PRIMARY:
-            if "restore_command" not in given:
-                yield Wanted("restore_command", NO_ARCHIVE_COMMAND, "recovery takes the WAL in pg_wal")
+            yield from recovery_settings(self.recovery, self.restore_command, self.configuration.value("hot_standby"))
             if self.configuration.value("synchronous_standby_names"):
                 self._disable("synchronous_standby_names", "commits would wait for standbys of the source")
             return
+        if self.restore_command is not None:
+            yield Wanted("restore_command", self.restore_command, "--wal")
         if self.request.primary_conninfo:
             yield Wanted("primary_conninfo", self.request.primary_conninfo, "--primary-conninfo")
         if self.request.slot:

@@ -45,7 +45,7 @@ def start_server(plan: RestorePlan, binaries: Binaries, account: Account) -> Sta
     deadline = time.monotonic() + timeout_s
     log_path, ready = launch(plan, binaries, account, wait_s=timeout_s)
     if not ready:
-        raise _not_ready(plan, log_path)
+        raise not_ready(plan, log_path)
     host, port = server_address(local)
     return _wait_for_role(plan, account, host, port, log_path, deadline)
 
@@ -60,7 +60,7 @@ def launch(plan: RestorePlan, binaries: Binaries, account: Account, *, wait_s: f
     try:
         outcome = run_program(arguments, account, timeout_s=wait_s + 60)
     except subprocess.TimeoutExpired:
-        raise _not_ready(plan, log_path) from None
+        raise not_ready(plan, log_path) from None
     if outcome.returncode != 0 and is_gone(plan):
         raise StartFailed(
             f'the restored server in "{local}" did not start',
@@ -85,7 +85,7 @@ def _wait_for_role(
         try:
             server = ask_server(plan, account, host, port, log_path)
             if plan.request.role is not Role.PRIMARY or not server.in_recovery:
-                _check_timeline(plan, server)
+                check_timeline(plan, server)
                 return server
         except psycopg.OperationalError as refused:
             # pg_ctl has seen it ready, so what is refused now is we: pg_hba.conf or a password.
@@ -99,7 +99,7 @@ def _wait_for_role(
             if "starting up" not in str(refused) and "shutting down" not in str(refused):
                 return describe_from_files(plan, host, port, log_path, str(problem).strip())
         if time.monotonic() > deadline:
-            raise _not_ready(plan, log_path)
+            raise not_ready(plan, log_path)
         # Recovery takes as long as it takes; there is nothing to wait on but the next answer.
         time.sleep(_POLL_S)
 
@@ -167,7 +167,8 @@ def _acting_as(account: Account) -> Iterator[None]:
         os.seteuid(0)
 
 
-def _check_timeline(plan: RestorePlan, server: StartedServer) -> None:
+def check_timeline(plan: RestorePlan, server: StartedServer) -> None:
+    """Raise StartFailed when a primary goes on on its source's timeline."""
     control = plan.inventory.control
     source = plan.label.timeline_id if plan.label else control.timeline_id if control else 0
     if plan.request.role is Role.PRIMARY and server.timeline_id <= source:
@@ -199,7 +200,8 @@ def server_address(local: str) -> tuple[str, int]:
         raise StartFailed(f'"{local}/postmaster.pid" cannot be read: the server stopped again') from problem
 
 
-def _not_ready(plan: RestorePlan, log_path: str) -> StartFailed:
+def not_ready(plan: RestorePlan, log_path: str) -> StartFailed:
+    """Return the error for a server that takes longer than the request allows."""
     return StartFailed(
         f'the restored server in "{plan.layout.local}" was not ready after {plan.request.timeout_s:g} s',
         hint="it is still running and may still be in recovery: watch its log "

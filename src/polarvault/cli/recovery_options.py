@@ -1,0 +1,115 @@
+"""The options of `polarvault restore` that say how far recovery goes; parsed into one value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from polarvault.errors import UsageError
+
+if TYPE_CHECKING:
+    from polarvault.restore.recovery_target import RecoveryRequest, RecoveryTarget
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def recovery_options(function: Function) -> Function:
+    """Add --target-..., --wal and --keep-archiving."""
+    options = [
+        click.option("--target-time", metavar="TIME", help="Recover to a moment: '2026-11-22 14:03:00+01'."),
+        click.option("--target-xid", metavar="XID", help="Recover to the end of a transaction."),
+        click.option("--target-lsn", metavar="LSN", help="Recover to a position in the WAL."),
+        click.option("--target-name", metavar="NAME", help="Recover to a restore point."),
+        click.option("--target", "target_word", type=click.Choice(["immediate", "latest"]),
+                     help="Recover to the end of the backup, or as far as the WAL goes."),
+        click.option("--target-inclusive/--target-exclusive", " /--no-target-inclusive", default=None,
+                     help="Stop after the target (default), or before it; for time, xid and LSN."),
+        click.option("--target-timeline", default="latest", show_default=True, metavar="TIMELINE",
+                     help="Timeline to follow: latest, current (the backup's) or a number."),
+        click.option("--target-action", type=click.Choice(["pause", "promote", "shutdown"]),
+                     help="What the server does at the target; default: pause."),
+        click.option("--wal", "wal_directories", multiple=True, metavar="DIR",
+                     help="Directory with archived or received WAL; can be given several times."),
+        click.option("--keep-archiving", is_flag=True,
+                     help="Leave archive_mode and archive_command as they were: the copy replaces its source."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def recovery_request(
+    *,
+    target_time: str | None,
+    target_xid: str | None,
+    target_lsn: str | None,
+    target_name: str | None,
+    target_word: str | None,
+    target_inclusive: bool | None,
+    target_timeline: str,
+    target_action: str | None,
+    wal_directories: tuple[str, ...],
+    keep_archiving: bool,
+    archive_is_unknown: bool,
+) -> RecoveryRequest:
+    """Turn the options into a request; raise UsageError for values and combinations that mean nothing.
+
+    archive_is_unknown: a --set restore_command was given.
+    """
+    from polarvault.restore.recovery_target import RecoveryRequest, TargetAction, TargetKind, parse_timeline
+
+    target = _target(target_time, target_xid, target_lsn, target_name, target_word)
+    if target_inclusive is not None:
+        if target is None or target.kind not in (TargetKind.TIME, TargetKind.XID, TargetKind.LSN):
+            word = "--target-inclusive" if target_inclusive else "--target-exclusive"
+            raise UsageError(
+                f"{word} goes with --target-time, --target-xid or --target-lsn",
+                hint="recovery always stops after a restore point; leave the option out",
+            )
+        target = replace(target, inclusive=target_inclusive)
+    if target_action is not None and (target is None or target.kind is TargetKind.LATEST):
+        raise UsageError(
+            f"--target-action {target_action} needs a target: at the end of the WAL the server is always promoted",
+            hint="add --target-time, --target-xid, --target-lsn, --target-name or --target immediate; "
+            "or stay in recovery: --as standby",
+        )
+    if wal_directories and archive_is_unknown:
+        raise UsageError("--wal and --set restore_command exclude one another", hint="give one of them")
+    return RecoveryRequest(
+        target=target,
+        timeline=parse_timeline(target_timeline),
+        action=None if target_action is None else TargetAction(target_action),
+        wal_directories=tuple(_wal_directory(path) for path in wal_directories),
+        keep_archiving=keep_archiving,
+        archive_is_unknown=archive_is_unknown,
+    )
+
+
+def _target(
+    time: str | None, xid: str | None, lsn: str | None, name: str | None, word: str | None
+) -> RecoveryTarget | None:
+    from polarvault.restore import recovery_target as targets
+
+    parsers: list[tuple[str, str | None, Callable[[str], RecoveryTarget]]] = [
+        ("--target-time", time, targets.parse_target_time),
+        ("--target-xid", xid, targets.parse_target_xid),
+        ("--target-lsn", lsn, targets.parse_target_lsn),
+        ("--target-name", name, targets.parse_target_name),
+        ("--target", word, lambda text: targets.RecoveryTarget(targets.TargetKind(text))),
+    ]
+    given = [(option, text, parse) for option, text, parse in parsers if text is not None]
+    if len(given) > 1:
+        raise UsageError(
+            f"{' and '.join(option for option, _, _ in given)} exclude one another", hint="give one recovery target"
+        )
+    return given[0][2](given[0][1]) if given else None
+
+
+def _wal_directory(path: str) -> str:
+    if not os.path.isdir(path):
+        raise UsageError(f'--wal: "{path}" is not a directory', hint="give the directory that holds the WAL segments")
+    return os.path.abspath(path)

@@ -1,0 +1,251 @@
+"""A recovery for people and for programs: the plan, replay while it goes on, where it stopped and what to type next."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, tzinfo
+from typing import TYPE_CHECKING, Any
+
+from polarvault.report.units import format_bytes
+from polarvault.restore.reachability import RecoveryPlan, describe_record, show_time
+from polarvault.restore.recovery_settings import target_setting
+from polarvault.restore.recovery_target import TargetAction, TargetKind
+
+if TYPE_CHECKING:
+    from polarvault.restore.model import RestorePlan
+    from polarvault.restore.recovery_watch import RecoveryOutcome, ReplayState
+    from polarvault.restore.wal_survey import ScanProgress
+
+_LINE_EVERY_S = 5.0
+_SHOWN_POINTS = 10
+
+
+def recovery_text(plan: RecoveryPlan) -> Iterator[str]:
+    """Yield the lines of `--plan` about recovery."""
+    yield f"recovery to {plan.target}, then {plan.action.value}"
+    if plan.target.assumed_zone:
+        yield f"  time zone         {plan.target.assumed_zone}, this machine's, is assumed"
+    for path, why in plan.rejected:
+        yield f"  newer backup      {path} does not do: {why}"
+    if plan.span is None or plan.reachable is None:
+        yield "  reachable         not known: the WAL archive behind restore_command cannot be looked into"
+        return
+    seen, zone = plan.reachable, plan.zone
+    yield f"  backup            {plan.span.path}"
+    yield f"  backup's WAL      {plan.span.start_lsn} to {seen.earliest_lsn}, timeline {plan.span.timeline_id}"
+    if plan.wal_directories:
+        yield f"  WAL directories   {', '.join(plan.wal_directories)}"
+    own = f", {plan.segments_in_backup} of them only in the backup" if plan.segments_in_backup else ""
+    yield f"  segments          {plan.segments} to replay{own}"
+    others = f" (also there: {', '.join(map(str, seen.other_timelines))})" if seen.other_timelines else ""
+    yield f"  timeline          {plan.timeline_id}{others}; the restored server begins a new one"
+    yield f"  reachable from    LSN {seen.earliest_lsn}" + (
+        f", {show_time(seen.earliest_time, zone)}" if seen.earliest_time else ""
+    )
+    last = f", last transaction {seen.latest_xid} at {show_time(seen.latest_time, zone)}" if seen.latest_time else ""
+    yield f"  reachable to      LSN {seen.latest_lsn}{last}"
+    for point in seen.restore_points[-_SHOWN_POINTS:]:
+        yield f"  restore point     {point.name!r} at {point.lsn}, {show_time(point.time, zone)}"
+    yield f"  stops             {_stop_line(plan)}"
+    if plan.last_transaction is not None:
+        done = plan.last_transaction
+        yield f"  last transaction  {done.xid} ({done.kind.value}) at {done.lsn}, {show_time(done.time, zone)}"
+
+
+def _stop_line(plan: RecoveryPlan) -> str:
+    stop = plan.stop
+    if stop is None:
+        return f"at the end of the WAL, LSN {plan.reachable.latest_lsn if plan.reachable else 'unknown'}"
+    if plan.target.kind is TargetKind.IMMEDIATE:
+        return f"at the end of the backup, LSN {stop.lsn}"
+    return f"{'before' if stop.is_before else 'after'} {describe_record(stop, plan.zone)}"
+
+
+def recovery_json(plan: RecoveryPlan | None) -> dict[str, Any] | None:
+    """Return the plan of a recovery as `--json` prints it."""
+    if plan is None:
+        return None
+    target, seen, stop, last = plan.target, plan.reachable, plan.stop, plan.last_transaction
+    return {
+        "target": target.kind.value,
+        "value": target.value,
+        "inclusive": target.inclusive,
+        "assumed_zone": target.assumed_zone,
+        "action": plan.action.value,
+        "checked": plan.is_checked,
+        "timeline": plan.timeline_id or None,
+        "wal_directories": list(plan.wal_directories),
+        "segments": plan.segments,
+        "segments_in_backup": plan.segments_in_backup,
+        "backup": {"path": plan.span.path, "start_lsn": str(plan.span.start_lsn)} if plan.span else None,
+        "rejected_backups": [{"path": path, "why": why} for path, why in plan.rejected],
+        "stop": None
+        if stop is None
+        else {
+            "lsn": str(stop.lsn),
+            "where": "before" if stop.is_before else "after",
+            "end_lsn": str(stop.end_lsn) if stop.end_lsn is not None else None,
+            "record": stop.kind.value if stop.kind else None,
+            "xid": stop.xid or None,
+            "time": _iso(stop.time),
+            "name": stop.name,
+        },
+        "last_transaction": None
+        if last is None
+        else {"xid": last.xid, "lsn": str(last.lsn), "time": _iso(last.time), "kind": last.kind.value},
+        "reachable": None
+        if seen is None
+        else {
+            "earliest": {
+                "lsn": str(seen.earliest_lsn) if seen.earliest_lsn else None,
+                "time": _iso(seen.earliest_time),
+            },
+            "latest": {"lsn": str(seen.latest_lsn), "time": _iso(seen.latest_time), "xid": seen.latest_xid or None},
+            "timeline": seen.timeline_id,
+            "other_timelines": list(seen.other_timelines),
+            "restore_points": [
+                {"name": point.name, "lsn": str(point.lsn), "time": _iso(point.time)} for point in seen.restore_points
+            ],
+        },
+    }
+
+
+def outcome_text(plan: RestorePlan, outcome: RecoveryOutcome, connect: str | None) -> Iterator[str]:
+    """Yield where recovery stopped and what to type next; connect: the psql command that reaches the server."""
+    recovery = plan.recovery
+    assert recovery is not None
+    where = f"LSN {outcome.lsn or 'unknown'}"
+    yield f"recovery stopped at {where}, last transaction at {show_time(outcome.time, recovery.zone)}"
+    if outcome.reason:
+        yield f"  the server says   {outcome.reason}"
+    pg_ctl = plan.binaries.program("pg_ctl") if plan.binaries else "pg_ctl"
+    directory = shlex.quote(plan.layout.local)
+    name = target_setting(recovery.target.kind)
+    log = shlex.quote(f"{plan.layout.local}/polarvault-start.log")
+    later = f"{pg_ctl} -D {directory} -l {log} -w"
+    if outcome.ended is TargetAction.PROMOTE:
+        yield f"the server is writable, on timeline {outcome.timeline_id}"
+    elif outcome.ended is TargetAction.PAUSE:
+        yield "the server is paused and read-only: look at the data, then"
+        yield f"  to promote it     {connect} -c 'SELECT pg_wal_replay_resume()'"
+        if name is not None and recovery.target.kind is not TargetKind.IMMEDIATE:
+            yield f'  to go on          {later} restart -o "-c {name}=LATER_TARGET"'
+        elif name is not None:
+            yield f'  to go on          {later} restart -o "-c recovery_target= -c recovery_target_time=LATER"'
+    else:
+        yield "the server is shut down, and shuts down again at each start until its action is another one"
+        yield f'  to promote it     {later} start -o "-c recovery_target_action=promote"'
+        yield f'  to look at it     {later} start -o "-c recovery_target_action=pause"'
+
+
+def outcome_json(outcome: RecoveryOutcome | None) -> dict[str, Any] | None:
+    """Return the outcome as `--json` prints it."""
+    if outcome is None:
+        return None
+    return {
+        "ended": {TargetAction.PAUSE: "paused", TargetAction.PROMOTE: "promoted"}.get(outcome.ended, "shut down"),
+        "lsn": str(outcome.lsn) if outcome.lsn is not None else None,
+        "time": _iso(outcome.time),
+        "reason": outcome.reason,
+        "timeline": outcome.timeline_id,
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+class ReplayPrinter:
+    """Say how replay goes on: a bar on a terminal, elsewhere a line every few seconds.
+
+    clock: seconds that never go back. say: writes one line. zone: for times; None is the machine's.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        zone: tzinfo | None = None,
+        bar: Callable[[int, int, str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say = say
+        self._zone = zone
+        self._bar = bar
+        self._clock = clock
+        self._first: tuple[float, int] | None = None
+        self._said = float("-inf")
+
+    def __call__(self, state: ReplayState) -> None:
+        """Take the next state."""
+        if state.lsn is None:
+            return
+        now = self._clock()
+        if self._first is None or state.lsn < self._first[1]:
+            self._first = now, state.lsn
+        words = self._words(state, now)
+        if self._bar is not None:
+            start = state.start_lsn or self._first[1]
+            self._bar(max(0, state.lsn - start), max(0, (state.end_lsn or state.lsn) - start), words)
+        elif now - self._said >= _LINE_EVERY_S:
+            self._said = now
+            self._say(f"polarvault: {words}")
+
+    def _words(self, state: ReplayState, now: float) -> str:
+        assert state.lsn is not None
+        assert self._first is not None
+        began, first = self._first
+        text = f"replayed up to LSN {state.lsn}"
+        if state.end_lsn is not None:
+            text += f" of {state.end_lsn}"
+        if state.time is not None:
+            text += f", transactions up to {show_time(state.time, self._zone)}"
+        elapsed, done = now - began, state.lsn - first
+        if elapsed > 0 and done > 0:
+            rate = done / elapsed
+            text += f", {format_bytes(int(rate))}/s"
+            if state.end_lsn is not None and state.end_lsn > state.lsn:
+                text += f", about {timedelta(seconds=int((state.end_lsn - state.lsn) / rate))} left"
+        return text
+
+
+@contextmanager
+def replay_printer(say: Callable[[str], None], *, zone: tzinfo | None, is_terminal: bool) -> Iterator[ReplayPrinter]:
+    """Show replay as a bar on a terminal, and as lines elsewhere."""
+    if not is_terminal:
+        yield ReplayPrinter(say, zone=zone)
+        return
+    with _bar("recovery") as bar:
+        yield ReplayPrinter(say, zone=zone, bar=bar)
+
+
+@contextmanager
+def scan_printer(say: Callable[[str], None], *, is_terminal: bool) -> Iterator[ScanProgress]:
+    """Show how WAL is read to find a target: a bar on a terminal, elsewhere a line when it takes long."""
+    if not is_terminal:
+        said = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= _LINE_EVERY_S:
+                said = time.monotonic()
+                say(f"polarvault: read {format_bytes(done)} of at most {format_bytes(total)} of WAL for the target")
+
+        yield tell
+        return
+    with _bar("reading WAL") as bar:
+        yield lambda done, total: bar(done, total, f"{format_bytes(done)} of at most {format_bytes(total)}")
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.fields[words]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None, words="")
+        yield lambda done, total, words: progress.update(task, completed=done, total=total or None, words=words)

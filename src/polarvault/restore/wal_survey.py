@@ -1,0 +1,279 @@
+"""Look at the WAL that a recovery can use: what is there, whose it is, what it says about the target. Reads only.
+
+The facts found here are judged by `reachability`; which segments count is decided by `wal_chain`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from polarvault.errors import WalGap
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds
+from polarvault.restore.model import Area, BackupSource, Inventory, Part
+from polarvault.restore.reachability import WalEnd
+from polarvault.restore.recovery_target import RecoveryTarget, TargetKind
+from polarvault.restore.routing import area_of
+from polarvault.restore.target_search import WATCHED_KINDS, RecordFinder, TargetSearch
+from polarvault.restore.tarstream import read_tar
+from polarvault.restore.wal_chain import BackupSpan, SegmentFile, WalChain
+from polarvault.wal.history import TimelineHistory
+from polarvault.wal.scan import WalScanner
+from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header
+from polarvault.walarchive.directory import WalDirectories, WalFile, first_bytes, is_segment_name, read_wal
+
+# Called with the bytes of WAL read so far and those that may have to be read.
+ScanProgress = Callable[[int, int], None]
+
+_PAGE_BYTES = 8192
+# How far to go on behind a restore point to see whether its name occurs again.
+_REPEAT_SEARCH_BYTES = 4 << 30
+# How many segments to look back for the time of the last transaction.
+_LOOK_BACK = 4
+# Every file's first page is looked at, up to this many at either end: a large archive on NFS takes its time.
+_CHECKED_FILES = 500
+
+
+class WalStock:
+    """The segments and histories of the WAL directories and of the backup itself."""
+
+    def __init__(
+        self, source: BackupSource, inventory: Inventory, directories: Sequence[str], segment_size_bytes: int
+    ) -> None:
+        self._size = segment_size_bytes
+        self._given = WalDirectories(directories, segment_size_bytes)
+        own = [os.path.join(part.path, "pg_wal") for part in source.parts if not part.is_tar]
+        self._own = WalDirectories([path for path in own if os.path.isdir(path)], segment_size_bytes)
+        self._tars = _wal_tars(source)
+        self._opened: dict[SegmentFile, WalFile] = {}
+        self._own_tar_wal = inventory.wal if self._tars else {}
+        self._tar_histories = {
+            name.rpartition("/")[2]: content for (_, name), content in inventory.files.items() if "history" in name
+        }
+
+    def files(self, first_number: int) -> dict[tuple[int, int], SegmentFile]:
+        """Return every segment from a number on, by timeline and number; the WAL directories come before the backup."""
+        found: dict[tuple[int, int], SegmentFile] = {}
+        for directories, in_backup in ((self._own, True), (self._given, False)):
+            for timeline_id in directories.timelines():
+                for number in directories.segments(timeline_id):
+                    segment = WalSegment(timeline_id, number, self._size)
+                    if number >= first_number and (file := directories.find(segment)) is not None:
+                        found[timeline_id, number] = self._noted(segment, file, in_backup=in_backup)
+        for name in self._own_tar_wal:
+            if is_segment_name(name) and self._tars:
+                segment = WalSegment.parse(name, self._size)
+                key = (segment.timeline_id, segment.number)
+                if segment.number >= first_number and key not in found:
+                    found[key] = SegmentFile(segment, self._tars[0].path, in_backup=True, partial=True)
+        return found
+
+    def _noted(self, segment: WalSegment, file: WalFile, *, in_backup: bool) -> SegmentFile:
+        size = os.path.getsize(file.path) if file.compression is None else None
+        noted = SegmentFile(segment, file.path, in_backup, not file.is_final, size)
+        self._opened[noted] = file
+        return noted
+
+    def histories(self) -> dict[int, TimelineHistory]:
+        """Return the history of every timeline that has a file, and of timeline 1."""
+        found = {1: TimelineHistory(1)}
+        for name, content in self._tar_histories.items():
+            if name.endswith(".history"):
+                timeline_id = int(name[:8], 16)
+                found[timeline_id] = TimelineHistory.parse(content, timeline_id)
+        for directories in (self._own, self._given):
+            for timeline_id in directories.timelines():
+                history = directories.history(timeline_id)
+                if history is not None:
+                    found[timeline_id] = TimelineHistory.parse(history, timeline_id)
+        return found
+
+    def orphans(self) -> list[int]:
+        """Return the timelines of which the WAL directories hold segments but no history file."""
+        return [t for t in self._given.timelines() if t > 1 and t not in self.histories()]
+
+    def read(self, file: SegmentFile) -> Iterator[memoryview]:
+        """Yield a segment's content in order; a view is valid until the next is asked for."""
+        opened = self._opened.get(file)
+        if opened is not None:
+            yield from read_wal(opened)
+            return
+        for part in self._tars:
+            yield from _member_of(part, file.segment.file_name)
+
+    def header(self, file: SegmentFile) -> SegmentHeader | None:
+        """Return the facts on a segment's first page; None when no WAL begins there."""
+        opened = self._opened.get(file)
+        if opened is not None:
+            return parse_segment_header(first_bytes(opened))
+        return parse_segment_header(bytes(next(self.read(file), memoryview(b""))[:LONG_HEADER_BYTES]))
+
+
+def _wal_tars(source: BackupSource) -> list[Part]:
+    """Return the tar files that can hold the backup's own WAL; a pg_wal.tar of its own holds all of it."""
+    tars = [part for part in source.parts if part.is_tar and part.area is not Area.TABLESPACE]
+    return [part for part in tars if part.area is Area.WAL] or tars
+
+
+def _member_of(part: Part, segment_name: str) -> Iterator[memoryview]:
+    wanted = False
+    for event in read_tar(part):
+        if isinstance(event, MemberBegins):
+            area, name = area_of(part.area, event.member.name)
+            wanted = name == segment_name if area is Area.WAL else name == f"pg_wal/{segment_name}"
+        elif isinstance(event, MemberData) and wanted:
+            yield from event.views
+        elif isinstance(event, MemberEnds) and wanted:
+            return
+
+
+def check_chain(stock: WalStock, chain: WalChain, system_identifier: int | None) -> WalChain:
+    """Look at the first pages: raise WalGap for another cluster's WAL, cut the chain before what is no WAL."""
+    files = chain.files
+    numbers = range(len(files))
+    for position in sorted({*numbers[:_CHECKED_FILES], *numbers[-_CHECKED_FILES:]}):
+        if not _is_its_segment(stock, files[position], system_identifier):
+            missing = files[position].segment
+            behind = [file for file in files[position + 1 :] if _is_its_segment(stock, file, system_identifier)]
+            return replace(
+                chain, files=files[:position], missing=missing, later=behind[0] if behind else None, limit=None
+            )
+    if chain.later is not None and not _is_its_segment(stock, chain.later, system_identifier):
+        return replace(chain, later=None)
+    return chain
+
+
+def _is_its_segment(stock: WalStock, file: SegmentFile, system_identifier: int | None) -> bool:
+    header = stock.header(file)
+    segment = file.segment
+    if header is None or header.page_address != segment.start:
+        return False
+    where = f'segment {segment.file_name} (timeline {segment.timeline_id}, LSN {segment.start}) in "{file.path}"'
+    if system_identifier is not None and header.system_identifier != system_identifier:
+        raise WalGap(
+            f"{where} is of another cluster: its system identifier is {header.system_identifier}, the backup's "
+            f"{system_identifier}",
+            hint="name the WAL directory of the cluster that was backed up: --wal DIR",
+        )
+    if header.segment_size_bytes != segment.size_bytes:
+        raise WalGap(
+            f"{where} is {header.segment_size_bytes} bytes long, the backup's cluster has segments of "
+            f"{segment.size_bytes} bytes",
+            hint="name the WAL directory of the cluster that was backed up: --wal DIR",
+        )
+    return True
+
+
+def scan_start(target: RecoveryTarget, span: BackupSpan, chain: WalChain) -> Lsn | None:
+    """Return the LSN from which the WAL has to be read for a target, None if only its end counts."""
+    if span.end_lsn is None or target.kind in (TargetKind.TIME, TargetKind.XID, TargetKind.NAME):
+        return span.start_lsn
+    if target.kind is TargetKind.LATEST:
+        return None
+    if target.kind is TargetKind.IMMEDIATE:
+        return Lsn(max(span.end_lsn - 1, span.start_lsn))
+    assert target.lsn is not None
+    # A record that is continued on a segment's first page begins in the segment before.
+    in_first_page = target.lsn % span.segment_size_bytes < _PAGE_BYTES
+    start = target.lsn - (_PAGE_BYTES if in_first_page else 0)
+    return Lsn(min(max(start, span.start_lsn), max(chain.end - 1, span.start_lsn)))
+
+
+def scan(stock: WalStock, chain: WalChain, search: TargetSearch, first: Lsn, progress: ScanProgress) -> WalEnd | None:
+    """Read WAL until the target is decided; return where valid WAL ends if it was read to its end, else None."""
+    files = chain.since(first)
+    if not files:
+        return WalEnd(chain.end, "no segment follows", "")
+    scanner = WalScanner(files[0].segment.start, files[0].segment.size_bytes)
+    lsn = search.target.lsn
+    finder = None if lsn is None else RecordFinder(lsn, files[0].segment.size_bytes)
+    total = sum(file.segment.size_bytes for file in files)
+    done = 0
+    for position, file in enumerate(files):
+        reason = _scan_file(stock, chain, file, scanner, finder, search)
+        done += file.segment.size_bytes
+        progress(done, total)
+        if _is_decided(search, scanner):
+            return None
+        if reason is not None or position == len(files) - 1:
+            broken = reason is not None and position < len(files) - 1
+            return WalEnd(
+                scanner.next_lsn, reason or "the last segment ends", file.path, search.last_transaction, broken
+            )
+    return None
+
+
+def _scan_file(
+    stock: WalStock,
+    chain: WalChain,
+    file: SegmentFile,
+    scanner: WalScanner,
+    finder: RecordFinder | None,
+    search: TargetSearch,
+) -> str | None:
+    """Feed one segment; return why valid WAL ends in it, None when it does not."""
+    position, end = int(file.segment.start), int(min(file.segment.end, chain.end))
+    for whole in stock.read(file):
+        view = whole[: end - position]
+        search.take(scanner.feed(view).select(WATCHED_KINDS))
+        if finder is not None and search.stop is None:
+            finder.feed(view, position)
+            if finder.found is not None:
+                search.stop_at_record(finder.found)
+        position += len(view)
+        if scanner.end_reason is not None:
+            return scanner.end_reason
+        if position >= end or _is_decided(search, scanner):
+            return None
+    return f"the file ends after {position - file.segment.start} bytes"
+
+
+def _is_decided(search: TargetSearch, scanner: WalScanner) -> bool:
+    kind = search.target.kind
+    if kind is TargetKind.IMMEDIATE:
+        return search.consistent_lsn is not None and scanner.next_lsn >= search.consistent_lsn
+    # A stop before the end of the backup is an error, so that end has to be known as well.
+    if search.stop is None or search.consistent_lsn is None:
+        return False
+    # The first point of that name counts; whether another follows is worth a limited look.
+    return kind is not TargetKind.NAME or scanner.next_lsn - search.stop.lsn > _REPEAT_SEARCH_BYTES
+
+
+def find_end(stock: WalStock, chain: WalChain, span: BackupSpan) -> WalEnd:
+    """Return where the valid WAL of a chain ends, reading only its last segments."""
+    target = RecoveryTarget(TargetKind.LATEST)
+    end: WalEnd | None = None
+    looked = 0
+    for file in reversed(chain.files):
+        search = TargetSearch(target, file.segment.start, span.start_lsn, span.end_lsn)
+        scanner = WalScanner(file.segment.start, file.segment.size_bytes)
+        reason = _scan_file(stock, chain, file, scanner, None, search)
+        if end is None:
+            if scanner.next_lsn <= file.segment.start:
+                continue
+            end = WalEnd(scanner.next_lsn, reason or "the last segment ends", file.path)
+        looked += 1
+        if search.last_transaction is not None:
+            return replace(end, last_transaction=search.last_transaction)
+        if looked >= _LOOK_BACK:
+            break
+    return end or WalEnd(span.start_lsn, "there is no valid WAL", "")
+
+
+def broken_segment(stock: WalStock, chain: WalChain, span: BackupSpan) -> WalEnd | None:
+    """Return where WAL ends too early in a file that may be short although others follow; None when none does.
+
+    A partial segment before others is what a receiver leaves that was started anew in another directory.
+    """
+    for file in chain.files[:-1]:
+        if not file.is_short:
+            continue
+        search = TargetSearch(RecoveryTarget(TargetKind.LATEST), file.segment.start, span.start_lsn, span.end_lsn)
+        scanner = WalScanner(file.segment.start, file.segment.size_bytes)
+        reason = _scan_file(stock, chain, file, scanner, None, search)
+        if reason is not None:
+            return WalEnd(scanner.next_lsn, reason, file.path, search.last_transaction, is_broken=True)
+    return None
