@@ -68,6 +68,9 @@ class WalSource(Protocol):
     def query(self, sql: str) -> ResultSet:
         """Run a replication command while no stream is open."""
 
+    def close(self) -> None:
+        """Give back what the stream has of its own; the connection is closed by whoever opened it."""
+
 
 def open_wal_source(connection: Connection, wake: int, on_notice: Callable[[ServerError], None]) -> WalSource:
     """Choose the fast way where the bytes on the socket are ours to read; wake is the read end of a pipe."""
@@ -164,6 +167,10 @@ class RawWalSource(RawConnection):
         if not isinstance(answer, ResultSet):
             raise RemoteProtocolError(f"the server did not answer {sql}")
         return answer
+
+    def close(self) -> None:
+        """Close our copy of the socket."""
+        self._socket.close()
 
     def _stream_ended(self, kind: bytes, body: bytes) -> TimelineEnds:
         if kind == messages.ERROR:
@@ -285,6 +292,9 @@ class LibpqWalSource:
         descriptor = self._pgconn.socket
         poll = _poll_for(descriptor, self._wake)
         return any(ready == descriptor for ready, _ in poll.poll(timeout_s * 1000))
+
+    def close(self) -> None:
+        """There is nothing but the connection."""
 
     def _take(self, batch: WalBatch, content: memoryview) -> None:
         message = parse_stream_message(content)

@@ -148,6 +148,8 @@ class WalStream:
             self._thread.join()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
+        if self._source is not None:
+            self._source.close()
         if self._connection is not None:
             self._connection.close()
         if failed and self._made_permanent_slot and self._slot.name is not None:
