@@ -165,7 +165,9 @@ def _progress(plan: RestorePlan) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         click.echo(f"polarvault: restoring {format_bytes(plan.inventory.total_bytes)} to {plan.layout.local}", err=True)
         yield lambda size: None
-        click.echo("polarvault: files are in place", err=True)
+        # After a start other lines have come since, and the server's own say as much.
+        if not plan.request.start:
+            click.echo("polarvault: files are in place", err=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn

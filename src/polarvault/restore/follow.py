@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -163,7 +163,6 @@ class _Watch:
 
     def _look(self, host: str, port: int) -> FollowState | None:
         """Ask once; None while the standby does not take connections yet."""
-        before, self._primary_lsn = self._primary_lsn, self._ask_primary()
         try:
             with connect_server(self._account, host, port) as connection:
                 row = connection.execute(_STATE_QUERY.encode()).fetchone()
@@ -172,9 +171,11 @@ class _Watch:
                 raise
             return None
         assert row is not None
+        # The primary second: what it writes in between counts as lag, never as negative lag.
+        before, self._primary_lsn = self._primary_lsn, self._ask_primary()
         state = _state(row, self._primary_lsn)
         level = before is not None and state.replay_lsn is not None and state.replay_lsn >= before
-        return _state(row, self._primary_lsn, caught_up=state.is_streaming and level)
+        return replace(state, caught_up=state.is_streaming and level)
 
     def _ask_primary(self) -> Lsn | None:
         assert self._plan.primary is not None
@@ -208,7 +209,7 @@ class _Watch:
         )
 
 
-def _state(row: tuple[Any, ...], primary_lsn: Lsn | None, *, caught_up: bool = False) -> FollowState:
+def _state(row: tuple[Any, ...], primary_lsn: Lsn | None) -> FollowState:
     status, sender_host, sender_port, latest_end, received, replayed, since = row
     return FollowState(
         status=status,
@@ -217,7 +218,6 @@ def _state(row: tuple[Any, ...], primary_lsn: Lsn | None, *, caught_up: bool = F
         replay_lsn=Lsn.parse(replayed) if replayed else None,
         primary_lsn=primary_lsn or (Lsn.parse(latest_end) if latest_end else None),
         since_last_transaction_s=since,
-        caught_up=caught_up,
     )
 
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from polarvault.errors import BackupUnusable, Interrupted
+from polarvault.errors import BackupUnusable, Interrupted, StartFailed
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.restore.binaries import find_binaries, missing_binaries
 from polarvault.restore.finish import finish
@@ -113,6 +113,11 @@ def restore_backup(
             server, follow = start_following(plan, plan.binaries, account, show)
         else:
             server = start_server(plan, plan.binaries, account)
+    except StartFailed as problem:
+        if plan.request.create_slot:
+            kept = f'slot "{plan.request.slot}" is kept on the primary for it'
+            problem.hint = f"{problem.hint}; {kept}" if problem.hint else kept
+        raise
     except KeyboardInterrupt:
         raise Interrupted(
             f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',

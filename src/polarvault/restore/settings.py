@@ -247,11 +247,18 @@ class SettingsPlanner:
         if self.request.slot:
             made = "--slot, made on the primary" if self.request.create_slot else "--slot"
             yield Wanted("primary_slot_name", self.request.slot, made)
-        configured = {name: self.configuration.value(name) or text for name, text in _HOT_STANDBY_DEFAULTS.items()}
-        for name, value in hot_standby_shortfalls(configured, self.primary_settings).items():
+        for name, value in hot_standby_shortfalls(self._hot_standby_values(), self.primary_settings).items():
             yield Wanted(name, value, "as on the primary, which hot standby demands")
         if self.configuration.value("hot_standby") and not is_true(self.configuration.value("hot_standby")):
             yield Wanted("hot_standby", "on", "a standby has to answer queries")
+
+    def _hot_standby_values(self) -> dict[str, str]:
+        """Return what the copy would have: as set, else what the source ran with, else PostgreSQL's default."""
+        found = {}
+        for name, default in _HOT_STANDBY_DEFAULTS.items():
+            ran_with = default if self.control is None else str(getattr(self.control, name))
+            found[name] = self.configuration.value(name) or ran_with
+        return found
 
     def _polardb_settings(self) -> list[Wanted]:
         host_id = self.request.host_id
