@@ -69,9 +69,11 @@ class WalMessageScanner:
                 left -= take
                 at += take
                 continue
-            if end - at <= HEADER_BYTES:
+            if end - at < HEADER_BYTES:
                 break
             kind, length = _HEADER.unpack_from(view, at)
+            if kind == _COPY_DATA and end - at == HEADER_BYTES:
+                break
             if kind == _COPY_DATA and view[at + HEADER_BYTES] == _WAL:
                 if end - at < _WAL_HEADER.size:
                     break
