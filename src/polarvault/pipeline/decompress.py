@@ -11,6 +11,9 @@ if TYPE_CHECKING:  # `wal fetch` decodes too, and its start-up counts.
     from collections.abc import Callable, Iterator
     from typing import Any
 
+# The largest there is.
+_LZ4_BLOCK_BYTES = 4 << 20
+
 
 class Decoder:
     """Turns compressed bytes into plain ones.
@@ -25,6 +28,10 @@ class Decoder:
     def feed(self, views: list[memoryview]) -> Iterator[list[memoryview]]:
         """Yield what these bytes decode to, a part at a time, so that no more than a part need be in memory."""
         raise NotImplementedError
+
+    def rest(self) -> Iterator[list[memoryview]]:
+        """Yield what can be decoded of a stream that was cut and that the decoder has held back so far."""
+        yield from ()
 
 
 class _Plain(Decoder):
@@ -80,6 +87,13 @@ class _Framed(Decoder):
             piece = (self._decoder.unused_data or b"") if self._decoder.eof else b""
 
 
+class _Lz4(_Framed):
+    def rest(self) -> Iterator[list[memoryview]]:
+        # The library returns as much as it guessed that the bytes decode to; more comes with the next ones only.
+        while not self._decoder.eof and (plain := self._decoder.decompress(b"", max_length=_LZ4_BLOCK_BYTES)):
+            yield [memoryview(plain)]
+
+
 def _gzip(what: str, failed: type[PolarvaultError]) -> _Framed:
     return _Framed(what, failed, lambda: zlib.decompressobj(wbits=31), zlib.error, piece_bytes=8 << 10)
 
@@ -96,7 +110,7 @@ def _zstd(what: str, failed: type[PolarvaultError]) -> _Framed:
 def _lz4(what: str, failed: type[PolarvaultError]) -> _Framed:
     import lz4.frame
 
-    return _Framed(what, failed, lz4.frame.LZ4FrameDecompressor, RuntimeError, piece_bytes=32 << 10)
+    return _Lz4(what, failed, lz4.frame.LZ4FrameDecompressor, RuntimeError, piece_bytes=32 << 10)
 
 
 def decoder_for(

@@ -342,6 +342,8 @@ def _read_compressed_partial(file: WalFile, piece_bytes: int) -> Iterator[memory
         for piece in _read_plain(file.path, piece_bytes):
             for views in decoder.feed([piece]):
                 yield from views
+        for views in decoder.rest():
+            yield from views
         return
     except IntegrityError:
         good_bytes = decoder.position

@@ -119,16 +119,16 @@ class PlainSegment:
 
     def finish(self) -> str:
         """Close the whole segment."""
-        if self._sync:
-            os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        self.close()
         return self._whole_path
 
     def close(self) -> None:
         """Close the partial segment."""
-        if self._sync:
-            os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        try:
+            if self._sync:
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
 
     def _reserve(self) -> None:
         length = min(_RESERVE_BYTES, self.segment.size_bytes - self.position)
@@ -217,11 +217,14 @@ class CompressedSegment:
                 os.unlink(self.path)
 
     def _end(self) -> None:
-        self._compress()
-        self._append(self._compressor.finish())
-        if self._sync:
-            os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        try:
+            self._compress()
+            self._append(self._compressor.finish())
+            if self._sync:
+                os.fsync(self._descriptor)
+        finally:
+            # On a full disk, too: an open file would keep its space although somebody removed it.
+            os.close(self._descriptor)
 
     def _compress(self) -> None:
         if self._gathered:

@@ -62,8 +62,9 @@ class WalFiles:
         self._durability.wait(timeout_s)
 
     def can_go_on(self, timeline_id: int) -> bool:
-        """Tell whether the next byte continues an open segment of this timeline."""
-        return self._file is not None and timeline_id == self.timeline_id
+        """Tell whether the next byte continues an open segment of this timeline, or begins the one after."""
+        at_start = self.received % self.segment_size_bytes == 0
+        return timeline_id == self.timeline_id != 0 and (self._file is not None or at_start)
 
     def begin(self, lsn: Lsn, timeline_id: int) -> None:
         """Start over at the first byte of a segment."""
