@@ -37,13 +37,13 @@ def name_of(text: str, ending: str = "") -> str:
 
 
 @pytest.fixture(params=[False, True], ids=["thread", "inline"])
-def make_files(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], WalFiles]:
+def make_files(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., WalFiles]:
     """A function that opens WalFiles on a temporary directory, with a thread for syncs or without."""
 
-    def make(text: str) -> WalFiles:
+    def make(text: str, segment_size_bytes: int = MB) -> WalFiles:
         return WalFiles(
             str(tmp_path),
-            segment_size_bytes=MB,
+            segment_size_bytes=segment_size_bytes,
             compression=Compression.parse(text),
             mode=0o600,
             sync=True,
@@ -67,7 +67,7 @@ def sync(files: WalFiles) -> None:
 
 @pytest.mark.parametrize("text", SPECIFICATIONS)
 def test_what_was_flushed_can_be_decoded_although_the_segment_has_not_ended(
-    tmp_path: Path, make_files: Callable[[str], WalFiles], text: str
+    tmp_path: Path, make_files: Callable[..., WalFiles], text: str
 ) -> None:
     files = make_files(text)
     files.begin(SEGMENT.start, 1)
@@ -89,13 +89,13 @@ def test_what_was_flushed_can_be_decoded_although_the_segment_has_not_ended(
 def test_a_compressed_partial_is_replaced_only_by_one_that_holds_as_much(tmp_path: Path, text: str) -> None:
     compression = Compression.parse(text)
     partial = tmp_path / name_of(text, ".partial")
-    earlier = open_segment(str(tmp_path), SEGMENT, compression, mode=0o600, sync=True)
+    earlier = open_segment(str(tmp_path), SEGMENT, compression, mode=0o600, sync=True, reserve=False)
     earlier.write([memoryview(CONTENT[:500_000])])
     earlier.flush()
     earlier.sync()
     before = partial.read_bytes()
 
-    later = open_segment(str(tmp_path), SEGMENT, compression, mode=0o600, sync=True)
+    later = open_segment(str(tmp_path), SEGMENT, compression, mode=0o600, sync=True, reserve=False)
     for end in (100_000, 499_999):
         later.write([memoryview(CONTENT[later.position : end])])
         later.flush()
@@ -115,7 +115,7 @@ def test_a_compressed_partial_is_replaced_only_by_one_that_holds_as_much(tmp_pat
 
 @pytest.mark.parametrize("text", COMPRESSED)
 def test_a_run_that_got_less_far_leaves_the_earlier_partial_alone(
-    tmp_path: Path, make_files: Callable[[str], WalFiles], text: str
+    tmp_path: Path, make_files: Callable[..., WalFiles], text: str
 ) -> None:
     for size in (500_000, 400_000, 10):
         files = make_files(text)
@@ -126,9 +126,7 @@ def test_a_run_that_got_less_far_leaves_the_earlier_partial_alone(
         assert decoded(tmp_path / name_of(text, ".partial")) == CONTENT[:500_000]
 
 
-def test_a_plain_partial_is_written_over_and_never_shorter(
-    tmp_path: Path, make_files: Callable[[str], WalFiles]
-) -> None:
+def test_a_plain_partial_is_written_over_and_never_shorter(tmp_path: Path, make_files: Callable[..., WalFiles]) -> None:
     path = tmp_path / name_of("none", ".partial")
     path.write_bytes(CONTENT[:500_000])
     files = make_files("none")
@@ -139,7 +137,7 @@ def test_a_plain_partial_is_written_over_and_never_shorter(
     files.close()
 
 
-def test_zeros_replace_what_an_earlier_run_left(tmp_path: Path, make_files: Callable[[str], WalFiles]) -> None:
+def test_zeros_replace_what_an_earlier_run_left(tmp_path: Path, make_files: Callable[..., WalFiles]) -> None:
     path = tmp_path / name_of("none", ".partial")
     path.write_bytes(b"x" * MB)
     files = make_files("none")
@@ -149,19 +147,20 @@ def test_zeros_replace_what_an_earlier_run_left(tmp_path: Path, make_files: Call
     assert (tmp_path / name_of("none")).read_bytes() == CONTENT[:100_000] + bytes(MB - 100_000)
 
 
-def test_the_zeros_of_a_switched_segment_take_no_space(tmp_path: Path, make_files: Callable[[str], WalFiles]) -> None:
-    files = make_files("none")
-    files.begin(SEGMENT.start, 1)
+def test_the_zeros_of_a_switched_segment_take_no_space(tmp_path: Path, make_files: Callable[..., WalFiles]) -> None:
+    files = make_files("none", 32 * MB)
+    files.begin(Lsn(32 * MB), 1)
     files.write(batch(files, CONTENT[:16384]))
-    files.write(batch(files, bytes(MB - 16384)))
+    for end in range(MB, 33 * MB, MB):
+        files.write(batch(files, bytes(32 * MB + end - files.received)))
     files.close()
-    whole = tmp_path / name_of("none")
-    assert whole.read_bytes() == CONTENT[:16384] + bytes(MB - 16384)
-    # How much a file system rounds up to differs.
-    assert whole.stat().st_blocks * 512 < MB // 4
+    (whole,) = tmp_path.iterdir()
+    assert whole.read_bytes() == CONTENT[:16384] + bytes(32 * MB - 16384)
+    # A few megabytes may have been reserved.
+    assert whole.stat().st_blocks * 512 < 8 * MB
 
 
-def test_a_batch_over_several_segments_finishes_each(tmp_path: Path, make_files: Callable[[str], WalFiles]) -> None:
+def test_a_batch_over_several_segments_finishes_each(tmp_path: Path, make_files: Callable[..., WalFiles]) -> None:
     files = make_files("none")
     files.begin(SEGMENT.start, 1)
     content = b"".join(segment_content(WalSegment(1, number, MB)) for number in (7, 8, 9))
@@ -174,7 +173,7 @@ def test_a_batch_over_several_segments_finishes_each(tmp_path: Path, make_files:
     assert files.flushed == files.received == SEGMENT.start + 2 * MB + 100
 
 
-def test_a_stream_goes_on_in_an_open_segment_and_between_two(make_files: Callable[[str], WalFiles]) -> None:
+def test_a_stream_goes_on_in_an_open_segment_and_between_two(make_files: Callable[..., WalFiles]) -> None:
     files = make_files("none")
     assert not files.can_go_on(0)
     assert not files.can_go_on(1)
@@ -195,7 +194,7 @@ def test_a_stream_goes_on_in_an_open_segment_and_between_two(make_files: Callabl
 
 @pytest.mark.parametrize("text", ["none", "gzip:1", "lz4", "zstd:1"])
 def test_a_full_disk_acknowledges_nothing_that_is_not_there(
-    tmp_path: Path, make_files: Callable[[str], WalFiles], text: str
+    tmp_path: Path, make_files: Callable[..., WalFiles], text: str
 ) -> None:
     with small_disk(tmp_path, "400k"):
         files = make_files(text)
@@ -218,7 +217,7 @@ def test_a_full_disk_acknowledges_nothing_that_is_not_there(
         assert there == noise[: flushed - SEGMENT.start]
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path, make_files: Callable[[str], WalFiles]) -> None:
+def test_what_cannot_be_written_is_named(tmp_path: Path, make_files: Callable[..., WalFiles]) -> None:
     files = make_files("none")
     files.begin(SEGMENT.start, 1)
     (tmp_path / name_of("none", ".partial")).mkdir()

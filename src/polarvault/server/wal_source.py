@@ -304,7 +304,8 @@ class LibpqWalSource:
             return
         if message.start != self._position:
             raise RemoteProtocolError(f"the WAL stream jumps from {self._position} to {message.start}")
-        batch.views.append(message.payload)
+        if message.payload:
+            batch.views.append(message.payload)
         batch.size += len(message.payload)
         self._position = Lsn(self._position + len(message.payload))
 

@@ -8,6 +8,7 @@ damage the archive, or what only a person can mend, ends the program.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Protocol
@@ -29,7 +30,7 @@ from polarvault.server.identity import ServerIdentity, read_identity
 from polarvault.server.wal_source import TimelineEnds, WalSource, open_wal_source
 from polarvault.wal.history import TimelineHistory, history_file_name
 from polarvault.walarchive.request import ReceiveRequest
-from polarvault.walarchive.resume import Cluster, StartPoint, after_kept_wal, on_servers_history
+from polarvault.walarchive.resume import Cluster, StartPoint, after_kept_wal, continues, on_servers_history
 from polarvault.walarchive.status import DirectoryLock, ReceiverState, write_status
 from polarvault.walarchive.stop import StopRequest
 from polarvault.walarchive.wal_files import WalFiles
@@ -89,6 +90,7 @@ class _Receiver:
         self.state = ReceiverState(time.time(), slot=request.slot)
         self.files: WalFiles | None = None
         self._connector = connector
+        self._system_identifier: str | None = None
         self._slot_watch: SlotWatch | None = None
         self._shown = 0.0
         self._warned: dict[str, float] = {}
@@ -106,14 +108,16 @@ class _Receiver:
                     raise
                 self._wait_after(problem, pause_s)
             else:
+                before = self.state.received
                 try:
-                    if self._session(connection, identity):
-                        return
-                    pause_s = _FIRST_PAUSE_S
+                    self._session(connection, identity)
+                    return
+                except KeyboardInterrupt:
+                    return
                 except _RETRYABLE as problem:
                     if self._is_hopeless(problem):
                         raise
-                    if isinstance(problem, ConnectionLost):
+                    if self.files is not None and self.files.received > before:
                         pause_s = _FIRST_PAUSE_S
                     self._wait_after(problem, pause_s)
                 finally:
@@ -149,18 +153,33 @@ class _Receiver:
         self.state.server = f"{identity.product} at {_address(connection)}"
         return connection, identity
 
-    def _session(self, connection: Connection, identity: ServerIdentity) -> bool:
-        """Stream over one connection; True when it is all over."""
+    def _session(self, connection: Connection, identity: ServerIdentity) -> None:
+        """Stream over one connection until it is all over."""
+        self._check_cluster(identity)
         if self.files is None:
             self.files = self._open_files(identity)
         source = open_wal_source(
             connection, self.stop.wake_descriptor, lambda notice: self.reporter.note(notice.message)
         )
-        history = self._history(source, identity.timeline_id)
+        history, fetched = self._history(source, identity.timeline_id)
         start = self._start_point(source, identity, history)
+        # Not before: a history that what is here does not belong to would lead recovery astray.
+        for name, content in fetched.items():
+            self.files.add_history(name, content)
         if self.request.slot is not None and self._slot_watch is None:
             self._watch_slot(self.request.slot, identity.segment_size_bytes)
-        return _Session(self, source, identity).run(start)
+        _Session(self, source, identity).run(start)
+
+    def _check_cluster(self, identity: ServerIdentity) -> None:
+        """Refuse to go on from another cluster: one of several hosts may be a wrong one."""
+        if self._system_identifier is None:
+            self._system_identifier = identity.system_identifier
+        if identity.system_identifier != self._system_identifier:
+            raise ServerRefused(
+                f"{self.state.server} is cluster {identity.system_identifier}, "
+                f"the WAL received so far is of cluster {self._system_identifier}",
+                hint="name only servers of one cluster in the connection string",
+            )
 
     def _open_files(self, identity: ServerIdentity) -> WalFiles:
         request = self.request
@@ -179,27 +198,31 @@ class _Receiver:
             ),
         )
 
-    def _history(self, source: WalSource, timeline_id: int) -> TimelineHistory:
-        """Fetch the history of the server's timeline, and keep it and its ancestors' in the directory.
+    def _history(self, source: WalSource, timeline_id: int) -> tuple[TimelineHistory, dict[str, bytes]]:
+        """Fetch the history of the server's timeline; return it and the files that the directory lacks.
 
         The ancestors' too: recovery looks for the newest timeline by counting up from the backup's, and stops at the
         first history file that is not there.
         """
         assert self.files is not None
-        history = TimelineHistory(timeline_id)
-        if timeline_id == 1:
-            return history
-        name, content = _timeline_history(source, timeline_id)
-        history = TimelineHistory.parse(content, timeline_id)
+        history, fetched = TimelineHistory(timeline_id), {}
+        if timeline_id > 1:
+            name, content = self.timeline_history(source, timeline_id)
+            history, fetched[name] = TimelineHistory.parse(content, timeline_id), content
         for ancestor in range(2, timeline_id):
             if history.range_of(ancestor) and not self.files.has_history(history_file_name(ancestor)):
                 try:
-                    self.files.add_history(*_timeline_history(source, ancestor))
+                    name, content = self.timeline_history(source, ancestor)
+                    fetched[name] = content
                 except ServerError as problem:
                     self.reporter.note(f"no history of timeline {ancestor} to be had: {problem.message}")
-        if not self.files.has_history(name):
-            self.files.add_history(name, content)
-        return history
+        return history, {name: content for name, content in fetched.items() if not self.files.has_history(name)}
+
+    def timeline_history(self, source: WalSource, timeline_id: int) -> tuple[str, bytes]:
+        """Fetch name and content of a history file."""
+        with self.stop.interruptible():
+            found = source.query(f"TIMELINE_HISTORY {timeline_id}")
+        return found.value(0, 0), found.value(0, 1).encode("utf-8", "surrogateescape")
 
     def _start_point(self, source: WalSource, identity: ServerIdentity, history: TimelineHistory) -> StartPoint:
         """Find out where to go on, and have the files ready for it."""
@@ -214,12 +237,25 @@ class _Receiver:
             )
         start = on_servers_history(wanted, history, self._kept_history(wanted.timeline_id), identity.segment_size_bytes)
         if start.remark:
+            start = self._after_fork(start, identity, history)
+        if start.remark:
             self.reporter.warning(start.remark)
         if start != wanted or not self.files.can_go_on(start.timeline_id):
             segment = WalSegment.holding(start.lsn, start.timeline_id, identity.segment_size_bytes)
             start = StartPoint(start.timeline_id, segment.start)
             self.files.begin(start.lsn, start.timeline_id)
         return start
+
+    def _after_fork(self, fork: StartPoint, identity: ServerIdentity, history: TimelineHistory) -> StartPoint:
+        """Return where an earlier run, which has passed the fork as well, left off on the server's history."""
+        cluster = Cluster(identity.system_identifier, identity.segment_size_bytes)
+        kept = after_kept_wal(
+            self.request.directory, cluster, self.reporter.warning,
+            counts=lambda segment: continues(fork, history, segment),
+        )  # fmt: skip
+        if kept is None:
+            return fork
+        return on_servers_history(kept, history, self._kept_history(kept.timeline_id), identity.segment_size_bytes)
 
     def _kept_history(self, timeline_id: int) -> TimelineHistory | None:
         path = os.path.join(self.request.directory, history_file_name(timeline_id))
@@ -235,14 +271,16 @@ class _Receiver:
         if slot is None:
             return None
         if identity.version_num >= _READ_REPLICATION_SLOT_SINCE:
-            row = source.query(f"READ_REPLICATION_SLOT {commands.quote_identifier(slot)}").rows[0]
+            with self.stop.interruptible():
+                row = source.query(f"READ_REPLICATION_SLOT {commands.quote_identifier(slot)}").rows[0]
             if row[0] is None:
                 raise _no_such_slot(slot)
             if row[1] is None:
                 return None
             return StartPoint(int(row[2] or identity.timeline_id), Lsn.parse(row[1]))
         try:
-            found = read_slot_state(self._connector.without_prompt(), slot)
+            with self.stop.interruptible():
+                found = read_slot_state(self._connector.without_prompt(), slot)
         except PolarvaultError as problem:
             self.reporter.note(f'cannot ask where slot "{slot}" begins, starting at the present WAL: {problem.message}')
             return None
@@ -335,12 +373,14 @@ class _Session:
         self._files = receiver.files
         self._source = source
         self._identity = identity
-        self._status_sent = self._synced = time.monotonic()
+        self._status_sent = self._synced = self._heard_at = time.monotonic()
+        self._heard = False
+        self._asked_at: float | None = None
         self._next_duty = 0.0
         self._acknowledged = Lsn(0)
 
-    def run(self, start: StartPoint) -> bool:
-        """Stream until the end; True when all that was asked for is done."""
+    def run(self, start: StartPoint) -> None:
+        """Stream until all that was asked for is done."""
         receiver, files = self._receiver, self._files
         while True:
             receiver.reporter.step(f"starting log streaming at {start.lsn} (timeline {start.timeline_id})")
@@ -353,7 +393,7 @@ class _Session:
             if ends is None:
                 receiver.reporter.step(f"stopped log streaming at {files.received} (timeline {files.timeline_id})")
                 self._say_goodbye()
-                return True
+                return
             start = self._next_timeline(ends)
 
     def _start(self, start: StartPoint) -> TimelineEnds | None:
@@ -361,7 +401,8 @@ class _Session:
             str(start.lsn), start.timeline_id, slot=self._receiver.request.slot
         )
         try:
-            return self._source.start(command, start.lsn)
+            with self._receiver.stop.interruptible():
+                return self._source.start(command, start.lsn)
         except ServerError as problem:
             raise self._explained(problem) from problem
 
@@ -381,13 +422,39 @@ class _Session:
             if found.size:
                 files.write(found)
             if found.server_end:
+                self._heard = True
                 self._receiver.state.server_said(found.server_end, time.time())
+            if found.reply_now:
+                # A server that shuts down asks until all of its WAL is flushed here, and does not end before.
+                files.sync()
+                files.wait(_SHOW_EVERY_S)
             if found.reply_now or (request.synchronous and found.size):
                 self._acknowledge(files.flushed)
             if stop.woken or time.monotonic() >= self._next_duty:
                 stop.drain()
+                self._check_silence()
                 self._housekeeping()
         return None
+
+    def _check_silence(self) -> None:
+        """Ask a silent server for a sign of life; one that has none, or a network that lost it, is left.
+
+        A server says nothing by itself while it has no WAL to send and hears from us.
+        """
+        request, now = self._receiver.request, time.monotonic()
+        if self._heard:
+            self._heard, self._heard_at, self._asked_at = False, now, None
+        half_s = request.silence_limit_s / 2
+        if request.status_interval_s == 0 or now - self._heard_at < half_s:
+            return
+        if self._asked_at is None:
+            self._asked_at = now
+            self._source.send_status(written=self._files.received, flushed=self._files.flushed, reply_now=True)
+        elif now - self._asked_at >= half_s:
+            raise ConnectionLost(
+                f"nothing came from the server for {request.silence_limit_s:g} s, not even when it was asked",
+                hint="see whether the server and the network between are well",
+            )
 
     def _housekeeping(self) -> None:
         """Sync, acknowledge and show, each when it is time; say when the next one is due."""
@@ -423,7 +490,7 @@ class _Session:
         self._receiver.reporter.step(f"switched to timeline {ends.timeline_id} at {ends.start}")
         # The new timeline repeats the segment from its first byte, under a name of its own.
         files.end_segment()
-        name, content = _timeline_history(self._source, ends.timeline_id)
+        name, content = self._receiver.timeline_history(self._source, ends.timeline_id)
         files.add_history(name, content)
         segment = WalSegment.holding(ends.start, ends.timeline_id, self._identity.segment_size_bytes)
         files.begin(segment.start, ends.timeline_id)
@@ -432,10 +499,12 @@ class _Session:
     def _say_goodbye(self) -> None:
         """Make the rest durable, acknowledge it, and leave the server in an orderly way."""
         self._files.end_segment()
-        while not self._files.wait(_SHOW_EVERY_S):
+        # What is durable is durable, whether or not the server is still there to be told.
+        with contextlib.suppress(ConnectionLost):
+            while not self._files.wait(_SHOW_EVERY_S):
+                self._acknowledge(self._files.flushed)
             self._acknowledge(self._files.flushed)
-        self._acknowledge(self._files.flushed)
-        self._source.end()
+            self._source.end()
 
     def _explained(self, problem: ServerError) -> PolarvaultError:
         """Give the server's refusals a name and a next step."""
@@ -450,11 +519,6 @@ class _Session:
         if problem.sqlstate == _UNDEFINED_OBJECT and slot is not None:
             return _no_such_slot(slot)
         return problem
-
-
-def _timeline_history(source: WalSource, timeline_id: int) -> tuple[str, bytes]:
-    found = source.query(f"TIMELINE_HISTORY {timeline_id}")
-    return found.value(0, 0), found.value(0, 1).encode("utf-8", "surrogateescape")
 
 
 def _no_such_slot(slot: str) -> ServerError:

@@ -11,7 +11,11 @@ from polarvault.model.lsn import Lsn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveRequest:
-    """The options of one run; status_interval_s 0 means: answer only when the server asks."""
+    """The options of one run; status_interval_s 0 means: answer only when the server asks.
+
+    A server that is silent for silence_limit_s, although it was asked for a sign of life, counts as lost; the default
+    is the server's own wal_receiver_timeout.
+    """
 
     directory: str
     slot: str | None = None
@@ -20,6 +24,7 @@ class ReceiveRequest:
     sync: bool = True
     synchronous: bool = False
     status_interval_s: float = 10.0
+    silence_limit_s: float = 60.0
     compression: Compression
 
 

@@ -1,21 +1,21 @@
 """Where to start receiving: after what the directory holds, at the slot, or at the server's present position.
 
-The rules are pg_receivewal's, so that either tool goes on in the other's directory: the newest whole segment decides,
-its timeline too; an unfinished one is fetched again from its first byte.
+The rules are pg_receivewal's, so that either tool goes on in the other's directory: the newest segment decides, its
+timeline too; an unfinished one is fetched again from its first byte.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from polarvault.errors import IntegrityError, TimelineDiverged, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.storage.files import storage_failed
-from polarvault.wal.history import TimelineHistory
+from polarvault.wal.history import TimelineHistory, TimelineRange
 from polarvault.walarchive.directory import WalFile, is_segment_name, read_segment_header, read_wal, wal_file
 
 
@@ -36,16 +36,43 @@ class Cluster:
     segment_size_bytes: int
 
 
-def after_kept_wal(directory: str, cluster: Cluster, warn: Callable[[str], None]) -> StartPoint | None:
-    """Return where the WAL in the directory ends, None if there is none; refuse that of another cluster."""
-    for file, segment in _newest_first(directory, cluster.segment_size_bytes, warn):
-        problem = None if file.partial else _size_problem(file, cluster.segment_size_bytes)
-        if problem is not None:
-            warn(f'segment file "{file.path}" {problem}, skipping')
-            continue
-        _check_cluster(file, cluster)
-        return StartPoint(segment.timeline_id, segment.start if file.partial else segment.end)
+def after_kept_wal(
+    directory: str,
+    cluster: Cluster,
+    warn: Callable[[str], None],
+    *,
+    counts: Callable[[WalSegment], bool] = lambda segment: True,
+) -> StartPoint | None:
+    """Return where the WAL in the directory ends, None if there is none; refuse that of another cluster.
+
+    counts chooses the segments that are looked at.
+    """
+    found = [pair for pair in _newest_first(directory, cluster.segment_size_bytes, warn) if counts(pair[1])]
+    for file, segment in found:
+        if _is_whole(file, cluster, warn):
+            _check_cluster(file, cluster)
+            return StartPoint(segment.timeline_id, segment.end)
+        if file.partial:
+            _check_cluster(file, cluster)
+            first = _first_unfinished(segment, found, cluster, warn)
+            return StartPoint(first.timeline_id, first.start)
     return None
+
+
+def _first_unfinished(
+    segment: WalSegment, found: list[tuple[WalFile, WalSegment]], cluster: Cluster, warn: Callable[[str], None]
+) -> WalSegment:
+    """Step back over segments that are here but not whole: a receiver was killed before it had finished them.
+
+    It receives a segment while the one before is still being made durable, so the newest alone does not tell.
+    """
+    while segment.number > 0:
+        before = replace(segment, number=segment.number - 1)
+        files = [file for file, its_segment in found if its_segment == before]
+        if not files or any(_is_whole(file, cluster, warn) for file in files):
+            break
+        segment = before
+    return segment
 
 
 def on_servers_history(
@@ -55,38 +82,72 @@ def on_servers_history(
 
     kept: the history of the wanted timeline, as far as it is known here.
     """
-    found = server.range_of(wanted.timeline_id)
-    if found is not None and (found.end is None or wanted.lsn <= found.end):
-        return wanted
-    if found is None and server.timeline_id < wanted.timeline_id:
+    if server.timeline_id < wanted.timeline_id:
         raise TimelineDiverged(
             f"the server is on timeline {server.timeline_id}, the directory already holds timeline "
             f"{wanted.timeline_id} up to {wanted.lsn}: this is an old primary",
             hint="connect to the promoted server, or give all hosts and target_session_attrs=read-write",
         )
-    fork, timeline_id = _fork(wanted, server, kept)
+    parting = _parting(wanted, server, kept)
+    if parting is None:
+        return wanted
+    fork, timeline_id = parting
     return StartPoint(
         timeline_id,
         WalSegment.holding(fork, timeline_id, segment_size_bytes).start,
-        f"timeline {timeline_id} branched off at {fork}; WAL of timeline {wanted.timeline_id} is here up to "
-        f"{wanted.lsn}: what lies between is kept, but is not part of the new timeline",
+        f"timeline {server.timeline_id} of the server parts at {fork} from what is here, timeline "
+        f"{wanted.timeline_id} up to {wanted.lsn}: what lies between is kept, but is not part of the new timeline",
     )
 
 
-def _fork(wanted: StartPoint, server: TimelineHistory, kept: TimelineHistory | None) -> tuple[Lsn, int]:
-    """Return where the server's history leaves ours, and the timeline that it goes on with."""
-    ours = {found.timeline_id: found for found in (kept or TimelineHistory(wanted.timeline_id)).ranges}
-    shared = [found for found in server.ranges if found.timeline_id in ours and found.end is not None]
-    if not shared:
-        raise TimelineDiverged(
-            f"timeline {wanted.timeline_id}, of which the directory holds WAL up to {wanted.lsn}, is not in the "
-            f"history of the server's timeline {server.timeline_id}",
-            hint="receive into another directory, and take a new base backup from this server",
-        )
-    last = shared[-1]
-    assert last.end is not None
-    following = server.ranges[server.ranges.index(last) + 1]
-    return last.end, following.timeline_id
+def continues(start: StartPoint, server: TimelineHistory, segment: WalSegment) -> bool:
+    """Tell whether a segment is on the server's history at or after a start point: fetched there before."""
+    found = server.range_of(segment.timeline_id)
+    return (
+        found is not None
+        and segment.timeline_id >= start.timeline_id
+        and segment.start >= start.lsn
+        and (found.end is None or segment.start < found.end)
+    )
+
+
+def _parting(wanted: StartPoint, server: TimelineHistory, kept: TimelineHistory | None) -> tuple[Lsn, int] | None:
+    """Return where the server's history leaves ours, and the timeline it goes on with there; None if it does not."""
+    ours = (kept or TimelineHistory(wanted.timeline_id)).ranges
+    theirs = server.ranges
+    if kept is None:
+        # What came before the wanted timeline is not known here; its number has to do.
+        theirs = tuple(found for found in theirs if found.timeline_id >= wanted.timeline_id)
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        shared = number + 1
+        if our.timeline_id != their.timeline_id:
+            if number == 0:
+                break
+            shared, parting = number, (their.start, their.timeline_id)
+        elif our is ours[-1] and (their.end is None or wanted.lsn <= their.end):
+            return None
+        elif our.end == their.end:
+            continue
+        elif our.end is not None and (their.end is None or our.end < their.end):
+            parting = our.end, our.timeline_id
+        else:
+            assert their.end is not None
+            parting = their.end, theirs[shared].timeline_id
+        if {found.timeline_id for found in ours[shared:]} & {found.timeline_id for found in theirs[shared:]}:
+            break  # Two timelines of one number: their files would have the same names.
+        return parting
+    raise TimelineDiverged(
+        f"timeline {wanted.timeline_id}, of which the directory holds WAL up to {wanted.lsn}, is not in the "
+        f"history of the server's timeline {server.timeline_id}",
+        detail=f"here: {_described(ours)}; the server: {_described(server.ranges)}",
+        hint="receive into another directory, and take a new base backup from this server",
+    )
+
+
+def _described(ranges: Sequence[TimelineRange]) -> str:
+    return ", ".join(
+        f"timeline {found.timeline_id}" + (f" up to {found.end}" if found.end is not None else "") for found in ranges
+    )
 
 
 def _newest_first(
@@ -108,6 +169,15 @@ def _newest_first(
     # Segment before timeline, whole before partial: pg_receivewal's order.
     found.sort(key=lambda pair: (pair[1].number, pair[1].timeline_id, not pair[0].partial), reverse=True)
     return found
+
+
+def _is_whole(file: WalFile, cluster: Cluster, warn: Callable[[str], None]) -> bool:
+    if file.partial:
+        return False
+    problem = _size_problem(file, cluster.segment_size_bytes)
+    if problem is not None:
+        warn(f'segment file "{file.path}" {problem}, skipping')
+    return problem is None
 
 
 def _size_problem(file: WalFile, expected: int) -> str | None:

@@ -136,9 +136,10 @@ class PlainSegment:
             os.posix_fallocate(self._descriptor, self.position, length)
             self._reserved = self.position + length
         except OSError as problem:
-            if problem.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            if problem.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOSPC, errno.EDQUOT):
                 raise
-            self._reserved = self.segment.size_bytes  # Not on this file system: do without.
+            # Not on this file system, or not so much: do without. Whether the disk is full the write will tell.
+            self._reserved = self.segment.size_bytes
 
     def _stays_hole(self, views: Sequence[memoryview]) -> bool:
         """Tell whether there is nothing but zeros to write, and nothing from an earlier run to write them over."""

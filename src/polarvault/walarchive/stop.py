@@ -40,10 +40,11 @@ class StopRequest:
 
     def wake(self) -> None:
         """End the present wait, or the next one."""
-        self.woken = True
         # A full pipe wakes as well as a new byte.
         with contextlib.suppress(BlockingIOError):
             os.write(self._writer, b"!")
+        # After the byte: before it, a `drain` in between would leave a byte that nobody looks for.
+        self.woken = True
 
     def drain(self) -> None:
         """Forget earlier calls of `wake`; a requested stop stays."""
