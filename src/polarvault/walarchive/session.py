@@ -1,0 +1,232 @@
+"""One connection of a receiver: stream, acknowledge, follow the timelines. `receive` makes one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Protocol
+
+from polarvault.errors import ConnectionLost, PolarvaultError, ServerError, WalGap
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from polarvault.server.identity import ServerIdentity
+from polarvault.server.wal_source import TimelineEnds, WalSource
+from polarvault.walarchive.request import ReceiveRequest
+from polarvault.walarchive.resume import StartPoint
+from polarvault.walarchive.status import ReceiverState
+from polarvault.walarchive.stop import StopRequest
+from polarvault.walarchive.wal_files import WalFiles
+from polarvault.walarchive.watch import disk_warning
+from polarvault.wire import commands
+
+# The status file and the line on a terminal; both cost next to nothing.
+SHOW_EVERY_S = 1.0
+# Also without status messages (-s 0) an unfinished segment becomes durable this often.
+_SYNC_EVERY_S = 10.0
+UNDEFINED_OBJECT = "42704"
+
+
+class Reporter(Protocol):
+    """Receives what happens."""
+
+    def step(self, text: str) -> None:
+        """What pg_receivewal tells with --verbose."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def warning(self, text: str) -> None:
+        """Something that needs somebody's attention soon."""
+
+    def problem(self, problem: PolarvaultError) -> None:
+        """What ended a session."""
+
+    def status(self, state: ReceiverState) -> None:
+        """The present state, about once a second."""
+
+
+class Receiver(Protocol):
+    """What outlives the session."""
+
+    request: ReceiveRequest
+    reporter: Reporter
+    stop: StopRequest
+    state: ReceiverState
+
+    def timeline_history(self, source: WalSource, timeline_id: int) -> tuple[str, bytes]:
+        """Fetch name and content of a history file."""
+
+    def warn(self, text: str, key: str) -> None:
+        """Warn, but not again and again."""
+
+    def show(self) -> None:
+        """Tell the state, at most once a second."""
+
+
+class Session:
+    """Streams over one connection."""
+
+    def __init__(self, receiver: Receiver, files: WalFiles, source: WalSource, identity: ServerIdentity) -> None:
+        self._receiver = receiver
+        self._files = files
+        self._source = source
+        self._identity = identity
+        self._status_sent = self._synced = self._heard_at = time.monotonic()
+        self._heard = False
+        self._asked_at: float | None = None
+        self._next_duty = 0.0
+        self._acknowledged = Lsn(0)
+
+    def run(self, start: StartPoint) -> None:
+        """Stream until all that was asked for is done."""
+        receiver, files = self._receiver, self._files
+        while True:
+            receiver.reporter.step(f"starting log streaming at {start.lsn} (timeline {start.timeline_id})")
+            ends = self._start(start)
+            receiver.state.state = "streaming"
+            try:
+                ends = ends or self._stream()
+            except ServerError as problem:
+                raise self._explained(problem) from problem
+            if ends is None:
+                receiver.reporter.step(f"stopped log streaming at {files.received} (timeline {files.timeline_id})")
+                self._say_goodbye()
+                return
+            start = self._next_timeline(ends)
+
+    def _start(self, start: StartPoint) -> TimelineEnds | None:
+        command = commands.start_replication_command(
+            str(start.lsn), start.timeline_id, slot=self._receiver.request.slot
+        )
+        try:
+            with self._receiver.stop.interruptible():
+                return self._source.start(command, start.lsn)
+        except ServerError as problem:
+            raise self._explained(problem) from problem
+
+    def _stream(self) -> TimelineEnds | None:
+        """Receive until a stop (None) or the end of the timeline."""
+        request, files, stop = self._receiver.request, self._files, self._receiver.stop
+        while not stop.requested and (request.end_lsn is None or files.received < request.end_lsn):
+            if not files.has_room:
+                # The disk is behind. The server hears from us all the same.
+                files.wait_for_room(SHOW_EVERY_S)
+                self._acknowledge(files.flushed)
+                self._housekeeping()
+                continue
+            found = self._source.receive(self._next_duty - time.monotonic(), eager=request.synchronous)
+            if isinstance(found, TimelineEnds):
+                return found
+            if found.size:
+                files.write(found)
+            if found.server_end:
+                self._heard = True
+                self._receiver.state.server_said(found.server_end, time.time())
+            if found.reply_now:
+                # A server that shuts down asks until all of its WAL is flushed here, and does not end before.
+                files.sync()
+                files.wait(SHOW_EVERY_S)
+            if found.reply_now or (request.synchronous and found.size):
+                self._acknowledge(files.flushed)
+            if stop.woken or time.monotonic() >= self._next_duty:
+                stop.drain()
+                self._check_silence()
+                self._housekeeping()
+        return None
+
+    def _check_silence(self) -> None:
+        """Ask a silent server for a sign of life; one that has none, or a network that lost it, is left.
+
+        A server says nothing by itself while it has no WAL to send and hears from us.
+        """
+        request, now = self._receiver.request, time.monotonic()
+        if self._heard:
+            self._heard, self._heard_at, self._asked_at = False, now, None
+        half_s = request.silence_limit_s / 2
+        if request.status_interval_s == 0 or now - self._heard_at < half_s:
+            return
+        if self._asked_at is None:
+            self._asked_at = now
+            self._source.send_status(written=self._files.received, flushed=self._files.flushed, reply_now=True)
+        elif now - self._asked_at >= half_s:
+            raise ConnectionLost(
+                f"nothing came from the server for {request.silence_limit_s:g} s, not even when it was asked",
+                hint="see whether the server and the network between are well",
+            )
+
+    def _housekeeping(self) -> None:
+        """Sync, acknowledge and show, each when it is time; say when the next one is due."""
+        now, interval = time.monotonic(), self._receiver.request.status_interval_s
+        if now - self._synced >= self._sync_every:
+            self._synced = now
+            self._files.sync()
+            warning = disk_warning(self._files.directory, self._identity.segment_size_bytes)
+            if warning:
+                self._receiver.warn(warning, "disk")
+        flushed = self._files.flushed
+        # News about flushed WAL lets the server remove segments; a second more or less does not matter for that.
+        has_news = flushed > self._acknowledged and now - self._status_sent >= SHOW_EVERY_S
+        if interval > 0 and (has_news or now - self._status_sent >= interval):
+            self._acknowledge(flushed)
+        self._receiver.state.flushed_up_to(flushed)
+        self._receiver.show()
+        duties = [self._synced + self._sync_every, now + SHOW_EVERY_S]
+        if interval > 0:
+            duties.append(self._status_sent + interval)
+        self._next_duty = min(duties)
+
+    @property
+    def _sync_every(self) -> float:
+        return min(self._receiver.request.status_interval_s or _SYNC_EVERY_S, _SYNC_EVERY_S)
+
+    def _acknowledge(self, flushed: Lsn) -> None:
+        self._source.send_status(written=self._files.received, flushed=flushed)
+        self._acknowledged, self._status_sent = flushed, time.monotonic()
+
+    def _next_timeline(self, ends: TimelineEnds) -> StartPoint:
+        files = self._files
+        self._receiver.reporter.step(f"switched to timeline {ends.timeline_id} at {ends.start}")
+        # The new timeline repeats the segment from its first byte, under a name of its own.
+        files.end_segment()
+        name, content = self._receiver.timeline_history(self._source, ends.timeline_id)
+        files.add_history(name, content)
+        segment = WalSegment.holding(ends.start, ends.timeline_id, self._identity.segment_size_bytes)
+        files.begin(segment.start, ends.timeline_id)
+        return StartPoint(ends.timeline_id, segment.start)
+
+    def _say_goodbye(self) -> None:
+        """Make the rest durable, acknowledge it, and leave the server in an orderly way."""
+        self._files.end_segment()
+        # What is durable is durable, whether or not the server is still there to be told.
+        with contextlib.suppress(ConnectionLost):
+            while not self._files.wait(SHOW_EVERY_S):
+                self._acknowledge(self._files.flushed)
+            self._acknowledge(self._files.flushed)
+            self._source.end()
+
+    def _explained(self, problem: ServerError) -> PolarvaultError:
+        """Give the server's refusals a name and a next step."""
+        slot, position = self._receiver.request.slot, self._files.received
+        segment = WalSegment.holding(position, self._files.timeline_id, self._identity.segment_size_bytes)
+        if "has already been removed" in problem.message:
+            return WalGap(
+                f"the server no longer has WAL from {position} on (segment {segment.file_name}): {problem.message}",
+                hint="copy the missing segments from another WAL archive into the directory; or take a new base backup "
+                "and receive into an empty directory, with a slot (-S) so that it does not happen again",
+            )
+        if "ahead of the WAL flush position" in problem.message:
+            # The server has lost WAL that it had sent, in a crash without fsync perhaps: its version counts. The
+            # segment is fetched again from its first byte.
+            self._files.end_segment()
+        if problem.sqlstate == UNDEFINED_OBJECT and slot is not None:
+            return no_such_slot(slot)
+        return problem
+
+
+def no_such_slot(slot: str) -> ServerError:
+    """Say that the slot is missing, and how to make it."""
+    return ServerError(
+        f'replication slot "{slot}" does not exist',
+        sqlstate=UNDEFINED_OBJECT,
+        hint=f"create it: polarvault receivewal --create-slot -S {slot}, with the same connection options",
+    )
