@@ -39,6 +39,29 @@ def test_names_sort_as_positions_do(lsn: int, timeline: int, size: int) -> None:
     assert segment.next().start == segment.end
 
 
+@given(st.integers(0, 2**32 - 2), _TIMELINES, _SIZES)
+def test_the_last_segment_of_4_gib_is_followed_by_the_first_of_the_next(high: int, timeline: int, size: int) -> None:
+    """A name's last field never reaches what 4 GiB hold, so it starts again there and the middle one counts up."""
+    last = WalSegment.parse(f"{timeline:08X}{high:08X}{(2**32 // size) - 1:08X}", size)
+    assert last.end == Lsn((high + 1) << 32)
+    assert last.next().file_name == f"{timeline:08X}{high + 1:08X}{0:08X}"
+    assert WalSegment.holding(last.end - 1, timeline, size) == last
+
+
+@given(st.integers(0, 2**63), _TIMELINES, _SIZES, st.integers(1, 300))
+def test_names_of_a_run_are_all_different_and_lead_back(lsn: int, timeline: int, size: int, count: int) -> None:
+    segment = WalSegment.holding(lsn, timeline, size)
+    names = []
+    for _ in range(count):
+        names.append(segment.file_name)
+        segment = segment.next()
+    assert len(set(names)) == count
+    assert sorted(names) == names
+    assert [WalSegment.parse(name, size).number for name in names] == [
+        WalSegment.holding(lsn, timeline, size).number + step for step in range(count)
+    ]
+
+
 @given(st.integers(-(2**40), 2**40))
 def test_legal_sizes_are_the_powers_of_two_that_initdb_accepts(size: int) -> None:
     assert is_segment_size(size) == (size in {1 << power for power in range(20, 31)})

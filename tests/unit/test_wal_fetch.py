@@ -327,7 +327,7 @@ def test_the_exit_status_is_what_the_server_understands(
     assert wal_fetch.run(["--wal", str(wal), NAME, str(target)]) == 0
     assert wal_fetch.run([f"--wal={wal}", "--grace", "0", "00000003.history", str(target)]) == 1
     assert capfd.readouterr() == ("", "")
-    assert wal_fetch.run(["--wal", str(wal), "--system-identifier=1", "--", NAME, str(target)]) == 126
+    assert wal_fetch.run(["--wal", str(wal), "--system-identifier=1", "--", NAME, str(target)]) == 200
     said = capfd.readouterr().err.splitlines()
     assert said[0].startswith(f'polarvault: error: "{wal / NAME}" is of the cluster')
     assert said[1].startswith("polarvault: hint: ")
@@ -352,10 +352,10 @@ def test_the_exit_status_is_what_the_server_understands(
 def test_a_command_line_that_is_wrong_stops_the_recovery(
     arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert wal_fetch.run(arguments) == 126
+    assert wal_fetch.run(arguments) == 200
     assert says in capfd.readouterr().err
     # The same through click, which a caller that does not know the short cut takes.
-    assert run_program(["wal", "fetch", *arguments]) == 126
+    assert run_program(["wal", "fetch", *arguments]) == 200
     assert says in capfd.readouterr().err
 
 

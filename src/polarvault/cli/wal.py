@@ -33,7 +33,7 @@ def fetch(**_: object) -> None:
     Serves whole, compressed and partial segments, and history files. Whole wins over partial, and of partial ones
     the longest valid content. A segment gets its full size; what is missing is a hole.
 
-    Exit status: 0, the file is there; 1, it is in no directory, and nothing is said; 126, something is wrong
+    Exit status: 0, the file is there; 1, it is in no directory, and nothing is said; 200, something is wrong
     (a directory cannot be read or is empty, a file is damaged or of another cluster, the disk is full): the server
     ends the recovery instead of taking it for the end of the WAL.
     """

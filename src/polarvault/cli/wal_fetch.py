@@ -1,8 +1,9 @@
 """`polarvault wal fetch`, a restore_command: parses by hand, because click takes longer to import than the fetch.
 
 Exit statuses are what the server understands (server: access/transam/xlogarchive.c): 0 here it is; 1 it is not there,
-and nothing is said about it; above 125 the recovery must not go on. SIGTERM keeps its default action: the server knows
-a restore_command that dies of it as part of its own shutdown.
+and nothing is said about it; above 125 the recovery must not go on (of these the server reads 126 and 127 as a program
+that the shell cannot run). SIGTERM keeps its default action: the server knows a restore_command that dies of it as part
+of its own shutdown.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from polarvault.cli.messages import say_error, say_warning
 from polarvault.errors import PolarvaultError, UsageError
 from polarvault.walarchive.fetch import DEFAULT_GRACE_S, Fetcher
 
-SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 126, 130
+SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 200, 130
 # Option: metavar and help; None: a flag. The click command of the same name shows them.
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "--wal": ("DIR", "A WAL directory; repeat it for more, which are searched in this order."),

@@ -30,7 +30,7 @@ def restore_command(
     # A percent sign is the server's; two are one (manual, restore_command).
     command = shlex.join(words).replace("%", "%%")
     # Python's own status for a file it cannot open is 2, which the server takes for the end of the WAL.
-    guard = f"test -r {shlex.quote(program)} || exit 126".replace("%", "%%")
+    guard = f"test -r {shlex.quote(program)} || exit 200".replace("%", "%%")
     return f'{guard}; exec {command} %f "%p"'
 
 
