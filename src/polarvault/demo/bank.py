@@ -73,6 +73,18 @@ def last_event(server: Queries) -> int:
     return int(server.query("SELECT coalesce(max(id), 0) FROM events")[0][0])
 
 
+def digest(server: Queries, table: str) -> tuple[int, str]:
+    """Return the number of rows of a table, and a hash of them all."""
+    ((rows, content),) = server.query(_DIGEST.format(table))
+    return int(rows), str(content)
+
+
+def make_a_mistake(server: Queries) -> None:
+    """Do what nobody wanted to do: lose half of the accounts, and the balances of the others."""
+    server.query("DELETE FROM accounts WHERE id % 2 = 0")
+    server.query("UPDATE accounts SET balance = 0")
+
+
 def compare_banks(source: Queries, restored: Queries) -> list[Comparison]:
     """Compare a copy with its source, which may have gone on since."""
     last = last_event(restored)

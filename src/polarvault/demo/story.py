@@ -1,4 +1,5 @@
-"""The story of one backup: start a server, fill it, back it up while it is written to, restore, compare.
+"""The story of one backup: start a server, fill it, back it up while it is written to, restore, compare; then make a
+mistake, and go back to the moment before it.
 
 Start reading at `tell_story`. Everything lies in one temporary directory; leaving the story, by its end, by an error
 or by a signal (which the command line turns into an exception), stops both servers and removes the directory.
@@ -9,20 +10,26 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from polarvault.demo.account import ServerAccount, server_account
-from polarvault.demo.bank import Writer, compare_banks, create_bank, last_event
+from polarvault.demo.bank import Writer, compare_banks, create_bank, digest, last_event, make_a_mistake
 from polarvault.demo.narrator import Narrator
 from polarvault.demo.programs import Installation, load_installation, packaged_bindir, reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer, free_port
 from polarvault.demo.shared_storage import create_on_shared_storage
 from polarvault.errors import IntegrityError, StartFailed, UsageError
+from polarvault.model.lsn import Lsn
+from polarvault.walarchive.status import read_status
 
-_STEPS = 7
+_STEPS = 10
+_SLOT = "demo"
+_RESTORE_POINT = "before_the_mistake"
+_RECEIVE_TIMEOUT_S = 60.0
 # About 200 MB: enough that writes happen during the backup, little enough for two minutes on a small machine.
 _DOCUMENTS = 200_000
 
@@ -45,18 +52,24 @@ def tell_story(*, bindir: Path | None, on_shared_storage: bool, keep: bool) -> N
         # Restored settings still name the source's socket directory, so the copy's socket appears there too.
         restored = ThrowawayServer(stage.installation, source.directory, port=free_port())
         restored.data = stage.directory / "restored"
+        rewound = ThrowawayServer(stage.installation, source.directory, port=free_port())
+        rewound.data = stage.directory / "rewound"
         try:
             _start_source(stage, source)
             _fill(stage, source)
-            backup = _back_up_under_load(stage, source)
-            _restore(stage, backup, restored)
-            _compare(stage, source, restored)
-            _look_at(stage, restored)
+            with _receiving_wal(stage, source) as wal:
+                backup = _back_up_under_load(stage, source)
+                _restore(stage, backup, restored)
+                _compare(stage, source, restored)
+                _look_at(stage, restored)
+                before = _make_a_mistake(stage, source, wal)
+                _go_back(stage, backup, wal, rewound)
+                _compare_with_before(stage, rewound, before)
         finally:
-            for server in (restored, source):
+            for server in (rewound, restored, source):
                 server.stop("immediate")
         stage.narrator.step("the end")
-        stage.narrator.good(f"backed up, restored and compared in {stage.narrator.elapsed_s:.0f} seconds")
+        stage.narrator.good(f"backed up, restored, compared and rewound in {stage.narrator.elapsed_s:.0f} seconds")
 
 
 @contextmanager
@@ -134,6 +147,35 @@ def _back_up_under_load(stage: Stage, source: ThrowawayServer) -> Path:
     return backup
 
 
+@contextmanager
+def _receiving_wal(stage: Stage, source: ThrowawayServer) -> Iterator[Path]:
+    """Keep the source's WAL in a directory, as a service would, until the story ends."""
+    stage.narrator.step("keep its WAL, from now on")
+    wal = stage.account.make_directory(stage.directory / "wal")
+    connection = ["-h", str(source.directory), "-p", str(source.port), "-U", SUPERUSER]
+    _run_polarvault(stage, "receivewal", "--create-slot", "-S", _SLOT, *connection)
+    command = ["receivewal", "-D", str(wal), "-S", _SLOT, *connection]
+    stage.narrator.command(["polarvault", *command])
+    stage.narrator.say("it runs in the background until the end of the story")
+    with tempfile.TemporaryFile("w+") as said:
+        receiver = subprocess.Popen(
+            stage.account.polarvault(*command),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            cwd=stage.directory,
+            env=stage.account.environment(stage.directory),
+        )
+        try:
+            yield wal
+            if receiver.poll() is not None:
+                said.seek(0)
+                raise StartFailed("polarvault receivewal ended early", detail=said.read())
+        finally:
+            receiver.terminate()
+            receiver.wait()
+
+
 def _restore(stage: Stage, backup: Path, restored: ThrowawayServer) -> None:
     stage.narrator.step("restore it and start the copy")
     shared = ["--polardata", str(stage.directory / "restored-shared")] if stage.on_shared_storage else []
@@ -175,6 +217,52 @@ def _look_at(stage: Stage, restored: ThrowawayServer) -> None:
     stage.narrator.say(
         f"it accepts writes; in recovery: {'yes' if recovering else 'no'}; it is on timeline {timeline}{own}"
     )
+
+
+def _make_a_mistake(stage: Stage, source: ThrowawayServer, wal: Path) -> tuple[int, str]:
+    """Destroy data on the source; return what the accounts were before."""
+    stage.narrator.step("make a mistake")
+    before = digest(source, "accounts")
+    source.query(f"SELECT pg_create_restore_point('{_RESTORE_POINT}')")
+    make_a_mistake(source)
+    after = digest(source, "accounts")
+    stage.narrator.bad(f"accounts before: {before[0]} rows, hash {before[1]}; now: {after[0]} rows, hash {after[1]}")
+    ((written,),) = source.query("SELECT pg_current_wal_insert_lsn()")
+    deadline = time.monotonic() + _RECEIVE_TIMEOUT_S
+    while not (status := _received(wal)) or Lsn.parse(status["received_lsn"]) < Lsn.parse(written):
+        if time.monotonic() > deadline:
+            raise StartFailed(f"the WAL up to {written} was not received in {_RECEIVE_TIMEOUT_S:.0f} s")
+        # The source goes on meanwhile, as any server would: that flushes what it has written.
+        source.query("SELECT pg_logical_emit_message(true, 'demo', '')")
+        time.sleep(0.2)
+    stage.narrator.say(f"its WAL, the mistake included, has been received up to {status['received_lsn']}")
+    return before
+
+
+def _received(wal: Path) -> dict[str, str] | None:
+    try:
+        return read_status(str(wal))
+    except UsageError:
+        return None  # The receiver has only just been started.
+
+
+def _go_back(stage: Stage, backup: Path, wal: Path, rewound: ThrowawayServer) -> None:
+    stage.narrator.step("go back to the moment before it")
+    shared = ["--polardata", str(stage.directory / "rewound-shared")] if stage.on_shared_storage else []
+    _run_polarvault(
+        stage,
+        *("restore", str(backup), "-D", str(rewound.data), *shared, "--wal", str(wal)),
+        *("--target-name", _RESTORE_POINT, "--target-action", "promote"),
+        *("--port", str(rewound.port), "--bindir", str(stage.installation.bindir), "--start"),
+    )
+
+
+def _compare_with_before(stage: Stage, rewound: ThrowawayServer, before: tuple[int, str]) -> None:
+    after = digest(rewound, "accounts")
+    stage.narrator.say(f"accounts in the copy: {after[0]} rows, hash {after[1]}")
+    if after != before:
+        raise IntegrityError(f"the accounts are not those of before the mistake: {before[0]} rows, hash {before[1]}")
+    stage.narrator.good("every account is back, with the balance it had before the mistake")
 
 
 def _run_polarvault(stage: Stage, *arguments: str) -> None:
