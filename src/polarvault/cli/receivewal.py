@@ -93,8 +93,10 @@ def _request(options: dict[str, Any]) -> ReceiveRequest:
             text = options["endpos"]
             raise UsageError(f'could not parse end position "{text}"', hint="write it as 16/B374D848") from None
     interval = options["status_interval"]
-    if not interval.isdigit() or int(interval) > 2**31 // 1000:
+    if not interval.removeprefix("-").isdigit():
         raise UsageError(f'invalid value "{interval}" for option -s/--status-interval')
+    if not 0 <= int(interval) <= 2**31 // 1000:
+        raise UsageError("-s/--status-interval must be in range 0..2147483")
     compression = Compression.parse(options["compress"]) if options["compress"] is not None else Compression()
     check_compression(compression)
     return ReceiveRequest(
@@ -113,8 +115,13 @@ def _directory(path: str | None) -> str:
     if path is None:
         raise UsageError("no target directory specified", hint="give -D DIRECTORY")
     absolute = os.path.abspath(path)
-    if not os.path.isdir(absolute):
-        raise StorageFailed(f'could not open directory "{path}"', hint=f"create it: mkdir -p {path}")
+    try:
+        os.scandir(absolute).close()
+    except OSError as problem:
+        raise StorageFailed(
+            f'could not open directory "{path}": {problem.strerror}',
+            hint=f"create it: mkdir -p {path}" if isinstance(problem, FileNotFoundError) else None,
+        ) from problem
     return absolute
 
 

@@ -53,6 +53,9 @@ def receive_wal(request: ReceiveRequest, connector: Connector, reporter: Reporte
     receiver = _Receiver(request, connector, reporter, stop)
     try:
         receiver.run()
+    except PolarvaultError as problem:
+        receiver.state.failed(problem, time.time())
+        raise
     finally:
         receiver.close()
         lock.release()
