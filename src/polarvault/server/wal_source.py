@@ -218,8 +218,9 @@ class RawWalSource(RawConnection):
 
     def _wait(self, timeout_s: float) -> bool:
         """Tell whether there is something to read; False after the time, or when woken."""
+        # poll takes a negative time for "as long as it takes".
         descriptor = self._socket.fileno()
-        return any(ready == descriptor for ready, _ in self._arrival.poll(timeout_s * 1000))
+        return any(ready == descriptor for ready, _ in self._arrival.poll(max(0.0, timeout_s) * 1000))
 
 
 class LibpqWalSource:
@@ -291,7 +292,7 @@ class LibpqWalSource:
     def _wait(self, timeout_s: float) -> bool:
         descriptor = self._pgconn.socket
         poll = _poll_for(descriptor, self._wake)
-        return any(ready == descriptor for ready, _ in poll.poll(timeout_s * 1000))
+        return any(ready == descriptor for ready, _ in poll.poll(max(0.0, timeout_s) * 1000))
 
     def close(self) -> None:
         """There is nothing but the connection."""
