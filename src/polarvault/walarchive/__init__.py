@@ -1,5 +1,6 @@
-"""WAL outside of a server: directories as a source of segments, and `polarvault wal fetch`.
+"""WAL outside of a server: received into directories, and read back from them.
 
-Owns file names and their forms (whole, partial, compressed), and what of them is served to a recovery. What the WAL
-says is read in `wal`; when to recover and to where is decided in `restore`.
+`receive` starts the half that writes (`polarvault receivewal`); `directory` and `fetch` are the half that reads
+(`polarvault wal fetch` and everybody who needs archived WAL). Owns file names and their forms (whole, partial,
+compressed). What the WAL says is read in `wal`; when to recover and to where is decided in `restore`.
 """
