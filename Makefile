@@ -1,7 +1,7 @@
 # make test    all tests
 # make check   ruff, mypy --strict, import-linter
 # make demo    the story in two minutes on a throw-away PostgreSQL 18
-# make bench   side by side with pg_basebackup and pg_receivewal (and polar_basebackup when POLARDB_BIN is set)
+# make bench   side by side with pg_basebackup, pg_receivewal, pg_waldump (and polar_basebackup with POLARDB_BIN set)
 # make docs    reference pages from the program itself
 # Each does its own set-up: a virtual environment in .venv with what the target needs.
 # ARGS is handed on: make test ARGS='-k tar', make bench BENCH=basebackup ARGS='--runs 3 --only plain-disk'.
@@ -10,7 +10,7 @@
 .DEFAULT_GOAL := help
 
 VENV := .venv
-BENCH := basebackup receivewal
+BENCH := basebackup receivewal wal_reading
 BIN := $(VENV)/bin
 # The first Python on the PATH that is new enough; name another one with make PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

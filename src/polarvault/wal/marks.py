@@ -118,7 +118,7 @@ def is_prepared(rmgr: int, info: int) -> bool:
 def time_of(microseconds: int) -> datetime | None:
     """Convert a server timestamp; None for one outside Python's calendar, which only damage can cause."""
     try:
-        return _EPOCH + timedelta(microseconds=microseconds)
+        return _EPOCH + timedelta(0, 0, microseconds)
     except OverflowError:
         return None
 
@@ -296,9 +296,22 @@ class Marks(Sequence[WalMark]):
 
     def _decode(self, number: int) -> WalMark:
         first = number * _ENTRY_WORDS
-        lsn, end_lsn, _, xid, code, magic, at, length = self._words[first : first + _ENTRY_WORDS].tolist()
+        lsn, end_lsn, word, xid, code, magic, at, length = self._words[first : first + _ENTRY_WORDS].tolist()
+        kind = _plain_ends().get(code)
+        if kind is not None and word:
+            # Nearly all marks; this is three times as fast as looking into the body, which holds no more.
+            return WalMark(kind, Lsn(lsn), Lsn(end_lsn), xid, time_of(word))
         body = bytes(self._bodies[at : at + length])
         return MarkRecord(lsn, end_lsn, xid, code >> 8, code & 0xFF, magic, body).decode()
+
+
+@functools.cache
+def _plain_ends() -> dict[int, MarkKind]:
+    """Return the kinds of commits and aborts of transactions that were not prepared, by resource manager and info."""
+    codes = _codes_of(frozenset({MarkKind.COMMIT, MarkKind.ABORT}))
+    return {
+        code: TRANSACTION_KINDS[code & _TRANSACTION_MASK] for code in codes if not is_prepared(code >> 8, code & 0xFF)
+    }
 
 
 @functools.cache
