@@ -121,12 +121,9 @@ def write_sparsely(output: Output, views: Iterator[memoryview], *, most_bytes: i
 
 
 def _write_blocks(output: Output, content: bytes, offset: int) -> None:
-    if _ZERO_BLOCK not in content:
-        _write_at(output, content, offset)
-        return
     run = 0
     for start in range(0, len(content), _BLOCK_BYTES):
-        if content[start : start + _BLOCK_BYTES] == _ZERO_BLOCK:
+        if content.startswith(_ZERO_BLOCK, start):
             _write_at(output, content[run:start], offset + run)
             run = start + _BLOCK_BYTES
     _write_at(output, content[run:], offset + run)
