@@ -230,7 +230,9 @@ class LibpqWalSource:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._wake = wake
+        self._pause = _poll_for(wake)
         self._position = Lsn(0)
+        self._last_bytes = 0
 
     def start(self, command: str, position: Lsn) -> TimelineEnds | None:
         """Send START_REPLICATION."""
@@ -248,6 +250,9 @@ class LibpqWalSource:
         try:
             length, content = self._pgconn.get_copy_data(1)
             if length == 0 and self._wait(timeout_s):
+                if not eager and self._last_bytes < _PLENTY_BYTES:
+                    # As the raw way does: small messages gather while nobody looks.
+                    self._pause.poll(_GATHER_MS)
                 self._pgconn.consume_input()
                 length, content = self._pgconn.get_copy_data(1)
             while length > 0:
@@ -257,6 +262,7 @@ class LibpqWalSource:
                 length, content = self._pgconn.get_copy_data(1)
         except psycopg.Error:
             raise connection_lost(self._pgconn) from None
+        self._last_bytes = batch.size
         if length < 0 and not batch.size:
             return self._stream_ended()
         # An end that comes with WAL before it is seen again by the next call.
