@@ -16,7 +16,7 @@ from datetime import datetime
 from polarvault.model.lsn import Lsn
 from polarvault.restore.recovery_target import RecoveryTarget, TargetKind
 from polarvault.wal.records import Record, RecordReader
-from polarvault.wal.scan import MarkKind, WalMark
+from polarvault.wal.scan import MarkKind, Marks, WalMark
 
 _TRANSACTION_ENDS = (MarkKind.COMMIT, MarkKind.ABORT)
 WATCHED_KINDS = frozenset({*_TRANSACTION_ENDS, MarkKind.RESTORE_POINT, MarkKind.BACKUP_END})
@@ -78,6 +78,11 @@ class TargetSearch:
     restore_points: list[WalMark] = field(default_factory=list)
     repeated: list[WalMark] = field(default_factory=list)
     _at_target: WalMark | None = None
+
+    def take_scanned(self, marks: Marks) -> None:
+        """Look at the next marks of a scanner; most commits are passed over without being decoded."""
+        around = [lsn for lsn in (self.start_lsn, self.consistent_lsn, self.target.lsn) if lsn is not None]
+        self.take(marks.outline(WATCHED_KINDS, not_before=self.target.time, xid=self.target.xid, around=around))
 
     def take(self, marks: Iterable[WalMark]) -> None:
         """Look at the next marks."""

@@ -17,7 +17,7 @@ from polarvault.restore.model import Area, BackupSource, Inventory, Part
 from polarvault.restore.reachability import WalEnd
 from polarvault.restore.recovery_target import RecoveryTarget, TargetKind
 from polarvault.restore.routing import area_of
-from polarvault.restore.target_search import WATCHED_KINDS, RecordFinder, TargetSearch
+from polarvault.restore.target_search import RecordFinder, TargetSearch
 from polarvault.restore.tarstream import read_tar
 from polarvault.restore.wal_chain import BackupSpan, SegmentFile, WalChain
 from polarvault.wal.history import TimelineHistory
@@ -218,7 +218,7 @@ def _scan_file(
     position, end = int(file.segment.start), int(min(file.segment.end, chain.end))
     for whole in stock.read(file):
         view = whole[: end - position]
-        search.take(scanner.feed(view).select(WATCHED_KINDS))
+        search.take_scanned(scanner.feed(view))
         if finder is not None and search.stop is None:
             finder.feed(view, position)
             if finder.found is not None:

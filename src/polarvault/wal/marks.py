@@ -64,7 +64,7 @@ TIMED_KINDS = (MarkKind.COMMIT, MarkKind.ABORT, MarkKind.RESTORE_POINT, MarkKind
 
 ENTRY_BYTES = 64
 _ENTRY_WORDS = ENTRY_BYTES // 8
-_FIRST_WORD, _XID, _CODE = 2, 3, 4
+_LSN, _END_LSN, _FIRST_WORD, _XID, _CODE = range(5)
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _WAL_LEVELS = ("minimal", "replica", "logical")
@@ -291,6 +291,43 @@ class Marks(Sequence[WalMark]):
             numbers = [n for n in numbers if xids[n] == xid or is_prepared(codes[n] >> 8, codes[n] & 0xFF)]
         return [mark for mark in map(self._decode, numbers) if xid in (None, mark.xid)]
 
+    def outline(
+        self,
+        kinds: Iterable[MarkKind],
+        *,
+        not_before: datetime | None = None,
+        xid: int | None = None,
+        around: Iterable[int] = (),
+    ) -> list[WalMark]:
+        """Return the marks of some kinds, but of a run of commits and aborts only the first, the last and the latest.
+
+        Those that have the time or a later one, and those of the transaction, are all there. All marks are returned
+        when an LSN of `around` lies among them. To see which transactions there are takes a million of them 0.2 s, to
+        decode them 3 s.
+        """
+        if not len(self):
+            return []
+        first, last = self._words[_LSN], self._words[_END_LSN - _ENTRY_WORDS]
+        if any(first <= lsn <= last for lsn in around):
+            return self.select(kinds)
+        since = None if not_before is None else timestamp_of(not_before)
+        is_asked, is_plain_end = _codes_of(frozenset(kinds)), _plain_ends()
+        numbers: list[int] = []
+        run: _Run | None = None
+        columns = zip(self._column(_CODE), self._column(_FIRST_WORD), self._column(_XID), strict=True)
+        for number, (code, time, its_xid) in enumerate(columns):
+            if code not in is_asked:
+                continue
+            if code in is_plain_end and (since is None or time < since) and its_xid != xid:
+                run = run or _Run(number, number, number, time)
+                run.last = number
+                if time > run.latest_time:
+                    run.latest, run.latest_time = number, time
+                continue
+            numbers += [*(run.numbers() if run else ()), number]
+            run = None
+        return [self._decode(number) for number in [*numbers, *(run.numbers() if run else ())]]
+
     def _column(self, word: int) -> list[int]:
         return self._words[word::_ENTRY_WORDS].tolist()
 
@@ -303,6 +340,19 @@ class Marks(Sequence[WalMark]):
             return WalMark(kind, Lsn(lsn), Lsn(end_lsn), xid, time_of(word))
         body = bytes(self._bodies[at : at + length])
         return MarkRecord(lsn, end_lsn, xid, code >> 8, code & 0xFF, magic, body).decode()
+
+
+@dataclass(slots=True)
+class _Run:
+    """Marks of transactions, one after the other, by their numbers."""
+
+    first: int
+    last: int
+    latest: int
+    latest_time: int
+
+    def numbers(self) -> list[int]:
+        return sorted({self.first, self.last, self.latest})
 
 
 @functools.cache
