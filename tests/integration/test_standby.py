@@ -147,6 +147,21 @@ def test_another_cluster_and_another_version_are_refused(
     assert "PostgreSQL 18" in said
 
 
+def test_a_restored_primary_archives_only_where_it_was_told_to(
+    pg15: Cluster, workspace: Path, followers: Followers
+) -> None:
+    own = pg15.account.make_directory(workspace / "own_archive")
+    backup = back_up(pg15, workspace / "backup")
+    assert "--archive-command" in refused(pg15, backup, workspace, "--archive", "always")
+    assert "PolarDB" in refused(pg15, backup, workspace, "--hostid", "3")
+    options = ("--archive", "on", "--archive-command", f"cp %p {own}/%f")
+    server, result, _ = followers.make(pg15, backup, *options, role="primary")
+    assert result["follow"] is None
+    assert server.query("SHOW archive_mode") == [("on",)]
+    server.query("SELECT pg_switch_wal()")
+    wait_until(lambda: (own / "00000002.history").exists(), "it archives", timeout_s=60)
+
+
 def test_a_primary_that_does_not_let_us_in_says_what_to_change(make_cluster: MakeCluster, workspace: Path) -> None:
     primary = make_cluster(15, fill=False)
     backup = back_up(primary, workspace / "backup")
@@ -156,6 +171,15 @@ def test_a_primary_that_does_not_let_us_in_says_what_to_change(make_cluster: Mak
     primary.set_hba("host replication streamer 127.0.0.1/32 reject", auth="scram-sha-256")
     said = refused(primary, backup, workspace, "--primary-conninfo", primary.tcp_conninfo(user="streamer"))
     assert "host replication streamer 127.0.0.1/32 scram-sha-256" in said
+    hba = primary.data / "pg_hba.conf"
+    everything = hba.read_text()
+    hba.write_text("local all all trust\n")
+    primary.reload()
+    said = refused(primary, backup, workspace, "--primary-conninfo", primary.tcp_conninfo(user="streamer"))
+    assert "no pg_hba.conf entry for replication connection" in said
+    assert "host replication streamer 127.0.0.1/32 scram-sha-256" in said
+    hba.write_text(everything)
+    primary.reload()
     said = refused(primary, backup, workspace, "--primary-conninfo", primary.tcp_conninfo(password="wrong"))
     assert "password authentication failed" in said
     assert "wrong" not in said
@@ -215,13 +239,13 @@ def test_wal_that_the_primary_has_removed_is_missed_before_anything_is_written(
     said = refused(primary, backup, workspace, *conninfo)
     # Or the one after it, if the last in the backup is full: then the standby starts there.
     assert re.search(r"requested WAL segment [0-9A-F]{24} has already been removed", said)
-    assert "restore_command" in said
+    assert "--wal DIR" in said
     assert 'slot "late" is lost' in refused(primary, backup, workspace, *conninfo, "--slot", "late")
-    supply = ("--set", f'restore_command=cp {archive}/%f "%p"')
-    standby, result, said = followers.make(primary, backup, *conninfo, *supply)
-    assert "restore_command has to supply it" in said
-    assert result["follow"]["caught_up"] is True
-    assert standby.query("SHOW archive_mode") == [("off",)]
+    for supply in (("--wal", str(archive)), ("--set", f'restore_command=cp {archive}/%f "%p"')):
+        standby, result, said = followers.make(primary, backup, *conninfo, *supply)
+        assert "the WAL archive has to supply it" in said
+        assert result["follow"]["caught_up"] is True
+        assert standby.query("SHOW archive_mode") == [("off",)]
 
 
 @pytest.mark.parametrize("major", [15, 18])

@@ -112,6 +112,28 @@ def test_a_standby_on_storage_of_its_own_streams_archives_and_is_promoted(
     assert value(primary, "SELECT to_regclass('written_here')") is None
 
 
+def test_a_stranger_found_out_only_after_unpacking_costs_nothing(make_polardb: MakePolardb, workspace: Path) -> None:
+    ours, stranger = make_polardb(), make_polardb(fill=False)
+    # PolarDB's own compressed tar says nowhere but deep inside which cluster it is of.
+    backup = workspace / "backup"
+    ours.run(
+        "polar_basebackup", "-d", ours.conninfo(), "-c", "fast", "-N", "-D", str(backup), "-Ft", "-z",
+        "-X", "stream",
+    )  # fmt: skip
+    # The stranger is further, so that only its identifier gives it away.
+    for _ in range(3):
+        stranger.query("SELECT pg_switch_wal()")
+        stranger.query("SELECT pg_logical_emit_message(true, 'test', 'x')")
+    finished = run_polarvault(
+        "restore", backup, "-D", workspace / "r", "--as", "standby", *follow_options(stranger, "s1"), check=False
+    )
+    assert finished.returncode == 1
+    assert "another cluster" in finished.stderr
+    assert "has been removed" in finished.stderr
+    assert not (workspace / "r").exists()
+    assert stranger.slots() == []
+
+
 def test_a_standby_may_have_one_directory_and_come_from_a_standby(
     make_polardb: MakePolardb, workspace: Path, followers: Followers
 ) -> None:

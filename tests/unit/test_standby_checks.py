@@ -12,7 +12,7 @@ from polarvault.errors import ServerRefused, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.pgfiles.tar import MemberKind
-from polarvault.report.standby import FollowPrinter, format_lag
+from polarvault.report.standby import FollowPrinter
 from polarvault.restore.archiving import archive_settings, archive_warnings, check_archiving
 from polarvault.restore.follow import FollowState
 from polarvault.restore.follow_checks import (
@@ -25,6 +25,7 @@ from polarvault.restore.follow_checks import (
 from polarvault.restore.model import Archiving, Area, Layout, RestorePlan, RestoreRequest, Role
 from polarvault.restore.primary import Primary, SlotState
 from polarvault.restore.replica import LocalHalfRouter, check_replica_options, prove_storage
+from polarvault.restore.wal_chain import BackupSpan
 from polarvault.restore.walreceiver_log import diagnose
 from polarvault.server.identity import ServerIdentity
 from polarvault.wal.history import TimelineHistory
@@ -139,6 +140,14 @@ def test_a_lagging_standby_and_a_later_timeline_can_be_followed() -> None:
     newer = replace(plan(), label=replace(parse_backup_label(LABEL), timeline_id=3))
     with pytest.raises(ServerRefused, match="a promotion left it behind"):
         check_follows(newer, PRIMARY)
+
+
+def test_the_end_of_the_backup_decides_whether_a_promotion_came_too_early() -> None:
+    promoted = replace(identity(timeline_id=2), history=TimelineHistory.parse(b"1\t0/3000000\tx\n", 2))
+    span = BackupSpan("/b", Lsn(0x2000028), 1, Lsn(0x3000000), 1, 16 << 20)
+    check_follows(plan(), promoted, span)
+    with pytest.raises(ServerRefused, match="left timeline 1 at 0/3000000, but the backup reaches to 0/3000100"):
+        check_follows(plan(), promoted, replace(span, end_lsn=Lsn(0x3000100)))
 
 
 def test_streaming_starts_in_the_last_segment_that_the_backup_holds() -> None:
@@ -327,7 +336,6 @@ def test_progress_is_printed_when_the_state_changes() -> None:
     assert "caught up" in lines[1]
     assert (state.lag_bytes, state.lag_s) == (0x500000 - 0x200, 3.0)
     assert replace(state, replay_lsn=Lsn(0x500000)).lag_s == 0.0
-    assert [format_lag(size) for size in (12, 2048, 5 << 20, 3 << 30)] == ["12 bytes", "2.0 kB", "5.0 MB", "3.0 GB"]
 
 
 def test_storage_is_live_only_if_the_primary_s_slot_shows_in_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from polarvault.report.units import format_bytes
 from polarvault.restore.model import RestorePlan, Role
 
 if TYPE_CHECKING:
@@ -31,16 +32,8 @@ class FollowPrinter:
             return
         self._last, self._next_s = kind, time.monotonic() + _PRINT_EVERY_S
         source = f" from {state.sender}" if state.sender else ""
-        behind = "" if state.lag_bytes is None else f", {format_lag(state.lag_bytes)} behind"
+        behind = "" if state.lag_bytes is None else f", {format_bytes(state.lag_bytes)} behind"
         self._write(f"polarvault: {kind}{source}: replayed {state.replay_lsn or 'nothing yet'}{behind}")
-
-
-def format_lag(size: int) -> str:
-    """Return a lag in bytes as people read it."""
-    for unit, factor in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
 
 
 def primary_text(plan: RestorePlan) -> Iterator[str]:
@@ -100,7 +93,7 @@ def _lag(state: FollowState) -> str:
     if state.lag_bytes == 0:
         return "0 bytes, 0 s"
     since = "" if state.lag_s is None else f"; the last transaction replayed is {state.lag_s:.1f} s old"
-    return format_lag(state.lag_bytes) + since
+    return format_bytes(state.lag_bytes) + since
 
 
 def _slot(slot: SlotState | None, name: str | None) -> str:

@@ -17,6 +17,7 @@ import psycopg
 
 from polarvault.errors import PolarvaultError, StartFailed
 from polarvault.model.lsn import Lsn
+from polarvault.restore.follow_checks import supplies_wal
 from polarvault.restore.host import Account
 from polarvault.restore.model import Binaries, RestorePlan, Role
 from polarvault.restore.primary import SlotState, ask_slot, ask_slots, connector_to
@@ -192,7 +193,7 @@ class _Watch:
 
     def _raise_if_hopeless(self, *, late: bool) -> None:
         found = diagnose(self._log.text())
-        archive = any(name == "restore_command" for name, _ in self._plan.request.settings)
+        archive = supplies_wal(self._plan.request)
         # With an archive the standby takes turns: what the primary has removed may come from there.
         in_vain = found is not None and found.permanent and not (archive and "already been removed" in found.reason)
         if in_vain or late:

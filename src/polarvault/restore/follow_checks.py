@@ -17,6 +17,7 @@ from polarvault.restore.model import RestorePlan, RestoreRequest, Role
 
 if TYPE_CHECKING:
     from polarvault.restore.primary import Primary, SlotState
+    from polarvault.restore.wal_chain import BackupSpan
 
 _SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}\Z")
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -65,11 +66,14 @@ def last_held_segment(plan: RestorePlan, segment_size_bytes: int) -> WalSegment 
     return segment
 
 
-def check_follows(plan: RestorePlan, primary: Primary) -> list[str]:
-    """Raise ServerRefused when the backup could never follow the primary; return warnings."""
+def check_follows(plan: RestorePlan, primary: Primary, span: BackupSpan | None = None) -> list[str]:
+    """Raise ServerRefused when the backup could never follow the primary; return warnings.
+
+    span: the WAL that the backup needs, where that is known.
+    """
     _check_kind(plan, primary)
     check_system_identifier(primary, _system_identifier(plan))
-    _check_timeline(plan, primary)
+    _check_timeline(plan, primary, span)
     return [*_check_slot(plan, primary), *_password_warnings(primary)]
 
 
@@ -95,25 +99,30 @@ def _system_identifier(plan: RestorePlan) -> str | None:
     return None if claimed is None else str(claimed)
 
 
-def check_system_identifier(primary: Primary, expected: str | None) -> None:
-    """Raise ServerRefused when the primary belongs to another cluster."""
+def supplies_wal(request: RestoreRequest) -> bool:
+    """Tell whether WAL can come from elsewhere than the backup and the primary."""
+    return bool(request.recovery.wal_directories) or any(name == "restore_command" for name, _ in request.settings)
+
+
+def check_system_identifier(primary: Primary, expected: str | None, *, outcome: str = "nothing was written") -> None:
+    """Raise ServerRefused when the primary belongs to another cluster; outcome says what became of the restore."""
     found = primary.identity.system_identifier
     if expected is not None and expected != found:
         raise _refused(
             f"the primary belongs to another cluster: its system identifier is {found}, the backup's {expected}",
             "give the primary that the backup was taken from, or a backup of this one",
+            outcome,
         )
 
 
-def _check_timeline(plan: RestorePlan, primary: Primary) -> None:
-    control = plan.inventory.control
-    if plan.label is not None:
-        timeline, lsn = plan.label.timeline_id, plan.label.start_lsn
-    elif control is not None:
-        timeline, lsn = control.timeline_id, control.checkpoint_lsn
+def _check_timeline(plan: RestorePlan, primary: Primary, span: BackupSpan | None) -> None:
+    if span is not None:
+        # The backup is behind the primary's history only if its last byte is: the end counts, not the start.
+        timeline, end = span.end_timeline_id, max(span.start_lsn, span.end_lsn or _end_of_backup(plan) or Lsn(0))
+    elif plan.label is not None:
+        timeline, end = plan.label.timeline_id, max(plan.label.start_lsn, _end_of_backup(plan) or Lsn(0))
     else:
         return
-    end = max(lsn, _end_of_backup(plan) or lsn)
     theirs = primary.identity.timeline_id
     if theirs < timeline:
         raise _refused(
@@ -215,5 +224,5 @@ def _number(text: str) -> int:
     return int(text) if text.strip().isdigit() else 0
 
 
-def _refused(message: str, hint: str) -> ServerRefused:
-    return ServerRefused(f"{message}; nothing was written", hint=hint)
+def _refused(message: str, hint: str, outcome: str = "nothing was written") -> ServerRefused:
+    return ServerRefused(f"{message}; {outcome}", hint=hint)

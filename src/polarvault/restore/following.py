@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from polarvault.errors import ServerRefused
+from polarvault.errors import BackupUnusable, ServerRefused
 from polarvault.model.lsn import Lsn
-from polarvault.restore.follow_checks import application_name, check_follows, last_held_segment
+from polarvault.restore.backup_span import load_span
+from polarvault.restore.follow_checks import application_name, check_follows, last_held_segment, supplies_wal
 from polarvault.restore.held_wal import end_of_held_wal
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import RestorePlan, Role
 from polarvault.restore.plan import with_settings
 from polarvault.restore.primary import Primary, ask_primary, why_wal_is_missing
 from polarvault.restore.replica import check_replica, settle_replica
+from polarvault.restore.wal_chain import BackupSpan
 
 
 def settle_with_primary(plan: RestorePlan, host: Host, account: Account) -> RestorePlan:
@@ -28,7 +30,7 @@ def settle_with_primary(plan: RestorePlan, host: Host, account: Account) -> Rest
     if is_replica:
         warnings = check_replica(plan, primary, host)
     else:
-        warnings = check_follows(plan, primary)
+        warnings = check_follows(plan, primary, _span(plan))
         warnings += _check_wal(plan, primary)
     plan = replace(
         plan,
@@ -37,6 +39,16 @@ def settle_with_primary(plan: RestorePlan, host: Host, account: Account) -> Rest
         follow_warnings=tuple(warnings),
     )
     return settle_replica(plan, host, account) if is_replica else with_settings(plan, host, account)
+
+
+def _span(plan: RestorePlan) -> BackupSpan | None:
+    try:
+        return load_span(plan, plan.request.recovery.wal_directories)
+    except BackupUnusable:
+        if plan.inventory.control is not None:
+            raise
+        # A compressed tar was not read to its end, and what is known before has to do.
+        return None
 
 
 def _check_wal(plan: RestorePlan, primary: Primary) -> list[str]:
@@ -55,11 +67,11 @@ def _check_wal(plan: RestorePlan, primary: Primary) -> list[str]:
         lsn, refusal = segment.end, _refusal(plan, primary, segment.end)
         if refusal is None:
             return []
-    if any(name == "restore_command" for name, _ in plan.request.settings):
-        return [f"the primary no longer has the WAL from {lsn} ({refusal}): restore_command has to supply it"]
+    if supplies_wal(plan.request):
+        return [f"the primary no longer has the WAL from {lsn} ({refusal}): the WAL archive has to supply it"]
     raise ServerRefused(
         f"the primary no longer has the WAL that follows the backup, from {lsn}: {refusal}; nothing was written",
-        hint="take a new backup, or name a WAL archive that has it: --set restore_command='cp ARCHIVE/%f \"%p\"'",
+        hint="take a new backup, or name a directory that has the WAL: --wal DIR",
     )
 
 

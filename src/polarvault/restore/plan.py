@@ -76,7 +76,8 @@ def settle_plan(
     """Complete a plan that was made without reading a compressed tar to its end, from what was unpacked since."""
     control = parse_control(found[Area.SHARED, CONTROL_NAME])
     if plan.primary is not None:
-        check_system_identifier(plan.primary, str(control.system_identifier))
+        found_in_tar = str(control.system_identifier)
+        check_system_identifier(plan.primary, found_in_tar, outcome="what was restored so far has been removed")
     inventory = replace(plan.inventory, control=control, files={**plan.inventory.files, **found})
     label = _label(inventory, plan.source)
     return with_settings(replace(plan, inventory=inventory, label=label), host, account)

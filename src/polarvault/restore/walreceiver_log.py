@@ -27,8 +27,8 @@ _HBA = re.compile(
 _RULES: tuple[tuple[str, str, bool], ...] = (
     (
         r"requested WAL segment \S+ has already been removed",
-        "the primary has removed WAL that this server needs: restore again with --set restore_command=... naming an "
-        "archive that has it, or take a new backup and restore it with --slot NAME --create-slot",
+        "the primary has removed WAL that this server needs: restore again with --wal DIR, a directory that "
+        "has it, or take a new backup and restore it with --slot NAME --create-slot",
         True,
     ),
     (
