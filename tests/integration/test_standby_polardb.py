@@ -165,7 +165,7 @@ def test_a_replica_is_made_of_the_local_half_alone_and_reads_what_the_primary_wr
         backup = two_halves(primary, workspace)
         if form == "lost":
             shutil.rmtree(workspace / "backup_shared")
-    # Newer than the backup, and older than the checkpoint from which the replica replays.
+    # Newer than the backup: its directory in the local half is made by the server.
     primary.query("CREATE DATABASE later")
     primary.query("CREATE TABLE in_later AS SELECT 42 AS n", dbname="later")
     primary.query("CHECKPOINT")

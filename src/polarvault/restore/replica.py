@@ -281,11 +281,13 @@ def begin_replica(plan: RestorePlan, account: Account, *, file_mode: int) -> Non
         raise storage_failed(problem, "write", plan.signal_path) from problem
 
 
-def finish_replica(plan: RestorePlan, account: Account, *, file_mode: int, directory_mode: int) -> list[str]:
-    """Make the laid-out local half a replica that starts; return warnings. On return everything is durable."""
+def finish_replica(plan: RestorePlan, account: Account, *, file_mode: int) -> list[str]:
+    """Make the laid-out local half a replica that starts; return warnings. On return everything is durable.
+
+    Directories of databases that are newer than the backup are made by the server at every start of a replica.
+    """
     local = plan.layout.local
     try:
-        _make_database_directories(plan, account, directory_mode)
         for path, content in plan.files.items():
             _write(path, content, account, file_mode)
     except OSError as problem:
@@ -295,22 +297,6 @@ def finish_replica(plan: RestorePlan, account: Account, *, file_mode: int, direc
         fsync_tree(local)
     _put_version_in_place(plan)
     return warnings
-
-
-def _make_database_directories(plan: RestorePlan, account: Account, mode: int) -> None:
-    """Make the empty directory that the local half needs for each database, also for those newer than the backup.
-
-    Without it "database does not exist" although the storage holds it (facts 2.1): a replica replays from the last
-    checkpoint only, and never sees an older CREATE DATABASE.
-    """
-    assert plan.live_datadir is not None
-    base = os.path.join(storage_directory(plan.live_datadir), "base")
-    for name in os.listdir(base) if os.path.isdir(base) else []:
-        path = os.path.join(plan.layout.local, "base", name)
-        if name.isdigit() and not os.path.isdir(path):
-            os.makedirs(path, mode)
-            if os.geteuid() == 0:
-                os.chown(path, account.uid, account.gid)
 
 
 def _check_settings(plan: RestorePlan, account: Account) -> list[str]:

@@ -140,7 +140,7 @@ def _write(plan: RestorePlan, host: Host, account: Account, progress: Progress) 
             begin_replica(plan, account, file_mode=laying.file_mode)
         laying.run()
         if is_replica:
-            return plan, finish_replica(plan, account, **modes)
+            return plan, finish_replica(plan, account, file_mode=laying.file_mode)
         if plan.inventory.control is None:
             plan = settle_plan(plan, _unpacked(plan), host, account)
         return plan, finish(plan, account, **modes)
