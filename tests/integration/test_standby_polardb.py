@@ -212,11 +212,16 @@ def test_the_restore_of_a_replica_writes_nothing_to_the_storage(make_polardb: Ma
     )  # fmt: skip
     assert "start it with" in finished.stdout
     assert (workspace / "replica" / "replica.signal").exists()
-    assert (workspace / "replica" / "PG_VERSION").exists()
-    assert not (workspace / "replica" / "PG_VERSION.polarvault").exists()
+    assert not list((workspace / "replica").glob("*.polarvault"))
     assert storage_listing(primary.shared) == before
-    control = primary.run("pg_controldata", "-D", str(primary.data)).stdout
-    assert "in production" in control
+    # Half restored, even without the signal file, it is nothing that a server starts from.
+    local = workspace / "replica"
+    (local / "postgresql.conf").rename(local / "postgresql.conf.polarvault")
+    (local / "replica.signal").unlink()
+    started = primary.run("postgres", "-D", str(local), check=False, timeout_s=60)
+    assert started.returncode != 0
+    assert "postgresql.conf" in started.stderr
+    assert storage_listing(primary.shared) == before
 
 
 def test_a_replica_that_could_harm_or_never_work_is_refused(
@@ -249,6 +254,13 @@ def test_a_replica_that_could_harm_or_never_work_is_refused(
     finished = run_polarvault("restore", backup, "-D", used, "--as", "replica", *own, check=False)
     assert "not empty" in finished.stderr
     assert [path.name for path in used.iterdir()] == ["precious"]
+    late = run_polarvault(
+        "restore", backup, "-D", workspace / "late", "--as", "replica", *own, "--bindir", primary.installation.bindir,
+        # Only the server itself finds out, when everything else is in place.
+        "--set", "shared_buffers=nonsense", check=False,
+    )  # fmt: skip
+    assert late.returncode == 4, late.stderr
+    assert not (workspace / "late").exists()
     inside = run_polarvault("restore", backup, "-D", primary.shared / "r", "--as", "replica", *own, check=False)
     assert "inside one another" in inside.stderr
     assert primary.slots() == []

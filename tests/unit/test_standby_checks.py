@@ -245,9 +245,10 @@ def test_what_a_replica_lacks_or_cannot_have_is_refused(more: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("area", "name", "expected"),
     [
-        (Area.LOCAL, "postgresql.conf", "/r/postgresql.conf"),
-        # No server starts without PG_VERSION, so it is put in place last.
-        (Area.LOCAL, "PG_VERSION", "/r/PG_VERSION.polarvault"),
+        (Area.LOCAL, "pg_hba.conf", "/r/pg_hba.conf"),
+        (Area.LOCAL, "PG_VERSION", "/r/PG_VERSION"),
+        # No server starts without it, so it is put in place last.
+        (Area.LOCAL, "postgresql.conf", None),
         (Area.LOCAL, "base/5/PG_VERSION", "/r/base/5/PG_VERSION"),
         (Area.LOCAL, "backup_label", None),
         (Area.LOCAL, "standby.signal", None),

@@ -81,13 +81,17 @@ def run_program(
     )
 
 
-def ask_setting(binaries: Binaries, directory: str, name: str, account: Account) -> str:
+def ask_setting(
+    binaries: Binaries, directory: str, name: str, account: Account, *, config_file: str | None = None
+) -> str:
     """Return what `postgres -C name -D directory` says: the value that a start would use, nothing being started.
 
-    Raises ProgramFailed with the server's own words when it cannot read its settings.
+    config_file stands in for postgresql.conf. Raises ProgramFailed with the server's own words when it cannot read its
+    settings.
     """
     # -C has to come first: only then does postgres accept being asked by root.
-    outcome = run_program([binaries.program("postgres"), "-C", name, "-D", directory], account)
+    instead = ["-c", f"config_file={config_file}"] if config_file else []
+    outcome = run_program([binaries.program("postgres"), "-C", name, "-D", directory, *instead], account)
     if outcome.returncode != 0:
         raise ProgramFailed(
             f"postgres -C {name} -D {directory} failed: {outcome.stderr.strip() or 'no message'}",

@@ -3,8 +3,9 @@
 Facts 5.1 and 6.3, measured on PolarDB 15.8: a copy of a local half becomes a replica once backup_label and
 restore_command are gone (with them the server PANICs, because it may not write to the shared storage) and
 replica.signal is there. Without replica.signal the same copy starts as a second writer on live storage and destroys
-data; nothing locks it. Hence the order here: replica.signal is written before any other file, and PG_VERSION, without
-which no server starts, is put in place last. Nothing is ever written to the storage.
+data; nothing locks it. Hence the order here: replica.signal is written before any other file, and postgresql.conf,
+without which no server starts, is put in place last (PG_VERSION would not do: PolarDB starts without it). Nothing is
+ever written to the storage.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from polarvault.errors import BackupUnusable, IntegrityError, ServerRefused, StartFailed, StorageFailed, UsageError
-from polarvault.pgconf.configuration import Configuration, MemoryReader
+from polarvault.pgconf.configuration import MAIN_FILE, Configuration, MemoryReader
 from polarvault.pgfiles.control import parse_control
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.polardb.settings import (
@@ -50,8 +52,7 @@ from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, w
 if TYPE_CHECKING:
     from polarvault.restore.primary import Primary
 
-VERSION_NAME = "PG_VERSION"
-_VERSION_WAITING_NAME = "PG_VERSION.polarvault"
+_WAITING_SUFFIX = ".polarvault"
 # What decides whose storage is opened, and what a replica dies of.
 _NOT_TO_BE_SET = (DATADIR, SHARED_STORAGE_MODE, "restore_command", "archive_mode", "primary_slot_name")
 _RELATION = re.compile(r"base/\d+/\d+\Z")
@@ -63,10 +64,9 @@ class LocalHalfRouter(Router):
     def path(self, area: Area, name: str, kind: MemberKind, oid: int = 0) -> str | None:
         """Return the target path of a member, or None when it stays behind."""
         area, name = area_of(area, name)
-        if area is not Area.LOCAL or name == "backup_label":
+        # postgresql.conf is written at the end, edited.
+        if area is not Area.LOCAL or name in ("backup_label", MAIN_FILE):
             return None
-        if name == VERSION_NAME:
-            return os.path.join(self.layout.local, _VERSION_WAITING_NAME)
         # Spelled out: super() without arguments fails in a dataclass with slots.
         return Router.path(self, area, name, kind, oid)
 
@@ -274,9 +274,9 @@ def prove_storage(plan: RestorePlan) -> None:
 
 
 def begin_replica(plan: RestorePlan, account: Account, *, file_mode: int) -> None:
-    """Write replica.signal, before anything that a server could start from."""
+    """Write replica.signal, before anything that a server could start from; durable on return."""
     try:
-        _write(plan.signal_path, b"", account, file_mode)
+        _write(plan.signal_path, b"", account, file_mode, sync=plan.request.sync)
     except OSError as problem:
         raise storage_failed(problem, "write", plan.signal_path) from problem
 
@@ -289,21 +289,34 @@ def finish_replica(plan: RestorePlan, account: Account, *, file_mode: int) -> li
     local = plan.layout.local
     try:
         for path, content in plan.files.items():
-            _write(path, content, account, file_mode)
+            waiting = _WAITING_SUFFIX if path == _main_path(plan) else ""
+            _write(path + waiting, content, account, file_mode)
     except OSError as problem:
         raise storage_failed(problem, "complete", local) from problem
     warnings = _check_settings(plan, account)
     if plan.request.sync:
         fsync_tree(local)
-    _put_version_in_place(plan)
+    _put_settings_in_place(plan)
     return warnings
+
+
+def disarm(plan: RestorePlan) -> None:
+    """Take postgresql.conf away, before an undo removes replica.signal in whatever order."""
+    with suppress(OSError):
+        os.unlink(_main_path(plan))
+
+
+def _main_path(plan: RestorePlan) -> str:
+    return os.path.join(plan.layout.local, MAIN_FILE)
 
 
 def _check_settings(plan: RestorePlan, account: Account) -> list[str]:
     """Prove that a start would be a replica on the primary's storage, by our and the server's reading of the files."""
     local, datadir = plan.layout.local, plan.live_datadir
     expected = {DATADIR: datadir, SHARED_STORAGE_MODE: "on", "archive_mode": "off"}
-    files = Configuration(local, Host())
+    main_path = _main_path(plan)
+    reader = MemoryReader({main_path: plan.files[main_path]}, fallback=Host(), is_ours=lambda path: path == main_path)
+    files = Configuration(local, reader)
     for name, value in expected.items():
         if files.value(name) != value and not (value == "on" and is_true(files.value(name))):
             raise _wrong_setting(name, files.value(name), value)
@@ -312,7 +325,7 @@ def _check_settings(plan: RestorePlan, account: Account) -> list[str]:
     if plan.binaries is None:
         return ["no fitting server programs were found, so `postgres -C` could not confirm the settings"]
     for name, value in {**expected, "restore_command": ""}.items():
-        found = ask_setting(plan.binaries, local, name, account)
+        found = ask_setting(plan.binaries, local, name, account, config_file=main_path + _WAITING_SUFFIX)
         if found != value:
             raise _wrong_setting(name, found, value)
     return []
@@ -325,9 +338,9 @@ def _wrong_setting(name: str, found: str | None, expected: str | None) -> StartF
     )
 
 
-def _put_version_in_place(plan: RestorePlan) -> None:
-    waiting = os.path.join(plan.layout.local, _VERSION_WAITING_NAME)
-    final = os.path.join(plan.layout.local, VERSION_NAME)
+def _put_settings_in_place(plan: RestorePlan) -> None:
+    final = _main_path(plan)
+    waiting = final + _WAITING_SUFFIX
     try:
         os.rename(waiting, final)
     except OSError as problem:
@@ -336,9 +349,9 @@ def _put_version_in_place(plan: RestorePlan) -> None:
         fsync_parent(final)
 
 
-def _write(path: str, content: bytes, account: Account, mode: int) -> None:
-    # Not synced one by one: fsync_tree does all of them at the end.
-    write_durably(path, content, mode=mode, sync=False)
+def _write(path: str, content: bytes, account: Account, mode: int, *, sync: bool = False) -> None:
+    # Settings are not synced one by one: fsync_tree does all of them at the end.
+    write_durably(path, content, mode=mode, sync=sync)
     if os.geteuid() == 0:
         os.chown(path, account.uid, account.gid)
 

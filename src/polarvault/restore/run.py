@@ -18,7 +18,14 @@ from polarvault.restore.model import CONTROL_NAME, CONTROL_WAITING_NAME, Area, R
 from polarvault.restore.places import check_space
 from polarvault.restore.plan import missing_wal, plan_restore, settle_plan, with_settings
 from polarvault.restore.recovery import backups_in, check_recovery_request, choose_backup, plan_recovery
-from polarvault.restore.replica import LocalHalfRouter, begin_replica, finish_replica, plan_replica, prove_storage
+from polarvault.restore.replica import (
+    LocalHalfRouter,
+    begin_replica,
+    disarm,
+    finish_replica,
+    plan_replica,
+    prove_storage,
+)
 from polarvault.restore.routing import Router
 from polarvault.restore.source import find_backup
 from polarvault.restore.start import StartedServer, start_server
@@ -145,12 +152,18 @@ def _write(plan: RestorePlan, host: Host, account: Account, progress: Progress) 
             plan = settle_plan(plan, _unpacked(plan), host, account)
         return plan, finish(plan, account, **modes)
     except KeyboardInterrupt:
-        targets.undo()
+        _undo(plan, targets)
         raise Interrupted("interrupted; what was restored so far has been removed") from None
     except BaseException:
         # A half restore must not look like a whole one.
-        targets.undo()
+        _undo(plan, targets)
         raise
+
+
+def _undo(plan: RestorePlan, targets: Targets) -> None:
+    if plan.request.role is Role.REPLICA:
+        disarm(plan)
+    targets.undo()
 
 
 def _check_startable(plan: RestorePlan) -> None:
