@@ -255,7 +255,7 @@ def test_a_directory_that_is_not_mounted_stops_the_recovery_and_no_row_is_lost(
 ) -> None:
     cluster, data, received = ready
     received.rename(workspace / "elsewhere")
-    said = refused(lambda: start_restored(15, data, settings=recovery_settings(received)))
+    said = refused(lambda: start_restored(15, data, settings=recovery_settings(received, refuse_empty=True)))
     assert f'polarvault: error: WAL directory "{received}" cannot be read: No such file or directory' in said
     assert "FATAL:  could not restore file" in said
     assert "exit code 200" in said

@@ -171,12 +171,12 @@ def test_a_directory_that_cannot_be_asked_is_not_the_end_of_the_wal(wal: Path, t
         fetcher(wal / NAME).fetch(NAME, str(target))
 
 
-def test_an_empty_directory_is_taken_for_one_that_is_not_mounted(target: Path, tmp_path: Path) -> None:
+def test_an_empty_directory_can_be_taken_for_one_that_is_not_mounted(target: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(StorageFailed, match=f'WAL directory "{empty}" is empty, so "{NAME}" may be missing'):
-        fetcher(empty).fetch(NAME, str(target))
-    assert not fetcher(empty, allow_empty=True).fetch(NAME, str(target))
+        fetcher(empty, refuse_empty=True).fetch(NAME, str(target))
+    assert not fetcher(empty).fetch(NAME, str(target))
 
 
 def test_a_segment_of_another_cluster_is_refused(wal: Path, target: Path) -> None:

@@ -34,8 +34,8 @@ def fetch(**_: object) -> None:
     the longest valid content. A segment gets its full size; what is missing is a hole.
 
     Exit status: 0, the file is there; 1, it is in no directory, and nothing is said; 200, something is wrong
-    (a directory cannot be read or is empty, a file is damaged or of another cluster, the disk is full): the server
-    ends the recovery instead of taking it for the end of the WAL.
+    (a directory cannot be read, a file is damaged or of another cluster, the disk is full): the server ends the
+    recovery instead of taking it for the end of the WAL.
     """
     raise AssertionError("the command's own parser has run it")
 

@@ -19,7 +19,7 @@ SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 200, 130
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "--wal": ("DIR", "A WAL directory; repeat it for more, which are searched in this order."),
     "--system-identifier": ("N", "Refuse WAL of any other cluster (pg_controldata shows a cluster's identifier)."),
-    "--allow-empty": (None, "Take an empty directory for an archive without WAL, not for one that is not mounted."),
+    "--refuse-empty": (None, "Take an empty directory for one that is not mounted, not for an archive without WAL."),
     "--grace": (
         "SECONDS",
         f"How long to wait for a file that is too short and does not grow.  [default: {DEFAULT_GRACE_S:g}]",
@@ -74,7 +74,7 @@ def _fetch(arguments: list[str]) -> int:
     fetcher = Fetcher(
         directories,
         system_identifier=_number("--system-identifier", values),
-        allow_empty="--allow-empty" in values,
+        refuse_empty="--refuse-empty" in values,
         grace_s=DEFAULT_GRACE_S if (grace := _number("--grace", values)) is None else grace,
         warn=say_warning,
     )

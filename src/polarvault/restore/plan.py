@@ -252,8 +252,12 @@ def _restore_command(plan: RestorePlan) -> str | None:
         return None
     if request.recovery.wal_directories and request.role is not Role.REPLICA:
         control = plan.inventory.control
+        directories = request.recovery.wal_directories
         return restore_command(
-            request.recovery.wal_directories, system_identifier=control.system_identifier if control else None
+            directories,
+            system_identifier=control.system_identifier if control else None,
+            # What holds WAL now and is empty later is a file system that is not mounted any more.
+            refuse_empty=all(os.listdir(directory) for directory in directories),
         )
     return NO_ARCHIVE_COMMAND if request.role is Role.PRIMARY else None
 

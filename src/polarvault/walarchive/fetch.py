@@ -45,9 +45,9 @@ _MOST_LOOKS = 20
 class Fetcher:
     """Serves the requests of one recovery.
 
-    system_identifier: of the cluster that is recovered; None: not checked. allow_empty: a directory without any entry
-    means that there is no WAL yet, instead of a file system that is not mounted. warn is called with a line about each
-    damaged file for which another directory has a good one.
+    system_identifier: of the cluster that is recovered; None: not checked. refuse_empty: a directory without any entry
+    means that its file system is not mounted, instead of that there is no WAL yet. warn is called with a line about
+    each damaged file for which another directory has a good one.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Fetcher:
         directories: Sequence[str],
         *,
         system_identifier: int | None = None,
-        allow_empty: bool = False,
+        refuse_empty: bool = False,
         grace_s: float = DEFAULT_GRACE_S,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._directories = tuple(directories)
         self._system_identifier = system_identifier
-        self._allow_empty = allow_empty
+        self._refuse_empty = refuse_empty
         self._grace_s = grace_s
         self._warn = warn
 
@@ -111,10 +111,10 @@ class Fetcher:
         if best is not None:
             self._serve(best, target)
             return True
-        if has_empty is not None and not self._allow_empty:
+        if has_empty is not None and self._refuse_empty:
             raise StorageFailed(
                 f'WAL directory "{has_empty}" is empty, so "{name}" may be missing rather than not written yet',
-                hint="mount its file system, or add --allow-empty if nothing has been archived so far",
+                hint="mount its file system, or leave --refuse-empty out if nothing has been archived so far",
             )
         return False
 

@@ -11,7 +11,7 @@ import polarvault
 
 
 def restore_command(
-    directories: Sequence[str], *, system_identifier: int | None = None, allow_empty: bool = False
+    directories: Sequence[str], *, system_identifier: int | None = None, refuse_empty: bool = False
 ) -> str:
     """Return the value of restore_command; what writes it into postgresql.conf has yet to quote it as a value.
 
@@ -25,8 +25,8 @@ def restore_command(
         words += ["--wal", os.path.abspath(directory)]
     if system_identifier is not None:
         words += ["--system-identifier", str(system_identifier)]
-    if allow_empty:
-        words.append("--allow-empty")
+    if refuse_empty:
+        words.append("--refuse-empty")
     # A percent sign is the server's; two are one (manual, restore_command).
     command = shlex.join(words).replace("%", "%%")
     # Python's own status for a file it cannot open is 2, which the server takes for the end of the WAL.
