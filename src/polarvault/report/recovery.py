@@ -132,7 +132,7 @@ def outcome_text(plan: RestorePlan, outcome: RecoveryOutcome, connect: str | Non
         yield "the server is paused and read-only: look at the data, then"
         yield f"  to promote it     {connect} -c 'SELECT pg_wal_replay_resume()'"
         if name is not None and recovery.target.kind is not TargetKind.IMMEDIATE:
-            yield f'  to go on          {later} restart -o "-c {name}=LATER_TARGET"'
+            yield f'  to go on          {later} restart -o "-c {name}=LATER"'
         elif name is not None:
             yield f'  to go on          {later} restart -o "-c recovery_target= -c recovery_target_time=LATER"'
     else:

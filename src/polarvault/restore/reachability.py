@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 
 from polarvault.errors import TargetUnreachable, WalGap
 from polarvault.model.lsn import Lsn
@@ -151,11 +151,12 @@ def check_stop(span: BackupSpan, chain: WalChain, search: TargetSearch, end: Wal
         return
     if target.kind is TargetKind.IMMEDIATE:
         return
-    if target.time and span.start_time and target.time < span.start_time:
+    if _is_before_backup(span, search):
         # The server would go on to the backup's end without a word if nothing was committed since, and show a later
         # state than the one that was asked for.
         raise TargetUnreachable(
-            f'{target} lies before the backup "{span.path}", which began at {show_time(span.start_time, zone)}',
+            f'{target} lies before the backup "{span.path}", which began at {show_time(span.start_time, zone)}, and no '
+            "transaction shows what the data were then",
             detail=describe_reachable(seen, zone),
             hint=_OLDER_BACKUP,
         )
@@ -170,6 +171,16 @@ def check_stop(span: BackupSpan, chain: WalChain, search: TargetSearch, end: Wal
             detail=describe_reachable(seen, zone),
             hint=_OLDER_BACKUP,
         )
+
+
+def _is_before_backup(span: BackupSpan, search: TargetSearch) -> bool:
+    """Tell whether a time lies before the backup although recovery would stop only after its end."""
+    time = search.target.time
+    # A transaction that is applied ended at the target at the latest, and after the backup began.
+    if time is None or span.start_time is None or search.last_transaction is not None:
+        return False
+    # Start times are whole seconds, cut off.
+    return time < span.start_time + timedelta(seconds=1)
 
 
 def describe_record(stop: StopPoint, zone: tzinfo | None) -> str:

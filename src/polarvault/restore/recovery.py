@@ -16,6 +16,7 @@ from polarvault.errors import (
 )
 from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.restore.backup_span import load_span
+from polarvault.restore.host import Account
 from polarvault.restore.inventory import take_inventory
 from polarvault.restore.model import Archiving, BackupSource, RestorePlan, RestoreRequest, Role
 from polarvault.restore.reachability import (
@@ -29,7 +30,8 @@ from polarvault.restore.reachability import (
 from polarvault.restore.recovery_target import LATEST_TIMELINE, RecoveryRequest, TargetKind
 from polarvault.restore.source import find_backup
 from polarvault.restore.target_search import StopPoint, TargetSearch
-from polarvault.restore.wal_chain import BackupSpan, WalChain, choose_timeline, divergence, follow
+from polarvault.restore.wal_access import check_readable
+from polarvault.restore.wal_chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
 from polarvault.restore.wal_survey import (
     ScanProgress,
     WalStock,
@@ -73,22 +75,25 @@ def check_recovery_request(request: RestoreRequest) -> None:
         )
 
 
-def plan_recovery(plan: RestorePlan, progress: ScanProgress) -> RecoveryPlan:
-    """Decide how recovery goes; raise WalGap, TimelineDiverged or TargetUnreachable when it cannot reach the target."""
+def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -> RecoveryPlan:
+    """Decide how recovery goes; raise WalGap, TimelineDiverged or TargetUnreachable when it cannot reach the target.
+
+    account: the user that will run the server, who has to be able to read the WAL.
+    """
     request = plan.request.recovery
     if request.archive_is_unknown:
         return _unchecked(request)
     span = load_span(plan, request.wal_directories)
     stock = WalStock(plan.source, plan.inventory, request.wal_directories, span.segment_size_bytes)
-    histories = stock.histories()
+    histories, problems = stock.histories()
     history, warnings = choose_timeline(request.timeline, span, histories)
     warnings += [
-        f"there is WAL of timeline {timeline_id} but no history file of it, so it is not followed"
-        for timeline_id in stock.orphans()
-        if timeline_id > span.end_timeline_id
+        f"timeline {timeline_id} is not followed: {problem}"
+        for timeline_id, problem in sorted(problems.items())
+        if timeline_id > span.end_timeline_id and request.timeline == LATEST_TIMELINE
     ]
-    chain = follow(history, span, stock.files(span.start_segment.number))
-    chain = check_chain(stock, chain, _system_identifier(plan))
+    files = stock.files(span.start_segment.number)
+    chain = check_chain(stock, follow(history, span, files), _system_identifier(plan))
     search, end = _survey(stock, chain, span, request, progress)
     others = [t for t, h in sorted(histories.items()) if h != history and divergence(h, span) is None]
     seen = what_is_reachable(span, chain, search, end, others)
@@ -99,6 +104,9 @@ def plan_recovery(plan: RestorePlan, progress: ScanProgress) -> RecoveryPlan:
         consistent = check_consistency(span, chain, search, end, seen)
         stop = StopPoint(consistent, False, consistent, MarkKind.BACKUP_END)
     last = search.last_transaction if stop is not None else end.last_transaction
+    if stop is not None:
+        chain = settled_timeline(chain, span, histories, files, stop.applied_up_to)
+        history = chain.history
     zone = target.time.tzinfo if target.time else None
     made = RecoveryPlan(
         target=target,
@@ -114,6 +122,7 @@ def plan_recovery(plan: RestorePlan, progress: ScanProgress) -> RecoveryPlan:
         zone=zone,
     )
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
+    check_readable(plan, account, [file.path for file in needed if not file.in_backup])
     return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from polarvault.errors import StartFailed
+from polarvault.errors import IntegrityError, StartFailed
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.control import ClusterState, parse_control
@@ -163,8 +163,9 @@ class _Watcher:
         in_recovery = os.path.exists(self._plan.signal_path)
         if lsn is None and in_recovery and not self._log.paused:
             return None
-        stopped = self._log.stopped if self._log.paused or not in_recovery else None
-        return _Observed(in_recovery, self._log.paused, stopped.lsn if stopped else lsn, self._log.last_time)
+        if self._log.paused or not in_recovery:
+            return _Observed(in_recovery, self._log.paused, *_stop_in_log(self._plan, self._log))
+        return _Observed(in_recovery, False, lsn, None)
 
     def _finished(self, seen: _Observed) -> tuple[StartedServer, RecoveryOutcome]:
         import psycopg
@@ -222,8 +223,19 @@ def _shut_down(plan: RestorePlan, log: RecoveryLog, log_path: str) -> RecoveryOu
             hint=f"the restored files are left in place; the whole log: {log.path}",
             detail=log.end,
         )
-    lsn = stopped.lsn or control.minimum_recovery_lsn
-    return RecoveryOutcome(TargetAction.SHUTDOWN, lsn, log.last_time, stopped.text, control.timeline_id)
+    return RecoveryOutcome(TargetAction.SHUTDOWN, *_stop_in_log(plan, log), stopped.text, control.timeline_id)
+
+
+def _stop_in_log(plan: RestorePlan, log: RecoveryLog) -> tuple[Lsn | None, datetime | None]:
+    """Return LSN and time at which a server stopped that cannot be asked.
+
+    The log says that it stopped at its target, and rarely more; the plan knows which record that is.
+    """
+    assert plan.recovery is not None
+    stopped, last = log.stopped, plan.recovery.last_transaction
+    if stopped is None:
+        return None, log.last_time
+    return plan.recovery.end_lsn or stopped.lsn, log.last_time or (last.time if last else None)
 
 
 def _explained(problem: StartFailed, log: RecoveryLog) -> StartFailed:
@@ -240,7 +252,7 @@ def end_of_recovery(plan: RestorePlan, timeline_id: int) -> tuple[Lsn | None, st
     try:
         with open(path, "rb") as stream:
             history = TimelineHistory.parse(stream.read(), timeline_id)
-    except OSError:
+    except (OSError, IntegrityError):
         return None, None
     last = history.entries[-1]
     return last.switch_lsn, last.reason or None

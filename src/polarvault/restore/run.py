@@ -56,7 +56,14 @@ def prepare(
     With a recovery target request.backup can also be a directory of backups; scan_progress is called while WAL is read.
     """
     check_recovery_request(request)
-    if request.recovery.is_wanted and backups_in(request.backup):
+    backups = backups_in(request.backup)
+    if backups and not request.recovery.is_wanted:
+        raise BackupUnusable(
+            f'"{request.backup}" holds {len(backups)} backups and is none itself',
+            hint=f"name one of them, the newest is {backups[0]}; or a target, and the right one is chosen: --wal DIR "
+            "--target latest",
+        )
+    if backups:
         plan = choose_backup(request, lambda one: _plan_one(one, host, scan_progress))
     else:
         plan = _plan_one(request, host, scan_progress)
@@ -87,7 +94,7 @@ def _plan_one(request: RestoreRequest, host: Host, scan_progress: ScanProgress) 
     plan = plan_role(request, source, inventory, host, account)
     if request.role is not Role.PRIMARY or not request.recovery.is_wanted:
         return plan
-    return with_settings(replace(plan, recovery=plan_recovery(plan, scan_progress)), host, account)
+    return with_settings(replace(plan, recovery=plan_recovery(plan, account, scan_progress)), host, account)
 
 
 def restore_backup(

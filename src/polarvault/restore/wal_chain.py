@@ -165,6 +165,27 @@ def follow(history: TimelineHistory, span: BackupSpan, files: Mapping[tuple[int,
         number += 1
 
 
+def settled_timeline(
+    chain: WalChain,
+    span: BackupSpan,
+    histories: Mapping[int, TimelineHistory],
+    files: Mapping[tuple[int, int], SegmentFile],
+    stop_lsn: Lsn,
+) -> WalChain:
+    """Return the chain of the timeline that recovery stops on, which may be an ancestor of the wanted one.
+
+    A server that follows timeline 3 and stops before 3 began writes a history file that says so, "3 until before 3
+    began": no tool and no server can follow that new timeline correctly. It must be told to follow the ancestor. Where
+    the ancestor's own last segment is not there the chain stays as it is.
+    """
+    timeline_id = chain.history.timeline_of(max(stop_lsn - 1, 0))
+    if timeline_id == chain.history.timeline_id:
+        return chain
+    history = histories.get(timeline_id) or TimelineHistory(timeline_id)
+    ancestor = follow(history, span, files)
+    return ancestor if ancestor.end >= stop_lsn and not ancestor.has_gap else chain
+
+
 def _later(
     history: TimelineHistory, files: Mapping[tuple[int, int], SegmentFile], missing: WalSegment
 ) -> SegmentFile | None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from polarvault.errors import WalGap
+from polarvault.errors import IntegrityError, WalGap
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds
@@ -20,10 +20,17 @@ from polarvault.restore.routing import area_of
 from polarvault.restore.target_search import RecordFinder, TargetSearch
 from polarvault.restore.tarstream import read_tar
 from polarvault.restore.wal_chain import BackupSpan, SegmentFile, WalChain
-from polarvault.wal.history import TimelineHistory
+from polarvault.wal.history import TimelineHistory, history_file_name
 from polarvault.wal.scan import WalScanner
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header
-from polarvault.walarchive.directory import WalDirectories, WalFile, first_bytes, is_segment_name, read_wal
+from polarvault.walarchive.directory import (
+    WalDirectories,
+    WalFile,
+    first_bytes,
+    is_history_name,
+    is_segment_name,
+    read_wal,
+)
 
 # Called with the bytes of WAL read so far and those that may have to be read.
 ScanProgress = Callable[[int, int], None]
@@ -51,7 +58,9 @@ class WalStock:
         self._opened: dict[SegmentFile, WalFile] = {}
         self._own_tar_wal = inventory.wal if self._tars else {}
         self._tar_histories = {
-            name.rpartition("/")[2]: content for (_, name), content in inventory.files.items() if "history" in name
+            name.rpartition("/")[2]: content
+            for (_, name), content in inventory.files.items()
+            if is_history_name(name.rpartition("/")[2])
         }
 
     def files(self, first_number: int) -> dict[tuple[int, int], SegmentFile]:
@@ -77,23 +86,25 @@ class WalStock:
         self._opened[noted] = file
         return noted
 
-    def histories(self) -> dict[int, TimelineHistory]:
-        """Return the history of every timeline that has a file, and of timeline 1."""
-        found = {1: TimelineHistory(1)}
-        for name, content in self._tar_histories.items():
-            if name.endswith(".history"):
-                timeline_id = int(name[:8], 16)
-                found[timeline_id] = TimelineHistory.parse(content, timeline_id)
+    def histories(self) -> tuple[dict[int, TimelineHistory], dict[int, str]]:
+        """Return the history of every timeline that has a good file, and of timeline 1; and why others have none."""
+        contents = {int(name[:8], 16): content for name, content in self._tar_histories.items()}
         for directories in (self._own, self._given):
             for timeline_id in directories.timelines():
                 history = directories.history(timeline_id)
                 if history is not None:
-                    found[timeline_id] = TimelineHistory.parse(history, timeline_id)
-        return found
-
-    def orphans(self) -> list[int]:
-        """Return the timelines of which the WAL directories hold segments but no history file."""
-        return [t for t in self._given.timelines() if t > 1 and t not in self.histories()]
+                    contents[timeline_id] = history
+        found, problems = {1: TimelineHistory(1)}, {}
+        for timeline_id, content in contents.items():
+            try:
+                found[timeline_id] = TimelineHistory.parse(content, timeline_id)
+            except IntegrityError as damaged:
+                # The server writes such files itself (see `settled_timeline`); only who wants that timeline is stopped.
+                problems[timeline_id] = damaged.message
+        for timeline_id in self._given.timelines():
+            if timeline_id not in contents and timeline_id > 1:
+                problems[timeline_id] = f"there is WAL of it, but no {history_file_name(timeline_id)}"
+        return found, problems
 
     def read(self, file: SegmentFile) -> Iterator[memoryview]:
         """Yield a segment's content in order; a view is valid until the next is asked for."""

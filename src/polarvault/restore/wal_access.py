@@ -1,0 +1,54 @@
+"""Can the server's user read the WAL and run the restore_command? Found out before anything is written, not by FATAL.
+
+When root restores, the server belongs to another user; WAL that root received is often closed to that one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+from polarvault.errors import StorageFailed
+from polarvault.restore.binaries import run_program
+from polarvault.restore.host import Account
+from polarvault.restore.model import RestorePlan
+from polarvault.walarchive.restore_command import restore_command
+
+# No server asks for this file before four thousand million timelines.
+_ABSENT_FILE = "FFFFFFFF.history"
+_NOT_THERE = 1
+# The first and last files tell who made them; a command line has its limits.
+_LOOKED_AT = 100
+_FIND_UNREADABLE = 'for f; do test -r "$f" || { echo "$f"; exit 1; }; done'
+_TIMEOUT_S = 60.0
+
+
+def check_readable(plan: RestorePlan, account: Account, paths: Sequence[str]) -> None:
+    """Raise StorageFailed if the account cannot read these WAL files or cannot run our restore_command."""
+    directories = plan.request.recovery.wal_directories
+    if not directories or account.uid == os.geteuid():
+        return
+    sample = [*paths[:_LOOKED_AT], *paths[_LOOKED_AT:][-_LOOKED_AT:]]
+    unreadable = run_program(["sh", "-c", _FIND_UNREADABLE, "sh", *directories, *sample], account).stdout.strip()
+    if unreadable:
+        raise StorageFailed(
+            f'user {account.name}, who runs the restored server, cannot read "{unreadable}", which recovery needs',
+            hint=f"give them access, for example: chown -R {account.name} {directories[0]}; or name another user: "
+            "--owner USER",
+        )
+    command = restore_command(directories).replace("%f", _ABSENT_FILE).replace("%p", os.devnull).replace("%%", "%")
+    try:
+        outcome = run_program(["sh", "-c", command], account, timeout_s=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise StorageFailed(
+            f"the restore_command did not answer within {_TIMEOUT_S:g} s as user {account.name}",
+            hint="look at the file systems of the WAL directories: " + ", ".join(directories),
+        ) from None
+    if outcome.returncode != _NOT_THERE:
+        raise StorageFailed(
+            f"user {account.name}, who runs the restored server, cannot run the restore_command: "
+            f"{outcome.stderr.strip() or f'exit status {outcome.returncode}'}",
+            hint="install polarvault where that user can read it, or name another user: --owner USER",
+            detail=command,
+        )

@@ -1,0 +1,457 @@
+"""Point-in-time recovery from all kinds of WAL directories, over timelines, and refused where no WAL leads."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.cluster import Cluster
+from support.program import run_polarvault
+from support.servers import ServerPool, missing_reason
+from support.story import (
+    RESTORE_POINT,
+    Hash,
+    Recoveries,
+    Story,
+    archive_all,
+    back_up,
+    change,
+    start_story,
+    switch_wal,
+    tell,
+    timeline_of,
+)
+
+pytestmark = pytest.mark.postgres
+
+Make = Callable[..., Cluster]
+
+
+@pytest.fixture
+def recover(workspace: Path) -> Iterator[Recoveries]:
+    """A function that restores with --start and returns the server and the JSON result."""
+    recoveries = Recoveries(workspace)
+    yield recoveries
+    recoveries.close()
+
+
+def check_good(recover: Recoveries, story: Story, wal: Path) -> None:
+    """Recover to the restore point and compare the table."""
+    server, result = recover(story.source, story.backup, "--wal", wal, "--target-name", RESTORE_POINT)
+    assert server.hash_of("accounts") == story.good
+    assert result["outcome"]["lsn"] == result["recovery"]["stop"]["end_lsn"]
+
+
+def receive(source: Cluster, slot: str, directory: Path, *options: str, ours: bool) -> None:
+    """Receive all WAL since the slot was made, into a directory that then ends with a partial segment."""
+    end = source.query("SELECT pg_current_wal_flush_lsn()::text")[0][0]
+    arguments = ["-d", source.conninfo(), "-S", slot, "--endpos", end, "-D", str(directory), *options]
+    if ours:
+        run_polarvault("receivewal", *arguments, as_server=True)
+    else:
+        source.run("pg_receivewal", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("major", "ours", "options"),
+    [(15, False, []), (18, False, []), (18, False, ["-Z", "5"]), (15, False, ["-Z", "lz4"]), (18, True, []),
+     (15, True, ["-Z", "gzip:5"]), (18, True, ["-Z", "zstd"])],
+)  # fmt: skip
+def test_wal_of_a_receiver_is_used_up_to_the_partial_segment(
+    make_cluster: Make, recover: Recoveries, major: int, ours: bool, options: list[str]
+) -> None:
+    source = make_cluster(major, wal_segment_mb=1)
+    source.query("SELECT pg_create_physical_replication_slot('receiver', true)")
+    story = tell(source, source.directory / "backup")
+    received = source.account.make_directory(source.directory / "received")
+    receive(source, "receiver", received, *options, ours=ours)
+    names = sorted(path.name for path in received.iterdir())
+    assert any(name.endswith(".partial") for name in names), names
+    check_good(recover, story, received)
+    server, _ = recover(source, story.backup, "--wal", received)
+    assert server.hash_of("accounts") == story.end
+
+
+def test_segments_of_1_gb_are_recovered_from(make_cluster: Make, recover: Recoveries) -> None:
+    source = make_cluster(18, wal_segment_mb=1024, settings={"wal_init_zero": "off"})
+    source.query("SELECT pg_create_physical_replication_slot('receiver', true)")
+    story = tell(source, source.directory / "backup", ["-X", "none"])
+    received = source.account.make_directory(source.directory / "received")
+    receive(source, "receiver", received, ours=True)
+    (segment,) = [path for path in received.iterdir() if path.name.endswith(".partial")]
+    assert segment.stat().st_blocks * 512 < 64 << 20
+    check_good(recover, story, received)
+    planned = recover.plan(source, story.backup, "--wal", received, "--target-time", story.good_time.isoformat())
+    assert planned["segments"] == 2
+
+
+def test_gzipped_segments_of_an_archive_command_and_two_directories_are_used(
+    make_cluster: Make, recover: Recoveries
+) -> None:
+    source = make_cluster(15, wal_segment_mb=1)
+    archive = start_story(source, source.directory / "archive")
+    story = tell(source, source.directory / "backup")
+    archive_all(source, archive)
+    other = source.account.make_directory(source.directory / "other")
+    for path in sorted(archive.glob("0" * 7 + "1*"))[::2]:
+        (other / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    source.account.own(other)
+    server, result = recover(
+        source, story.backup, "--wal", archive, "--wal", other, "--target-xid", story.disaster_xid, "--target-exclusive"
+    )
+    assert server.hash_of("accounts") == story.good
+    assert result["recovery"]["wal_directories"] == [str(archive), str(other)]
+
+
+@pytest.mark.parametrize("options", [["-Ft"], ["-Ft", "-z"], ["-Ft", "-X", "fetch"], ["-X", "none"]], ids=" ".join)
+def test_every_form_of_backup_is_recovered(make_cluster: Make, recover: Recoveries, options: list[str]) -> None:
+    source = make_cluster(15, wal_segment_mb=1)
+    archive = start_story(source, source.directory / "archive")
+    story = tell(source, source.directory / "backup", options)
+    archive_all(source, archive)
+    check_good(recover, story, archive)
+    if "none" in options:
+        # Without the WAL after its start the backup is worth nothing.
+        said = recover.refused(source, story.backup, "--target", "immediate")
+        assert re.search(r"segment 0000000100000000000000\w\w \(timeline 1, LSN 0/\w+\) is missing", said)
+        return
+    server, result = recover(source, story.backup, "--target", "immediate", "--target-action", "promote")
+    assert server.hash_of("accounts") == story.at_backup
+    assert result["recovery"]["segments_in_backup"] == result["recovery"]["segments"] > 0
+
+
+def test_a_backup_of_a_standby_is_consistent_where_its_control_file_says(
+    make_cluster: Make, recover: Recoveries, start_restored: Callable[..., Cluster], workspace: Path
+) -> None:
+    source = make_cluster(15, wal_segment_mb=1)
+    archive = start_story(source, source.directory / "archive")
+    follower = back_up(source, source.directory / "follower", ["-R"])
+    standby = start_restored(15, follower)
+    change(source, "INSERT INTO accounts VALUES (150000, 'standby', 1)")
+    source.query("CHECKPOINT")
+    backup = back_up(standby, source.directory / "of_standby")
+    source.query("SELECT pg_create_restore_point('after_the_standby')")
+    hashed = source.hash_of("accounts")
+    change(source, "DELETE FROM accounts")
+    archive_all(source, archive)
+    server, _ = recover(source, backup, "--wal", archive, "--target-name", "after_the_standby")
+    assert server.hash_of("accounts") == hashed
+
+
+def copied(archive: Path, target: Path, story: Story) -> Path:
+    """Copy a WAL archive, to take something out of it."""
+    shutil.copytree(archive, target)
+    story.source.account.own(target)
+    return target
+
+
+# Timelines
+
+
+@dataclass(frozen=True)
+class Forked:
+    """Timeline 1 with the disaster; 2 from before it, with a row of its own; 3 from 2, with one more.
+
+    late_backup: of timeline 1, after 2 had left it.
+    """
+
+    story: Story
+    archive: Path
+    late_backup: Path
+    end: dict[int, Hash]
+
+
+@pytest.fixture(scope="module", params=[15, 18])
+def forked(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[Forked]:
+    major = request.param
+    if major not in servers.installations:
+        pytest.skip(missing_reason(major))
+    directory = servers.directory / f"forked{major}"
+    source = Cluster.made(servers.installations[major], directory, wal_segment_mb=1)
+    forks = Recoveries(directory)
+    try:
+        archive = start_story(source, directory / "archive")
+        story = tell(source, directory / "backup")
+        late_backup = back_up(source, directory / "late")
+        change(source, "INSERT INTO accounts VALUES (400000, 'after the late backup', 1)")
+        archive_all(source, archive)
+        end = {1: source.hash_of("accounts")}
+        ways = [["--target-name", RESTORE_POINT, "--target-action", "promote"], ["--target", "latest"]]
+        for timeline, way in enumerate(ways, 2):
+            fork, _ = forks(source, story.backup, "--wal", archive, "--keep-archiving", *way)
+            assert timeline_of(fork) == timeline
+            change(fork, f"INSERT INTO accounts VALUES ({timeline}000000, 'on {timeline}', 1)")
+            fork.query("SELECT pg_create_restore_point(%s)", [f"on_{timeline}"])
+            end[timeline] = fork.hash_of("accounts")
+            archive_all(fork, archive)
+            fork.stop()
+        yield Forked(story, archive, late_backup, end)
+    finally:
+        forks.close()
+        source.remove()
+
+
+@pytest.mark.parametrize(
+    ("options", "state"),
+    [
+        (["--target", "latest"], 3),
+        (["--target-timeline", "1"], 1),
+        (["--target-timeline", "current", "--target", "latest"], 1),
+        (["--target-timeline", "2", "--target", "latest"], 2),
+        (["--target-name", "on_2", "--target-action", "promote"], 2),
+        (["--target-timeline", "3", "--target-name", "on_3", "--target-action", "promote"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_recovery_follows_the_timeline_that_was_chosen(
+    forked: Forked, recover: Recoveries, options: list[str], state: int
+) -> None:
+    server, result = recover(forked.story.source, forked.story.backup, "--wal", forked.archive, *options)
+    assert server.hash_of("accounts") == forked.end[state]
+    # 2 and 3 are taken, whichever timeline it came from.
+    assert timeline_of(server) == result["outcome"]["timeline"] == 4
+
+
+def test_a_target_that_only_another_timeline_has_is_refused_with_its_number(
+    forked: Forked, recover: Recoveries
+) -> None:
+    story = forked.story
+    wanted = ["--wal", forked.archive, "--target-xid", story.disaster_xid]
+    # The other timelines use the same numbers for other transactions: that is found, and shown in the plan.
+    assert recover.plan(story.source, story.backup, *wanted)["timeline"] == 3
+    server, _ = recover(story.source, story.backup, *wanted, "--target-timeline", "1")
+    assert server.hash_of("accounts") == story.bad
+    said = recover.refused(
+        story.source, story.backup, "--wal", forked.archive, "--target-name", "on_3", "--target-timeline", "2"
+    )
+    assert 'no restore point "on_3" on timeline 2' in said
+    assert '"on_2"' in said
+    assert "others in the WAL directories: 1, 3" in said
+
+
+def test_a_timeline_that_left_before_the_end_of_the_backup_is_named(forked: Forked, recover: Recoveries) -> None:
+    source = forked.story.source
+    said = recover.refused(
+        source, forked.late_backup, "--wal", forked.archive, "--target", "latest", "--target-timeline", "2"
+    )
+    assert re.search(r"timeline 2 cannot be reached .* it left timeline 1 at 0/\w+, before the end of the backup", said)
+    server, finished = recover.run(source, forked.late_backup, "--wal", forked.archive)
+    for timeline in (2, 3):
+        assert f"timeline {timeline} is not followed: it left timeline 1 at" in finished.stderr
+    assert server.hash_of("accounts") == forked.end[1]
+
+
+def test_a_timeline_without_its_history_file_is_not_followed(
+    forked: Forked, recover: Recoveries, workspace: Path
+) -> None:
+    copy = copied(forked.archive, workspace / "wal", forked.story)
+    (copy / "00000003.history").unlink()
+    story = forked.story
+    said = recover.refused(story.source, story.backup, "--wal", copy, "--target-timeline", "3")
+    assert "there is no 00000003.history" in said
+    assert recover.plan(story.source, story.backup, "--wal", copy)["timeline"] == 2
+
+
+def test_wal_that_lacks_the_segment_in_which_a_timeline_began_leads_only_to_its_beginning(
+    forked: Forked, recover: Recoveries, workspace: Path
+) -> None:
+    copy = copied(forked.archive, workspace / "wal", forked.story)
+    first = min(path for path in copy.iterdir() if re.match("00000002[0-9A-F]{16}$", path.name))
+    first.unlink()
+    story = forked.story
+    said = recover.refused(story.source, story.backup, "--wal", copy, "--target-timeline", "2")
+    assert f"segment {first.name} of timeline 2 is missing, which began at 0/" in said
+    server, _ = recover(
+        story.source, story.backup, "--wal", copy, "--target-timeline", "2", "--target-xid", story.first_xid
+    )
+    assert server.hash_of("accounts") == story.inserted
+
+
+# What is refused
+
+
+@dataclass(frozen=True)
+class Long:
+    """A story over many segments of 1 MB, with a second backup after the disaster."""
+
+    story: Story
+    archive: Path
+    backups: Path
+    second: Path
+    last: Hash
+
+
+@pytest.fixture(scope="module")
+def long_story(servers: ServerPool) -> Iterator[Long]:
+    if 18 not in servers.installations:
+        pytest.skip(missing_reason(18))
+    directory = servers.directory / "long"
+    source = Cluster.made(servers.installations[18], directory, wal_segment_mb=1)
+    try:
+        archive = start_story(source, directory / "archive")
+        backups = source.account.make_directory(directory / "backups")
+        story = tell(source, backups / "monday")
+        for _ in range(3):
+            change(source, "UPDATE accounts SET balance = balance + 1")
+            switch_wal(source)
+        second = back_up(source, backups / "a_tuesday")
+        source.query("SELECT pg_create_restore_point('twice')")
+        change(source, "INSERT INTO accounts VALUES (500000, 'between', 1)")
+        source.query("SELECT pg_create_restore_point('twice')")
+        change(source, "UPDATE accounts SET balance = balance + 1")
+        last = source.hash_of("accounts")
+        archive_all(source, archive)
+        source.account.make_directory(backups / "not_a_backup")
+        yield Long(story, archive, backups, second, last)
+    finally:
+        source.remove()
+
+
+def segments_of(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if re.match("[0-9A-F]{24}$", path.name))
+
+
+def before(planned: dict[str, Any], directory: Path) -> Path:
+    """Return a segment of 1 MB that has to be replayed before the stop."""
+    stop = int(planned["stop"]["lsn"].split("/")[1], 16)
+    return next(path for path in segments_of(directory) if int(path.name[16:], 16) << 20 >= stop - (2 << 20))
+
+
+def test_a_gap_is_named_with_what_can_be_reached(long_story: Long, recover: Recoveries, workspace: Path) -> None:
+    story = long_story.story
+    copy = copied(long_story.archive, workspace / "wal", story)
+    planned = recover.plan(story.source, story.backup, "--wal", copy, "--target-name", "twice")
+    removed = before(planned, copy)
+    removed.unlink()
+    for options in (["--target-name", "twice"], ["--target", "latest"], ["--target-lsn", planned["stop"]["lsn"]]):
+        said = recover.refused(story.source, story.backup, "--wal", copy, *options)
+        following = f"{int(removed.name, 16) + 1:024X}"
+        assert f"segment {removed.name} (timeline 1, LSN 0/" in said
+        assert f"is missing, while {following} is there" in said
+        assert "earliest: LSN 0/" in said
+        assert "latest: LSN 0/" in said
+    # What lies before the gap can be reached all the same.
+    server, _ = recover(story.source, story.backup, "--wal", copy, "--target-time", story.good_time.isoformat())
+    assert server.hash_of("accounts") == story.good
+
+
+def test_a_damaged_segment_ends_the_wal_and_is_named(long_story: Long, recover: Recoveries, workspace: Path) -> None:
+    story = long_story.story
+    copy = copied(long_story.archive, workspace / "wal", story)
+    planned = recover.plan(story.source, story.backup, "--wal", copy, "--target-name", "twice")
+    broken = before(planned, copy)
+    content = bytearray(broken.read_bytes())
+    # Behind the page header of 40 bytes there is a record in every segment.
+    content[100:140] = bytes(byte ^ 0xFF for byte in content[100:140])
+    broken.write_bytes(content)
+    said = recover.refused(story.source, story.backup, "--wal", copy, "--target-name", "twice")
+    assert f'"{broken}" is valid only up to 0/' in said
+    assert "and more segments follow" in said
+
+
+def test_wal_of_another_cluster_is_refused(long_story: Long, make_cluster: Make, recover: Recoveries) -> None:
+    story = long_story.story
+    other = make_cluster(18, wal_segment_mb=1)
+    archive = start_story(other, other.directory / "archive")
+    for _ in range(12):
+        other.query("CREATE TABLE t AS SELECT 1; DROP TABLE t")
+        archive_all(other, archive)
+    said = recover.refused(story.source, story.backup, "--wal", archive, "--target-name", RESTORE_POINT)
+    assert re.search(r"segment \w+ \(timeline 1, LSN 0/\w+\) in .* is of another cluster: its system identifier", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target-name", "nonsense"], ['no restore point "nonsense"', f'"{RESTORE_POINT}"', '"twice"']),
+        (["--target-xid", "4000000"], ["transaction 4000000 neither commits nor aborts", "--target latest"]),
+        (["--target-time", "2050-01-01 00:00Z"], ["is not reached", "the last transaction in the WAL ends at 20"]),
+        (["--target-lsn", "FF/0"], ["no record begins there or later", "the WAL ends at 0/"]),
+        (["--target-lsn", "0/100000"], ["lies before the end of the backup", "older backup", "--target immediate"]),
+        (["--target-time", "2020-01-01 00:00Z"], ["lies before the backup", "which began at 20", "older backup"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_a_target_that_cannot_be_reached_is_refused_with_what_can(
+    long_story: Long, recover: Recoveries, options: list[str], words: list[str]
+) -> None:
+    story = long_story.story
+    said = recover.refused(story.source, story.backup, "--wal", long_story.archive, *options)
+    for word in (*words, "what can be reached", "earliest: LSN 0/", "latest: LSN 0/", "timeline 1"):
+        assert word in said
+
+
+def test_a_name_that_occurs_twice_stops_at_the_first_and_warns(long_story: Long, recover: Recoveries) -> None:
+    _, finished = recover.run(
+        long_story.story.source, long_story.second, "--wal", long_story.archive, "--target-name", "twice", "--plan",
+        start=False,
+    )  # fmt: skip
+    assert 'restore point "twice" occurs 2 times; recovery stops at the first one' in finished.stderr
+    second = re.search(r"not at (0/\w+)", finished.stderr)
+    assert second is not None
+    server, _ = recover(
+        long_story.story.source, long_story.second, "--wal", long_story.archive, "--target-lsn", second[1]
+    )
+    assert server.query("SELECT count(*) FROM accounts WHERE id = 500000") == [(1,)]
+
+
+def test_the_newest_backup_that_reaches_the_target_is_chosen(long_story: Long, recover: Recoveries) -> None:
+    story, wal = long_story.story, ["--wal", long_story.archive]
+    server, result = recover(story.source, long_story.backups, *wal, "--target-time", story.good_time.isoformat())
+    assert server.hash_of("accounts") == story.good
+    assert result["backup"] == str(story.backup)
+    ((path, why),) = [(one["path"], one["why"]) for one in result["recovery"]["rejected_backups"]]
+    assert path == str(long_story.second)
+    assert "lies before the backup" in why
+    server, result = recover(story.source, long_story.backups, *wal)
+    assert (result["backup"], result["recovery"]["rejected_backups"]) == (str(long_story.second), [])
+    assert server.hash_of("accounts") == long_story.last
+    said = recover.refused(story.source, long_story.backups, *wal, "--target-name", "nonsense")
+    assert "none of the 2 backups" in said
+    assert str(story.backup) in said
+    said = recover.refused(story.source, long_story.backups)
+    assert "holds 2 backups and is none itself" in said
+    assert str(long_story.second) in said
+
+
+def test_the_plan_is_shown_and_nothing_is_written(long_story: Long, recover: Recoveries) -> None:
+    story = long_story.story
+    server, finished = recover.run(story.source, story.backup, "--wal", long_story.archive, "--plan", start=False)
+    assert not server.data.exists()
+    for words in ("recovery to the end of the WAL, then promote", "reachable from", "stops             at the end"):
+        assert words in finished.stdout
+
+
+def test_a_time_without_a_zone_is_local_time_and_that_is_said(long_story: Long, recover: Recoveries) -> None:
+    from zoneinfo import ZoneInfo
+
+    story = long_story.story
+    local = story.good_time.astimezone(ZoneInfo("Asia/Shanghai"))
+    wal = ["--wal", long_story.archive, "--target-time", f"{local:%Y-%m-%d %H:%M:%S.%f}"]
+    server, finished = recover.run(story.source, story.backup, *wal, environment={"TZ": "Asia/Shanghai"})
+    assert "UTC+08:00 (CST), this machine's, is assumed" in finished.stderr
+    assert re.search(r"recovery stopped at LSN 0/\w+, last transaction at .*\+08", finished.stdout)
+    written = server.query("SHOW recovery_target_time")[0][0]
+    assert written == f"{story.good_time:%Y-%m-%d %H:%M:%S.%f}".rstrip("0") + "+00"
+    assert server.hash_of("accounts") == story.good
+
+
+def test_an_unreadable_wal_directory_is_refused_in_the_plan(long_story: Long, recover: Recoveries) -> None:
+    story = long_story.story
+    closed = copied(long_story.archive, recover.workspace / "closed", story)
+    os.chown(closed, os.geteuid(), os.getegid())
+    closed.chmod(0o700)
+    if story.source.account.switches:
+        said = recover.refused(story.source, story.backup, "--wal", closed, "--target-name", RESTORE_POINT)
+        assert f'user {story.source.account.name}, who runs the restored server, cannot read "{closed}"' in said
+    closed.chmod(0o755)
+    check_good(recover, story, closed)
