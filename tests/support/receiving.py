@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from support.program import command_line, program_environment
 from support.waiting import wait_until
 
 END_S = 60
+WAIT_S = 20
 STATUS_FILE = ".polarvault-receivewal.json"
 SEGMENT_FILE = re.compile(r"([0-9A-F]{24})(\.gz|\.lz4|\.zst)?(\.partial)?\Z")
 # Keeps every segment, so that there is something to compare with.
@@ -74,23 +75,33 @@ class Receiver:
 
     def wait_for(self, words: str) -> None:
         """Wait until it says something."""
-        self._wait(lambda: words in self.said, f"the receiver says {words!r}")
+        self.wait_until(lambda: words in self.said, f"the receiver says {words!r}")
 
     def wait_streaming(self) -> None:
         """Wait until it receives."""
-        self._wait(lambda: self.status.get("state") == "streaming", "the receiver streams")
+        self.wait_until(lambda: self.status.get("state") == "streaming", "the receiver streams")
 
-    def wait_flushed(self, lsn: Lsn) -> None:
-        """Wait until it says that everything up to an LSN is durable."""
-        self._wait(lambda: Lsn.parse(self.status.get("flushed_lsn", "0/0")) >= lsn, f"{lsn} is durable here")
+    def wait_flushed(self, lsn: Lsn, *, timeline: int | None = None) -> None:
+        """Wait until it says that everything up to an LSN, on a timeline if given, is durable."""
+
+        def is_flushed() -> bool:
+            found = self.status
+            on_it = timeline is None or found.get("timeline") == timeline
+            return on_it and Lsn.parse(found.get("flushed_lsn", "0/0")) >= lsn
+
+        self.wait_until(is_flushed, f"{lsn} is durable here")
 
     def wait_segments(self, count: int) -> None:
         """Wait until so many whole segments have been received."""
-        self._wait(lambda: len(segments(self.directory, partial=False)) >= count, f"{count} segments are here")
+        self.wait_until(lambda: len(segments(self.directory, partial=False)) >= count, f"{count} segments are here")
 
-    def _wait(self, condition: Any, what: str) -> None:
-        wait_until(lambda: self.running.poll() is not None or condition(), what, timeout_s=END_S)
-        assert condition() or self.running.poll() is None, f"ended before {what}:\n{self.said}"
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until something is so; fail at once, with all that was said, when the receiver ends before."""
+        try:
+            wait_until(lambda: condition() or self.running.poll() is not None, what, timeout_s=WAIT_S)
+        except AssertionError as problem:
+            problem.add_note(f"{self.said}\n{self.status}")
+            raise
         assert condition(), f"ended before {what}:\n{self.said}"
 
     def stop(self, number: int = signal.SIGTERM, *, status: int = 0) -> str:
