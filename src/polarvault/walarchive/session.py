@@ -24,6 +24,7 @@ SHOW_EVERY_S = 1.0
 # Also without status messages (-s 0) an unfinished segment becomes durable this often.
 _SYNC_EVERY_S = 10.0
 UNDEFINED_OBJECT = "42704"
+_UNDEFINED_FILE, _NOT_IN_PREREQUISITE_STATE = "58P01", "55000"
 
 
 class Reporter(Protocol):
@@ -208,7 +209,9 @@ class Session:
         """Give the server's refusals a name and a next step."""
         slot, position = self._receiver.request.slot, self._files.received
         segment = WalSegment.holding(position, self._files.timeline_id, self._identity.segment_size_bytes)
-        if "has already been removed" in problem.message:
+        # 58P01 is what a server says of a segment that it has removed; since 18 it names the slot that lost it instead.
+        lost_slot = problem.sqlstate == _NOT_IN_PREREQUISITE_STATE and "invalidated" in f"{problem} {problem.detail}"
+        if problem.sqlstate == _UNDEFINED_FILE or lost_slot:
             return WalGap(
                 f"the server no longer has WAL from {position} on (segment {segment.file_name}): {problem.message}",
                 hint="copy the missing segments from another WAL archive into the directory; or take a new base backup "

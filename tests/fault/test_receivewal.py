@@ -1,0 +1,360 @@
+"""Receiving that goes wrong: it goes on by itself where it can, says why where it cannot, and never loses a byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from polarvault.errors import ConnectionLost, PolarvaultError
+from polarvault.model.compression import Compression
+from polarvault.model.lsn import Lsn
+from polarvault.server.connection import ConnectionSettings, Connector
+from polarvault.walarchive.receive import receive_wal
+from polarvault.walarchive.request import ReceiveRequest
+from polarvault.walarchive.status import ReceiverState
+from polarvault.walarchive.stop import StopRequest
+from support.cluster import Cluster
+from support.program import run_polarvault
+from support.receiving import KEEP_WAL, assert_same_wal, end_of_wal, forget_slot, receiver, segments, write_wal
+from support.servers import ServerPool, missing_reason
+from support.small_disk import small_disk
+from support.tcp_proxy import TcpProxy
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.postgres
+
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def server(servers: ServerPool) -> Iterator[Cluster]:
+    """A PostgreSQL 18 with segments of 1 MB that keeps them all; a test leaves it running."""
+    if 18 not in servers.installations:
+        pytest.skip(missing_reason(18))
+    with Cluster.made(
+        servers.installations[18], servers.directory / "faulty", wal_segment_mb=1,
+        settings=KEEP_WAL | {"max_wal_size": "1GB"},
+    ) as cluster:  # fmt: skip
+        yield cluster
+
+
+# The server
+
+
+def test_a_server_killed_under_load_and_shut_down_is_followed(server: Cluster, workspace: Path) -> None:
+    archive = workspace / "wal"
+    with receiver(archive, server.conninfo(), "-s", "1", "-v") as running:
+        running.wait_streaming()
+        with server.pgbench():
+            running.wait_segments(2)
+            server.kill()
+            running.wait_for("error: ")
+        assert "trying again in" in running.said
+        assert running.status["state"] in ("disconnected", "connecting")
+        server.start()
+        # The end of crash recovery and all that follows.
+        running.wait_flushed(end_of_wal(server))
+        assert_same_wal(archive, server, up_to=end_of_wal(server) // MB * MB)  # type: ignore[arg-type]
+        # A fast shutdown waits for everything to be flushed here, the last checkpoint record too.
+        end = write_wal(server, MB // 2)
+        server.stop("fast")
+        running.wait_for("the server ended the WAL stream")
+        assert Lsn.parse(running.status["flushed_lsn"]) > end
+        server.start()
+        end = write_wal(server, MB)
+        running.wait_flushed(end)
+        assert running.status["last_error"]
+        running.stop()
+    assert_same_wal(archive, server, up_to=end)
+    # Every reconnection went on in the open segment: nothing was fetched twice, no second partial file is left.
+    assert len(segments(archive, partial=True)) <= 1
+
+
+def test_a_terminated_wal_sender_is_replaced(server: Cluster, workspace: Path) -> None:
+    archive = workspace / "wal"
+    with receiver(archive, server.conninfo(), "-s", "1") as running:
+        for _ in range(3):
+            running.wait_streaming()
+            connections = running.status["connections"]
+            server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'")
+            running.wait_until(lambda n=connections: running.status.get("connections", 0) > n, "it reconnects")  # type: ignore[misc]
+        end = write_wal(server, MB)
+        running.wait_flushed(end)
+        assert "terminating connection due to administrator command" in running.status["last_error"]
+        running.stop()
+    assert_same_wal(archive, server, up_to=end)
+
+
+def test_without_loop_the_first_loss_is_the_end(server: Cluster, workspace: Path) -> None:
+    with receiver(workspace / "wal", server.conninfo(), "-n", "-s", "1") as running:
+        running.wait_streaming()
+        end = write_wal(server, MB)
+        running.wait_flushed(end)
+        server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'")
+        assert "terminating connection due to administrator command" in running.ended(1)
+    assert_same_wal(workspace / "wal", server, up_to=end)
+
+
+# The network
+
+
+@pytest.mark.parametrize("abruptly", [True, False], ids=["reset", "end"])
+def test_a_network_that_cuts_every_megabyte_loses_nothing(server: Cluster, workspace: Path, *, abruptly: bool) -> None:
+    archive = workspace / "wal"
+    with TcpProxy(server.port) as proxy:
+        conninfo = server.tcp_conninfo(port=proxy.port)
+        with receiver(archive, conninfo, "-s", "1", "-v") as running:
+            running.wait_streaming()
+            proxy.cut_after(1_234_567, abruptly=abruptly)
+            end = write_wal(server, 5 * MB)
+            running.wait_flushed(end)
+            assert running.status["connections"] >= 4
+            proxy.refuse()
+            running.wait_for("Connection refused")
+            end = write_wal(server, MB)
+            proxy.restart()
+            running.wait_flushed(end)
+            running.stop()
+    assert_same_wal(archive, server, up_to=end)
+    assert len(segments(archive, partial=True)) <= 1
+
+
+def test_a_network_that_drips_loses_nothing(server: Cluster, workspace: Path) -> None:
+    archive = workspace / "wal"
+    with (
+        TcpProxy(server.port) as proxy,
+        receiver(archive, server.tcp_conninfo(port=proxy.port), "-s", "1") as running,
+    ):
+        running.wait_streaming()
+        proxy.drip(7)
+        end = write_wal(server, 20_000)
+        running.wait_flushed(end)
+        proxy.drip(1)
+        end = end_of_wal(server)
+        running.wait_flushed(end)
+        running.stop()
+    assert_same_wal(archive, server, up_to=end)
+
+
+class Listening:
+    """Keeps what a receiver reports."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.problems: list[PolarvaultError] = []
+        self.states: list[str] = []
+
+    def step(self, text: str) -> None:
+        self.notes.append(text)
+
+    note = warning = step
+
+    def problem(self, problem: PolarvaultError) -> None:
+        self.problems.append(problem)
+
+    def status(self, state: ReceiverState) -> None:
+        self.states.append(state.state)
+
+
+def test_a_network_that_goes_silent_is_left_after_a_while(server: Cluster, workspace: Path) -> None:
+    archive = workspace / "wal"
+    archive.mkdir()
+    with TcpProxy(server.port) as proxy:
+        request = ReceiveRequest(
+            directory=str(archive), compression=Compression(), status_interval_s=1.0, silence_limit_s=3.0
+        )
+        stop, heard = StopRequest(), Listening()
+        connector = Connector(ConnectionSettings(server.tcp_conninfo(port=proxy.port)))
+        thread = threading.Thread(target=receive_wal, args=(request, connector, heard, stop))
+        thread.start()
+        try:
+            wait_until(lambda: "streaming" in heard.states, "it streams")
+            # An idle server is no silent one: it answers when it is asked.
+            wait_until(lambda: len(heard.states) > 6, "some seconds have passed")
+            assert heard.problems == []
+            proxy.stall_after(0)
+            wait_until(lambda: heard.problems, "the silence is noticed")
+            assert isinstance(heard.problems[0], ConnectionLost)
+            assert "nothing came from the server for 3 s, not even when it was asked" in heard.problems[0].message
+            proxy.restart()
+            end = write_wal(server, MB)
+            wait_until(lambda: len(segments(archive, partial=False)) >= 1, "it receives again")
+        finally:
+            stop.request()
+            thread.join(30)
+    assert not thread.is_alive()
+    assert_same_wal(archive, server, up_to=Lsn(end // MB * MB))
+
+
+# Signals
+
+
+@pytest.mark.parametrize("when", ["connecting", "starting", "waiting"])
+def test_it_can_be_stopped_at_any_moment(server: Cluster, workspace: Path, when: str) -> None:
+    archive = workspace / "wal"
+    with TcpProxy(server.port) as proxy:
+        conninfo = server.tcp_conninfo(port=proxy.port)
+        if when == "connecting":
+            proxy.stall_after(0)
+        if when == "starting":
+            # In the middle of the answers to what it asks before it streams.
+            proxy.stall_after(1500)
+        with receiver(archive, conninfo, "-s", "1", "-v") as running:
+            if when == "waiting":
+                running.wait_streaming()
+                end = write_wal(server, MB)
+                running.wait_flushed(end)
+                proxy.refuse()
+                running.wait_for("trying again in")
+            else:
+                wait_until(lambda: proxy.connections_seen, "it connects")
+                wait_until(lambda: (archive / ".polarvault-receivewal.lock").exists(), "it is under way")
+            said = running.stop()
+        assert "interrupted" not in said
+        if when == "waiting":
+            assert_same_wal(archive, server, up_to=end)
+            assert json.loads((archive / ".polarvault-receivewal.json").read_text())["state"] == "stopped"
+
+
+def test_everything_is_durable_and_told_when_it_is_stopped(server: Cluster, workspace: Path) -> None:
+    """Also with a status interval longer than the whole run."""
+    server.query("SELECT pg_create_physical_replication_slot('stopped', true)")
+    try:
+        with receiver(workspace / "wal", server.conninfo(), "-s", "600", "-S", "stopped") as running:
+            running.wait_streaming()
+            end = write_wal(server, 3 * MB)
+            running.wait_until(lambda: Lsn.parse(running.status["received_lsn"]) >= end, "all is received")
+            running.stop()
+        ((restart,),) = server.query("SELECT restart_lsn FROM pg_replication_slots")
+        assert Lsn.parse(restart) >= end
+    finally:
+        forget_slot(server, "stopped")
+    assert_same_wal(workspace / "wal", server, up_to=end)
+
+
+# The slot
+
+
+def test_a_slot_that_is_missing_or_taken_is_named(server: Cluster, workspace: Path) -> None:
+    archive = workspace / "wal"
+    archive.mkdir()
+    refused = run_polarvault("receivewal", "-D", archive, "-d", server.conninfo(), "-S", "missing", check=False)
+    assert refused.returncode == 1
+    assert 'replication slot "missing" does not exist' in refused.stderr
+    assert "polarvault receivewal --create-slot -S missing" in refused.stderr
+    server.query("SELECT pg_create_physical_replication_slot('taken', true)")
+    (workspace / "other").mkdir()
+    try:
+        with receiver(workspace / "other", server.conninfo(), "-S", "taken") as first:
+            first.wait_streaming()
+            with receiver(archive, server.conninfo(), "-S", "taken", "-s", "1") as second:
+                second.wait_for('replication slot "taken" is active for PID')
+                end = write_wal(server, MB)
+                first.stop()
+                # The way is free.
+                second.wait_flushed(end)
+                second.stop()
+    finally:
+        forget_slot(server, "taken")
+
+
+def test_a_slot_about_to_lose_wal_is_warned_of_and_a_lost_one_is_a_gap(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(
+        18, wal_segment_mb=1, settings={"max_slot_wal_keep_size": "3MB", "max_wal_size": "4MB"}, fill=False
+    )
+    cluster.query("SELECT pg_create_physical_replication_slot('mine', true)")
+    archive = workspace / "wal"
+    with receiver(archive, cluster.conninfo(), "-S", "mine", "-s", "1") as running:
+        running.wait_streaming()
+        running.wait_flushed(end_of_wal(cluster))
+        running.wait_for('slot "mine" loses WAL when the server has written another')
+        assert "max_slot_wal_keep_size" in running.said
+        end = end_of_wal(cluster)
+        running.wait_flushed(end)
+        running.stop()
+    before = {name: (archive / name).read_bytes() for name in segments(archive)}
+    for _ in range(3):
+        write_wal(cluster, 3 * MB)
+        cluster.query("SELECT pg_switch_wal()")
+        cluster.query("CHECKPOINT")
+    assert cluster.query("SELECT wal_status FROM pg_replication_slots") == [("lost",)]
+    refused = run_polarvault("receivewal", "-D", archive, "-d", cluster.conninfo(), "-S", "mine", "-n", check=False)
+    assert refused.returncode == 1
+    segment = max(before).removesuffix(".partial")
+    assert "no longer has WAL from" in refused.stderr
+    assert segment in refused.stderr
+    assert f"{end // MB * MB >> 32:X}/{(end // MB * MB) & 0xFFFFFFFF:X}" in refused.stderr
+    assert "hint: " in refused.stderr
+    # Without the slot it is the same gap.
+    refused = run_polarvault("receivewal", "-D", archive, "-d", cluster.conninfo(), "-n", check=False)
+    assert refused.returncode == 1
+    assert "the server no longer has WAL from" in refused.stderr
+    assert segment in refused.stderr
+    assert before == {name: (archive / name).read_bytes() for name in segments(archive)}
+    # A service says so, and stays.
+    with receiver(archive, cluster.conninfo(), "-S", "mine", "-s", "1") as running:
+        running.wait_for("trying again in")
+        assert running.running.poll() is None
+        running.stop()
+
+
+# The disk
+
+
+@pytest.mark.parametrize("options", [[], ["--synchronous"], ["-Z", "gzip:1"]], ids=" ".join)
+def test_a_full_disk_suspends_receiving_until_there_is_space(
+    server: Cluster, workspace: Path, options: list[str]
+) -> None:
+    archive = workspace / "wal"
+    archive.mkdir()
+    start = end_of_wal(server)
+    with small_disk(archive, "6m"):
+        ballast = archive / "ballast"
+        ballast.write_bytes(os.urandom(2 * MB))
+        with receiver(archive, server.conninfo(), "-s", "1", *options) as running:
+            running.wait_streaming()
+            wait_until(lambda: "is nearly full" in running.said, "it warns")
+            # Random, so that compression helps no more than by half.
+            end = noise(server, 9 * MB if "-Z" in options else 4 * MB)
+            running.wait_for("No space left on device")
+            running.wait_until(lambda: running.status.get("state") == "disk full", "it waits for space")
+            found = run_polarvault("receivewal", "-D", archive, "--status", check=False)
+            assert found.returncode == 1
+            assert json.loads(found.stdout)["state"] == "disk full"
+            assert "No space left on device" in json.loads(found.stdout)["last_error"]
+            # What was acknowledged is there.
+            assert_same_wal(archive, server, up_to=Lsn.parse(running.status["flushed_lsn"]), since=start)
+            ballast.unlink()
+            running.wait_flushed(end)
+            running.stop()
+        assert_same_wal(archive, server, up_to=end, since=start)
+        assert len(segments(archive, partial=True)) <= 1
+
+
+def noise(server: Cluster, size_bytes: int) -> Lsn:
+    server.query(
+        "SELECT count(pg_logical_emit_message(false, 'noise', (SELECT string_agg(gen_random_uuid()::text, '')"
+        f" FROM generate_series(1, 2000) WHERE n > 0))) FROM generate_series(1, {size_bytes // 72_000 + 1}) n"
+    )
+    return end_of_wal(server)
+
+
+def test_a_full_disk_can_be_left_by_a_signal_and_ends_a_run_without_loop(server: Cluster, workspace: Path) -> None:
+    archive = workspace / "wal"
+    archive.mkdir()
+    with small_disk(archive, "3m"):
+        with receiver(archive, server.conninfo(), "-s", "1") as running:
+            running.wait_streaming()
+            noise(server, 4 * MB)
+            running.wait_until(lambda: running.status.get("state") == "disk full", "it waits for space")
+            running.stop(signal.SIGTERM)
+        with receiver(archive, server.conninfo(), "-s", "1", "-n") as running:
+            assert "No space left on device" in running.ended(1)
