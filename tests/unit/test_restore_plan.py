@@ -10,10 +10,12 @@ import pytest
 from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ClusterState, ControlFile
+from polarvault.report.recovery import recovery_json, recovery_text
 from polarvault.report.restore import hide_secrets, plan_json, plan_text, settings_table
 from polarvault.report.units import format_bytes
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import (
+    Archiving,
     Area,
     BackupSource,
     Form,
@@ -25,7 +27,19 @@ from polarvault.restore.model import (
     Tablespace,
 )
 from polarvault.restore.places import check_space
-from polarvault.restore.plan import plan_restore
+from polarvault.restore.plan import plan_restore, with_settings
+from polarvault.restore.reachability import RecoveryPlan
+from polarvault.restore.recovery import check_recovery_request, plan_recovery
+from polarvault.restore.recovery_target import (
+    RecoveryRequest,
+    RecoveryTarget,
+    TargetAction,
+    TargetKind,
+    parse_target_lsn,
+    parse_target_name,
+    parse_target_time,
+    parse_target_xid,
+)
 
 LABEL = b"""START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
 CHECKPOINT LOCATION: 0/2000060
@@ -431,3 +445,113 @@ def test_the_table_names_old_and_new_values() -> None:
 )
 def test_sizes_are_written_for_people(size: int, text: str) -> None:
     assert format_bytes(size) == text
+
+
+def recovery(target: RecoveryTarget, **more: object) -> RecoveryPlan:
+    """The plan of a recovery that was found to be possible."""
+    made = RecoveryPlan(
+        target=target, action=TargetAction.PAUSE, span=None, timeline_id=3, timeline_setting="3", stop=None,
+        last_transaction=None, reachable=None,
+    )  # fmt: skip
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def settled(found: Inventory, recovers: RecoveryPlan, **request: object) -> RestorePlan:
+    made = plan(found, **request)
+    return with_settings(replace(made, recovery=recovers), FakeHost(), Account("postgres", 1, 1))
+
+
+MOMENT = parse_target_time("2026-11-22 14:03:00+01")
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        (MOMENT, {"recovery_target_time": "2026-11-22 13:03:00+00", "recovery_target_inclusive": "on"}),
+        (replace(MOMENT, inclusive=False), {"recovery_target_inclusive": "off"}),
+        (parse_target_xid("77"), {"recovery_target_xid": "77", "recovery_target_action": "pause"}),
+        (parse_target_lsn("0/5000000"), {"recovery_target_lsn": "0/5000000"}),
+        (parse_target_name("it's here"), {"recovery_target_name": "it's here"}),
+        (RecoveryTarget(TargetKind.IMMEDIATE), {"recovery_target": "immediate", "recovery_target_action": "pause"}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, RecoveryTarget) else "",
+)
+def test_a_target_is_written_as_the_server_reads_it(target: RecoveryTarget, wanted: dict[str, str]) -> None:
+    made = settled(inventory(), recovery(target))
+    written = {name: after for name, (_, after) in changed(made).items()}
+    assert written.items() >= (wanted | {"recovery_target_timeline": "3"}).items()
+    assert made.signal_path == "/t/recovery.signal"
+    if target.name:
+        assert "recovery_target_name = 'it''s here'" in main_file(made)
+
+
+def test_the_end_of_the_wal_is_no_target() -> None:
+    made = settled(inventory(), recovery(RecoveryTarget(TargetKind.LATEST), action=TargetAction.PROMOTE))
+    assert {name for name in changed(made) if name.startswith("recovery_target")} == {"recovery_target_timeline"}
+
+
+def test_targets_of_the_source_are_taken_out_wherever_they_stand() -> None:
+    conf = b"recovery_target_xid = '5'\nrecovery_target_timeline = '9'\nrecovery_target_action = shutdown\n"
+    made = settled(with_files(inventory(conf), postgresql_auto_conf=b"recovery_target_lsn = '0/1'\n"), recovery(MOMENT))
+    found = changed(made)
+    assert found["recovery_target_xid"] == ("5", None)
+    assert found["recovery_target_lsn"] == ("0/1", None)
+    assert found["recovery_target_timeline"] == ("9", "3")
+    assert found["recovery_target_action"] == ("shutdown", "pause")
+
+
+def test_wal_directories_become_our_restore_command_with_the_clusters_identity() -> None:
+    asked = RecoveryRequest(wal_directories=("/wal one", "/wal/two"))
+    made = settled(inventory(wal={}), recovery(MOMENT), recovery=asked)
+    command = changed(made)["restore_command"][1] or ""
+    assert "wal fetch --wal '/wal one' --wal /wal/two --system-identifier 7" in command
+    assert command.endswith('%f "%p"')
+    assert not made.warnings
+
+
+def test_a_standby_gets_the_wal_directories_and_no_target() -> None:
+    asked = RecoveryRequest(wal_directories=("/wal",))
+    made = plan(inventory(), role=Role.STANDBY, recovery=asked)
+    assert "wal fetch --wal /wal" in (changed(made)["restore_command"][1] or "")
+
+
+def test_a_pause_needs_hot_standby() -> None:
+    assert changed(settled(inventory(b"hot_standby = off\n"), recovery(MOMENT)))["hot_standby"] == ("off", "on")
+    shut = recovery(MOMENT, action=TargetAction.SHUTDOWN)
+    assert "hot_standby" not in changed(settled(inventory(b"hot_standby = off\n"), shut))
+
+
+def test_archiving_is_kept_only_on_request() -> None:
+    conf = b"archive_mode = on\narchive_command = 'cp %p /a/%f'\nrestore_command = 'cp /a/%f %p'\n"
+    assert changed(plan(inventory(conf)))["archive_command"] == ("cp %p /a/%f", None)
+    kept = changed(plan(inventory(conf), recovery=RecoveryRequest(keep_archiving=True)))
+    assert not {"archive_mode", "archive_command"} & kept.keys()
+    assert kept["restore_command"] == ("cp /a/%f %p", "false")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        RestoreRequest("/b", "/t", role=Role.STANDBY, recovery=RecoveryRequest(target=MOMENT)),
+        RestoreRequest("/b", "/t", role=Role.STANDBY, recovery=RecoveryRequest(timeline=2)),
+        RestoreRequest("/b", "/t", role=Role.REPLICA, recovery=RecoveryRequest(wal_directories=("/w",))),
+        RestoreRequest("/b", "/t", role=Role.STANDBY, recovery=RecoveryRequest(keep_archiving=True)),
+        RestoreRequest("/b", "/t", archiving=Archiving.ON, recovery=RecoveryRequest(keep_archiving=True)),
+        RestoreRequest("/b", "/t", settings=(("recovery_target_xid", "5"),), recovery=RecoveryRequest(target=MOMENT)),
+    ],
+    ids=lambda value: f"{value.role.value} {value.recovery}",
+)
+def test_recovery_options_that_do_not_fit_are_refused(request_: RestoreRequest) -> None:
+    with pytest.raises(UsageError, match="--"):
+        check_recovery_request(request_)
+
+
+def test_an_archive_that_cannot_be_looked_into_is_said_to_be_so() -> None:
+    asked = RecoveryRequest(target=MOMENT, archive_is_unknown=True)
+    made = plan_recovery(plan(inventory(), recovery=asked), Account("postgres", 1, 1), lambda done, total: None)
+    assert (made.is_checked, made.timeline_setting) == (False, "latest")
+    assert "cannot be looked into" in made.warnings[0]
+    assert "not known" in "\n".join(recovery_text(made))
+    shown = recovery_json(made)
+    assert shown is not None
+    assert (shown["checked"], shown["value"]) == (False, "2026-11-22 13:03:00+00")

@@ -43,7 +43,11 @@ def recovery_text(plan: RecoveryPlan) -> Iterator[str]:
     others = f" (also there: {', '.join(map(str, seen.other_timelines))})" if seen.other_timelines else ""
     yield f"  timeline          {plan.timeline_id}{others}; the restored server begins a new one"
     yield f"  reachable from    LSN {seen.earliest_lsn}" + (
-        f", {show_time(seen.earliest_time, zone)}" if seen.earliest_time else ""
+        f", {show_time(seen.earliest_time, zone)}"
+        if seen.earliest_time
+        else f"; the backup began at {show_time(seen.backup_began, zone)}"
+        if seen.backup_began
+        else ""
     )
     last = f", last transaction {seen.latest_xid} at {show_time(seen.latest_time, zone)}" if seen.latest_time else ""
     yield f"  reachable to      LSN {seen.latest_lsn}{last}"
@@ -102,6 +106,7 @@ def recovery_json(plan: RecoveryPlan | None) -> dict[str, Any] | None:
             "earliest": {
                 "lsn": str(seen.earliest_lsn) if seen.earliest_lsn else None,
                 "time": _iso(seen.earliest_time),
+                "backup_began": _iso(seen.backup_began),
             },
             "latest": {"lsn": str(seen.latest_lsn), "time": _iso(seen.latest_time), "xid": seen.latest_xid or None},
             "timeline": seen.timeline_id,
@@ -113,8 +118,13 @@ def recovery_json(plan: RecoveryPlan | None) -> dict[str, Any] | None:
     }
 
 
-def outcome_text(plan: RestorePlan, outcome: RecoveryOutcome, connect: str | None) -> Iterator[str]:
-    """Yield where recovery stopped and what to type next; connect: the psql command that reaches the server."""
+def outcome_text(
+    plan: RestorePlan, outcome: RecoveryOutcome, connect: str | None, *, run_as: str | None
+) -> Iterator[str]:
+    """Yield where recovery stopped and what to type next.
+
+    connect: the psql command that reaches the server. run_as: the user that runs it, if it is not the caller.
+    """
     recovery = plan.recovery
     assert recovery is not None
     where = f"LSN {outcome.lsn or 'unknown'}"
@@ -125,20 +135,24 @@ def outcome_text(plan: RestorePlan, outcome: RecoveryOutcome, connect: str | Non
     directory = shlex.quote(plan.layout.local)
     name = target_setting(recovery.target.kind)
     log = shlex.quote(f"{plan.layout.local}/polarvault-start.log")
-    later = f"{pg_ctl} -D {directory} -l {log} -w"
+
+    def control(words: str) -> str:
+        line = f"{pg_ctl} -D {directory} -l {log} -w {words}"
+        return line if run_as is None else f"su {run_as} -c {shlex.quote(line)}"
+
     if outcome.ended is TargetAction.PROMOTE:
         yield f"the server is writable, on timeline {outcome.timeline_id}"
     elif outcome.ended is TargetAction.PAUSE:
         yield "the server is paused and read-only: look at the data, then"
         yield f"  to promote it     {connect} -c 'SELECT pg_wal_replay_resume()'"
         if name is not None and recovery.target.kind is not TargetKind.IMMEDIATE:
-            yield f'  to go on          {later} restart -o "-c {name}=LATER"'
+            yield "  to go on          " + control(f'restart -o "-c {name}=LATER"')
         elif name is not None:
-            yield f'  to go on          {later} restart -o "-c recovery_target= -c recovery_target_time=LATER"'
+            yield "  to go on          " + control('restart -o "-c recovery_target= -c recovery_target_time=LATER"')
     else:
         yield "the server is shut down, and shuts down again at each start until its action is another one"
-        yield f'  to promote it     {later} start -o "-c recovery_target_action=promote"'
-        yield f'  to look at it     {later} start -o "-c recovery_target_action=pause"'
+        yield "  to promote it     " + control('start -o "-c recovery_target_action=promote"')
+        yield "  to look at it     " + control('start -o "-c recovery_target_action=pause"')
 
 
 def outcome_json(outcome: RecoveryOutcome | None) -> dict[str, Any] | None:

@@ -107,7 +107,7 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
     if result.recovery is not None:
         server = result.server
         connect = f"psql -h {server.host} -p {server.port}" if server else None
-        yield from outcome_text(plan, result.recovery, connect)
+        yield from outcome_text(plan, result.recovery, connect, run_as=account.name if is_root else None)
     if result.server is not None or result.recovery is not None:
         return
     yield "start it with:"

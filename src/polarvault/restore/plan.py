@@ -245,7 +245,7 @@ def missing_wal(inventory: Inventory, label: BackupLabel) -> str | None:
     return None if label.start_segment in inventory.wal else label.start_segment
 
 
-def _restore_command(plan: RestorePlan) -> str | None:
+def _restore_command(plan: RestorePlan, host: Host) -> str | None:
     """Return the restore_command to write; None leaves one that --set names, or none, in place."""
     request = plan.request
     if any(name == "restore_command" for name, _ in request.settings):
@@ -257,7 +257,7 @@ def _restore_command(plan: RestorePlan) -> str | None:
             directories,
             system_identifier=control.system_identifier if control else None,
             # What holds WAL now and is empty later is a file system that is not mounted any more.
-            refuse_empty=all(os.listdir(directory) for directory in directories),
+            refuse_empty=all(host.list_names(directory) for directory in directories),
         )
     return NO_ARCHIVE_COMMAND if request.role is Role.PRIMARY else None
 
@@ -296,7 +296,7 @@ def _plan_settings(
         had_shared_half=inventory.has_shared_half or layout.merged,
         control=inventory.control,
         recovery=plan.recovery,
-        restore_command=_restore_command(plan),
+        restore_command=_restore_command(plan, host),
         primary_settings=plan.primary.settings if plan.primary else {},
         replica_settings=replica_settings,
     )

@@ -41,6 +41,7 @@ class WalEnd:
 class Reachable:
     """What a backup and its WAL can be recovered to; times where they are known."""
 
+    backup_began: datetime | None
     earliest_lsn: Lsn | None
     earliest_time: datetime | None
     latest_lsn: Lsn
@@ -97,6 +98,7 @@ def what_is_reachable(
     if earliest_time is None and search.before_consistency is not None:
         earliest_time = search.before_consistency.time
     return Reachable(
+        backup_began=span.start_time,
         earliest_lsn=search.consistent_lsn or span.end_lsn,
         earliest_time=earliest_time,
         latest_lsn=end.lsn,
@@ -113,6 +115,8 @@ def describe_reachable(reachable: Reachable, zone: tzinfo | None) -> str:
     earliest = f"LSN {reachable.earliest_lsn}" if reachable.earliest_lsn else "the end of the backup"
     if reachable.earliest_time:
         earliest += f", {show_time(reachable.earliest_time, zone)}"
+    elif reachable.backup_began:
+        earliest += f"; the backup began at {show_time(reachable.backup_began, zone)}"
     latest = f"LSN {reachable.latest_lsn}"
     if reachable.latest_time:
         latest += f", last transaction {reachable.latest_xid} at {show_time(reachable.latest_time, zone)}"

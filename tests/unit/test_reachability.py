@@ -1,0 +1,199 @@
+"""Whether a target can be reached, and what is said when it cannot. No files, no server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, timedelta
+
+import pytest
+
+from polarvault.errors import PolarvaultError, TargetUnreachable, WalGap
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from polarvault.restore.reachability import (
+    WalEnd,
+    check_stop,
+    describe_reachable,
+    plan_warnings,
+    show_time,
+    what_is_reachable,
+)
+from polarvault.restore.recovery_target import RecoveryTarget, TargetKind, parse_target_time
+from polarvault.restore.target_search import TargetSearch
+from polarvault.restore.wal_chain import BackupSpan, SegmentFile, WalChain
+from polarvault.wal.history import TimelineHistory
+from polarvault.wal.scan import MarkKind, WalMark
+
+MB = 1 << 20
+NOON = parse_target_time("2026-11-22 12:00Z").time
+assert NOON is not None
+SPAN = BackupSpan("/b", Lsn(2 * MB + 40), 1, Lsn(2 * MB + 400), 1, MB, start_time=NOON - timedelta(minutes=5))
+CHAIN = WalChain(
+    TimelineHistory(1),
+    tuple(SegmentFile(WalSegment(1, n, MB), f"/w/{n}", size_bytes=MB) for n in (2, 3)),
+    WalSegment(1, 4, MB),
+)
+
+
+def commit(lsn: int, xid: int, minute: float) -> WalMark:
+    assert NOON is not None
+    return WalMark(MarkKind.COMMIT, Lsn(lsn), Lsn(lsn + 40), xid, NOON + timedelta(minutes=minute))
+
+
+INSIDE = commit(2 * MB + 100, 7, -2)
+FIRST, SECOND = commit(2 * MB + 1000, 8, 1), commit(3 * MB + 1000, 9, 2)
+POINT = WalMark(MarkKind.RESTORE_POINT, Lsn(3 * MB + 500), Lsn(3 * MB + 600), 0, NOON, "p")
+END = WalEnd(Lsn(3 * MB + 2000), "zeros", "/w/3", SECOND)
+
+
+def time_target(minute: float) -> RecoveryTarget:
+    assert NOON is not None
+    return RecoveryTarget(TargetKind.TIME, time=NOON + timedelta(minutes=minute))
+
+
+def judge(
+    target: RecoveryTarget,
+    marks: tuple[WalMark, ...] = (INSIDE, FIRST, POINT, SECOND),
+    *,
+    span: BackupSpan = SPAN,
+    chain: WalChain = CHAIN,
+    end: WalEnd = END,
+    others: tuple[int, ...] = (),
+) -> TargetSearch:
+    """Search and judge; raises what a user would see."""
+    search = TargetSearch(target, span.start_lsn, span.start_lsn, span.end_lsn)
+    search.take(marks)
+    check_stop(span, chain, search, end, what_is_reachable(span, chain, search, end, others))
+    return search
+
+
+def refused(error: type[PolarvaultError], *args: object, **more: object) -> PolarvaultError:
+    with pytest.raises(error) as caught:
+        judge(*args, **more)  # type: ignore[arg-type]
+    assert caught.value.hint
+    assert "earliest: LSN 0/200190" in (caught.value.detail or "")
+    assert "latest: LSN 0/" in (caught.value.detail or "")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "target",
+    [time_target(1.5), time_target(0), RecoveryTarget(TargetKind.XID, xid=9), RecoveryTarget(TargetKind.NAME, name="p"),
+     RecoveryTarget(TargetKind.IMMEDIATE), RecoveryTarget(TargetKind.LATEST)],
+    ids=str,
+)  # fmt: skip
+def test_what_can_be_reached_is_let_through(target: RecoveryTarget) -> None:
+    judge(target)
+
+
+def test_a_time_behind_the_last_transaction_names_that_one_and_offers_latest() -> None:
+    problem = refused(TargetUnreachable, time_target(2), others=(3,))
+    assert "transaction in the WAL ends at 2026-11-22 12:02:00+00 (LSN 0/3003E8)" in problem.message
+    assert problem.hint == "go as far as the WAL goes: --target latest; or follow another timeline: --target-timeline 3"
+
+
+def test_a_time_within_the_backup_names_the_backups_end() -> None:
+    problem = refused(TargetUnreachable, time_target(-3))
+    assert "lies before the end of the backup: it would stop before the commit of transaction 7" in problem.message
+    assert "consistent only from LSN 0/200190 on" in problem.message
+    assert "older backup" in (problem.hint or "")
+
+
+@pytest.mark.parametrize("minute", [-500, -6, -4.999])
+def test_a_time_before_the_backup_is_refused_though_the_server_would_go_on(minute: float) -> None:
+    problem = refused(TargetUnreachable, time_target(minute), (FIRST, SECOND))
+    assert "which began at 2026-11-22 11:55:00+00" in problem.message
+
+
+def test_a_time_between_the_backups_start_and_the_first_transaction_is_reached() -> None:
+    search = judge(time_target(-3), (FIRST, SECOND))
+    assert search.stop is not None
+    assert search.stop.xid == 8
+
+
+def test_a_backup_with_an_unknown_start_time_follows_the_servers_rules_alone() -> None:
+    judge(time_target(-500), (FIRST, SECOND), span=replace(SPAN, start_time=None))
+
+
+@pytest.mark.parametrize("inclusive", [True, False])
+def test_a_transaction_that_ended_before_the_backup_did_is_refused(inclusive: bool) -> None:
+    refused(TargetUnreachable, RecoveryTarget(TargetKind.XID, xid=7, inclusive=inclusive))
+
+
+def test_a_missing_name_lists_the_names_that_are_there() -> None:
+    problem = refused(TargetUnreachable, RecoveryTarget(TargetKind.NAME, name="q"))
+    assert 'no restore point "q" on timeline 1' in problem.message
+    assert 'restore points: "p" (0/3001F4,' in (problem.detail or "")
+
+
+def test_a_missing_transaction_and_lsn_are_named() -> None:
+    assert "transaction 99 neither" in refused(TargetUnreachable, RecoveryTarget(TargetKind.XID, xid=99)).message
+    target = RecoveryTarget(TargetKind.LSN, lsn=Lsn(9 * MB))
+    assert "the WAL ends at 0/3007D0 (zeros)" in refused(TargetUnreachable, target).message
+
+
+GAP = replace(CHAIN, later=SegmentFile(WalSegment(1, 6, MB), "/w/6"))
+BROKEN = replace(END, is_broken=True)
+
+
+@pytest.mark.parametrize("target", [time_target(9), RecoveryTarget(TargetKind.LATEST)], ids=str)
+def test_a_gap_names_the_segment_its_timeline_and_its_lsn(target: RecoveryTarget) -> None:
+    problem = refused(WalGap, target, chain=GAP)
+    assert "segment 000000010000000000000004 (timeline 1, LSN 0/400000) is missing" in problem.message
+    assert "while 000000010000000000000006 is there" in problem.message
+    problem = refused(WalGap, target, end=BROKEN)
+    assert '"/w/3" is valid only up to 0/3007D0 (zeros), and more segments follow' in problem.message
+
+
+def test_a_target_before_the_gap_is_reached_all_the_same() -> None:
+    judge(time_target(1.5), chain=GAP)
+    judge(RecoveryTarget(TargetKind.XID, xid=8), end=BROKEN)
+
+
+def test_a_missing_beginning_of_a_timeline_is_named() -> None:
+    cut = replace(CHAIN, missing=WalSegment(2, 3, MB), limit=Lsn(3 * MB + 700))
+    problem = refused(WalGap, RecoveryTarget(TargetKind.LATEST), chain=cut)
+    assert "segment 000000020000000000000003 of timeline 2 is missing, which began at 0/3002BC" in problem.message
+
+
+def test_wal_that_ends_within_the_backup_is_a_gap_for_every_target() -> None:
+    short = replace(END, lsn=Lsn(2 * MB + 300), last_transaction=None)
+    for target in (RecoveryTarget(TargetKind.LATEST), RecoveryTarget(TargetKind.IMMEDIATE), time_target(1)):
+        problem = refused(WalGap, target, (INSIDE,), end=short)
+        assert "does not reach the end of the backup at 0/200190" in problem.message
+
+
+def test_a_backup_whose_end_nobody_knows_is_not_trusted() -> None:
+    unknown = replace(SPAN, end_lsn=None)
+    with pytest.raises(WalGap, match="record that ends the backup"):
+        judge(RecoveryTarget(TargetKind.LATEST), span=unknown)
+
+
+def test_the_account_of_what_can_be_reached_is_bounded() -> None:
+    search = TargetSearch(RecoveryTarget(TargetKind.LATEST), Lsn(0), Lsn(0), Lsn(1))
+    search.take(replace(POINT, lsn=Lsn(n * 100), end_lsn=Lsn(n * 100 + 8), name=f"p{n}") for n in range(1, 1001))
+    seen = what_is_reachable(SPAN, CHAIN, search, END, ())
+    text = describe_reachable(seen, UTC)
+    assert '"p1000"' in text
+    assert '"p980"' not in text
+    assert len(text) < 2000
+
+
+def test_an_assumed_zone_and_a_repeated_name_are_warned_of() -> None:
+    from zoneinfo import ZoneInfo
+
+    target = parse_target_time("2026-11-22 20:00", local=ZoneInfo("Asia/Shanghai"))
+    search = TargetSearch(target, Lsn(0), Lsn(0), Lsn(1))
+    (warning,) = plan_warnings(SPAN, search, None)
+    assert "UTC+08:00 (CST), this machine's, is assumed (2026-11-22 12:00:00+00)" in warning
+    search = judge(RecoveryTarget(TargetKind.NAME, name="p"), (POINT, replace(POINT, lsn=Lsn(3 * MB + 900))))
+    (warning,) = plan_warnings(SPAN, search, UTC)
+    assert "occurs 2 times" in warning
+    assert "0/300384 (2026-11-22 12:00:00+00)" in warning
+
+
+def test_times_are_shown_in_the_zone_of_the_target() -> None:
+    target = parse_target_time("2026-11-22 14:00+05:30")
+    assert target.time is not None
+    assert show_time(NOON, target.time.tzinfo) == "2026-11-22 17:30:00+05:30"
+    assert show_time(None, UTC) == "unknown"
