@@ -99,7 +99,7 @@ def test_it_follows_two_promotions_and_recovery_along_them_works(
             assert (archive / name).read_bytes() == (wal_directory(third) / name).read_bytes()
         expected = third.hashes()
         assert {name[:8] for name in segments(archive)} == {"00000001", "00000002", "00000003"}
-        with recover(third, workspace / "backup", [archive], workspace / "copy") as copy:
+        with recover(third, workspace / "backup", archive, workspace / "copy") as copy:
             assert copy.query("SELECT timeline FROM story ORDER BY 1") == [(1,), (2,), (3,), (22,)]
             assert copy.hashes() == expected
 
@@ -169,7 +169,7 @@ def test_a_promoted_standby_that_was_behind_is_followed_from_the_fork(
             assert f"{number * MB:X}" in running.said.partition("streaming at 0/")[2]
             wait_and_compare(running, standby, 5 * MB)
             running.stop()
-        with recover(standby, workspace / "backup", [archive], workspace / "copy") as copy:
+        with recover(standby, workspace / "backup", archive, workspace / "copy") as copy:
             assert copy.query("SELECT n FROM after_fork") == [(1,)]
 
 
