@@ -27,7 +27,7 @@ from polarvault.wire.replication import WalData, encode_status, parse_stream_mes
 from polarvault.wire.wal_messages import WalBatch, WalMessageScanner
 
 _LIBPQ_BATCH_BYTES = 1 << 20
-# A receive that brings as much as this shows a server that has more to send at once.
+# Who is as much behind the server as this gets more at once.
 _PLENTY_BYTES = 64 << 10
 _GATHER_MS = 30
 # How long a polite goodbye may take; the WAL that matters is here already.
@@ -99,6 +99,8 @@ class RawWalSource(RawConnection):
         self._scanner = WalMessageScanner(Lsn(0))
         self._arrival = _poll_for(self._socket.fileno(), wake)
         self._pause = _poll_for(wake)
+        # The server had more to send when it was last heard.
+        self._is_behind = False
 
     def start(self, command: str, position: Lsn) -> TimelineEnds | None:
         """Send START_REPLICATION."""
@@ -120,8 +122,9 @@ class RawWalSource(RawConnection):
             self._make_room()
             if not self._wait(timeout_s):
                 return batch
-            self._receive(0)
-            if not eager:
+            if eager:
+                self._receive(0)
+            else:
                 self._gather()
             batch, message = self._scan()
         if message is None:
@@ -198,22 +201,21 @@ class RawWalSource(RawConnection):
         self._start, self._end = 0, len(rest)
 
     def _gather(self) -> None:
-        """Wait for more, in the way that costs least: a busy server fills the buffer, a quiet one gets some time.
+        """Receive in the way that costs least: from a server that has more fill the buffer, else give it some time.
 
         Sleeping without looking at the socket matters for the second: every small message would wake this thread, and a
         server under load sends thousands of them a second.
         """
-        if self._end - self._start < _PLENTY_BYTES:
-            self._pause.poll(_GATHER_MS)
-            flags = socket.MSG_DONTWAIT
-        else:
-            flags = socket.MSG_WAITALL
-        room = self._view[self._end :]
-        with contextlib.suppress(OSError):  # Nothing more, or the end: the next receive tells which.
-            self._end += self._socket.recv_into(room, len(room), flags) if room else 0
+        if self._is_behind:
+            self._receive(socket.MSG_WAITALL)
+            return
+        self._pause.poll(_GATHER_MS)
+        self._receive(0)
 
     def _scan(self) -> tuple[WalBatch, tuple[bytes, bytes] | None]:
         batch, self._start, message = self._scanner.scan(self._view, self._start, self._end)
+        if batch.server_end:
+            self._is_behind = batch.server_end - self._scanner.position >= _PLENTY_BYTES
         return batch, message
 
     def _wait(self, timeout_s: float) -> bool:
@@ -232,7 +234,7 @@ class LibpqWalSource:
         self._wake = wake
         self._pause = _poll_for(wake)
         self._position = Lsn(0)
-        self._last_bytes = 0
+        self._is_behind = False
 
     def start(self, command: str, position: Lsn) -> TimelineEnds | None:
         """Send START_REPLICATION."""
@@ -250,7 +252,7 @@ class LibpqWalSource:
         try:
             length, content = self._pgconn.get_copy_data(1)
             if length == 0 and self._wait(timeout_s):
-                if not eager and self._last_bytes < _PLENTY_BYTES:
+                if not eager and not self._is_behind:
                     # As the raw way does: small messages gather while nobody looks.
                     self._pause.poll(_GATHER_MS)
                 self._pgconn.consume_input()
@@ -262,7 +264,8 @@ class LibpqWalSource:
                 length, content = self._pgconn.get_copy_data(1)
         except psycopg.Error:
             raise connection_lost(self._pgconn) from None
-        self._last_bytes = batch.size
+        if batch.server_end:
+            self._is_behind = batch.server_end - self._position >= _PLENTY_BYTES
         if length < 0 and not batch.size:
             return self._stream_ended()
         # An end that comes with WAL before it is seen again by the next call.
