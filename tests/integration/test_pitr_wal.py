@@ -226,8 +226,8 @@ def test_a_target_that_only_another_timeline_has_is_refused_with_its_number(
 ) -> None:
     story = forked.story
     wanted = ["--wal", forked.archive, "--target-xid", story.disaster_xid]
-    # The other timelines use the same numbers for other transactions: that is found, and shown in the plan.
-    assert recover.plan(story.source, story.backup, *wanted)["timeline"] == 3
+    # Timeline 2 used the same number for a transaction of its own, before 3 began: that one is found, and shown.
+    assert recover.plan(story.source, story.backup, *wanted)["timeline"] == 2
     server, _ = recover(story.source, story.backup, *wanted, "--target-timeline", "1")
     assert server.hash_of("accounts") == story.bad
     said = recover.refused(
