@@ -21,7 +21,16 @@ from polarvault.walarchive.status import ReceiverState
 from polarvault.walarchive.stop import StopRequest
 from support.cluster import Cluster
 from support.program import run_polarvault
-from support.receiving import KEEP_WAL, assert_same_wal, end_of_wal, forget_slot, receiver, segments, write_wal
+from support.receiving import (
+    KEEP_WAL,
+    assert_same_wal,
+    end_of_wal,
+    forget_slot,
+    receiver,
+    segments,
+    wait_same,
+    write_wal,
+)
 from support.servers import ServerPool, missing_reason
 from support.small_disk import small_disk
 from support.tcp_proxy import TcpProxy
@@ -60,7 +69,7 @@ def test_a_server_killed_under_load_and_shut_down_is_followed(server: Cluster, w
         server.start()
         # The end of crash recovery and all that follows.
         running.wait_flushed(end_of_wal(server))
-        assert_same_wal(archive, server, up_to=end_of_wal(server) // MB * MB)  # type: ignore[arg-type]
+        assert_same_wal(archive, server, up_to=Lsn(end_of_wal(server) // MB * MB))
         # A fast shutdown waits for everything to be flushed here, the last checkpoint record too.
         end = write_wal(server, MB // 2)
         server.stop("fast")
@@ -69,26 +78,15 @@ def test_a_server_killed_under_load_and_shut_down_is_followed(server: Cluster, w
         server.start()
         end = write_wal(server, MB)
         running.wait_flushed(end)
+        server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'")
+        running.wait_for("terminating connection due to administrator command")
+        end = write_wal(server, MB)
+        wait_same(running, server, end)
         assert running.status["last_error"]
         running.stop()
     assert_same_wal(archive, server, up_to=end)
     # Every reconnection went on in the open segment: nothing was fetched twice, no second partial file is left.
     assert len(segments(archive, partial=True)) <= 1
-
-
-def test_a_terminated_wal_sender_is_replaced(server: Cluster, workspace: Path) -> None:
-    archive = workspace / "wal"
-    with receiver(archive, server.conninfo(), "-s", "1") as running:
-        for _ in range(3):
-            running.wait_streaming()
-            connections = running.status["connections"]
-            server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'")
-            running.wait_until(lambda n=connections: running.status.get("connections", 0) > n, "it reconnects")  # type: ignore[misc]
-        end = write_wal(server, MB)
-        running.wait_flushed(end)
-        assert "terminating connection due to administrator command" in running.status["last_error"]
-        running.stop()
-    assert_same_wal(archive, server, up_to=end)
 
 
 def test_without_loop_the_first_loss_is_the_end(server: Cluster, workspace: Path) -> None:
@@ -104,22 +102,22 @@ def test_without_loop_the_first_loss_is_the_end(server: Cluster, workspace: Path
 # The network
 
 
-@pytest.mark.parametrize("abruptly", [True, False], ids=["reset", "end"])
-def test_a_network_that_cuts_every_megabyte_loses_nothing(server: Cluster, workspace: Path, *, abruptly: bool) -> None:
+def test_a_network_that_cuts_every_megabyte_loses_nothing(server: Cluster, workspace: Path) -> None:
     archive = workspace / "wal"
     with TcpProxy(server.port) as proxy:
         conninfo = server.tcp_conninfo(port=proxy.port)
         with receiver(archive, conninfo, "-s", "1", "-v") as running:
             running.wait_streaming()
-            proxy.cut_after(1_234_567, abruptly=abruptly)
-            end = write_wal(server, 5 * MB)
-            running.wait_flushed(end)
-            assert running.status["connections"] >= 4
+            proxy.cut_after(1_234_567)
+            wait_same(running, server, write_wal(server, 3 * MB))
+            proxy.cut_after(1_234_567, abruptly=False)
+            wait_same(running, server, write_wal(server, 3 * MB))
             proxy.refuse()
             running.wait_for("Connection refused")
             end = write_wal(server, MB)
             proxy.restart()
-            running.wait_flushed(end)
+            wait_same(running, server, end)
+            assert proxy.connections_seen >= 6
             running.stop()
     assert_same_wal(archive, server, up_to=end)
     assert len(segments(archive, partial=True)) <= 1
@@ -133,11 +131,10 @@ def test_a_network_that_drips_loses_nothing(server: Cluster, workspace: Path) ->
     ):
         running.wait_streaming()
         proxy.drip(7)
-        end = write_wal(server, 20_000)
-        running.wait_flushed(end)
+        wait_same(running, server, write_wal(server, 20_000))
         proxy.drip(1)
         end = end_of_wal(server)
-        running.wait_flushed(end)
+        wait_same(running, server, end)
         running.stop()
     assert_same_wal(archive, server, up_to=end)
 
@@ -167,7 +164,7 @@ def test_a_network_that_goes_silent_is_left_after_a_while(server: Cluster, works
     archive.mkdir()
     with TcpProxy(server.port) as proxy:
         request = ReceiveRequest(
-            directory=str(archive), compression=Compression(), status_interval_s=1.0, silence_limit_s=3.0
+            directory=str(archive), compression=Compression(), status_interval_s=1.0, silence_limit_s=2.0
         )
         stop, heard = StopRequest(), Listening()
         connector = Connector(ConnectionSettings(server.tcp_conninfo(port=proxy.port)))
@@ -176,20 +173,20 @@ def test_a_network_that_goes_silent_is_left_after_a_while(server: Cluster, works
         try:
             wait_until(lambda: "streaming" in heard.states, "it streams")
             # An idle server is no silent one: it answers when it is asked.
-            wait_until(lambda: len(heard.states) > 6, "some seconds have passed")
+            wait_until(lambda: len(heard.states) > 4, "some seconds have passed")
             assert heard.problems == []
             proxy.stall_after(0)
             wait_until(lambda: heard.problems, "the silence is noticed")
             assert isinstance(heard.problems[0], ConnectionLost)
-            assert "nothing came from the server for 3 s, not even when it was asked" in heard.problems[0].message
+            assert "nothing came from the server for 2 s, not even when it was asked" in heard.problems[0].message
             proxy.restart()
-            end = write_wal(server, MB)
-            wait_until(lambda: len(segments(archive, partial=False)) >= 1, "it receives again")
+            end = write_wal(server, 2 * MB)
+            wait_until(lambda: len(segments(archive, partial=False)) >= 2, "it receives again")
         finally:
             stop.request()
             thread.join(30)
     assert not thread.is_alive()
-    assert_same_wal(archive, server, up_to=Lsn(end // MB * MB))
+    assert_same_wal(archive, server, up_to=end)
 
 
 # Signals
@@ -309,7 +306,7 @@ def test_a_slot_about_to_lose_wal_is_warned_of_and_a_lost_one_is_a_gap(
 # The disk
 
 
-@pytest.mark.parametrize("options", [[], ["--synchronous"], ["-Z", "gzip:1"]], ids=" ".join)
+@pytest.mark.parametrize("options", [[], ["--synchronous", "-Z", "gzip:1"]], ids=" ".join)
 def test_a_full_disk_suspends_receiving_until_there_is_space(
     server: Cluster, workspace: Path, options: list[str]
 ) -> None:

@@ -14,12 +14,12 @@ from support.program import run_polarvault
 from support.receiving import (
     KEEP_WAL,
     Receiver,
-    assert_same_wal,
     make_standby,
     receiver,
     recover,
     segments,
     wait_replayed,
+    wait_same,
     wal_directory,
     write_wal,
 )
@@ -27,8 +27,6 @@ from support.receiving import (
 pytestmark = pytest.mark.postgres
 
 MB = 1 << 20
-# The newest, and one whose servers have no way to answer READ_REPLICATION_SLOT.
-VERSIONS = [18, 13]
 
 
 def either(*clusters: Cluster) -> str:
@@ -52,18 +50,13 @@ def standbys(primary: Cluster, workspace: Path, count: int, **how: dict[str, str
 
 def wait_and_compare(running: Receiver, server: Cluster, size_bytes: int) -> None:
     """Have the server write, and compare the newest timeline."""
-    end = write_wal(server, size_bytes)
-    # The position alone may be one that was reached on an older timeline.
-    timeline = int(server.query("SELECT pg_walfile_name(pg_current_wal_lsn())")[0][0][:8], 16)
-    running.wait_flushed(end, timeline=timeline)
-    assert_same_wal(running.directory, server, up_to=end)
+    wait_same(running, server, write_wal(server, size_bytes))
 
 
-@pytest.mark.parametrize("major", VERSIONS)
 def test_it_follows_two_promotions_and_recovery_along_them_works(
-    make_cluster: Callable[..., Cluster], workspace: Path, major: int
+    make_cluster: Callable[..., Cluster], workspace: Path
 ) -> None:
-    primary = make_cluster(major, wal_segment_mb=1, settings=KEEP_WAL)
+    primary = make_cluster(18, wal_segment_mb=1, settings=KEEP_WAL)
     archive = workspace / "wal"
     with standbys(primary, workspace, 2) as (second, third):
         archive.mkdir()
@@ -72,10 +65,9 @@ def test_it_follows_two_promotions_and_recovery_along_them_works(
             back_up_with_postgres(primary, workspace / "backup", "-X", "none")
             primary.query("CREATE TABLE story AS SELECT 1 AS timeline")
             end = write_wal(primary, 2 * MB)
-            running.wait_flushed(end)
             wait_replayed(second, end)
             wait_replayed(third, end)
-            assert_same_wal(archive, primary, up_to=end)
+            wait_same(running, primary, end)
             primary.kill()
             second.promote()
             second.query("SELECT pg_create_physical_replication_slot('standby1')")
@@ -86,15 +78,14 @@ def test_it_follows_two_promotions_and_recovery_along_them_works(
             second.query("INSERT INTO story VALUES (22)")
             end = write_wal(second, MB)
             wait_replayed(third, end)
-            running.wait_flushed(end)
+            wait_same(running, second, end)
             second.kill()
             third.promote()
             third.query("INSERT INTO story VALUES (3)")
             wait_and_compare(running, third, 2 * MB)
+            running.stop()
             assert running.status["timeline"] == 3
             assert running.status["last_error"] is not None
-            assert "reconnect" not in running.said
-            running.stop()
         for name in ("00000002.history", "00000003.history"):
             assert (archive / name).read_bytes() == (wal_directory(third) / name).read_bytes()
         expected = third.hashes()
@@ -104,18 +95,17 @@ def test_it_follows_two_promotions_and_recovery_along_them_works(
             assert copy.hashes() == expected
 
 
-@pytest.mark.parametrize("compression", ["none", "gzip:1"])
 def test_a_receiver_attached_to_the_standby_that_is_promoted_goes_on_in_the_same_connection(
-    make_cluster: Callable[..., Cluster], workspace: Path, compression: str
+    make_cluster: Callable[..., Cluster], workspace: Path
 ) -> None:
     primary = make_cluster(18, wal_segment_mb=1, settings=KEEP_WAL)
     archive = workspace / "wal"
     with standbys(primary, workspace, 1) as (standby,):
-        with receiver(archive, standby.conninfo(), "-s", "1", "-v", "-Z", compression) as running:
+        with receiver(archive, standby.conninfo(), "--synchronous", "-v", "-Z", "gzip:1") as running:
             running.wait_streaming()
             end = write_wal(primary, 2 * MB)
             wait_replayed(standby, end)
-            running.wait_flushed(end)
+            wait_same(running, primary, end)
             primary.stop()
             standby.promote()
             wait_and_compare(running, standby, 2 * MB)
@@ -123,7 +113,7 @@ def test_a_receiver_attached_to_the_standby_that_is_promoted_goes_on_in_the_same
             assert "switched to timeline 2 at" in running.stop()
         # Started once more, or started anew, it has nothing to repair.
         before = segments(archive)
-        with receiver(archive, standby.conninfo(), "-s", "1", "-v", "-Z", compression) as running:
+        with receiver(archive, standby.conninfo(), "--synchronous", "-v", "-Z", "gzip:1") as running:
             running.wait_for("(timeline 2)")
             wait_and_compare(running, standby, MB)
             running.stop()
@@ -143,8 +133,7 @@ def test_a_promoted_standby_that_was_behind_is_followed_from_the_fork(
             wait_replayed(standby, end)
             standby.stop()
             end = write_wal(primary, 4 * MB)
-            running.wait_flushed(end)
-            assert_same_wal(archive, primary, up_to=end)
+            wait_same(running, primary, end)
             old = {name: (archive / name).read_bytes() for name in segments(archive)}
             primary.stop("immediate")
             # Without the primary it cannot catch up.
