@@ -141,6 +141,14 @@ def test_another_segment_size_is_refused_or_named(tmp_path: Path) -> None:
     assert "belongs to another segment size" in warnings[0]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz", ".lz4", ".zst"])
+def test_whole_segments_of_another_size_are_refused_before_they_are_overwritten(tmp_path: Path, suffix: str) -> None:
+    keep(tmp_path, segment(3).file_name + suffix)
+    cluster = Cluster(str(SYSTEM_IDENTIFIER), 4 * MB)
+    with pytest.raises(UsageError, match=rf"is a segment of {MB} bytes, the server's have {4 * MB}"):
+        after_kept_wal(str(tmp_path), cluster, lambda warning: None)
+
+
 def test_a_whole_file_that_is_no_wal_is_refused(tmp_path: Path) -> None:
     (tmp_path / segment(3).file_name).write_bytes(bytes(MB))
     with pytest.raises(IntegrityError, match="does not begin with the first page"):

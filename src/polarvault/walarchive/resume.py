@@ -11,11 +11,12 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from polarvault.errors import IntegrityError, TimelineDiverged, UsageError
+from polarvault.errors import IntegrityError, StorageFailed, TimelineDiverged, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.storage.files import storage_failed
 from polarvault.wal.history import TimelineHistory, TimelineRange
+from polarvault.wal.segment_header import SegmentHeader
 from polarvault.walarchive.directory import WalFile, is_segment_name, read_segment_header, read_wal, wal_file
 
 
@@ -56,6 +57,7 @@ def after_kept_wal(
             _check_cluster(file, cluster)
             first = _first_unfinished(segment, found, cluster, warn)
             return StartPoint(first.timeline_id, first.start)
+        _check_whose(file, cluster)
     return None
 
 
@@ -205,6 +207,22 @@ def _check_cluster(file: WalFile, cluster: Cluster) -> None:
         if file.partial:
             return  # Opened before its first byte came, or cut before anything could be decoded.
         raise
+    _check_header(file, header, cluster)
+
+
+def _check_whose(file: WalFile, cluster: Cluster) -> None:
+    """Like `_check_cluster`, of a whole segment with a wrong size: only a damaged one of ours is passed over.
+
+    Names repeat after a change of the segment size: receiving on would overwrite the older WAL, file by file.
+    """
+    try:
+        header = read_segment_header(file)
+    except (IntegrityError, StorageFailed):
+        return
+    _check_header(file, header, cluster)
+
+
+def _check_header(file: WalFile, header: SegmentHeader, cluster: Cluster) -> None:
     if str(header.system_identifier) != cluster.system_identifier:
         raise UsageError(
             f'"{file.path}" belongs to cluster {header.system_identifier}, the server to {cluster.system_identifier}: '
