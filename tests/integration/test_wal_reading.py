@@ -16,7 +16,7 @@ from polarvault.demo.programs import Installation
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.wal.compiled.reader import CompiledReader
-from polarvault.wal.records import Record, RecordReader
+from polarvault.wal.records import RMGR_TABLESPACE, RMGR_XLOG, Record, RecordReader
 from polarvault.wal.scan import MarkKind, WalMark, WalScanner
 from support.cluster import Cluster
 from support.polar_cluster import PolarCluster
@@ -94,11 +94,21 @@ def assert_same(
     assert [(m.kind.name, m.lsn, m.xid, m.time) for m in ends] == [
         r.transaction_end for r in theirs.records if r.transaction_end
     ]
-    said = {r.lsn: r.description for r in theirs.records if r.rmgr == 0}
+    said = {r.lsn: r.description for r in theirs.records if r.rmgr in (RMGR_XLOG, RMGR_TABLESPACE)}
     for mark in ours.marks:
         if mark.kind not in (MarkKind.COMMIT, MarkKind.ABORT):
             assert describes(said[mark.lsn], mark), (said[mark.lsn], mark)
-    known = ("CHECKPOINT_S", "CHECKPOINT_O", "RESTORE_POINT", "SWITCH", "PARAM", "END_OF_R", "BACKUP_END", "FPW_CHANGE")
+    known = (
+        "CHECKPOINT_S",
+        "CHECKPOINT_O",
+        "RESTORE_POINT",
+        "SWITCH",
+        "PARAM",
+        "END_OF_R",
+        "BACKUP_END",
+        "FPW_CHANGE",
+        "CREATE ",
+    )
     assert sum(d.startswith(known) for d in said.values()) == len(ours.marks) - len(ends)
     assert theirs.stopped_at in (ours.next_lsn, None)
 
@@ -112,6 +122,7 @@ def describes(description: str, mark: WalMark) -> bool:
         MarkKind.SEGMENT_SWITCH: "SWITCH",
         MarkKind.PARAMETER_CHANGE: "PARAMETER_CHANGE",
         MarkKind.BACKUP_END: f"BACKUP_END {mark.lsn_argument}",
+        MarkKind.TABLESPACE: "CREATE ",
         MarkKind.FULL_PAGE_WRITES_CHANGE: f"FPW_CHANGE {'true' if mark.name == 'on' else 'false'}",
         MarkKind.END_OF_RECOVERY: f"END_OF_RECOVERY tli {mark.timeline_id}; prev tli {mark.previous_timeline_id}; time",
     }[mark.kind]
@@ -150,6 +161,7 @@ def test_every_record_and_mark_is_pg_waldumps(
 ) -> None:
     cluster = make_cluster(major, wal_segment_mb=segment_mb, settings=SETTINGS)
     directory, segment_bytes = cluster.data / "pg_wal", segment_mb << 20
+    cluster.add_tablespace("another", rows=10)
     run_workload(cluster)
     cluster.stop()
     start = first_record(directory, segment_bytes)

@@ -11,7 +11,7 @@ from polarvault.machine_code import accepted_source
 from polarvault.model.lsn import Lsn
 from polarvault.wal.compiled.crc32c import Crc32cMethod
 from polarvault.wal.compiled.walker import walker_source
-from polarvault.wal.records import RecordReader
+from polarvault.wal.records import RMGR_TABLESPACE, RecordReader
 from polarvault.wal.scan import MarkKind, PlainReader, WalMark, WalScanner
 from support.wal_bytes import CONTINUES, OVERWRITES, TRANSACTION, XLOG, WalBuilder, make_record
 
@@ -88,6 +88,9 @@ def test_marks_of_the_wal_itself_have_their_fields():
     wal.add_main(struct.pack("<Q", 0x1000060), rmgr=XLOG, info=0x50)
     wal.add_main(struct.pack("<6I2?", 100, 8, 10, 0, 64, 0, False, False), rmgr=XLOG, info=0x60)
     wal.add_main(b"\0", rmgr=XLOG, info=0x80)
+    long_name = "/srv/" + "ü" * 100
+    wal.add_main(struct.pack("<I", 16384) + long_name.encode() + b"\0", rmgr=RMGR_TABLESPACE, info=0x00)
+    wal.add_main(struct.pack("<I", 16384), rmgr=RMGR_TABLESPACE, info=0x10)
     # PolarDB's own kind, and one that only 17 knows: neither is a mark.
     wal.add_main(struct.pack("<I", 13), rmgr=XLOG, info=0xF0)
     wal.add_main(struct.pack("<I", 1), rmgr=XLOG, info=0xE0)
@@ -105,7 +108,9 @@ def test_marks_of_the_wal_itself_have_their_fields():
         (MarkKind.BACKUP_END, None, None, None, None, 0x1000060),
         (MarkKind.PARAMETER_CHANGE, None, "minimal", None, None, None),
         (MarkKind.FULL_PAGE_WRITES_CHANGE, None, "off", None, None, None),
+        (MarkKind.TABLESPACE, None, long_name, None, None, None),
     ]
+    assert marks[5].hot_standby_values == (100, 8, 10, 0, 64)
 
 
 def test_the_rest_of_a_switched_segment_is_passed_over():

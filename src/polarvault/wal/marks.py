@@ -8,6 +8,7 @@ with a 64-bit word: a time in microseconds since 2000-01-01 UTC, or an LSN.
 from __future__ import annotations
 
 import functools
+import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import overload
 
 from polarvault.model.lsn import Lsn
 from polarvault.wal.pages import MAGIC_18
-from polarvault.wal.records import RMGR_INFO_MASK, RMGR_TRANSACTION, RMGR_XLOG, Record, find_main_data
+from polarvault.wal.records import RMGR_INFO_MASK, RMGR_TABLESPACE, RMGR_TRANSACTION, RMGR_XLOG, Record, find_main_data
 
 
 class MarkKind(Enum):
@@ -33,6 +34,7 @@ class MarkKind(Enum):
     SEGMENT_SWITCH = "segment switch"
     PARAMETER_CHANGE = "parameter change"
     FULL_PAGE_WRITES_CHANGE = "full_page_writes change"
+    TABLESPACE = "create tablespace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,15 @@ class WalMark:
     # COMMIT, ABORT, RESTORE_POINT, END_OF_RECOVERY; aware, UTC.
     time: datetime | None = None
     # RESTORE_POINT: its name; CHECKPOINT: "online" or "shutdown"; PARAMETER_CHANGE: the new wal_level;
-    # FULL_PAGE_WRITES_CHANGE: "on" or "off".
+    # FULL_PAGE_WRITES_CHANGE: "on" or "off"; TABLESPACE: its directory.
     name: str | None = None
     # CHECKPOINT, END_OF_RECOVERY: the timeline from here on, and the one before.
     timeline_id: int | None = None
     previous_timeline_id: int | None = None
     # CHECKPOINT: the redo LSN; BACKUP_END: the backup's start LSN.
     lsn_argument: Lsn | None = None
+    # PARAMETER_CHANGE: the new values of HOT_STANDBY_SETTINGS, in that order.
+    hot_standby_values: tuple[int, ...] = ()
 
 
 TIMED_KINDS = (MarkKind.COMMIT, MarkKind.ABORT, MarkKind.RESTORE_POINT, MarkKind.END_OF_RECOVERY)
@@ -67,6 +71,14 @@ _ENTRY_WORDS = ENTRY_BYTES // 8
 _LSN, _END_LSN, _FIRST_WORD, _XID, _CODE = range(5)
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+# In the order in which the record has them.
+HOT_STANDBY_SETTINGS = (
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+)
 _WAL_LEVELS = ("minimal", "replica", "logical")
 _CHECKPOINT_SHUTDOWN, _CHECKPOINT_ONLINE = 0x00, 0x10
 XLOG_KINDS = {
@@ -79,6 +91,8 @@ XLOG_KINDS = {
     0x80: MarkKind.FULL_PAGE_WRITES_CHANGE,
     0x90: MarkKind.END_OF_RECOVERY,
 }
+# Directories made and dropped; the lowest bits of both are the WAL's own.
+TABLESPACE_KINDS = {0x00: MarkKind.TABLESPACE}
 _COMMIT, _ABORT, _COMMIT_PREPARED, _ABORT_PREPARED = 0x00, 0x20, 0x30, 0x40
 TRANSACTION_KINDS = {
     _COMMIT: MarkKind.COMMIT,
@@ -91,8 +105,8 @@ _TRANSACTION_MASK, _HAS_FLAGS = 0x70, 0x80
 _HAS_DATABASE, _HAS_SUBTRANSACTIONS, _HAS_RELATIONS, _HAS_INVALIDATIONS = 1, 2, 4, 8
 _HAS_PREPARED, _HAS_ORIGIN, _HAS_NAME, _HAS_DROPPED_STATISTICS = 16, 32, 128, 256
 
-# All fields lie in the first bytes, but for the xid of a prepared transaction, which stands behind all lists. It is
-# not looked for behind more than 16 MB of them, which four million subtransactions would fill.
+# All fields lie in the first bytes, but for the name of a directory, and for the xid of a prepared transaction, which
+# stands behind all lists. It is not looked for behind more than 16 MB, which four million subtransactions would fill.
 SMALL_BODY_BYTES, PREPARED_BODY_BYTES = 128, 1 << 24
 
 
@@ -100,6 +114,8 @@ def kind_of(rmgr: int, info: int) -> MarkKind | None:
     """Return which mark a record is, None for most records."""
     if rmgr == RMGR_TRANSACTION:
         return TRANSACTION_KINDS.get(info & _TRANSACTION_MASK)
+    if rmgr == RMGR_TABLESPACE:
+        return TABLESPACE_KINDS.get(info & RMGR_INFO_MASK)
     return XLOG_KINDS.get(info & RMGR_INFO_MASK) if rmgr == RMGR_XLOG else None
 
 
@@ -107,7 +123,7 @@ def wanted_bytes(rmgr: int, info: int) -> int:
     """Return how much of a record's body its mark is decoded from; 0 for a record that is no mark."""
     if kind_of(rmgr, info) is None:
         return 0
-    return PREPARED_BODY_BYTES if is_prepared(rmgr, info) else SMALL_BODY_BYTES
+    return PREPARED_BODY_BYTES if is_prepared(rmgr, info) or rmgr == RMGR_TABLESPACE else SMALL_BODY_BYTES
 
 
 def is_prepared(rmgr: int, info: int) -> bool:
@@ -178,10 +194,12 @@ class MarkRecord:
             case MarkKind.BACKUP_END:
                 return self._mark(kind, lsn_argument=Lsn(struct.unpack_from("<Q", main)[0]))
             case MarkKind.PARAMETER_CHANGE:
-                # Behind max_connections, max_worker_processes, max_wal_senders, max_prepared_transactions and
-                # max_locks_per_transaction.
-                (level,) = struct.unpack_from("<I", main, 20)
-                return self._mark(kind, name=_WAL_LEVELS[level] if level < len(_WAL_LEVELS) else None)
+                *values, level = struct.unpack_from("<5iI", main)
+                wal_level = _WAL_LEVELS[level] if level < len(_WAL_LEVELS) else None
+                return self._mark(kind, name=wal_level, hot_standby_values=tuple(values))
+            case MarkKind.TABLESPACE:
+                # Behind its OID; empty for one inside the data directory (allow_in_place_tablespaces).
+                return self._mark(kind, name=os.fsdecode(main[4:].split(b"\0", 1)[0]))
             case MarkKind.FULL_PAGE_WRITES_CHANGE:
                 return self._mark(kind, name="on" if main[:1] != b"\0" else "off")
             case MarkKind.SEGMENT_SWITCH:
@@ -367,7 +385,7 @@ def _plain_ends() -> dict[int, MarkKind]:
 @functools.cache
 def _codes_of(kinds: frozenset[MarkKind]) -> frozenset[int]:
     """Return the values of resource manager and info that the kinds have."""
-    codes = range((RMGR_TRANSACTION + 1) << 8)
+    codes = range((RMGR_TABLESPACE + 1) << 8)
     return frozenset(code for code in codes if kind_of(code >> 8, code & 0xFF) in kinds)
 
 

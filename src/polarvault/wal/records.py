@@ -36,7 +36,7 @@ CHECKED_HEADER_BYTES = 20
 ALIGNMENT = 8
 # The last of PostgreSQL's own resource managers, the same in 13 to 18; extensions take 128 and more.
 LAST_BUILTIN_RMGR, FIRST_CUSTOM_RMGR = 21, 128
-RMGR_XLOG, RMGR_TRANSACTION = 0, 1
+RMGR_XLOG, RMGR_TRANSACTION, RMGR_TABLESPACE = 0, 1, 5
 XLOG_SWITCH = 0x40
 # The lower half of info belongs to the WAL itself, the upper half to the resource manager.
 RMGR_INFO_MASK = 0xF0

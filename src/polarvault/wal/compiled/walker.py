@@ -22,6 +22,7 @@ from polarvault.wal.marks import (
     ENTRY_BYTES,
     PREPARED_BODY_BYTES,
     SMALL_BODY_BYTES,
+    TABLESPACE_KINDS,
     TRANSACTION_KINDS,
     XLOG_KINDS,
     is_prepared,
@@ -45,6 +46,7 @@ from polarvault.wal.records import (
     HEADER_BYTES,
     LAST_BUILTIN_RMGR,
     ORIGIN,
+    RMGR_TABLESPACE,
     RMGR_TRANSACTION,
     RMGR_XLOG,
     TOP_XID,
@@ -289,9 +291,11 @@ def _expect_body(code: _StateCode, body_bytes: Value) -> None:
     is_xlog, is_transaction = rmgr.equals(RMGR_XLOG), rmgr.equals(RMGR_TRANSACTION)
     operation = code.choose(is_transaction, info >> 4 & 7, info >> 4)
     kinds = code.choose(is_transaction, _bits(k >> 4 for k in TRANSACTION_KINDS), _bits(k >> 4 for k in XLOG_KINDS))
-    is_mark = (is_xlog | is_transaction) & (kinds >> operation & 1).differs(0)
+    is_tablespace = rmgr.equals(RMGR_TABLESPACE) & operation.one_of([kind >> 4 for kind in TABLESPACE_KINDS])
+    is_mark = (is_xlog | is_transaction) & (kinds >> operation & 1).differs(0) | is_tablespace
     prepared = [kind >> 4 for kind in TRANSACTION_KINDS if is_prepared(RMGR_TRANSACTION, kind)]
-    limit = code.choose(is_transaction & operation.one_of(prepared), PREPARED_BODY_BYTES, SMALL_BODY_BYTES)
+    is_long = is_transaction & operation.one_of(prepared) | is_tablespace
+    limit = code.choose(is_long, PREPARED_BODY_BYTES, SMALL_BODY_BYTES)
     wanted = code.choose(is_mark, code.least(body_bytes, limit), 0)
     code.put(Slot.WANTED, wanted)
     has_room = code.get(Slot.MARKS) < code.get(Slot.MARKS_CAPACITY)
