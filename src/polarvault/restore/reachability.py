@@ -6,8 +6,8 @@ comes out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from polarvault.errors import TargetUnreachable, WalGap
@@ -58,6 +58,7 @@ class RecoveryPlan:
 
     last_transaction: the last one that is applied, where it was looked for. rejected: newer backups that were not
     chosen, and why. is_checked is false when an archive that cannot be looked into supplies the WAL.
+    hot_standby_needs: what some settings have to be at least, as the WAL says.
     """
 
     target: RecoveryTarget
@@ -75,6 +76,7 @@ class RecoveryPlan:
     is_checked: bool = True
     rejected: tuple[tuple[str, str], ...] = ()
     zone: tzinfo | None = None
+    hot_standby_needs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def end_lsn(self) -> Lsn | None:

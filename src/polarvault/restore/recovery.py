@@ -28,6 +28,7 @@ from polarvault.restore.reachability import (
     what_is_reachable,
 )
 from polarvault.restore.recovery_target import LATEST_TIMELINE, RecoveryRequest, TargetKind
+from polarvault.restore.side_effects import check_new_tablespaces, hot_standby_needs
 from polarvault.restore.source import find_backup
 from polarvault.restore.target_search import StopPoint, TargetSearch
 from polarvault.restore.wal_access import check_readable
@@ -39,7 +40,6 @@ from polarvault.restore.wal_survey import (
     check_chain,
     find_end,
     scan,
-    scan_start,
 )
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind
@@ -107,6 +107,9 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
     if stop is not None:
         chain = settled_timeline(chain, span, histories, files, stop.applied_up_to)
         history = chain.history
+    applied_up_to = end.lsn if stop is None else stop.applied_up_to
+    side_effects = [mark for mark in search.side_effects if mark.lsn < applied_up_to]
+    check_new_tablespaces(side_effects, plan.major_version)
     zone = target.time.tzinfo if target.time else None
     made = RecoveryPlan(
         target=target,
@@ -120,6 +123,7 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
         wal_directories=request.wal_directories,
         warnings=(*warnings, *plan_warnings(span, search, zone)),
         zone=zone,
+        hot_standby_needs=hot_standby_needs(side_effects),
     )
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
     check_readable(plan, account, [file.path for file in needed if not file.in_backup])
@@ -130,9 +134,8 @@ def _survey(
     stock: WalStock, chain: WalChain, span: BackupSpan, request: RecoveryRequest, progress: ScanProgress
 ) -> tuple[TargetSearch, WalEnd]:
     target = request.effective_target
-    first = scan_start(target, span, chain)
-    search = TargetSearch(target, first or span.start_lsn, span.start_lsn, span.end_lsn)
-    end = None if first is None else scan(stock, chain, search, first, progress)
+    search = TargetSearch(target, span.start_lsn, span.start_lsn, span.end_lsn)
+    end = scan(stock, chain, search, progress)
     if end is not None:
         return search, end
     end = find_end(stock, chain, span)

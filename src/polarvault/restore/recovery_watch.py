@@ -179,6 +179,7 @@ class _Watcher:
             server = describe_from_files(plan, host, port, self._log_path, str(refused).strip())
         if seen.in_recovery:
             stopped = self._log.stopped
+            self._check_reached(seen, stopped is not None)
             outcome = RecoveryOutcome(
                 TargetAction.PAUSE, seen.lsn, seen.time, stopped.text if stopped else None, server.timeline_id
             )
@@ -187,6 +188,19 @@ class _Watcher:
         lsn, reason = end_of_recovery(plan, server.timeline_id)
         time = seen.time or self._log.last_time
         return server, RecoveryOutcome(TargetAction.PROMOTE, lsn or seen.lsn, time, reason, server.timeline_id)
+
+    def _check_reached(self, seen: _Observed, has_stopped: bool) -> None:
+        """Raise StartFailed for a pause on the way: hot standby that lacks settings pauses too (14 and later)."""
+        plan = self._plan
+        assert plan.recovery is not None
+        end = plan.recovery.end_lsn
+        if has_stopped or end is None or seen.lsn is None or seen.lsn >= end:
+            return
+        raise StartFailed(
+            f'the restored server in "{plan.layout.local}" paused at LSN {seen.lsn}, before its target at {end}',
+            hint=f"{self._log.path} says why; remove the cause and restart the server: it goes on to the target",
+            detail=self._log.end,
+        )
 
 
 def _ask_replay(connection: psycopg.Connection[Any]) -> _Observed:

@@ -237,6 +237,7 @@ class SettingsPlanner:
     def _role_settings(self) -> Iterator[Wanted]:
         if self.request.role is Role.PRIMARY:
             yield from recovery_settings(self.recovery, self.restore_command, self.configuration.value("hot_standby"))
+            yield from self._raised_for_hot_standby("as the source had it, which hot standby demands")
             if self.configuration.value("synchronous_standby_names"):
                 self._disable("synchronous_standby_names", "commits would wait for standbys of the source")
             return
@@ -247,10 +248,20 @@ class SettingsPlanner:
         if self.request.slot:
             made = "--slot, made on the primary" if self.request.create_slot else "--slot"
             yield Wanted("primary_slot_name", self.request.slot, made)
-        for name, value in hot_standby_shortfalls(self._hot_standby_values(), self.primary_settings).items():
-            yield Wanted(name, value, "as on the primary, which hot standby demands")
+        yield from self._raised_for_hot_standby("as on the primary, which hot standby demands")
         if self.configuration.value("hot_standby") and not is_true(self.configuration.value("hot_standby")):
             yield Wanted("hot_standby", "on", "a standby has to answer queries")
+
+    def _raised_for_hot_standby(self, why: str) -> Iterator[Wanted]:
+        needs = {name: int(value) for name, value in self.primary_settings.items() if value.isdigit()}
+        in_wal = self.recovery.hot_standby_needs if self.recovery else {}
+        for name in _HOT_STANDBY_DEFAULTS:
+            # With options on its command line the source ran with other values than its files say.
+            ran_with = 0 if self.control is None else int(getattr(self.control, name))
+            needs[name] = max(needs.get(name, 0), in_wal.get(name, 0), ran_with)
+        shortfalls = hot_standby_shortfalls(self._hot_standby_values(), {n: str(v) for n, v in needs.items()})
+        for name, value in shortfalls.items():
+            yield Wanted(name, value, why)
 
     def _hot_standby_values(self) -> dict[str, str]:
         """Return what the copy would have: as set, else what the source ran with, else PostgreSQL's default."""

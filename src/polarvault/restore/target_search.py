@@ -19,7 +19,8 @@ from polarvault.wal.records import Record, RecordReader
 from polarvault.wal.scan import MarkKind, Marks, WalMark
 
 _TRANSACTION_ENDS = (MarkKind.COMMIT, MarkKind.ABORT)
-WATCHED_KINDS = frozenset({*_TRANSACTION_ENDS, MarkKind.RESTORE_POINT, MarkKind.BACKUP_END})
+SIDE_EFFECTS = frozenset({MarkKind.TABLESPACE, MarkKind.PARAMETER_CHANGE})
+WATCHED_KINDS = frozenset({*_TRANSACTION_ENDS, *SIDE_EFFECTS, MarkKind.RESTORE_POINT, MarkKind.BACKUP_END})
 # More names than a person reads; the newest are kept.
 _MAX_RESTORE_POINTS = 200
 _PAGE_BYTES = 8192
@@ -64,7 +65,8 @@ class TargetSearch:
     """What the WAL says about one target, from first_lsn on.
 
     last_transaction: the last commit or abort that is applied before the stop. before_consistency: the last one that
-    the backup itself holds. stop_is_repeated: the restore point's name occurs again.
+    the backup itself holds. repeated: where the restore point's name occurs again. side_effects: marks
+    that do more than change data, up to where the reader stopped, which may be behind the target.
     """
 
     target: RecoveryTarget
@@ -77,6 +79,7 @@ class TargetSearch:
     latest_time: datetime | None = None
     restore_points: list[WalMark] = field(default_factory=list)
     repeated: list[WalMark] = field(default_factory=list)
+    side_effects: list[WalMark] = field(default_factory=list)
     _at_target: WalMark | None = None
 
     def take_scanned(self, marks: Marks) -> None:
@@ -94,8 +97,12 @@ class TargetSearch:
                 if self.consistent_lsn is None and mark.lsn_argument == self.start_lsn:
                     self.set_consistent(mark.end_lsn)
                 continue
+            if mark.kind in SIDE_EFFECTS:
+                self.side_effects.append(mark)
             if self.target.lsn is not None and mark.lsn >= self.target.lsn:
                 self._at_target = self._at_target or mark
+                continue
+            if mark.kind in SIDE_EFFECTS:
                 continue
             found = stop_at(mark, self.target)
             if self.stop is None:

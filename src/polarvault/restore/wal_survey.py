@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from polarvault.errors import IntegrityError, WalGap
-from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds
 from polarvault.restore.model import Area, BackupSource, Inventory, Part
@@ -35,7 +34,6 @@ from polarvault.walarchive.directory import (
 # Called with the bytes of WAL read so far and those that may have to be read.
 ScanProgress = Callable[[int, int], None]
 
-_PAGE_BYTES = 8192
 # How far to go on behind a restore point to see whether its name occurs again.
 _REPEAT_SEARCH_BYTES = 4 << 30
 # How many segments to look back for the time of the last transaction.
@@ -178,24 +176,13 @@ def _is_its_segment(stock: WalStock, file: SegmentFile, system_identifier: int |
     return True
 
 
-def scan_start(target: RecoveryTarget, span: BackupSpan, chain: WalChain) -> Lsn | None:
-    """Return the LSN from which the WAL has to be read for a target, None if only its end counts."""
-    if span.end_lsn is None or target.kind in (TargetKind.TIME, TargetKind.XID, TargetKind.NAME):
-        return span.start_lsn
-    if target.kind is TargetKind.LATEST:
-        return None
-    if target.kind is TargetKind.IMMEDIATE:
-        return Lsn(max(span.end_lsn - 1, span.start_lsn))
-    assert target.lsn is not None
-    # A record that is continued on a segment's first page begins in the segment before.
-    in_first_page = target.lsn % span.segment_size_bytes < _PAGE_BYTES
-    start = target.lsn - (_PAGE_BYTES if in_first_page else 0)
-    return Lsn(min(max(start, span.start_lsn), max(chain.end - 1, span.start_lsn)))
+def scan(stock: WalStock, chain: WalChain, search: TargetSearch, progress: ScanProgress) -> WalEnd | None:
+    """Read WAL until the target is decided; return where valid WAL ends if it was read to its end, else None.
 
-
-def scan(stock: WalStock, chain: WalChain, search: TargetSearch, first: Lsn, progress: ScanProgress) -> WalEnd | None:
-    """Read WAL until the target is decided; return where valid WAL ends if it was read to its end, else None."""
-    files = chain.since(first)
+    Everything that recovery will apply is read: damage on the way ends it early, without an error from the server when
+    the target is the end of the WAL, and records on the way say what recovery does beside the data.
+    """
+    files = chain.since(search.start_lsn)
     if not files:
         return WalEnd(chain.end, "no segment follows", "")
     scanner = WalScanner(files[0].segment.start, files[0].segment.size_bytes)
