@@ -10,6 +10,8 @@
 .DEFAULT_GOAL := help
 
 VENV := .venv
+# Most tests wait for a server now and then, so that one worker more than there are cores keeps a small machine busy.
+WORKERS := $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) + 1 )))
 BENCH := basebackup receivewal wal_reading
 BIN := $(VENV)/bin
 # The first Python on the PATH that is new enough; name another one with make PYTHON=...
@@ -34,7 +36,7 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@touch $@
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 demo: $(VENV)/.installed-demo
 	@$(BIN)/python -m polarvault demo $(ARGS)

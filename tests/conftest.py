@@ -39,10 +39,19 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis_settings.register_profile("polarvault", deadline=None)
     hypothesis_settings.load_profile("polarvault")
     # One seed for hypothesis and for the order of tests, always printed: any run can be repeated.
-    if config.getoption("--hypothesis-seed", None) is None:
+    if hasattr(config, "workerinput"):
+        # Parallel workers have to put the tests into the same order.
+        hypothesis_core.global_force_seed = config.workerinput["polarvault_seed"]
+    elif config.getoption("--hypothesis-seed", None) is None:
         hypothesis_core.global_force_seed = random.randrange(2**31)
     else:
         hypothesis_core.global_force_seed = int(config.getoption("--hypothesis-seed"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Hand the seed to a parallel worker (a hook of pytest-xdist)."""
+    node.workerinput["polarvault_seed"] = hypothesis_core.global_force_seed
 
 
 def pytest_report_header() -> list[str]:
