@@ -112,4 +112,7 @@ def _target(
 def _wal_directory(path: str) -> str:
     if not os.path.isdir(path):
         raise UsageError(f'--wal: "{path}" is not a directory', hint="give the directory that holds the WAL segments")
+    if not os.access(path, os.R_OK | os.X_OK):
+        problem = f'--wal: "{path}" cannot be read by this user'
+        raise UsageError(problem, hint=f"look at its owner and mode: ls -ld {path}")
     return os.path.abspath(path)

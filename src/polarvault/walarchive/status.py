@@ -165,7 +165,7 @@ def read_status(directory: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(
             f'no receivewal has written to "{directory}" yet',
-            hint="start one: polarvault receivewal -D DIRECTORY -S SLOT",
+            hint=f"start one: polarvault receivewal -D {directory} -S SLOT",
         ) from None
     except OSError as problem:
         raise storage_failed(problem, "read", path) from problem
