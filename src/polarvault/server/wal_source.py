@@ -122,10 +122,12 @@ class RawWalSource(RawConnection):
             self._make_room()
             if not self._wait(timeout_s):
                 return batch
-            if eager:
-                self._receive(0)
-            else:
-                self._gather()
+            if not eager and not self._is_behind:
+                # Sleeping without looking at the socket: every small message would wake this thread, and a server under
+                # load sends thousands of them a second.
+                self._pause.poll(_GATHER_MS)
+            # No waiting for a full buffer: the server would fill its socket, and then rest while this thread writes.
+            self._receive(0)
             batch, message = self._scan()
         if message is None:
             return batch
@@ -199,18 +201,6 @@ class RawWalSource(RawConnection):
             raise RemoteProtocolError("a message of the WAL stream does not fit into the receive buffer")
         self._view[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
-
-    def _gather(self) -> None:
-        """Receive in the way that costs least: from a server that has more fill the buffer, else give it some time.
-
-        Sleeping without looking at the socket matters for the second: every small message would wake this thread, and a
-        server under load sends thousands of them a second.
-        """
-        if self._is_behind:
-            self._receive(socket.MSG_WAITALL)
-            return
-        self._pause.poll(_GATHER_MS)
-        self._receive(0)
 
     def _scan(self) -> tuple[WalBatch, tuple[bytes, bytes] | None]:
         batch, self._start, message = self._scanner.scan(self._view, self._start, self._end)
