@@ -19,6 +19,7 @@ from support.program import command_line, program_environment, run_polarvault, s
 from support.replay_server import MISSING as RECORDINGS_MISSING
 from support.replay_server import ReplayServer, recordings
 from support.servers import ServerPool, missing_reason
+from support.small_disk import small_disk
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_until
 
@@ -217,23 +218,13 @@ def test_a_full_target_is_named_and_emptied(pg18: Cluster, workspace: Path, opti
     target = workspace / "small"
     target.mkdir()
     size = "1m" if "-Z" in options else "12m"
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(target)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system needs the right to mount one: {mounted.stderr.strip()}")
-    try:
+    with small_disk(target, size):
         # Below the mount point: a file system's root cannot be removed.
         errors = refused("-d", pg18.conninfo(), "-c", "fast", "-D", target / "backup", *options)
         assert "No space left on device" in errors
         assert f'"{target}/backup/' in errors
         assert "df -h" in errors
         assert_clean(pg18, target / "backup")
-    finally:
-        subprocess.run(["umount", str(target)], check=True)
 
 
 def test_a_target_that_is_not_empty_is_never_touched(pg18: Cluster, workspace: Path) -> None:
