@@ -246,11 +246,15 @@ def wait_replayed(standby: Cluster, lsn: Lsn) -> None:
     wait_until(lambda: Lsn.parse(standby.query("SELECT pg_last_wal_replay_lsn()")[0][0]) >= lsn, f"{lsn} is replayed")
 
 
+# A whole number of 32-digit hashes.
+_FILLER_BYTES = 249_600
+
+
 def write_wal(cluster: Cluster, size_bytes: int) -> Lsn:
-    """Have the server write so much WAL that nobody needs; return its end."""
-    pieces = max(1, size_bytes // 250_000)
+    """Have the server write at least so much WAL that nobody needs; return its end."""
+    pieces = -(-size_bytes // _FILLER_BYTES)
     cluster.query(
-        "SELECT count(pg_logical_emit_message(false, 'filler', repeat(md5(n::text), 7800)))"
+        f"SELECT count(pg_logical_emit_message(false, 'filler', repeat(md5(n::text), {_FILLER_BYTES // 32})))"
         f" FROM generate_series(1, {pieces}) n"
     )
     return end_of_wal(cluster)
