@@ -11,15 +11,16 @@ import lz4.frame
 import pytest
 import zstandard
 
+from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.model import Area, Form, Part
+from polarvault.backupset.source import find_backup
+from polarvault.backupset.tarstream import read_tar, scan_tar
 from polarvault.errors import BackupUnusable, IntegrityError, TargetNotEmpty, UsageError
 from polarvault.pgfiles.tar import TERMINATOR, MemberData, MemberKind, encode_header, encode_member
 from polarvault.restore.host import Account
-from polarvault.restore.inventory import take_inventory
-from polarvault.restore.model import Area, Form, Layout, Part
+from polarvault.restore.model import Layout
 from polarvault.restore.routing import Router
-from polarvault.restore.source import find_backup
 from polarvault.restore.targets import Targets
-from polarvault.restore.tarstream import read_tar, scan_tar
 
 FILE, DIRECTORY = MemberKind.FILE, MemberKind.DIRECTORY
 PLAIN = Router(Layout("/l", None, {16384: "/ts"}), two_halves=False)

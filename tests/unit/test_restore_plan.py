@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from polarvault.backupset.model import Area, BackupSource, Form, Inventory, Part, Tablespace
 from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ClusterState, ControlFile
@@ -14,18 +15,7 @@ from polarvault.report.recovery import recovery_json, recovery_text
 from polarvault.report.restore import hide_secrets, plan_json, plan_text, settings_table
 from polarvault.report.units import format_bytes
 from polarvault.restore.host import Account, Host
-from polarvault.restore.model import (
-    Archiving,
-    Area,
-    BackupSource,
-    Form,
-    Inventory,
-    Part,
-    RestorePlan,
-    RestoreRequest,
-    Role,
-    Tablespace,
-)
+from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest, Role
 from polarvault.restore.places import check_space
 from polarvault.restore.plan import plan_restore, with_settings
 from polarvault.restore.reachability import RecoveryPlan

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from polarvault.backupset.model import Area
 from polarvault.errors import ServerRefused, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import parse_backup_label
@@ -22,7 +23,7 @@ from polarvault.restore.follow_checks import (
     hot_standby_shortfalls,
     last_held_segment,
 )
-from polarvault.restore.model import Archiving, Area, Layout, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import Archiving, Layout, RestorePlan, RestoreRequest, Role
 from polarvault.restore.primary import Primary, SlotState
 from polarvault.restore.replica import LocalHalfRouter, check_replica_options, prove_storage
 from polarvault.restore.wal_chain import BackupSpan

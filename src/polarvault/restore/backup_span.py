@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from polarvault.backupset.model import BackupSource, Inventory
 from polarvault.errors import BackupUnusable
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment, is_segment_size
-from polarvault.restore.model import BackupSource, Inventory, RestorePlan
+from polarvault.restore.model import RestorePlan
 from polarvault.restore.wal_chain import BackupSpan
 from polarvault.storage.files import storage_failed
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from polarvault.backupset.model import Area, Part
+from polarvault.backupset.tarstream import read_tar
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberBegins, MemberData
-from polarvault.restore.model import Area, Part, RestorePlan
-from polarvault.restore.tarstream import read_tar
+from polarvault.restore.model import RestorePlan
 from polarvault.storage.files import storage_failed
 from polarvault.wal.scan import WalScanner
 

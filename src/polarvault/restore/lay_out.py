@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 
+from polarvault.backupset.inventory import walk_tree
+from polarvault.backupset.model import SHARED_PREFIX, Area, Part
+from polarvault.backupset.tarstream import read_tar
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind
 from polarvault.restore.host import Account
-from polarvault.restore.inventory import walk_tree
-from polarvault.restore.model import SHARED_PREFIX, Area, Part, RestorePlan
+from polarvault.restore.model import RestorePlan
 from polarvault.restore.routing import Router
-from polarvault.restore.tarstream import read_tar
 from polarvault.storage.files import copy_file, storage_failed, write_all
 
 # Files copied per task: most files of a cluster are tiny, and a task for each would cost more than the copy.

@@ -8,21 +8,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.model import CONTROL_NAME, BackupSource, Inventory
 from polarvault.pgfiles.backup_label import BackupLabel
-from polarvault.pgfiles.control import ControlFile
 from polarvault.restore.recovery_target import RecoveryRequest
 
 if TYPE_CHECKING:
     from polarvault.restore.primary import Primary
     from polarvault.restore.reachability import RecoveryPlan
 
-SHARED_PREFIX = "polar_shared_data"
-CONTROL_NAME = "global/pg_control"
 # pg_control lies under this name until everything else is durable, so that a broken restore cannot be started.
 CONTROL_WAITING_NAME = "global/pg_control.polarvault"
-# PolarDB leaves a copy of the label in the shared half at each backup start; the server never reads it.
-SHARED_LABEL_NAME = "polar_non_exclusive_backup_label"
-DESCRIPTION_NAME = "polarvault_backup.json"
 
 
 class Role(Enum):
@@ -44,93 +39,6 @@ class Archiving(Enum):
     OFF = "off"
     ON = "on"
     ALWAYS = "always"
-
-
-class Area(Enum):
-    """Which part of a cluster a directory tree or a tar file holds."""
-
-    LOCAL = "local"
-    SHARED = "shared"
-    WAL = "wal"
-    TABLESPACE = "tablespace"
-    # The real polar_basebackup writes both halves of a backup to standard output in one name space.
-    MERGED = "merged"
-
-
-class Form(Enum):
-    """How the backup is laid out."""
-
-    PLAIN = "plain directory"
-    TAR_DIRECTORY = "directory of tar files"
-    TAR_FILE = "single tar file"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One directory tree (compression None, is_tar False) or tar file of a backup."""
-
-    area: Area
-    path: str
-    is_tar: bool = False
-    compression: str | None = None
-    tablespace_oid: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BackupSource:
-    """A backup that was recognised: its form, its parts, and what its description file claims."""
-
-    path: str
-    form: Form
-    parts: tuple[Part, ...]
-    description: Mapping[str, object] = field(default_factory=dict)
-
-    def parts_of(self, area: Area) -> list[Part]:
-        """Return the parts that hold an area."""
-        return [part for part in self.parts if part.area is area]
-
-
-@dataclass(frozen=True, slots=True)
-class Tablespace:
-    """A tablespace outside of the data directory: its original location and, for plain backups, its copy."""
-
-    oid: int
-    location: str
-    copy: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """What a look at the backup found, before anything is written.
-
-    files: contents of small files by area and name. sizes: bytes per area, tablespaces by oid. wal: size by file name.
-    control is None while a compressed tar was not read to its end; it is then checked when it is unpacked.
-    """
-
-    files: Mapping[tuple[Area, str], bytes]
-    sizes: Mapping[Area, int]
-    tablespace_sizes: Mapping[int, int]
-    wal: Mapping[str, int]
-    names: frozenset[tuple[Area, str]]
-    tablespaces: tuple[Tablespace, ...]
-    has_control: bool
-    control: ControlFile | None
-    group_readable: bool
-    file_count: int
-
-    @property
-    def has_shared_half(self) -> bool:
-        """Tell whether a separate shared half was found."""
-        return Area.SHARED in self.sizes
-
-    @property
-    def total_bytes(self) -> int:
-        """The size of everything that is to be laid out."""
-        return sum(self.sizes.values()) + sum(self.tablespace_sizes.values())
-
-    def file(self, name: str, area: Area = Area.LOCAL) -> bytes | None:
-        """Return the content of a small file of the backup."""
-        return self.files.get((area, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
+from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Form, Inventory, Tablespace
 from polarvault.errors import StorageFailed, TargetNotEmpty, UsageError
 from polarvault.restore.host import Host
-from polarvault.restore.model import (
-    SHARED_PREFIX,
-    Area,
-    BackupSource,
-    Form,
-    Inventory,
-    Layout,
-    RestorePlan,
-    RestoreRequest,
-    SpaceNeed,
-    Tablespace,
-)
+from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, SpaceNeed
 
 
 def plan_layout(request: RestoreRequest, inventory: Inventory, *, had_shared_half: bool) -> Layout:

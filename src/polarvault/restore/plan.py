@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
+from polarvault.backupset.model import CONTROL_NAME, SHARED_LABEL_NAME, Area, BackupSource, Inventory
 from polarvault.errors import BackupUnusable, UsageError
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
@@ -14,16 +15,7 @@ from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, Wanted, na
 from polarvault.restore.archiving import check_archiving
 from polarvault.restore.follow_checks import check_follow_options, check_system_identifier
 from polarvault.restore.host import Account, Host
-from polarvault.restore.model import (
-    CONTROL_NAME,
-    SHARED_LABEL_NAME,
-    Area,
-    BackupSource,
-    Inventory,
-    RestorePlan,
-    RestoreRequest,
-    Role,
-)
+from polarvault.restore.model import RestorePlan, RestoreRequest, Role
 from polarvault.restore.places import check_targets, is_within, plan_layout, plan_space
 from polarvault.restore.recovery_settings import NO_ARCHIVE_COMMAND
 from polarvault.restore.settings import SettingsPlanner

@@ -6,6 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.model import BackupSource
+from polarvault.backupset.source import find_backup
 from polarvault.errors import (
     BackupUnusable,
     PolarvaultError,
@@ -17,8 +20,7 @@ from polarvault.errors import (
 from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.restore.backup_span import load_span
 from polarvault.restore.host import Account
-from polarvault.restore.inventory import take_inventory
-from polarvault.restore.model import Archiving, BackupSource, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest, Role
 from polarvault.restore.reachability import (
     RecoveryPlan,
     WalEnd,
@@ -29,7 +31,6 @@ from polarvault.restore.reachability import (
 )
 from polarvault.restore.recovery_target import LATEST_TIMELINE, RecoveryRequest, TargetKind
 from polarvault.restore.side_effects import check_new_tablespaces, hot_standby_needs
-from polarvault.restore.source import find_backup
 from polarvault.restore.target_search import StopPoint, TargetSearch
 from polarvault.restore.wal_access import check_readable
 from polarvault.restore.wal_chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.model import CONTROL_NAME, Area, BackupSource, Form, Inventory, area_of
 from polarvault.errors import BackupUnusable, IntegrityError, ServerRefused, StartFailed, StorageFailed, UsageError
 from polarvault.pgconf.configuration import MAIN_FILE, Configuration, MemoryReader
 from polarvault.pgfiles.control import parse_control
@@ -33,20 +34,10 @@ from polarvault.polardb.settings import (
 from polarvault.restore.binaries import ask_setting
 from polarvault.restore.follow_checks import check_follows, check_system_identifier
 from polarvault.restore.host import Account, Host
-from polarvault.restore.model import (
-    CONTROL_NAME,
-    Area,
-    BackupSource,
-    Form,
-    Inventory,
-    Layout,
-    RestorePlan,
-    RestoreRequest,
-    Role,
-)
+from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, Role
 from polarvault.restore.places import check_targets, is_within, plan_space
 from polarvault.restore.plan import check_request, major_version, with_settings
-from polarvault.restore.routing import Router, area_of
+from polarvault.restore.routing import Router
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
 
 if TYPE_CHECKING:

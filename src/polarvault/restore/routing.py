@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, FULL_PAGE_DIRECTORY, Area, area_of
 from polarvault.pgfiles.tar import MemberKind, is_safe_name
-from polarvault.restore.model import CONTROL_NAME, CONTROL_WAITING_NAME, DESCRIPTION_NAME, SHARED_PREFIX, Area, Layout
+from polarvault.restore.model import CONTROL_WAITING_NAME, Layout
 
 _NEVER = frozenset(
     {
@@ -28,20 +29,10 @@ _NEVER = frozenset(
         "current_logfiles",
     }
 )
-FULL_PAGE_DIRECTORY = "polar_fullpage"
 # Local file caches of what the shared half holds; in a plain or merged instance these names are the real thing.
 _LOCAL_CACHES = frozenset(
     {"pg_xact", "pg_multixact", "pg_commit_ts", "pg_logindex", "polar_rel_size_cache", "polar_cache_trash"}
 )
-
-
-def area_of(area: Area, name: str) -> tuple[Area, str]:
-    """Return the area and the name there of a member; one tar can hold the shared half below a prefix."""
-    if area is Area.LOCAL and name.startswith(SHARED_PREFIX + "/"):
-        return Area.SHARED, name.removeprefix(SHARED_PREFIX + "/")
-    if area is Area.LOCAL and name == SHARED_PREFIX:
-        return Area.SHARED, ""
-    return area, name
 
 
 def is_left_behind(area: Area, name: str, kind: MemberKind, *, two_halves: bool, log_directory: str | None) -> bool:

@@ -6,15 +6,17 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.model import CONTROL_NAME, Area
+from polarvault.backupset.source import find_backup
 from polarvault.errors import BackupUnusable, Interrupted, StartFailed
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.restore.binaries import find_binaries, missing_binaries
 from polarvault.restore.finish import finish
 from polarvault.restore.held_slot import held_slot
 from polarvault.restore.host import Account, Host
-from polarvault.restore.inventory import take_inventory
 from polarvault.restore.lay_out import LayOut, Progress
-from polarvault.restore.model import CONTROL_NAME, CONTROL_WAITING_NAME, Area, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan, RestoreRequest, Role
 from polarvault.restore.places import check_space
 from polarvault.restore.plan import missing_wal, plan_restore, settle_plan, with_settings
 from polarvault.restore.recovery import backups_in, check_recovery_request, choose_backup, plan_recovery
@@ -27,7 +29,6 @@ from polarvault.restore.replica import (
     prove_storage,
 )
 from polarvault.restore.routing import Router
-from polarvault.restore.source import find_backup
 from polarvault.restore.start import StartedServer, start_server
 from polarvault.restore.targets import Targets
 

@@ -9,15 +9,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from polarvault.backupset.model import Area, BackupSource, Inventory, Part, area_of
+from polarvault.backupset.tarstream import read_tar
 from polarvault.errors import IntegrityError, WalGap
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds
-from polarvault.restore.model import Area, BackupSource, Inventory, Part
 from polarvault.restore.reachability import WalEnd
 from polarvault.restore.recovery_target import RecoveryTarget, TargetKind
-from polarvault.restore.routing import area_of
 from polarvault.restore.target_search import RecordFinder, TargetSearch
-from polarvault.restore.tarstream import read_tar
 from polarvault.restore.wal_chain import BackupSpan, SegmentFile, WalChain
 from polarvault.wal.history import TimelineHistory, history_file_name
 from polarvault.wal.scan import WalScanner

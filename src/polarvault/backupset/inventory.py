@@ -7,12 +7,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from polarvault.errors import BackupUnusable
-from polarvault.pgfiles.backup_label import parse_tablespace_map
-from polarvault.pgfiles.control import parse_control
-from polarvault.pgfiles.tar import Member, MemberKind
-from polarvault.restore.model import (
+from polarvault.backupset.model import (
     CONTROL_NAME,
+    FULL_PAGE_DIRECTORY,
     SHARED_LABEL_NAME,
     SHARED_PREFIX,
     Area,
@@ -21,9 +18,13 @@ from polarvault.restore.model import (
     Inventory,
     Part,
     Tablespace,
+    area_of,
 )
-from polarvault.restore.routing import FULL_PAGE_DIRECTORY, area_of
-from polarvault.restore.tarstream import scan_tar
+from polarvault.backupset.tarstream import scan_tar
+from polarvault.errors import BackupUnusable
+from polarvault.pgfiles.backup_label import parse_tablespace_map
+from polarvault.pgfiles.control import parse_control
+from polarvault.pgfiles.tar import Member, MemberKind
 from polarvault.storage.files import storage_failed
 
 # Configuration may include files of any name, so every small file outside of the database's own directories is kept.

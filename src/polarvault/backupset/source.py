@@ -7,8 +7,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from polarvault.backupset.model import DESCRIPTION_NAME, SHARED_PREFIX, Area, BackupSource, Form, Part
 from polarvault.errors import BackupUnusable, UsageError
-from polarvault.restore.model import DESCRIPTION_NAME, SHARED_PREFIX, Area, BackupSource, Form, Part
 from polarvault.storage.files import storage_failed
 
 _TAR_NAME = re.compile(r"(base|data|pg_wal|[0-9]+)\.tar(?:\.(gz|lz4|zst))?\Z")

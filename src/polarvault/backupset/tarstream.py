@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from polarvault.backupset.model import Part
 from polarvault.errors import IntegrityError, PolarvaultError, RemoteProtocolError
 from polarvault.pgfiles.tar import BLOCK_BYTES, Member, MemberBegins, MemberData, TarEvent, TarReader
-from polarvault.restore.model import Part
 from polarvault.storage.files import storage_failed
 
 _CHUNK_BYTES = 1 << 20
