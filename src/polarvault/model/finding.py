@@ -18,9 +18,9 @@ class Severity(Enum):
 class Finding:
     """One thing that was looked at, and how it is.
 
-    check: a stable name of the kind of finding, lower case words joined by hyphens. subject: the object, such as a file, a
-    slot, a setting. message: what was found, lower case, one line. meaning: what follows for the backup or its restore.
-    advice: the line to type, or the next step.
+    check: a stable name of the kind of finding, lower case words joined by hyphens. subject: the object, such as a
+    file, a slot, a setting. message: what was found, lower case, one line. meaning: what follows for the backup or its
+    restore. advice: the line to type, or the next step.
     """
 
     severity: Severity
