@@ -20,6 +20,7 @@ _COMMANDS = {
     "receivewal": "Stream WAL into a directory: every option of pg_receivewal.",
     "wal": "WAL directories: give a recovery the segments it asks for.",
     "restore": "Lay a backup out so that it starts.",
+    "check": "Say what would keep a backup from being taken or restored.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }
 # These promise the exit status of the tools that they replace: 1 for every failure.

@@ -1,0 +1,70 @@
+"""Check a server: start reading here.
+
+Area by area: each has a module that asks (`read_...`) and judges (`judge_...`, pure). An area that cannot be asked
+leaves its findings out and is named by the finding "visibility"; nothing but a wrong command line ends the check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from polarvault.check.polardb import check_polardb
+from polarvault.check.reach import open_session
+from polarvault.check.session import CheckSession
+from polarvault.check.visibility import judge_visibility
+from polarvault.errors import PolarvaultError
+from polarvault.model.finding import Finding, Severity, worst
+from polarvault.server.connection import Connector
+from polarvault.server.identity import ServerIdentity
+
+Area = Callable[[CheckSession], list[Finding]]
+AREAS: tuple[Area, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What the check found; identity is None where no replication connection was had."""
+
+    findings: tuple[Finding, ...]
+    server: str | None
+    identity: ServerIdentity | None
+
+    @property
+    def severity(self) -> Severity:
+        """The worst of the findings."""
+        return worst(list(self.findings))
+
+
+def run_checks(connector: Connector, *, target: str | None = None) -> CheckReport:
+    """Connect, ask, judge. Never raises for what a server refuses: that is what the findings are about.
+
+    target: the absolute path where a backup is to go; its space is looked at.
+    """
+    session, findings = open_session(connector, target)
+    try:
+        for area in AREAS:
+            findings += _guarded(area, session)
+        if session.is_polardb:
+            findings += _guarded(check_polardb, session)
+        findings += judge_visibility(session)
+        return CheckReport(findings=tuple(findings), server=_server_name(session), identity=session.identity)
+    finally:
+        session.close()
+
+
+def _guarded(area: Area, session: CheckSession) -> list[Finding]:
+    """Run one area; what stops it must not hide what the others find."""
+    try:
+        return area(session)
+    except PolarvaultError as problem:
+        session.miss(area.__name__.removeprefix("check_").replace("_", " "), problem.message)
+        return []
+
+
+def _server_name(session: CheckSession) -> str | None:
+    if session.identity is not None:
+        return session.identity.product
+    if session.sql is not None:
+        return f"PostgreSQL {session.sql.parameter('server_version')}"
+    return None

@@ -1,0 +1,62 @@
+"""`polarvault check`: what would keep a backup from being taken or restored, each with the line to type."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polarvault.cli.drop_in import connection_options, connection_settings
+from polarvault.errors import UsageError
+
+if TYPE_CHECKING:
+    from polarvault.server.connection import ConnectionSettings
+
+# A host that swallows packets would otherwise be waited for as long as the kernel likes.
+_CONNECT_TIMEOUT_S = 10
+_EXIT_STATUS = {"ok": 0, "warning": 1, "problem": 2}
+
+
+@click.command("check", context_settings={"help_option_names": ["-?", "--help"]})
+@connection_options
+@click.option("--target", metavar="DIR", help="Where the backup is to go: is it empty, and is there space?")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def command(target: str | None, as_json: bool, **connection: Any) -> int:
+    """Report what would keep a backup of a server from being taken, or from being restored.
+
+    Connects with SQL and as a walsender, changes nothing, and gives for each finding what it means and the line to
+    type. Exit status: 0 when all is well, 1 for warnings, 2 for problems.
+    """
+    from polarvault.check.run import run_checks
+    from polarvault.report.check import check_json, check_text
+    from polarvault.server.connection import Connector
+
+    if target is not None and (not target or "\n" in target):
+        raise UsageError(f"--target: {target!r} is not a directory name")
+    connector = Connector(_hasty(connection_settings(**connection)))
+    report = run_checks(connector, target=None if target is None else os.path.abspath(target))
+    if as_json:
+        import json
+
+        click.echo(json.dumps(check_json(report), indent=2, ensure_ascii=False))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        colour = None if "NO_COLOR" not in os.environ else False
+        for line in check_text(report, width=width):
+            click.echo(line, color=colour)
+    return _EXIT_STATUS[report.severity.value]
+
+
+def _hasty(settings: ConnectionSettings) -> ConnectionSettings:
+    """Limit how long a connection may take, unless the caller has."""
+    from psycopg.conninfo import make_conninfo
+
+    given = settings.parameters()
+    # A service file may have a limit too, which a keyword would override.
+    if {"connect_timeout", "service"} & given.keys() or {"PGCONNECT_TIMEOUT", "PGSERVICE"} & os.environ.keys():
+        return settings
+    return replace(settings, conninfo=make_conninfo(settings.conninfo or "", connect_timeout=_CONNECT_TIMEOUT_S))
