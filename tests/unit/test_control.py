@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import struct
 
-import google_crc32c
 import pytest
 
 from polarvault.errors import IntegrityError
-from polarvault.pgfiles.control import ClusterState, parse_control
-
-_CRC = {1300: 288, 1700: 288, 1800: 292}
-
-
-def control_bytes(
-    version: int = 1300, catalog: int = 202209061, state: int = 6, segment: int = 16 << 20, timeline: int = 3
-) -> bytes:
-    content = bytearray(8192)
-    struct.pack_into("<QIIi", content, 0, 7711101783964903611, version, catalog, state)
-    struct.pack_into("<QQI", content, 32, 0x50144378, 0x50144340, timeline)
-    struct.pack_into("<5i", content, 180, 100, 8, 10, 0, 64)
-    struct.pack_into("<4I", content, 216, 8192, 131072, 8192, segment)
-    struct.pack_into("<I", content, 252, 1)
-    struct.pack_into("<I", content, _CRC[version], google_crc32c.value(bytes(content[: _CRC[version]])))
-    return bytes(content)
+from polarvault.pgfiles.control import ClusterState, ControlDamage, parse_control
+from support.small_files import control_bytes
 
 
 @pytest.mark.parametrize(
@@ -76,3 +61,8 @@ def test_another_version_is_refused_by_number() -> None:
 def test_an_impossible_segment_size_is_refused() -> None:
     with pytest.raises(IntegrityError, match="segment size"):
         parse_control(control_bytes(segment=12345))
+
+
+def test_a_state_that_no_server_writes_is_refused() -> None:
+    with pytest.raises(ControlDamage, match="state 77"):
+        parse_control(control_bytes(state=77))

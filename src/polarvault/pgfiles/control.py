@@ -28,6 +28,14 @@ _CRC_OFFSET = {1300: 288, 1700: 288, 1800: 292}
 _MAJOR_BY_CATALOG = {202007201: 13, 202107181: 14, 202209061: 15, 202307071: 16, 202406281: 17, 202506291: 18}
 
 
+class ControlDamage(IntegrityError):
+    """pg_control cannot be used; aspect says what is wrong with it: "size", "version", "crc" or "values"."""
+
+    def __init__(self, aspect: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.aspect = aspect
+
+
 class ClusterState(IntEnum):
     """What the server was doing when it last wrote pg_control (enum DBState)."""
 
@@ -81,21 +89,22 @@ class ControlFile:
 
 
 def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFile:
-    """Parse pg_control; raise IntegrityError when it is short, of an unknown version, or its CRC is wrong."""
+    """Parse pg_control; raise ControlDamage when it is short, of an unknown version, or its CRC or a value is wrong."""
     if len(content) < 16:
-        raise IntegrityError(f"{what} is {len(content)} bytes long, too short for pg_control")
+        raise ControlDamage("size", f"{what} is {len(content)} bytes long, too short for pg_control")
     system_identifier, control_version, catalog_version = struct.unpack_from("<QII", content, 0)
     crc_offset = _CRC_OFFSET.get(control_version)
     if crc_offset is None:
-        raise IntegrityError(
+        raise ControlDamage(
+            "version",
             f"{what} has control file version {control_version}, which is none of PostgreSQL 13 to 18",
             hint="version 1201 is PostgreSQL 12; a number such as 335806464 means another byte order",
         )
     if len(content) < crc_offset + 4:
-        raise IntegrityError(f"{what} is {len(content)} bytes long, too short for version {control_version}")
+        raise ControlDamage("size", f"{what} is {len(content)} bytes long, too short for version {control_version}")
     (stored,) = struct.unpack_from("<I", content, crc_offset)
     if stored != google_crc32c.value(content[:crc_offset]):
-        raise IntegrityError(f"{what} is damaged: its CRC is wrong", hint="restore another backup")
+        raise ControlDamage("crc", f"{what} is damaged: its CRC is wrong", hint="restore another backup")
     (state,) = struct.unpack_from("<i", content, 16)
     checkpoint, redo, timeline_id = struct.unpack_from("<QQI", content, 32)
     (checkpoint_time,) = struct.unpack_from("<q", content, 104)
@@ -104,7 +113,11 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
     block_size, relation_blocks, wal_block_size, segment_size = struct.unpack_from("<4I", content, 216)
     (checksum_version,) = struct.unpack_from("<I", content, 252)
     if not is_segment_size(segment_size):
-        raise IntegrityError(f"{what} names a WAL segment size of {segment_size} bytes, which initdb cannot make")
+        raise ControlDamage(
+            "values", f"{what} names a WAL segment size of {segment_size} bytes, which initdb cannot make"
+        )
+    if not ClusterState.STARTING_UP <= state <= ClusterState.IN_PRODUCTION:
+        raise ControlDamage("values", f"{what} names the cluster state {state}, which no server writes")
     return ControlFile(
         system_identifier=system_identifier,
         control_version=control_version,
