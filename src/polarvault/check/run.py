@@ -9,17 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from polarvault.check.archiving import check_archiving
+from polarvault.check.contents import check_contents
+from polarvault.check.files import check_files
+from polarvault.check.host import check_clock, check_programs
+from polarvault.check.node import check_node
+from polarvault.check.pages import check_pages
 from polarvault.check.polardb import check_polardb
 from polarvault.check.reach import open_session
+from polarvault.check.role import check_role
 from polarvault.check.session import CheckSession
+from polarvault.check.slots import check_slots
+from polarvault.check.target import check_target
+from polarvault.check.transport import check_transport
 from polarvault.check.visibility import judge_visibility
+from polarvault.check.walsenders import check_wal
 from polarvault.errors import PolarvaultError
 from polarvault.model.finding import Finding, Severity, worst
 from polarvault.server.connection import Connector
 from polarvault.server.identity import ServerIdentity
 
 Area = Callable[[CheckSession], list[Finding]]
-AREAS: tuple[Area, ...] = ()
+# In the order of the report: can it be reached and asked, can a backup begin, is it worth something, what does it lack.
+AREAS: tuple[Area, ...] = (
+    check_transport,
+    check_role,
+    check_node,
+    check_wal,
+    check_slots,
+    check_archiving,
+    check_pages,
+    check_files,
+    check_contents,
+    check_programs,
+    check_clock,
+    check_target,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

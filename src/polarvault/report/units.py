@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
+from polarvault.model.units import format_bytes
 
-def format_bytes(size: int) -> str:
-    """Return a size as people read it: 1.4 GB, 17 kB."""
-    value, unit = float(size), "bytes"
-    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
-        if value < 1024 or unit == "PB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
+__all__ = ["format_bytes"]
