@@ -110,3 +110,12 @@ def area_of(area: Area, name: str) -> tuple[Area, str]:
     if area is Area.LOCAL and name == SHARED_PREFIX:
         return Area.SHARED, ""
     return area, name
+
+
+def wal_name_of(area: Area, name: str) -> str | None:
+    """Return the name in pg_wal of a tar member that lies directly there; None for any other member."""
+    area, name = area_of(area, name)
+    if area is Area.WAL:
+        return name if "/" not in name else None
+    top, _, rest = name.partition("/")
+    return rest if top == "pg_wal" and rest and "/" not in rest else None

@@ -54,31 +54,55 @@ def scan_tar(part: Part, wants: Callable[[Member], bool]) -> Iterator[tuple[Memb
             yield event.member, None if pieces is None else b"".join(pieces)
 
 
+def find_members(part: Part) -> Iterator[tuple[Member, int]]:
+    """Yield every member of a tar file that is not compressed, with the position of its payload in the file.
+
+    The payload is not read. A member whose payload is cut is yielded, too, before IntegrityError is raised.
+    """
+    try:
+        with open(part.path, "rb", buffering=1 << 16) as stream:
+            yield from _hop(part, stream)
+    except OSError as problem:
+        raise storage_failed(problem, "read", part.path) from problem
+    except RemoteProtocolError as problem:
+        raise _damaged(part, problem.message) from problem
+
+
 def _scan_seeking(part: Part, wants: Callable[[Member], bool]) -> Iterator[tuple[Member, bytes | None]]:
-    reader = TarReader(f'"{part.path}"')
     with open(part.path, "rb", buffering=1 << 16) as stream:
-        file_size = os.fstat(stream.fileno()).st_size
-        while header := stream.read(BLOCK_BYTES):
-            for event in list(reader.feed([memoryview(header)])):
-                if not isinstance(event, MemberBegins):
-                    continue
-                member, content = event.member, None
-                if wants(member):
-                    content = stream.read(member.size)
-                    length = len(content)
-                else:
-                    # Seeking past the end succeeds, so a cut tar has to be noticed here.
-                    length = max(0, min(member.size, file_size - stream.tell()))
-                    stream.seek(length, os.SEEK_CUR)
-                if length < member.size:
-                    raise RemoteProtocolError(f"it ends inside {member.name!r}, {member.size - length} bytes short")
-                # A last member may lack its padding, as it may lack the terminator.
-                stream.seek(member.padding, os.SEEK_CUR)
-                # The reader only has to know that the payload went by; what is in it was taken already.
-                for _ in reader.feed(_zeros(member.size + member.padding)):
-                    pass
-                yield member, content
-        reader.finish()
+        for member, position in _hop(part, stream):
+            content = None
+            if wants(member):
+                content = stream.read(member.size)
+                if len(content) < member.size:
+                    raise _cut(member, len(content))
+                stream.seek(position)
+            yield member, content
+
+
+def _hop(part: Part, stream: BinaryIO) -> Iterator[tuple[Member, int]]:
+    """Yield members and where their payload begins; the stream stands there, and has to again when this goes on."""
+    reader = TarReader(f'"{part.path}"')
+    file_size = os.fstat(stream.fileno()).st_size
+    while header := stream.read(BLOCK_BYTES):
+        for event in list(reader.feed([memoryview(header)])):
+            if not isinstance(event, MemberBegins):
+                continue
+            member, position = event.member, stream.tell()
+            yield member, position
+            # Seeking past the end succeeds, so a cut tar has to be noticed here.
+            if file_size - position < member.size:
+                raise _cut(member, max(0, file_size - position))
+            # A last member may lack its padding, as it may lack the terminator.
+            stream.seek(member.size + member.padding, os.SEEK_CUR)
+            # The reader only has to know that the payload went by.
+            for _ in reader.feed(_zeros(member.size + member.padding)):
+                pass
+    reader.finish()
+
+
+def _cut(member: Member, length: int) -> RemoteProtocolError:
+    return RemoteProtocolError(f"it ends inside {member.name!r}, {member.size - length} bytes short")
 
 
 def _zeros(length: int) -> Iterator[memoryview]:

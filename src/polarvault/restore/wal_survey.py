@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from polarvault.backupset.model import Area, BackupSource, Inventory, Part, area_of
+from polarvault.backupset.model import Area, BackupSource, Inventory, Part, wal_name_of
 from polarvault.backupset.tarstream import read_tar
 from polarvault.errors import IntegrityError, WalGap
 from polarvault.model.segment import WalSegment
@@ -130,8 +130,7 @@ def _member_of(part: Part, segment_name: str) -> Iterator[memoryview]:
     wanted = False
     for event in read_tar(part):
         if isinstance(event, MemberBegins):
-            area, name = area_of(part.area, event.member.name)
-            wanted = name == segment_name if area is Area.WAL else name == f"pg_wal/{segment_name}"
+            wanted = wal_name_of(part.area, event.member.name) == segment_name
         elif isinstance(event, MemberData) and wanted:
             yield from event.views
         elif isinstance(event, MemberEnds) and wanted:

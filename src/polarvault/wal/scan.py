@@ -81,8 +81,13 @@ class WalScanner:
         return self._reader.next_lsn
 
     @property
+    def end(self) -> WalEnd | None:
+        """What stands where the next record should, and at which byte it was seen; None while valid WAL may go on."""
+        return self._reader.end
+
+    @property
     def end_reason(self) -> str | None:
-        """What stands where the next record should; None while valid WAL may go on."""
+        """`end` in words."""
         return None if self._reader.end is None else str(self._reader.end)
 
     @property
