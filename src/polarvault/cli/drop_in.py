@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from polarvault.server.connection import ConnectionSettings, PasswordPolicy
+if TYPE_CHECKING:
+    from polarvault.server.connection import ConnectionSettings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 # Options that the replaced tools do not have; they must not make an abbreviation of theirs ambiguous.
-_OURS_ALONE = {"--checkpoint-timeout", "--json", "--keep-all", "--status"}
+_OURS_ALONE = {"--checkpoint-timeout", "--jobs", "--json", "--keep-all", "--no-pages", "--pages", "--status"}
 
 
 class DropInCommand(click.Command):
@@ -82,6 +83,9 @@ def connection_settings(
     *, dbname: str | None, host: str | None, port: str | None, username: str | None, no_password: bool, password: bool
 ) -> ConnectionSettings:
     """Turn the options into settings."""
+    # Here: it loads libpq, which not every drop-in command needs.
+    from polarvault.server.connection import ConnectionSettings, PasswordPolicy
+
     policy = PasswordPolicy.WHEN_NEEDED
     if password:
         policy = PasswordPolicy.FORCE

@@ -18,13 +18,14 @@ from polarvault.errors import Interrupted, PolarvaultError
 _COMMANDS = {
     "basebackup": "Take a base backup: every option of pg_basebackup and polar_basebackup.",
     "receivewal": "Stream WAL into a directory: every option of pg_receivewal.",
+    "verifybackup": "Check a backup: every option of pg_verifybackup, both halves, pages and WAL.",
     "wal": "WAL directories: give a recovery the segments it asks for.",
     "restore": "Lay a backup out so that it starts.",
     "check": "Say what would keep a backup from being taken or restored.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }
 # These promise the exit status of the tools that they replace: 1 for every failure.
-_DROP_IN = {"basebackup", "receivewal"}
+_DROP_IN = {"basebackup", "receivewal", "verifybackup"}
 
 
 class LazyCommands(click.Group):

@@ -5,9 +5,9 @@ offset in all of them; 18 adds one byte (default_char_signedness) behind the che
 288 to 292.
 
 Byte layout (little endian, natural alignment): 0 system identifier u64, 8 control version u32, 12 catalog version u32,
-16 state i32, 32 checkpoint LSN u64, 40 its redo LSN u64, 48 its timeline u32, 104 its time i64 (seconds since 1970),
-136 minimum recovery point u64, 172 the settings that hot standby needs, 216 sizes, 252 checksum version u32, then the
-CRC-32C of all that is before it.
+16 state i32, 32 checkpoint LSN u64, 40 its redo LSN u64, 48 its timeline u32, 56 full_page_writes at that time (bool),
+104 its time i64 (seconds since 1970), 136 minimum recovery point u64, 172 the settings that hot standby needs, 216
+sizes, 252 checksum version u32, then the CRC-32C of all that is before it.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class ControlFile:
     wal_segment_size: int
     data_checksum_version: int
     checkpoint_time: datetime | None = None
+    full_page_writes: bool = True
 
     @property
     def major_version(self) -> int | None:
@@ -138,6 +139,7 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
         wal_segment_size=segment_size,
         data_checksum_version=checksum_version,
         checkpoint_time=_time(checkpoint_time),
+        full_page_writes=content[56] != 0,
     )
 
 

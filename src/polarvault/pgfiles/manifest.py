@@ -16,6 +16,7 @@ import google_crc32c
 import msgspec
 
 from polarvault.errors import IntegrityError
+from polarvault.model.lsn import Lsn
 
 _ALGORITHMS = {"SHA224": hashlib.sha224, "SHA256": hashlib.sha256, "SHA384": hashlib.sha384, "SHA512": hashlib.sha512}
 
@@ -39,36 +40,55 @@ class Manifest:
     version: int
     files: list[ManifestFile]
     wal_ranges: list[dict[str, Any]]
+    """Each with Timeline (a number), Start-LSN and End-LSN (as the server prints them)."""
     system_identifier: int | None = None
 
 
 def parse_manifest(content: bytes) -> Manifest:
     """Parse a manifest and check its own checksum; raise IntegrityError when it is damaged."""
+    manifest, damage = read_damaged_manifest(content)
+    if damage is not None or manifest is None:
+        raise damage or IntegrityError("the backup manifest is damaged")
+    return manifest
+
+
+def read_damaged_manifest(content: bytes) -> tuple[Manifest | None, IntegrityError | None]:
+    """Return what can be read of a manifest, and what is wrong with it; one of the two is not None."""
+    damage: IntegrityError | None = None
     end = content.rfind(b'"Manifest-Checksum"')
     if end < 0:
-        raise IntegrityError("the backup manifest has no checksum of its own, so it is incomplete")
+        damage = IntegrityError("the backup manifest has no checksum of its own, so it is incomplete")
     try:
         fields = msgspec.json.decode(content)
-        calculated, stored = hashlib.sha256(content[:end]).hexdigest(), fields["Manifest-Checksum"]
-        if calculated != stored:
-            raise IntegrityError(f"the backup manifest is damaged: its SHA-256 is {calculated}, it says {stored}")
-        return Manifest(
-            fields["PostgreSQL-Backup-Manifest-Version"],
-            [_parse_file(entry) for entry in fields["Files"]],
-            fields["WAL-Ranges"],
-            fields.get("System-Identifier"),
-        )
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as problem:
-        raise IntegrityError(f"the backup manifest cannot be parsed: {problem}") from problem
+        if damage is None:
+            calculated, stored = hashlib.sha256(content[:end]).hexdigest(), fields["Manifest-Checksum"]
+            if calculated != stored:
+                damage = IntegrityError(
+                    f"the backup manifest is damaged: its SHA-256 is {calculated}, it says {stored}"
+                )
+        version = fields["PostgreSQL-Backup-Manifest-Version"]
+        if version not in (1, 2):
+            raise ValueError(f"its version is {version!r}, and only 1 and 2 are known")
+        files = [_parse_file(entry) for entry in fields["Files"]]
+        for entry in fields["WAL-Ranges"]:
+            int(entry["Timeline"]), Lsn.parse(entry["Start-LSN"]), Lsn.parse(entry["End-LSN"])
+        return Manifest(version, files, fields["WAL-Ranges"], fields.get("System-Identifier")), damage
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as problem:
+        return None, damage or IntegrityError(f"the backup manifest cannot be parsed: {problem}")
 
 
 def _parse_file(entry: dict[str, Any]) -> ManifestFile:
     encoded = "Encoded-Path" in entry
     path = bytes.fromhex(entry["Encoded-Path"]).decode("utf-8", "surrogateescape") if encoded else entry["Path"]
-    return ManifestFile(
-        path, entry["Size"], entry.get("Last-Modified", ""), entry.get("Checksum-Algorithm"), entry.get("Checksum"),
-        encoded,
-    )  # fmt: skip
+    size, algorithm = entry["Size"], entry.get("Checksum-Algorithm")
+    stored: Any = entry.get("Checksum")
+    if not isinstance(size, int) or size < 0:
+        raise ValueError(f"{path!r} has size {size!r}")
+    if algorithm is not None:
+        if algorithm != "CRC32C" and algorithm not in _ALGORITHMS:
+            raise ValueError(f"unknown checksum algorithm {algorithm!r}")
+        bytes.fromhex(stored)
+    return ManifestFile(path, size, entry.get("Last-Modified", ""), algorithm, stored, encoded)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -1,0 +1,84 @@
+"""`polarvault verifybackup`: drop-in for pg_verifybackup 13-18."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polarvault import __version__
+from polarvault.cli.drop_in import DropInCommand
+from polarvault.errors import UsageError
+
+if TYPE_CHECKING:
+    from polarvault.verify.request import VerifyRequest
+
+_FORMATS = {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"}
+
+
+@click.command("verifybackup", cls=DropInCommand, context_settings={"help_option_names": ["-?", "--help"]})
+@click.option("-e", "--exit-on-error", is_flag=True, help="Exit immediately on error.")
+@click.option("-F", "--format", "form", metavar="p|t", help="Backup format (plain, tar).")
+@click.option("-i", "--ignore", multiple=True, metavar="RELATIVE_PATH", help="Ignore indicated path.")
+@click.option("-m", "--manifest-path", metavar="PATH", help="Use specified path for manifest.")
+@click.option("-n", "--no-parse-wal", is_flag=True, help="Do not read WAL.")
+@click.option("-P", "--progress", is_flag=True, help="Show progress information.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not print any output, except for errors.")
+@click.option("-s", "--skip-checksums", is_flag=True, help="Skip checksum verification.")
+@click.option("-w", "--wal-directory", metavar="PATH", help="Use specified path for WAL files.")
+@click.option("--polardata", metavar="DIR", help="The shared half of a PolarDB backup, if it cannot be found.")
+@click.option("--pages/--no-pages", default=None, help="Verify the checksum of every page; default: if there are any.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 64), metavar="N", help="Files to read at a time.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.version_option(__version__, "-V", "--version", message="polarvault verifybackup (Polarvault) %(version)s")
+@click.argument("rest", nargs=-1, metavar="BACKUPDIR")
+def command(rest: tuple[str, ...], **options: Any) -> int:
+    """Verify a backup against its manifest, and beyond it.
+
+    Every option of pg_verifybackup 13 to 18, with the same verdict and the same exit status. Beyond it: both halves of
+    a PolarDB backup, tar files compressed in any way, page checksums, pg_control, backup_label, tablespaces, and every
+    WAL record that the restore will need. Nothing is written.
+    """
+    if not rest:
+        raise UsageError("no backup directory specified", hint="polarvault verifybackup DIRECTORY")
+    if len(rest) > 1:
+        raise UsageError(f'too many command-line arguments (first is "{rest[1]}")')
+    if options["progress"] and options["quiet"]:
+        raise UsageError("cannot specify both -P/--progress and -q/--quiet")
+    form = options["form"]
+    if form is not None and form not in _FORMATS:
+        raise UsageError(f'invalid backup format "{form}", must be "plain" or "tar"')
+    from polarvault.verify.request import VerifyRequest
+
+    request = VerifyRequest(
+        backup=rest[0],
+        shared_half=options["polardata"],
+        format=None if form is None else _FORMATS[form],
+        manifest_path=options["manifest_path"],
+        ignored=options["ignore"],
+        wal_directory=options["wal_directory"],
+        check_checksums=not options["skip_checksums"],
+        check_wal=not options["no_parse_wal"],
+        pages=options["pages"],
+        exit_on_error=options["exit_on_error"],
+        jobs=options["jobs"] or 0,
+    )
+    return _run(request, quiet=options["quiet"], progress=options["progress"], as_json=options["as_json"])
+
+
+def _run(request: VerifyRequest, *, quiet: bool, progress: bool, as_json: bool) -> int:
+    from polarvault.report.verify import TextReporter, result_json, result_lines
+    from polarvault.verify.run import verify_backup
+
+    with TextReporter(progress=progress, silent=as_json) as reporter:
+        result = verify_backup(request, reporter)
+    if as_json:
+        click.echo(json.dumps(result_json(result), indent=2, ensure_ascii=False))
+    elif result.is_good and not quiet:
+        click.echo("backup successfully verified")
+    if not (quiet or as_json):
+        for line in result_lines(result):
+            click.echo(f"polarvault: {line}", err=True)
+    # A drop-in: pg_verifybackup knows no more than "good" and "not good".
+    return 0 if result.is_good else 1

@@ -1,0 +1,242 @@
+"""The checks that go beyond the manifest: what is read for them, and the thread that reads WAL beside the files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from polarvault.backupset.model import Area, Part
+from polarvault.errors import BackupUnusable, IntegrityError
+from polarvault.model.finding import Finding, Severity
+from polarvault.model.lsn import Lsn
+from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label, parse_tablespace_map
+from polarvault.pgfiles.control import ControlFile, parse_control
+from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel, relation_segment
+from polarvault.verify.backup_facts import BackupFacts, problem
+from polarvault.verify.contents import Contents, Report
+from polarvault.verify.facts import judge_facts
+from polarvault.verify.layout import BackupLayout
+from polarvault.verify.manifests import Manifests
+from polarvault.verify.page_findings import PageJudge
+from polarvault.verify.request import VerifyRequest
+
+if TYPE_CHECKING:
+    from polarvault.verify.wal import WalVerdict
+    from polarvault.verify.wal_sources import WalSource
+
+# Relation segments of PostgreSQL and of PolarDB, until pg_control says it.
+_USUAL_BLOCKS, _POLARDB_BLOCKS = 131072, 16777216
+
+
+def is_polardb(layout: BackupLayout) -> bool:
+    """Tell whether the backup is one of PolarDB on shared storage, as far as its parts show."""
+    shared = any(half.area is Area.SHARED for half in layout.halves)
+    return shared or layout.missing_half is not None or layout.description.get("polardb") is True
+
+
+def usual_blocks_per_segment(layout: BackupLayout) -> int:
+    """Return the pages of a relation segment, where pg_control was not read yet."""
+    return _POLARDB_BLOCKS if is_polardb(layout) else _USUAL_BLOCKS
+
+
+class Beyond:
+    """Reads the small files of the halves and judges from them."""
+
+    def __init__(
+        self,
+        request: VerifyRequest,
+        layout: BackupLayout,
+        manifests: Manifests,
+        contents: Sequence[Contents],
+        report: Report,
+    ) -> None:
+        self._request = request
+        self._layout = layout
+        self._manifests = manifests
+        self._contents = contents
+        local, data = contents[0], contents[-1]
+        self._control_bytes = data.read_small("global/pg_control", report)
+        self._label_bytes = local.read_small("backup_label", report)
+        self._version = local.read_small("PG_VERSION", report)
+        self._map = self._read_map(report)
+        self.control = _parsed_control(self._control_bytes)
+        self.label = _parsed_label(self._label_bytes)
+
+    def judge_facts(self) -> list[Finding]:
+        """Judge pg_control, backup_label and the tablespaces."""
+        layout, local, data = self._layout, self._contents[0], self._contents[-1]
+        findings = []
+        if layout.missing_half is not None:
+            findings.append(
+                problem(
+                    "shared-half-missing", layout.missing_half,
+                    f'the shared half of the backup is not at "{layout.missing_half}"',
+                    "this is the local half alone: it holds no data and does not start",
+                    "name the place of the other half: --polardata DIR",
+                )
+            )  # fmt: skip
+        tars = [part for half in layout.halves for part in half.tars if part.area is Area.TABLESPACE]
+        facts = BackupFacts(
+            control=self._control_bytes,
+            control_path=data.half.name("global/pg_control"),
+            label=self._label_bytes,
+            label_path=local.half.name("backup_label"),
+            version=self._version,
+            manifest_system_identifier=self._manifests.system_identifier,
+            wal_ranges=self._manifests.wal_ranges,
+            tablespace_map=self._map,
+            tablespace_links=data.links,
+            tablespace_tars=frozenset(part.tablespace_oid for part in tars),
+            is_tar=layout.is_tar,
+            is_polardb=is_polardb(layout),
+            expects_label=local.half.area is Area.LOCAL,
+        )
+        return findings + judge_facts(facts)
+
+    def page_judge(self) -> tuple[PageJudge | None, str | None]:
+        """Return what judges pages; None when they are not checked, with the reason unless that was wanted."""
+        wanted, control = self._request.pages, self.control
+        if wanted is False or (wanted is None and not self._request.check_checksums):
+            return None, "page checksums, as was asked for"
+        if control is None:
+            return None, "page checksums: pg_control does not say whether there are any"
+        if not control.has_data_checksums:
+            return None, "page checksums: the cluster has none (initdb --data-checksums, or pg_checksums --enable)"
+        if control.block_size != PAGE_BYTES:
+            return None, f"page checksums: pages of {control.block_size} bytes"
+        ends = [wal_range.end for wal_range in self._manifests.wal_ranges if wal_range.end is not None]
+        # Only PolarDB leaves full pages out of the WAL of a backup (facts 5.4).
+        repairs = control.full_page_writes or not is_polardb(self._layout)
+        start: Lsn | None = self.label.start_lsn if self.label is not None else None
+        return PageJudge(start, max(ends, default=None), repairs), None
+
+    def first_block(self, path: str, size: int) -> int | None:
+        """Return the number of the first page in a relation file; None for a file whose pages carry no checksums."""
+        segment = relation_segment(path)
+        if segment is None or size % PAGE_BYTES or self.control is None:
+            return None
+        return segment * self.control.relation_segment_blocks
+
+    def wal_thread(self, *, with_pages: bool) -> WalThread:
+        """Start the thread that compiles the page kernel, and reads WAL."""
+        return WalThread(self if self._request.check_wal else None, with_pages=with_pages)
+
+    def check_wal(self, thread: WalThread) -> WalVerdict:
+        """Read the WAL that the backup needs."""
+        # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
+        from polarvault.verify.wal import check_wal
+
+        return check_wal(
+            self._manifests.wal_ranges,
+            self._wal_source(),
+            segment_size_bytes=self.control.wal_segment_size if self.control else None,
+            label=self.label,
+            control=self.control,
+            system_identifier=self._manifests.system_identifier,
+            stop=lambda: thread.stopped,
+        )
+
+    def _wal_source(self) -> WalSource | None:
+        from polarvault.verify.wal_sources import DirectoryWal, tar_wal
+
+        given = self._request.wal_directory
+        if given is not None:
+            if os.path.isdir(given):
+                return DirectoryWal([given])
+            return tar_wal(Part(Area.WAL, given, True, _compression_of(given)))
+        if self._layout.wal_tars:
+            return tar_wal(self._layout.wal_tars[0])
+        data = self._contents[-1]
+        if not data.wal_in_data:
+            return None
+        if not self._layout.is_tar:
+            return DirectoryWal([os.path.join(data.half.directory, "pg_wal")])
+        return next((tar_wal(part) for part in data.half.tars if part.area is not Area.TABLESPACE), None)
+
+    def _read_map(self, report: Report) -> dict[int, str] | None:
+        content = self._contents[0].read_small("tablespace_map", report)
+        if content is None:
+            return None
+        try:
+            return parse_tablespace_map(content)
+        except BackupUnusable as damage:
+            report(
+                problem(
+                    "tablespace-map", self._contents[0].half.name("tablespace_map"), damage.message,
+                    "the tablespaces of a server that starts with it are missing", "use another backup",
+                )
+            )  # fmt: skip
+            return None
+
+
+class WalThread:
+    """Compiles what has to be compiled, one after the other, and then reads WAL while other threads read files."""
+
+    def __init__(self, beyond: Beyond | None, *, with_pages: bool) -> None:
+        self.kernel_loaded = threading.Event()
+        self.stopped = False
+        self._beyond = beyond
+        self._with_pages = with_pages
+        self._verdict: WalVerdict | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="wal", daemon=True)
+        self._thread.start()
+
+    def verdict(self) -> WalVerdict | None:
+        """Wait for the end, and return what was found; None when WAL was not wanted."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._verdict
+
+    def stop(self) -> None:
+        """End the thread; the program must not end while it compiles."""
+        self.stopped = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            if self._with_pages:
+                load_kernel()
+            self.kernel_loaded.set()
+            if self._beyond is not None:
+                self._verdict = self._beyond.check_wal(self)
+        except BaseException as failure:  # The main thread raises it again.
+            self._failure = failure
+        finally:
+            # A reader that waits for the kernel loads it itself, and meets the same failure.
+            self.kernel_loaded.set()
+
+
+def _parsed_control(content: bytes | None) -> ControlFile | None:
+    try:
+        return None if content is None else parse_control(content)
+    except IntegrityError:
+        # judge_facts says what is wrong with it.
+        return None
+
+
+def _parsed_label(content: bytes | None) -> BackupLabel | None:
+    try:
+        return None if content is None else parse_backup_label(content)
+    except BackupUnusable:
+        return None
+
+
+def _compression_of(path: str) -> str | None:
+    suffix = path.rpartition(".")[2]
+    return suffix if suffix in ("gz", "lz4", "zst") else None
+
+
+def pages_not_checked(reason: str) -> Finding:
+    """Return the warning that pages are not checked although it was asked for."""
+    return Finding(
+        severity=Severity.WARNING,
+        check="page-checksums",
+        subject="pages",
+        message=f"--pages was given, but nothing could be checked: {reason}",
+        meaning="damage that pages had before the backup cannot be seen",
+        advice="polarvault drill BACKUP --amcheck reads every page and row of a restored copy",
+    )

@@ -1,0 +1,88 @@
+"""What the manifest says against what was found: pure judgements, in pg_verifybackup's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from polarvault.model.finding import Finding, Severity
+from polarvault.pgfiles.manifest import ManifestFile, checksum
+from polarvault.verify.contents import SETTINGS
+from polarvault.verify.layout import Half
+from polarvault.verify.reading import FileReading
+from polarvault.verify.trees import IgnoreRules, unreadable
+
+_DAMAGED = "the file is not the one that the server sent: restored, its data is wrong or the server does not start"
+_OTHER_BACKUP = "restore another backup; if this is a copy, compare it with the original and copy the file again"
+
+
+def compare_names(
+    half: Half, expected: Mapping[str, ManifestFile], sizes: Mapping[str, int], ignored: IgnoreRules
+) -> Iterator[Finding]:
+    """Yield a finding for each file that is missing, too much, or of another size."""
+    for path, size in sizes.items():
+        entry = expected.get(path)
+        if entry is None:
+            yield _problem(
+                "extra-file", half.name(path), f'"{half.name(path)}" is present on disk but not in the manifest',
+                "it was not part of the backup when it was taken, and would be restored with it",
+                f"look at it and remove it, or leave it out: -i {path}",
+            )  # fmt: skip
+        elif entry.size != size:
+            yield _problem(
+                "wrong-size", half.name(path),
+                f'"{half.name(path)}" has size {size} on disk but size {entry.size} in the manifest',
+                _DAMAGED, _OTHER_BACKUP,
+            )  # fmt: skip
+    for path in expected.keys() - sizes.keys():
+        if not ignored.covers(path):
+            yield _problem(
+                "missing-file", half.name(path), f'"{half.name(path)}" is present in the manifest but not on disk',
+                "what was in it cannot be restored", _OTHER_BACKUP,
+            )  # fmt: skip
+
+
+def compare_reading(reading: FileReading, entry: ManifestFile | None) -> Finding | None:
+    """Return a finding when the content of a file is not what the manifest says."""
+    name = reading.task.name
+    if reading.problem is not None:
+        return unreadable("read file", name, reading.problem)
+    if entry is None or entry.algorithm is None or reading.checksum is None:
+        return None
+    if reading.size != entry.size:
+        return _problem(
+            "wrong-size", name, f'file "{name}" should contain {entry.size} bytes, but read {reading.size} bytes',
+            "it was changed while it was read", "see who writes into the backup, and verify it again",
+        )  # fmt: skip
+    if reading.checksum != (entry.checksum or "").lower():
+        return _problem(
+            "wrong-checksum", name, f'checksum mismatch for file "{name}"', _DAMAGED,
+            _OTHER_BACKUP,
+        )  # fmt: skip
+    return None
+
+
+def judge_settings(half: Half, entry: ManifestFile | None, content: bytes | None) -> Finding | None:
+    """Return a warning when postgresql.auto.conf is not what the server sent, with at most lines added at its end.
+
+    pg_basebackup -R adds lines, and so pg_verifybackup leaves the file out; a damaged one still changes what the
+    restored server does.
+    """
+    if entry is None or entry.algorithm is None or content is None:
+        return None
+    if len(content) >= entry.size and checksum(content[: entry.size], entry.algorithm) == entry.checksum:
+        return None
+    name = half.name(SETTINGS)
+    return Finding(
+        severity=Severity.WARNING,
+        check="changed-settings",
+        subject=name,
+        message=f'"{name}" is not what the server sent, apart from lines that may have been added',
+        meaning="a restored server takes its settings from it; ALTER SYSTEM on the copy changes it, and so does damage",
+        advice=f"read it before the restored server is started: {name}",
+    )
+
+
+def _problem(check: str, subject: str, message: str, meaning: str, advice: str) -> Finding:
+    return Finding(
+        severity=Severity.PROBLEM, check=check, subject=subject, message=message, meaning=meaning, advice=advice
+    )

@@ -1,0 +1,27 @@
+"""What the user asked to be verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyRequest:
+    """A whole `verifybackup`; paths as given.
+
+    format: "plain", "tar", or None: see what is there. ignored: paths relative to the backup. pages: check page
+    checksums; None: if the cluster has them. wal_directory: where the WAL is, if not in the backup. jobs: threads, 0:
+    as many as there are processors, and one more.
+    """
+
+    backup: str
+    shared_half: str | None = None
+    format: str | None = None
+    manifest_path: str | None = None
+    ignored: tuple[str, ...] = ()
+    wal_directory: str | None = None
+    check_checksums: bool = True
+    check_wal: bool = True
+    pages: bool | None = None
+    exit_on_error: bool = False
+    jobs: int = 0

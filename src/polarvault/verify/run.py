@@ -1,0 +1,229 @@
+"""The use case: read everything once, and report everything that is wrong. This file reads as a table of contents.
+
+Nothing is written, and nothing that is wrong with the backup ends the run (unless the caller wants the first finding
+only): a DBA with a damaged backup has to know all of the damage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from polarvault.model.finding import Finding, Severity
+from polarvault.pgfiles.manifest import ManifestFile
+from polarvault.pgfiles.pages import load_kernel
+from polarvault.verify.beyond import Beyond, WalThread, pages_not_checked, usual_blocks_per_segment
+from polarvault.verify.comparison import compare_names, compare_reading, judge_settings
+from polarvault.verify.compressed import StreamChecks, read_compressed_tars
+from polarvault.verify.contents import SETTINGS, Contents, list_beside_tars, list_plain, list_tars
+from polarvault.verify.layout import BackupLayout, Half, find_layout
+from polarvault.verify.manifests import Expected, read_manifests
+from polarvault.verify.page_findings import PageJudge
+from polarvault.verify.reading import FileReading, FileTask, read_files
+from polarvault.verify.request import VerifyRequest
+from polarvault.verify.trees import IgnoreRules
+
+# A thread that imports the compiler must not hold up those that read.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class Reporter(Protocol):
+    """Hears what is found, as soon as it is."""
+
+    def finding(self, finding: Finding) -> None:
+        """Something that was looked at, good or bad."""
+
+    def progress(self, done_bytes: int, total_bytes: int) -> None:
+        """How much has been read; total 0: not known yet."""
+
+
+@dataclass(slots=True)
+class VerifyResult:
+    """All findings, what was read, and what was not checked and why."""
+
+    layout: BackupLayout
+    findings: list[Finding] = field(default_factory=list)
+    file_count: int = 0
+    bytes_read: int = 0
+    checked_pages: int = 0
+    repaired_pages: int = 0
+    wal_records: int = 0
+    wal_bytes: int = 0
+    not_checked: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Tell whether no problem was found."""
+        return not any(finding.severity is Severity.PROBLEM for finding in self.findings)
+
+
+class FirstProblem(Exception):
+    """Ends the run at the first problem, when that is wanted."""
+
+
+def verify_backup(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
+    """Verify a backup; raises BackupUnusable when there is none, and UsageError."""
+    layout = find_layout(request)
+    result = VerifyResult(layout)
+    run = _Run(request, layout, result, reporter)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    try:
+        run.everything()
+    except FirstProblem:
+        pass
+    finally:
+        run.close()
+        sys.setswitchinterval(before)
+    return result
+
+
+class _Run:
+    def __init__(self, request: VerifyRequest, layout: BackupLayout, result: VerifyResult, reporter: Reporter) -> None:
+        self._request = request
+        self._layout = layout
+        self._result = result
+        self._reporter = reporter
+        self._lock = threading.Lock()
+        self._jobs = request.jobs or (os.cpu_count() or 1) + 1
+        # A shared half inside of the local half is not part of it.
+        inner = [half.title.rstrip("/") for half in layout.halves if half.title.endswith("/")]
+        self._ignored = IgnoreRules([*request.ignored, *inner])
+        self._wal: WalThread | None = None
+
+    def everything(self) -> None:
+        """Go through all checks."""
+        manifests = read_manifests(self._layout, self._report)
+        contents = [self._list(half) for half in self._layout.halves]
+        if self._layout.is_tar:
+            self._read_compressed(contents, manifests.algorithm)
+        beyond = Beyond(self._request, self._layout, manifests, contents, self._report)
+        judge = self._page_judge(beyond)
+        self._wal = beyond.wal_thread(with_pages=judge is not None)
+        expected = manifests.assign(contents, self._report)
+        self._compare_names(contents, expected)
+        self._read(contents, expected, beyond, judge)
+        for finding in beyond.judge_facts():
+            self._report(finding)
+        self._take_wal_verdict(self._wal)
+        if judge is not None:
+            self._result.checked_pages, self._result.repaired_pages = judge.checked_pages, judge.repaired_by_wal
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._wal is not None:
+            self._wal.stop()
+
+    # What is there
+
+    def _list(self, half: Half) -> Contents:
+        list_half = list_tars if self._layout.is_tar else list_plain
+        return list_half(half, self._ignored, self._report)
+
+    def _read_compressed(self, contents: list[Contents], algorithm: str | None) -> None:
+        """Read what has to be read from its beginning; its readings are judged with the others."""
+        if not any(part.compression for found in contents for part in found.half.tars):
+            return
+        wants_pages = self._request.pages or (self._request.pages is None and self._request.check_checksums)
+        checks = StreamChecks(
+            algorithm if self._request.check_checksums else None,
+            load_kernel() if wants_pages else None,
+            usual_blocks_per_segment(self._layout),
+        )
+
+        def advance(size: int) -> None:
+            with self._lock:
+                self._result.bytes_read += size
+                self._reporter.progress(self._result.bytes_read, 0)
+
+        for found in contents:
+            read_compressed_tars(found, self._ignored, checks, self._report, jobs=self._jobs, advance=advance)
+
+    def _compare_names(self, contents: list[Contents], expected: list[Expected]) -> None:
+        for found, listed in zip(contents, expected, strict=True):
+            if self._layout.is_tar:
+                list_beside_tars(found, listed.entries, self._ignored, self._report)
+            if listed.is_known:
+                for finding in compare_names(found.half, listed.entries, found.sizes, self._ignored):
+                    self._report(finding)
+
+    # What it holds
+
+    def _page_judge(self, beyond: Beyond) -> PageJudge | None:
+        judge, reason = beyond.page_judge()
+        if reason is not None:
+            self._result.not_checked.append(reason)
+            if self._request.pages:
+                self._report(pages_not_checked(reason))
+        return judge
+
+    def _read(
+        self, contents: list[Contents], expected: list[Expected], beyond: Beyond, judge: PageJudge | None
+    ) -> None:
+        tasks: list[FileTask] = []
+        entries: dict[str, ManifestFile | None] = {}
+        for found, listed in zip(contents, expected, strict=True):
+            for path in found.sizes:
+                entry = listed.entries.get(path)
+                if path in found.readings:
+                    self._judge(found.readings[path], entry if self._request.check_checksums else None, judge)
+                elif (task := self._task(found, path, entry, beyond if judge is not None else None)) is not None:
+                    tasks.append(task)
+                    entries[task.name] = entry
+            content = found.read_small(SETTINGS, self._report)
+            settings = judge_settings(found.half, listed.entries.get(SETTINGS), content)
+            if settings is not None and self._request.check_checksums:
+                self._report(settings)
+        already, total = self._result.bytes_read, sum(task.size for task in tasks)
+        wal = self._wal
+        assert wal is not None
+
+        def tick(done: int) -> None:
+            self._reporter.progress(already + done, already + total)
+
+        with contextlib.closing(
+            read_files(tasks, jobs=self._jobs, kernel_loaded=wal.kernel_loaded, on_tick=tick)
+        ) as readings:
+            for reading in readings:
+                self._result.bytes_read += reading.size
+                self._judge(reading, entries[reading.task.name], judge)
+        tick(total)
+
+    def _task(self, found: Contents, path: str, entry: ManifestFile | None, pages: Beyond | None) -> FileTask | None:
+        """Return what is to be read of a file; None: nothing."""
+        place = found.places[path]
+        algorithm = None
+        if self._request.check_checksums and entry is not None and entry.size == place.size:
+            algorithm = entry.algorithm
+        first_block = pages.first_block(path, place.size) if pages is not None else None
+        if algorithm is None and first_block is None:
+            return None
+        return FileTask(found.half.name(path), place.path, place.size, place.offset, algorithm, first_block)
+
+    def _judge(self, reading: FileReading, entry: ManifestFile | None, judge: PageJudge | None) -> None:
+        self._result.file_count += 1
+        finding = compare_reading(reading, entry)
+        if finding is not None:
+            self._report(finding)
+        for bad in judge.judge(reading) if judge is not None else ():
+            self._report(bad)
+
+    def _take_wal_verdict(self, wal: WalThread) -> None:
+        verdict = wal.verdict()
+        if verdict is None:
+            self._result.not_checked.append("WAL, as was asked for")
+            return
+        for finding in verdict.findings:
+            self._report(finding)
+        self._result.wal_records, self._result.wal_bytes = verdict.records, verdict.bytes_read
+
+    def _report(self, finding: Finding) -> None:
+        with self._lock:
+            self._result.findings.append(finding)
+            self._reporter.finding(finding)
+        if self._request.exit_on_error and finding.severity is Severity.PROBLEM:
+            raise FirstProblem
