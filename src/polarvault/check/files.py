@@ -52,7 +52,7 @@ class LabelFacts:
 def check_files(session: CheckSession) -> list[Finding]:
     """Return the findings about files."""
     findings = []
-    if not session.is_polardb:
+    if not session.shared_storage:
         # On shared storage tablespaces work in a way of their own: polardb.py.
         tablespaces = read_tablespaces(session)
         directory = session.setting("data_directory") if tablespaces else None

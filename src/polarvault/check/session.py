@@ -58,7 +58,16 @@ class CheckSession:
     @property
     def is_polardb(self) -> bool:
         """Tell whether the server is a PolarDB, with or without shared storage."""
-        return self.identity is not None and self.identity.polar_version is not None
+        if self.identity is not None:
+            return self.identity.polar_version is not None
+        return self.setting("polar_version") is not None
+
+    @property
+    def shared_storage(self) -> bool:
+        """Tell whether the data lies in two halves, on PolarDB's shared storage."""
+        if self.identity is not None:
+            return self.identity.shared_storage
+        return self.setting("polar_enable_shared_storage_mode") == "on"
 
     @property
     def version_num(self) -> int:
