@@ -1,7 +1,7 @@
 # make test    all tests
 # make check   ruff, mypy --strict, import-linter
 # make demo    the story in two minutes on a throw-away PostgreSQL 18
-# make bench   side by side with pg_basebackup, pg_receivewal, pg_waldump (and polar_basebackup with POLARDB_BIN set)
+# make bench   side by side with pg_basebackup, pg_receivewal, pg_waldump, pg_verifybackup (and polar_basebackup with POLARDB_BIN set)
 # make docs    reference pages from the program itself
 # Each does its own set-up: a virtual environment in .venv with what the target needs.
 # ARGS is handed on: make test ARGS='-k tar', make bench BENCH=basebackup ARGS='--runs 3 --only plain-disk'.
@@ -12,7 +12,7 @@
 VENV := .venv
 # Most tests wait for a server now and then, so that one worker more than there are cores keeps a small machine busy.
 WORKERS := $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) + 1 )))
-BENCH := basebackup receivewal wal_reading
+BENCH := basebackup receivewal wal_reading verifybackup
 BIN := $(VENV)/bin
 # The first Python on the PATH that is new enough; name another one with make PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -33,6 +33,9 @@ $(BIN)/python:
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "installing polarvault[$*] into $(VENV)" >&2
 	@$(BIN)/python -m pip install -q --progress-bar off -e '.[$*]'
+	@# pip compiles what it installs, but not an editable install: each start would compile all modules again where
+	@# PYTHONDONTWRITEBYTECODE is set.
+	@$(BIN)/python -m compileall -q src
 	@touch $@
 
 test: $(VENV)/.installed-test

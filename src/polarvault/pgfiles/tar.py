@@ -14,7 +14,6 @@ terminator. GNU long names and pax paths are understood because restored tars ma
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -271,6 +270,9 @@ class TarReader:
 
 def encode_header(name: str, size: int, *, mode: int = 0o600, mtime: int = 0, directory: bool = False) -> bytes:
     """Return the header blocks of a member that we add ourselves (GNU format, so any name length and size)."""
+    # Here: it loads every compression that Python has, and who only reads needs none of it.
+    import tarfile
+
     entry = tarfile.TarInfo(name + "/" if directory else name)
     entry.size, entry.mode, entry.mtime = size, mode, mtime
     entry.type = tarfile.DIRTYPE if directory else tarfile.REGTYPE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from polarvault.backupset.model import Area, Part
@@ -14,9 +14,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label, parse_tablespace_map
 from polarvault.pgfiles.control import ControlFile, parse_control
 from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel, relation_segment
-from polarvault.verify.backup_facts import BackupFacts, problem
 from polarvault.verify.contents import Contents, Report
-from polarvault.verify.facts import judge_facts
 from polarvault.verify.layout import BackupLayout
 from polarvault.verify.manifests import Manifests
 from polarvault.verify.page_findings import PageJudge
@@ -66,6 +64,10 @@ class Beyond:
 
     def judge_facts(self) -> list[Finding]:
         """Judge pg_control, backup_label and the tablespaces."""
+        # Here, in a thread of its own: it loads while files are read.
+        from polarvault.verify.backup_facts import BackupFacts, problem
+        from polarvault.verify.facts import judge_facts
+
         layout, local, data = self._layout, self._contents[0], self._contents[-1]
         findings = []
         if layout.missing_half is not None:
@@ -119,12 +121,10 @@ class Beyond:
             return None
         return segment * self.control.relation_segment_blocks
 
-    def wal_thread(self, *, with_pages: bool) -> WalThread:
-        """Start the thread that compiles the page kernel, and reads WAL."""
-        return WalThread(self if self._request.check_wal else None, with_pages=with_pages)
-
-    def check_wal(self, thread: WalThread) -> WalVerdict:
-        """Read the WAL that the backup needs."""
+    def check_wal(self, stop: Callable[[], bool]) -> WalVerdict | None:
+        """Read the WAL that the backup needs; None when that is not wanted."""
+        if not self._request.check_wal:
+            return None
         # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
         from polarvault.verify.wal import check_wal
 
@@ -135,7 +135,7 @@ class Beyond:
             label=self.label,
             control=self.control,
             system_identifier=self._manifests.system_identifier,
-            stop=lambda: thread.stopped,
+            stop=stop,
         )
 
     def _wal_source(self) -> WalSource | None:
@@ -162,6 +162,8 @@ class Beyond:
         try:
             return parse_tablespace_map(content)
         except BackupUnusable as damage:
+            from polarvault.verify.backup_facts import problem
+
             report(
                 problem(
                     "tablespace-map", self._contents[0].half.name("tablespace_map"), damage.message,
@@ -171,29 +173,33 @@ class Beyond:
             return None
 
 
-class WalThread:
-    """Compiles what has to be compiled, one after the other, and then reads WAL while other threads read files."""
+class BeyondThread:
+    """Judges the small files and reads WAL while other threads read files, and compiles the page kernel for them first.
 
-    def __init__(self, beyond: Beyond | None, *, with_pages: bool) -> None:
+    All that is compiled is compiled here, one thing after the other (see `machine_code`).
+    """
+
+    def __init__(self, beyond: Beyond, *, with_pages: bool) -> None:
         self.kernel_loaded = threading.Event()
-        self.stopped = False
         self._beyond = beyond
         self._with_pages = with_pages
+        self._stopped = False
+        self._facts: list[Finding] = []
         self._verdict: WalVerdict | None = None
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="wal", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="beyond", daemon=True)
         self._thread.start()
 
-    def verdict(self) -> WalVerdict | None:
-        """Wait for the end, and return what was found; None when WAL was not wanted."""
+    def results(self) -> tuple[list[Finding], WalVerdict | None]:
+        """Wait for the end; return what the small files say, and the WAL."""
         self._thread.join()
         if self._failure is not None:
             raise self._failure
-        return self._verdict
+        return self._facts, self._verdict
 
     def stop(self) -> None:
         """End the thread; the program must not end while it compiles."""
-        self.stopped = True
+        self._stopped = True
         self._thread.join()
 
     def _run(self) -> None:
@@ -201,8 +207,8 @@ class WalThread:
             if self._with_pages:
                 load_kernel()
             self.kernel_loaded.set()
-            if self._beyond is not None:
-                self._verdict = self._beyond.check_wal(self)
+            self._facts = self._beyond.judge_facts()
+            self._verdict = self._beyond.check_wal(lambda: self._stopped)
         except BaseException as failure:  # The main thread raises it again.
             self._failure = failure
         finally:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from polarvault.backupset.model import Area, Part
-from polarvault.backupset.tarstream import find_members
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.finding import Finding, Severity
-from polarvault.pgfiles.tar import Member, MemberKind
 from polarvault.verify.layout import MANIFEST, SHARED_MANIFEST, Half
 from polarvault.verify.reading import FileReading
 from polarvault.verify.trees import IgnoreRules, list_tree, unreadable
+
+if TYPE_CHECKING:
+    from polarvault.pgfiles.tar import Member
 
 Report = Callable[[Finding], None]
 
@@ -87,6 +89,8 @@ def list_plain(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
 
 def list_tars(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
     """List the uncompressed tars of a half, and the files that lie beside them."""
+    from polarvault.backupset.tarstream import find_members
+
     found = Contents(half)
     for part in half.tars:
         if part.compression is not None:
@@ -120,6 +124,8 @@ def list_beside_tars(found: Contents, listed: Mapping[str, object], ignored: Ign
 
 def note_member(found: Contents, part: Part, member: Member, ignored: IgnoreRules, place: Place | None) -> str | None:
     """Take a member of a tar into account; return its path in the half when it is a file that counts."""
+    from polarvault.pgfiles.tar import MemberKind
+
     path = member.name if part.area is not Area.TABLESPACE else f"pg_tblspc/{part.tablespace_oid}/{member.name}"
     if path == "pg_wal" or path.startswith("pg_wal/"):
         found.wal_in_data = found.wal_in_data or (member.kind is MemberKind.FILE and path.count("/") == 1)

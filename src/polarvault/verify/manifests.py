@@ -13,7 +13,7 @@ from polarvault.verify.backup_facts import WalRange
 from polarvault.verify.contents import Contents, Report
 from polarvault.verify.expected import split_entries, without_duplicates
 from polarvault.verify.layout import BackupLayout, Half
-from polarvault.verify.reading import read_checksum
+from polarvault.verify.reading import FileTask, read_in_this_thread
 
 _CONTROL = "global/pg_control"
 
@@ -120,7 +120,8 @@ def _is_in(found: Contents, entry: ManifestFile) -> bool:
     if entry.path in found.readings:
         return found.readings[entry.path].checksum == entry.checksum
     place = found.places[entry.path]
-    return read_checksum(place.path, entry.size, entry.algorithm, offset=place.offset) == entry.checksum
+    task = FileTask(entry.path, place.path, entry.size, place.offset, entry.algorithm)
+    return read_in_this_thread(task).checksum == entry.checksum
 
 
 def _problem(subject: str, message: str, meaning: str, advice: str) -> Finding:

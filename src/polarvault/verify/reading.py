@@ -250,12 +250,16 @@ def new_digest(algorithm: str | None) -> Crc32cDigest | hashlib._Hash | None:
     return Crc32cDigest() if algorithm == "CRC32C" else hashlib.new(algorithm)
 
 
-def read_checksum(path: str, size: int, algorithm: str, *, offset: int | None = None) -> str | None:
-    """Return the checksum of one file, or of a stretch of a tar; None when it cannot be read."""
-    readers = _Readers([FileTask(path, path, size, offset, algorithm)], threading.Event())
+def read_in_this_thread(task: FileTask) -> FileReading:
+    """Read one file without other threads; the page kernel must have been loaded if its pages are to be checked."""
+    loaded = threading.Event()
+    loaded.set()
+    readers = _Readers([task], loaded)
     readers.run()
     found = readers.finished.get()
-    return found.checksum if isinstance(found, FileReading) and found.problem is None else None
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _crc(text: str) -> int:

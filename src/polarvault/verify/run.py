@@ -15,10 +15,8 @@ from typing import Protocol
 
 from polarvault.model.finding import Finding, Severity
 from polarvault.pgfiles.manifest import ManifestFile
-from polarvault.pgfiles.pages import load_kernel
-from polarvault.verify.beyond import Beyond, WalThread, pages_not_checked, usual_blocks_per_segment
+from polarvault.verify.beyond import Beyond, BeyondThread, pages_not_checked, usual_blocks_per_segment
 from polarvault.verify.comparison import compare_names, compare_reading, judge_settings
-from polarvault.verify.compressed import StreamChecks, read_compressed_tars
 from polarvault.verify.contents import SETTINGS, Contents, list_beside_tars, list_plain, list_tars
 from polarvault.verify.layout import BackupLayout, Half, find_layout
 from polarvault.verify.manifests import Expected, read_manifests
@@ -93,7 +91,7 @@ class _Run:
         # A shared half inside of the local half is not part of it.
         inner = [half.title.rstrip("/") for half in layout.halves if half.title.endswith("/")]
         self._ignored = IgnoreRules([*request.ignored, *inner])
-        self._wal: WalThread | None = None
+        self._beyond: BeyondThread | None = None
 
     def everything(self) -> None:
         """Go through all checks."""
@@ -103,20 +101,18 @@ class _Run:
             self._read_compressed(contents, manifests.algorithm)
         beyond = Beyond(self._request, self._layout, manifests, contents, self._report)
         judge = self._page_judge(beyond)
-        self._wal = beyond.wal_thread(with_pages=judge is not None)
+        self._beyond = BeyondThread(beyond, with_pages=judge is not None)
         expected = manifests.assign(contents, self._report)
         self._compare_names(contents, expected)
-        self._read(contents, expected, beyond, judge)
-        for finding in beyond.judge_facts():
-            self._report(finding)
-        self._take_wal_verdict(self._wal)
+        self._read(contents, expected, beyond, judge, self._beyond.kernel_loaded)
+        self._take_results(self._beyond)
         if judge is not None:
             self._result.checked_pages, self._result.repaired_pages = judge.checked_pages, judge.repaired_by_wal
 
     def close(self) -> None:
         """End the thread."""
-        if self._wal is not None:
-            self._wal.stop()
+        if self._beyond is not None:
+            self._beyond.stop()
 
     # What is there
 
@@ -128,6 +124,10 @@ class _Run:
         """Read what has to be read from its beginning; its readings are judged with the others."""
         if not any(part.compression for found in contents for part in found.half.tars):
             return
+        # Here: what only compressed tars need would slow down every start.
+        from polarvault.pgfiles.pages import load_kernel
+        from polarvault.verify.compressed import StreamChecks, read_compressed_tars
+
         wants_pages = self._request.pages or (self._request.pages is None and self._request.check_checksums)
         checks = StreamChecks(
             algorithm if self._request.check_checksums else None,
@@ -162,7 +162,12 @@ class _Run:
         return judge
 
     def _read(
-        self, contents: list[Contents], expected: list[Expected], beyond: Beyond, judge: PageJudge | None
+        self,
+        contents: list[Contents],
+        expected: list[Expected],
+        beyond: Beyond,
+        judge: PageJudge | None,
+        kernel_loaded: threading.Event,
     ) -> None:
         tasks: list[FileTask] = []
         entries: dict[str, ManifestFile | None] = {}
@@ -179,14 +184,12 @@ class _Run:
             if settings is not None and self._request.check_checksums:
                 self._report(settings)
         already, total = self._result.bytes_read, sum(task.size for task in tasks)
-        wal = self._wal
-        assert wal is not None
 
         def tick(done: int) -> None:
             self._reporter.progress(already + done, already + total)
 
         with contextlib.closing(
-            read_files(tasks, jobs=self._jobs, kernel_loaded=wal.kernel_loaded, on_tick=tick)
+            read_files(tasks, jobs=self._jobs, kernel_loaded=kernel_loaded, on_tick=tick)
         ) as readings:
             for reading in readings:
                 self._result.bytes_read += reading.size
@@ -212,8 +215,10 @@ class _Run:
         for bad in judge.judge(reading) if judge is not None else ():
             self._report(bad)
 
-    def _take_wal_verdict(self, wal: WalThread) -> None:
-        verdict = wal.verdict()
+    def _take_results(self, thread: BeyondThread) -> None:
+        facts, verdict = thread.results()
+        for finding in facts:
+            self._report(finding)
         if verdict is None:
             self._result.not_checked.append("WAL, as was asked for")
             return

@@ -308,7 +308,10 @@ class _RangeReading:
         until = min(first + len(view), self._end)
         while max(self._at, first) < until:
             if self._scanner is None:
-                self._scanner, self._counted = WalScanner(Lsn(self._at), self._size), 0
+                self._scanner, self._counted = (
+                    WalScanner(Lsn(self._at), self._size, expected_bytes=self._end - self._at),
+                    0,
+                )
             self._look_at(self._scanner, view[self._at - first : until - first])
             end = self._scanner.end
             if end is None or self._is_done():

@@ -8,7 +8,6 @@ is wanted, and what comes too early waits in an unnamed temporary file.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
@@ -329,6 +328,9 @@ class _StreamedTar:
                 yield event.member, name
 
     def _keep(self, name: str, member: Member) -> None:
+        # Here: it is hardly ever needed, and slow to load.
+        import tempfile
+
         start = self._spooled_bytes
         try:
             if self._spool is None:

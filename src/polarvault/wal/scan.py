@@ -17,6 +17,10 @@ from polarvault.wal.records import RecordReader
 __all__ = ["MarkKind", "Marks", "WalMark", "WalScanner"]
 
 
+# The plain reader is done with so much before the compiler is loaded.
+_LITTLE_BYTES = 512 << 10
+
+
 class _Reader(Protocol):
     """What finds marks; the members are those of `WalScanner`, but for the end."""
 
@@ -60,12 +64,15 @@ class WalScanner:
 
     start is a record's LSN, or the first byte of a page (such as a segment's): then the rest of a record that began
     before is passed over. WAL is valid as far as the server would replay it; with check_crc that includes every
-    record's checksum. Memory is bounded, however long a record is. Raises ValueError for a start where neither a record
-    nor a page can begin.
+    record's checksum. Memory is bounded, however long a record is. expected_bytes: how much will be fed, if that is
+    known. Raises ValueError for a start where neither a record nor a page can begin.
     """
 
-    def __init__(self, start: Lsn, segment_size_bytes: int, *, check_crc: bool = True) -> None:
-        self._reader = _make_reader(start, segment_size_bytes, check_crc)
+    def __init__(
+        self, start: Lsn, segment_size_bytes: int, *, check_crc: bool = True, expected_bytes: int | None = None
+    ) -> None:
+        is_little = expected_bytes is not None and expected_bytes <= _LITTLE_BYTES
+        self._reader = _make_reader(start, segment_size_bytes, check_crc, is_little=is_little)
 
     def feed(self, view: memoryview) -> Marks:
         """Take the bytes that follow those of the last call; return the marks that end in them.
@@ -96,7 +103,9 @@ class WalScanner:
         return self._reader.record_count
 
 
-def _make_reader(start: int, segment_size_bytes: int, check_crc: bool) -> _Reader:
+def _make_reader(start: int, segment_size_bytes: int, check_crc: bool, *, is_little: bool) -> _Reader:
+    if is_little:
+        return PlainReader(start, segment_size_bytes, check_crc=check_crc)
     try:
         # Imported here, because it loads the compiler.
         from polarvault.wal.compiled.reader import CompiledReader
