@@ -58,7 +58,7 @@ def missing_binaries(major: int, rejected: Sequence[str], *, polardb: bool) -> S
 
 
 def run_program(
-    arguments: Sequence[str], account: Account, *, cwd: str = "/", timeout_s: float = _QUESTION_TIMEOUT_S
+    arguments: Sequence[str], account: Account, *, cwd: str = "/", timeout_s: float | None = _QUESTION_TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
     """Run a server program as the account, without the caller's PG variables; never through a shell."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}

@@ -68,6 +68,10 @@ class RestoreRequest:
     force: bool = False
     jobs: int = 0
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
+    superuser: str | None = None
+    """Who to log in as when the server is asked what it is; None tries the likely ones."""
+    confined_to: str | None = None
+    """A throw-away copy's own directory: nothing outside of it is written to, nor read for settings."""
 
 
 @dataclass(frozen=True, slots=True)

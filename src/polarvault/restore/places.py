@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Form, Inventory, Tablespace
+from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Form, Inventory
 from polarvault.errors import StorageFailed, TargetNotEmpty, UsageError
 from polarvault.restore.host import Host
 from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, SpaceNeed
@@ -21,13 +21,20 @@ def plan_layout(request: RestoreRequest, inventory: Inventory, *, had_shared_hal
         raise UsageError("--polardata: the backup has no shared half", hint="leave --polardata out")
     if request.merge and not had_shared_half:
         raise UsageError("--merge: the backup has no shared half to merge", hint="leave --merge out")
-    spaces = {} if shared or request.merge else _map_tablespaces(request.tablespace_mapping, inventory.tablespaces)
+    spaces = {} if shared or request.merge else _map_tablespaces(_tablespace_mapping(request, inventory), inventory)
     return Layout(request.target, shared, spaces, merged=request.merge)
 
 
-def _map_tablespaces(mapping: Mapping[str, str], spaces: tuple[Tablespace, ...]) -> dict[int, str]:
+def _tablespace_mapping(request: RestoreRequest, inventory: Inventory) -> Mapping[str, str]:
+    if request.confined_to is None:
+        return request.tablespace_mapping
+    own = os.path.join(request.confined_to, "tablespaces")
+    return {space.location: os.path.join(own, str(space.oid)) for space in inventory.tablespaces}
+
+
+def _map_tablespaces(mapping: Mapping[str, str], inventory: Inventory) -> dict[int, str]:
     mapping = {os.path.normpath(old): new for old, new in mapping.items()}
-    known = {os.path.normpath(space.location): space for space in spaces}
+    known = {os.path.normpath(space.location): space for space in inventory.tablespaces}
     for old in mapping.keys() - known.keys():
         present = ", ".join(sorted(known)) or "none"
         raise UsageError(f'-T: the backup has no tablespace at "{old}"', hint=f"its tablespaces: {present}")

@@ -276,7 +276,8 @@ def _plan_settings(
     def exists(path: str) -> bool:
         return path in known if is_ours(path) else host.exists(path)
 
-    reader = MemoryReader(files, fallback=host, is_ours=is_ours, directories=known)
+    is_confined = plan.request.confined_to is not None
+    reader = MemoryReader(files, fallback=None if is_confined else host, is_ours=is_ours, directories=known)
     planner = SettingsPlanner(
         configuration=Configuration(layout.local, reader, cluster_file=cluster_file),
         layout=layout,

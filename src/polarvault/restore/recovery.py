@@ -110,7 +110,7 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
         history = chain.history
     applied_up_to = end.lsn if stop is None else stop.applied_up_to
     side_effects = [mark for mark in search.side_effects if mark.lsn < applied_up_to]
-    check_new_tablespaces(side_effects, plan.major_version)
+    check_new_tablespaces(side_effects, plan.major_version, confined=plan.request.confined_to is not None)
     zone = target.time.tzinfo if target.time else None
     made = RecoveryPlan(
         target=target,

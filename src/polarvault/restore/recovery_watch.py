@@ -145,7 +145,7 @@ class _Watcher:
         try:
             if self._connection is None:
                 host, port = server_address(self._plan.layout.local)
-                self._connection = connect_server(self._account, host, port)
+                self._connection = connect_server(self._account, host, port, self._plan.request.superuser)
             return _ask_replay(self._connection)
         except (psycopg.Error, StartFailed):
             # Starting up, not consistent yet, shutting down, or a pg_hba.conf that keeps us out.

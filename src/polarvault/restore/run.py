@@ -16,7 +16,7 @@ from polarvault.restore.finish import finish
 from polarvault.restore.held_slot import held_slot
 from polarvault.restore.host import Account, Host
 from polarvault.restore.lay_out import LayOut, Progress
-from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import CONTROL_WAITING_NAME, Binaries, RestorePlan, RestoreRequest, Role
 from polarvault.restore.places import check_space
 from polarvault.restore.plan import missing_wal, plan_restore, settle_plan, with_settings
 from polarvault.restore.recovery import backups_in, check_recovery_request, choose_backup, plan_recovery
@@ -113,21 +113,12 @@ def restore_backup(
     check_space(plan)
     # The slot first: from then on the primary keeps the WAL that it writes while files are copied.
     with held_slot(plan):
-        plan, warnings = _write(plan, host, account, progress)
+        plan, warnings = write_files(plan, host, account, progress)
+    result = RestoreResult(plan, (*plan.warnings, *warnings), None)
     if not plan.request.start or plan.binaries is None:
-        return RestoreResult(plan, (*plan.warnings, *warnings), None)
-    server, follow, recovered = None, None, None
+        return result
     try:
-        if plan.recovery is not None:
-            from polarvault.restore.recovery_watch import start_and_recover
-
-            server, recovered = start_and_recover(plan, plan.binaries, account, watch)
-        elif plan.primary is not None:
-            from polarvault.restore.follow import start_following
-
-            server, follow = start_following(plan, plan.binaries, account, show)
-        else:
-            server = start_server(plan, plan.binaries, account)
+        return start_restored(result, plan.binaries, account, show, watch)
     except StartFailed as problem:
         if plan.request.create_slot:
             kept = f'slot "{plan.request.slot}" is kept on the primary for it'
@@ -138,11 +129,38 @@ def restore_backup(
             f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',
             hint=f"{plan.binaries.program('pg_ctl')} -D {plan.layout.local} status",
         ) from None
-    return RestoreResult(plan, (*plan.warnings, *warnings), server, follow, recovered)
 
 
-def _write(plan: RestorePlan, host: Host, account: Account, progress: Progress) -> tuple[RestorePlan, list[str]]:
-    """Lay the files out and complete them; return the plan, settled by what was unpacked, and warnings."""
+def start_restored(
+    result: RestoreResult,
+    binaries: Binaries,
+    account: Account,
+    show: Show = lambda state: None,
+    watch: Watch = lambda state: None,
+) -> RestoreResult:
+    """Start what was laid out and wait until it has become what the plan says; show and watch as in restore_backup.
+
+    Raises StartFailed with the end of the log, the files left in place.
+    """
+    plan = result.plan
+    if plan.recovery is not None:
+        from polarvault.restore.recovery_watch import start_and_recover
+
+        server, recovered = start_and_recover(plan, binaries, account, watch)
+        return replace(result, server=server, recovery=recovered)
+    if plan.primary is not None:
+        from polarvault.restore.follow import start_following
+
+        following, follow = start_following(plan, binaries, account, show)
+        return replace(result, server=following, follow=follow)
+    return replace(result, server=start_server(plan, binaries, account))
+
+
+def write_files(plan: RestorePlan, host: Host, account: Account, progress: Progress) -> tuple[RestorePlan, list[str]]:
+    """Lay the files out and complete them; return the plan, settled by what was unpacked, and warnings.
+
+    On failure and on KeyboardInterrupt, which becomes Interrupted, everything made is removed again.
+    """
     directory_mode = 0o750 if plan.inventory.group_readable else 0o700
     targets = Targets(account, directory_mode=directory_mode)
     is_replica = plan.request.role is Role.REPLICA

@@ -15,10 +15,10 @@ from polarvault.wal.marks import HOT_STANDBY_SETTINGS
 from polarvault.wal.scan import MarkKind, WalMark
 
 
-def check_new_tablespaces(marks: Iterable[WalMark], major_version: int) -> None:
+def check_new_tablespaces(marks: Iterable[WalMark], major_version: int, *, confined: bool = False) -> None:
     """Raise StorageFailed if replay would write over another server's tablespace, or stop for want of a directory.
 
-    marks: those that recovery applies.
+    marks: those that recovery applies. confined: the copy may write to no directory but its own, not even an empty one.
     """
     for mark in marks:
         # One without a directory of its own lies inside the restored data directory.
@@ -28,6 +28,8 @@ def check_new_tablespaces(marks: Iterable[WalMark], major_version: int) -> None:
         other_ways = (
             f"stop before it: --target-lsn {mark.lsn} --target-exclusive; or use a backup that holds it, and -T"
         )
+        if confined:
+            raise StorageFailed(f"{what}, and that lies outside of the copy's own directory", hint=other_ways)
         try:
             names = os.listdir(mark.name)
         except FileNotFoundError:

@@ -106,7 +106,7 @@ def _wait_for_role(
 
 def ask_server(plan: RestorePlan, account: Account, host: str, port: int, log_path: str) -> StartedServer:
     """Log in and ask what the server is; raise psycopg.OperationalError while it does not let us in."""
-    with connect_server(account, host, port) as connection:
+    with connect_server(account, host, port, plan.request.superuser) as connection:
         in_recovery = bool(ask_value(connection, "SELECT pg_is_in_recovery()"))
         if in_recovery:
             lsn = ask_value(connection, "SELECT pg_last_wal_replay_lsn()")
@@ -137,14 +137,19 @@ def ask_value(connection: psycopg.Connection[Any], query: str) -> Any:
     return row[0] if row else None
 
 
-def connect_server(account: Account, host: str, port: int) -> psycopg.Connection[Any]:
+def likely_superusers(account: Account, wanted: str | None) -> list[str]:
+    """Return the role that the user named, or else those that a superuser most often has, best first."""
+    return list(dict.fromkeys([wanted] if wanted else ["postgres", account.name, os.environ.get("PGUSER", "postgres")]))
+
+
+def connect_server(account: Account, host: str, port: int, superuser: str | None = None) -> psycopg.Connection[Any]:
     """Connect as a superuser that is likely to exist; with peer authentication the operating system user counts."""
     import psycopg
 
     problem: psycopg.OperationalError | None = None
-    for user in dict.fromkeys(["postgres", account.name, os.environ.get("PGUSER", "postgres")]):
+    for user in likely_superusers(account, superuser):
         try:
-            with _acting_as(account):
+            with acting_as(account):
                 return psycopg.connect(
                     host=host, port=port, user=user, dbname="template1", connect_timeout=10, autocommit=True
                 )
@@ -155,8 +160,8 @@ def connect_server(account: Account, host: str, port: int) -> psycopg.Connection
 
 
 @contextmanager
-def _acting_as(account: Account) -> Iterator[None]:
-    """Use the account's identity for a connection: peer authentication looks at the effective user."""
+def acting_as(account: Account) -> Iterator[None]:
+    """Use the account's identity, for a connection (peer authentication looks at it) or to see what it may reach."""
     if os.geteuid() != 0:
         yield
         return
