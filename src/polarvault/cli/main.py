@@ -22,6 +22,7 @@ _COMMANDS = {
     "wal": "WAL directories: give a recovery the segments it asks for.",
     "restore": "Lay a backup out so that it starts.",
     "check": "Say what would keep a backup from being taken or restored.",
+    "drill": "Prove that a backup restores, by restoring it.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }
 # These promise the exit status of the tools that they replace: 1 for every failure.

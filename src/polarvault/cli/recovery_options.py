@@ -19,6 +19,24 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def recovery_options(function: Function) -> Function:
     """Add --target-..., --wal and --keep-archiving."""
+    keep_archiving = click.option(
+        "--keep-archiving",
+        is_flag=True,
+        help="Leave archive_mode and archive_command as they were: the copy replaces its source.",
+    )
+    action = click.option("--target-action", type=click.Choice(["pause", "promote", "shutdown"]),
+                          help="What the server does at the target; default: pause.")  # fmt: skip
+    return _with_options(keep_archiving(function), action)
+
+
+def drill_recovery_options(function: Function) -> Function:
+    """Add --target-... and --wal, as a drill understands them."""
+    action = click.option("--target-action", type=click.Choice(["pause", "promote", "shutdown"]),
+                          help="What the copy does at the target, then it is looked at; default: promote.")  # fmt: skip
+    return _with_options(function, action)
+
+
+def _with_options(function: Function, target_action: Callable[[Any], Any]) -> Function:
     options = [
         click.option("--target-time", metavar="TIME", help="Recover to a moment: '2026-11-22 14:03:00+01'."),
         click.option("--target-xid", metavar="XID", help="Recover to the end of a transaction."),
@@ -30,12 +48,9 @@ def recovery_options(function: Function) -> Function:
                      help="Stop after the target (default), or before it; for time, xid and LSN."),
         click.option("--target-timeline", default="latest", show_default=True, metavar="TIMELINE",
                      help="Timeline to follow: latest, current (the backup's) or a number."),
-        click.option("--target-action", type=click.Choice(["pause", "promote", "shutdown"]),
-                     help="What the server does at the target; default: pause."),
+        target_action,
         click.option("--wal", "wal_directories", multiple=True, metavar="DIR",
                      help="Directory with archived or received WAL; can be given several times."),
-        click.option("--keep-archiving", is_flag=True,
-                     help="Leave archive_mode and archive_command as they were: the copy replaces its source."),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)

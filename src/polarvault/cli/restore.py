@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli.recovery_options import recovery_options, recovery_request
+from polarvault.cli.setting_options import assignment
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def command(
     """
     from polarvault.restore.model import Archiving, RestoreRequest, Role
 
-    assignments = tuple(_assignment(text) for text in settings)
+    assignments = tuple(assignment(text) for text in settings)
     request = RestoreRequest(
         backup=os.path.abspath(backup),
         target=_directory("-D", target),
@@ -182,14 +183,6 @@ def _directory(option: str, path: str) -> str:
     if not path or "\n" in path:
         raise UsageError(f"{option}: {path!r} is not a directory name")
     return os.path.abspath(path)
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    name = name.strip()
-    if not separator or not name.replace("_", "").replace(".", "").isalnum():
-        raise UsageError(f"--set {text!r} is not NAME=VALUE", hint="for example: --set shared_buffers=4GB")
-    return name, value
 
 
 def _mapping(text: str) -> tuple[str, str]:

@@ -1,0 +1,108 @@
+"""The settings of a drill's server: nobody reaches it, it reaches nobody, and it hides nothing. Pure.
+
+They are written like `--set`, so that they win over every line of the backup's own files. Some are for libraries
+that the copy may preload; the server ignores the setting of a library that is not there (manual, 20.16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polarvault.errors import UsageError
+
+# Behind listen_addresses = '' the number only names the socket; it stays clear of the ports of real servers.
+_PORTS = range(20000, 32000)
+# A socket's path has at most 107 bytes (unix(7)): the directory, "/.s.PGSQL." and five digits.
+SOCKET_PATH_BYTES = 107
+_SOCKET_NAME_BYTES = len("/.s.PGSQL.65535")
+
+# With the local socket of a directory that only the account can enter, trust lets in nobody else.
+HBA = b"# Written by polarvault drill: nobody from outside.\nlocal all all trust\n"
+
+_FIXED = (
+    # Nobody reaches it.
+    ("listen_addresses", ""),
+    ("unix_socket_permissions", "0700"),
+    ("unix_socket_group", ""),
+    ("bonjour", "off"),
+    ("ssl", "off"),
+    # It reaches nobody: no archive, no publisher, no job, no standby that a commit waits for.
+    ("archive_mode", "off"),
+    ("max_logical_replication_workers", "0"),
+    ("synchronous_standby_names", ""),
+    ("autovacuum", "off"),
+    ("cron.launch_active_jobs", "off"),
+    # A server that takes no queries in recovery would shut down where it is to pause (manual, 20.5.6).
+    ("hot_standby", "on"),
+    # Errors show, in one file that can be read.
+    ("zero_damaged_pages", "off"),
+    ("ignore_checksum_failure", "off"),
+    ("ignore_invalid_pages", "off"),
+    ("logging_collector", "off"),
+    ("log_destination", "stderr"),
+    ("log_min_messages", "warning"),
+    ("lc_messages", "C"),
+    # A transaction that was prepared on the source holds its locks in the copy, too: nothing may wait for ever.
+    ("lock_timeout", "60s"),
+    ("statement_timeout", "0"),
+    ("update_process_title", "on"),
+    ("cluster_name", "polarvault drill"),
+)
+# It starts beside production. Only these yield to --set.
+_SMALL = (
+    ("shared_buffers", "128MB"),
+    ("huge_pages", "off"),
+)
+# A trigger on login would run when we connect (manual, 40.1); the setting came together with it.
+_SINCE_17 = (("event_triggers", "off"),)
+# What --set may not touch: each would open the copy or point it at something of the source's.
+_OURS = {
+    *(name for name, _ in (*_FIXED, *_SINCE_17)),
+    "port", "unix_socket_directories", "hba_file", "ident_file", "data_directory", "config_file", "external_pid_file",
+    "archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command", "restore_command",
+    "primary_conninfo", "primary_slot_name", "polar_datadir", "polar_enable_shared_storage_mode",
+    "polar_vfs.localfs_mode",
+}  # fmt: skip
+
+
+def check_settings(settings: Sequence[tuple[str, str]]) -> None:
+    """Raise UsageError for a --set that would open the copy to the world or the world to the copy."""
+    for name, _ in settings:
+        if name.lower() in _OURS or name.lower().startswith("recovery_target"):
+            hint = "leave it out"
+            if name.lower() == "restore_command":
+                hint = "name the directory that holds the WAL: --wal DIR"
+            elif name.lower().startswith("recovery_target"):
+                hint = "give the target with --target-time, --target-lsn, --target-xid, --target-name or --target"
+            raise UsageError(
+                f"--set {name}: a drill sets this itself, so that its copy is closed to the world", hint=hint
+            )
+
+
+def fits_socket(directory: str) -> bool:
+    """Tell whether a socket in this directory has a path that the kernel takes."""
+    return len(directory.encode()) + _SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES
+
+
+def choose_port(draw: int) -> int:
+    """Return the port for a random number."""
+    return _PORTS[draw % len(_PORTS)]
+
+
+def private_settings(
+    *, socket_directory: str, hba_file: str, ident_file: str, wanted: Sequence[tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
+    """Return what every drill's server is started with, the user's own settings in their place."""
+    asked = {name.lower() for name, _ in wanted}
+    places = (
+        ("unix_socket_directories", f'"{socket_directory}"'),
+        ("hba_file", hba_file),
+        ("ident_file", ident_file),
+    )
+    small = tuple(setting for setting in _SMALL if setting[0] not in asked)
+    return (*small, *wanted, *_FIXED, *places)
+
+
+def settings_of_version(major: int) -> tuple[tuple[str, str], ...]:
+    """Return what an older server would not understand."""
+    return _SINCE_17 if major >= 17 else ()

@@ -1,0 +1,117 @@
+"""What a drill looks at in a running copy: amcheck, reading, the user's assertions; what is wrong becomes findings."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+import psycopg
+
+from polarvault.drill.assertions import run_assertions
+from polarvault.drill.model import DrillRequest, Part, Reading, RelationRead
+from polarvault.drill.notes import Notes
+from polarvault.drill.reading import read_database
+from polarvault.drill.server import DrillServer
+from polarvault.drill.structure import amcheck_is_there, check_structure, no_amcheck
+from polarvault.errors import StartFailed
+from polarvault.model.finding import Finding, Severity
+
+
+def look_inside(server: DrillServer, request: DrillRequest, notes: Notes) -> None:
+    """Do what was asked of amcheck, reading, assertions; what is wrong becomes findings."""
+    try:
+        databases = server.databases()
+    except psycopg.Error as problem:
+        raise StartFailed(f"the databases of the restored server cannot be listed: {_words(problem)}") from problem
+    readable = [name for name, why in databases if why is None]
+    notes.not_proved += [f'anything about database "{name}": {why}' for name, why in databases if why is not None]
+    if request.amcheck:
+        with notes.part(Part.AMCHECK, f"amcheck of {len(readable)} databases"):
+            _amcheck(server, readable, request, notes)
+    if request.reading is not Reading.NONE:
+        with notes.part(Part.READING, f"reading {len(readable)} databases", lambda: _bytes_read(server, notes)):
+            _read(server, readable, request, notes)
+    if request.assertions:
+        with notes.part(Part.ASSERTIONS, f"running {len(request.assertions)} SQL files"):
+            notes.findings += run_assertions(server, request.dbname, request.assertions)
+
+
+def _amcheck(server: DrillServer, databases: list[str], request: DrillRequest, notes: Notes) -> None:
+    try:
+        is_there = amcheck_is_there(server)
+    except psycopg.Error as problem:
+        notes.add(Severity.PROBLEM, "amcheck", "template1", _words(problem), meaning="amcheck could not be run")
+        return
+    if not is_there:
+        checked = no_amcheck(server)
+        notes.findings += checked.findings
+        notes.not_proved += checked.not_proved
+        return
+    for dbname in databases:
+        try:
+            checked = check_structure(server, dbname, jobs=request.jobs)
+        except (psycopg.Error, UnicodeError) as problem:
+            notes.add(Severity.PROBLEM, "amcheck", dbname, _words(problem), meaning="amcheck could not be run in it")
+            continue
+        notes.findings += checked.findings
+        notes.not_proved += checked.not_proved
+
+
+def _read(server: DrillServer, databases: list[str], request: DrillRequest, notes: Notes) -> None:
+    is_first = True
+    for dbname in databases:
+        try:
+            found = read_database(server, dbname, request, shared_too=is_first)
+        except (psycopg.Error, UnicodeError) as problem:
+            notes.add(Severity.PROBLEM, "read-database", dbname, _words(problem), meaning="it cannot be read")
+            continue
+        is_first = False
+        notes.relations += found.relations
+        notes.findings += _reading_findings(found.database, found.relations, request)
+        notes.not_proved += [
+            f'{relation.database}.{relation.schema}.{relation.name}: {relation.skipped}'
+            for relation in found.relations if relation.skipped
+        ]  # fmt: skip
+        if not found.indexes_were_read:
+            notes.not_proved.append(
+                f'that the pages of indexes in database "{dbname}" can be read: the extension pg_prewarm cannot be had'
+            )
+
+
+def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request: DrillRequest) -> Iterator[Finding]:
+    good = [one for one in relations if not one.problems and not one.skipped]
+    for relation in relations:
+        for block, words in relation.problems:
+            place = "" if block is None else f"block {block}: "
+            yield Finding(
+                severity=Severity.PROBLEM,
+                check="read-index" if relation.kind == "i" else "read-table",
+                subject=f"{dbname}.{relation.schema}.{relation.name}",
+                message=f"{place}{words}",
+                meaning="queries that come to this page fail"
+                if relation.kind != "i"
+                else "queries that use this index fail, writes to its table too",
+                advice="restore another backup; to see which files are damaged: polarvault verifybackup "
+                + shlex.quote(request.backup),
+            )
+    indexes = sum(one.kind == "i" for one in good)
+    sequences = sum(one.kind == "S" for one in good)
+    rows = sum(one.rows or 0 for one in good if one.kind != "S")
+    pages = sum(one.pages for one in good)
+    share = "" if request.reading is Reading.ALL else f", a sample of {request.sample_percent:g} %,"
+    yield Finding(
+        severity=Severity.OK,
+        check="read-database",
+        subject=dbname,
+        message=f"{len(good) - indexes - sequences} tables, {indexes} indexes and {sequences} sequences{share} were "
+        f"read: {pages} pages, {rows} rows",
+    )
+
+
+def _bytes_read(server: DrillServer, notes: Notes) -> int:
+    control = server.plan.inventory.control
+    return sum(one.pages for one in notes.relations) * (control.block_size if control else 8192)
+
+
+def _words(problem: Exception) -> str:
+    return " ".join(str(problem).split())

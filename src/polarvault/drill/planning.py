@@ -1,0 +1,61 @@
+"""From what a drill was asked to what a restore is asked: a private place, private settings, an end to recover to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from polarvault.drill.isolation import choose_port, private_settings, settings_of_version
+from polarvault.drill.model import DrillRequest
+from polarvault.drill.scratch import Scratch
+from polarvault.restore.host import Account, Host
+from polarvault.restore.model import RestorePlan, RestoreRequest
+from polarvault.restore.plan import with_settings
+from polarvault.restore.recovery_target import RecoveryRequest, RecoveryTarget, TargetAction, TargetKind
+
+
+def restore_request(request: DrillRequest, scratch: Scratch, draw: int) -> RestoreRequest:
+    """Return the request for the restore; draw is a random number, for the port."""
+    recovery = request.recovery
+    # A named end makes the plan read the backup's own WAL as well: what is missing there is found before the copy.
+    recovery = replace(
+        recovery,
+        target=recovery.target or RecoveryTarget(TargetKind.LATEST),
+        action=_action(recovery),
+    )
+    return RestoreRequest(
+        backup=request.backup,
+        target=scratch.data,
+        shared_from=request.shared_from,
+        port=choose_port(draw),
+        settings=private_settings(
+            socket_directory=scratch.socket_directory,
+            hba_file=scratch.hba_file,
+            ident_file=scratch.ident_file,
+            wanted=request.settings,
+        ),
+        merge=request.merge,
+        start=True,
+        timeout_s=request.timeout_s,
+        bindir=request.bindir,
+        owner=request.owner,
+        sync=request.sync,
+        force=request.force,
+        jobs=request.copy_jobs,
+        recovery=recovery,
+        superuser=request.superuser,
+        confined_to=scratch.directory,
+    )
+
+
+def _action(recovery: RecoveryRequest) -> TargetAction | None:
+    """Return the action: a drill promotes unless told otherwise; at the end of the WAL there is no choice."""
+    if recovery.target is None or recovery.target.kind is TargetKind.LATEST:
+        return None
+    return recovery.action or TargetAction.PROMOTE
+
+
+def with_settings_of_version(plan: RestorePlan, host: Host, account: Account) -> RestorePlan:
+    """Return the plan with the settings that only its version knows."""
+    more = settings_of_version(plan.major_version)
+    request = replace(plan.request, settings=(*plan.request.settings, *more))
+    return with_settings(replace(plan, request=request), host, account)

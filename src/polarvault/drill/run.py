@@ -1,0 +1,172 @@
+"""The use case: restore into a scratch place, start, look at everything, stop, clean up. Reads as a table of contents.
+
+A drill never raises for what is wrong with a backup: that is what it was asked to find out, and a report without an
+end would be of no use. Only an interruption is raised, once the server is stopped and the scratch place is gone.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from polarvault.drill.isolation import check_settings
+from polarvault.drill.look_inside import look_inside
+from polarvault.drill.model import DrillReport, DrillRequest, KeptCopy, Part
+from polarvault.drill.notes import Clock, Notes
+from polarvault.drill.planning import restore_request, with_settings_of_version
+from polarvault.drill.processes import stop_whatever_runs
+from polarvault.drill.reporter import Reporter
+from polarvault.drill.scratch import Scratch, check_parent, leftovers, removal
+from polarvault.drill.server import DrillServer, command_line, copy_log, last_lines, reach
+from polarvault.errors import Interrupted, PolarvaultError, StartFailed, UsageError
+from polarvault.model.finding import Severity
+from polarvault.restore.host import Account, Host
+from polarvault.restore.model import Binaries, RestorePlan
+from polarvault.restore.places import check_space
+from polarvault.restore.recovery_target import TargetAction
+from polarvault.restore.run import RestoreResult, prepare, start_restored, write_files
+
+
+def check_request(request: DrillRequest) -> None:
+    """Raise UsageError for what a drill cannot do, before anything is looked at."""
+    check_parent(request.scratch)
+    check_settings(request.settings)
+    if request.recovery.action is TargetAction.SHUTDOWN:
+        raise UsageError(
+            "--target-action shutdown: nobody can look into a server that is shut down",
+            hint="leave it out: the drill promotes its copy; or stay in recovery with --target-action pause",
+        )
+
+
+def run_drill(request: DrillRequest, host: Host, reporter: Reporter, *, clock: Clock, draw: int) -> DrillReport:
+    """Do the whole drill and return its report; raise Interrupted, and UsageError for what check_request refuses.
+
+    clock: the present time, aware. draw: a random number, for the port. On return no process of the drill is left, and
+    of its scratch place only what --keep asked for.
+    """
+    check_request(request)
+    scratch = Scratch(request.scratch)
+    notes = Notes(request, reporter, clock)
+    try:
+        for leftover in leftovers(request.scratch):
+            notes.findings.append(leftover)
+            reporter.warn(f"{leftover.subject}: {leftover.message}; {leftover.advice}")
+        _drill_noting_errors(request, scratch, host, notes, reporter, draw)
+        stop_whatever_runs(scratch.data)
+        _save_log(request, scratch, notes)
+        if notes.kept is None:
+            _remove(scratch, notes)
+        return notes.report()
+    except (KeyboardInterrupt, Interrupted):
+        stop_whatever_runs(scratch.data)
+        left = scratch.remove()
+        words = f"; could not be removed: {', '.join(left)}" if left else ", its scratch directory is removed"
+        raise Interrupted(f"interrupted; the drill's server is stopped{words}") from None
+    except BaseException:
+        # Whatever it is: no server may go on running, and no copy of somebody's data may lie about.
+        stop_whatever_runs(scratch.data)
+        scratch.remove()
+        raise
+
+
+def _drill_noting_errors(
+    request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, reporter: Reporter, draw: int
+) -> None:
+    try:
+        _drill(request, scratch, host, notes, reporter, draw)
+    except Interrupted:
+        raise
+    except PolarvaultError as problem:
+        notes.fail(problem)
+
+
+def _drill(request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, reporter: Reporter, draw: int) -> None:
+    with notes.part(Part.PLAN, f'looking at "{request.backup}"'):
+        plan, account = prepare(restore_request(request, scratch, draw), host, reporter.scanned)
+        plan = with_settings_of_version(plan, host, account)
+        notes.know_plan(plan)
+        for warning in plan.warnings:
+            reporter.warn(warning)
+        check_space(plan)
+        scratch.make(account, plan.source.path, _stop_line(plan, account))
+    result = _copy(plan, host, account, notes)
+    assert result.plan.binaries is not None
+    try:
+        server = _start(result, result.plan.binaries, account, notes, reporter)
+        look_inside(server, request, notes)
+        _stop(server, notes)
+    finally:
+        if request.keep:
+            _keep(result.plan, account, scratch, notes, server_user=request.superuser)
+
+
+def _copy(plan: RestorePlan, host: Host, account: Account, notes: Notes) -> RestoreResult:
+    size = plan.inventory.total_bytes
+    with notes.part(Part.COPY, f"restoring to {plan.layout.local}", lambda: size):
+        plan, warnings = write_files(plan, host, account, lambda size: None)
+    notes.know_plan(plan)
+    for warning in warnings:
+        notes.add(Severity.WARNING, "copy", plan.source.path, warning)
+    return RestoreResult(plan, tuple(warnings), None)
+
+
+def _start(
+    result: RestoreResult, binaries: Binaries, account: Account, notes: Notes, reporter: Reporter
+) -> DrillServer:
+    plan = result.plan
+    with notes.part(Part.RECOVERY, f"starting PostgreSQL {binaries.version}, recovery to {_target(plan)}"):
+        result = start_restored(result, binaries, account, watch=reporter.replayed)
+        if result.server is None or result.recovery is None:
+            raise StartFailed("the restored server shut down at its target, so that nobody can look into it")
+        server = reach(plan, binaries, account, result.server)
+    notes.know_server(server)
+    notes.recovery = result.recovery
+    ended = result.recovery
+    reason = f", {ended.reason}" if ended.reason else ""
+    state = f"the server is {'paused' if server.in_recovery else 'writable'} on timeline {ended.timeline_id}"
+    where = f"recovery stopped at LSN {ended.lsn or 'unknown'}{reason}"
+    notes.add(Severity.OK, "recovery", plan.source.path, f"{where}; {state}")
+    return server
+
+
+def _target(plan: RestorePlan) -> str:
+    return str(plan.recovery.target) if plan.recovery else "the end of the WAL"
+
+
+def _stop(server: DrillServer, notes: Notes) -> None:
+    with notes.part(Part.STOP, "stopping the server"):
+        state = server.stop()
+    notes.add(Severity.OK, "stop", server.plan.layout.local, f"the server stopped in an orderly way: {state}")
+
+
+def _keep(plan: RestorePlan, account: Account, scratch: Scratch, notes: Notes, *, server_user: str | None) -> None:
+    assert plan.binaries is not None
+    pg_ctl, local = plan.binaries.program("pg_ctl"), plan.layout.local
+    scratch.keep()
+    user = server_user or "postgres"
+    connect = ["psql", "-h", scratch.socket_directory, "-p", str(plan.request.port), "-U", user, "-d", "postgres"]
+    notes.kept = KeptCopy(
+        directory=scratch.directory,
+        start=command_line([pg_ctl, "-D", local, "-l", f"{local}/polarvault-start.log", "-w", "start"], account),
+        connect=shlex.join(connect),
+        stop=_stop_line(plan, account),
+        remove=f"rm -rf {removal(scratch.directory, scratch.socket_directory)}",
+    )
+
+
+def _stop_line(plan: RestorePlan, account: Account) -> str:
+    assert plan.binaries is not None
+    return command_line([plan.binaries.program("pg_ctl"), "-D", plan.layout.local, "-m", "fast", "-w", "stop"], account)
+
+
+def _remove(scratch: Scratch, notes: Notes) -> None:
+    for path in scratch.remove():
+        message, remove = "the scratch directory could not be removed", f"rm -rf {shlex.quote(path)}"
+        notes.add(Severity.WARNING, "scratch-left", path, message, meaning="it takes up space", advice=remove)
+
+
+def _save_log(request: DrillRequest, scratch: Scratch, notes: Notes) -> None:
+    """Copy the log of a drill that failed to where it survives the scratch place."""
+    if not notes.has_problem:
+        return
+    notes.log_end = last_lines(scratch.data)
+    notes.log_copy = copy_log(scratch.data, request.log_copy)

@@ -1,0 +1,144 @@
+"""The drill's running server: how it is reached, how it is stopped, what its log says."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from polarvault.errors import StartFailed
+from polarvault.pgfiles.control import ClusterState, parse_control
+from polarvault.restore.binaries import run_program
+from polarvault.restore.host import Account
+from polarvault.restore.model import Binaries, RestorePlan
+from polarvault.restore.start import LOG_NAME, StartedServer, likely_superusers, log_end
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# They outrank what ALTER ROLE and ALTER DATABASE set: nothing may end or change what we do. Triggers, those on events
+# included, do not fire for a replica's role.
+_SESSION = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "lock_timeout": "60s",
+    "session_replication_role": "replica",
+    "client_min_messages": "error",
+    "jit": "off",
+    "row_security": "off",
+}
+_STOP_WAIT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class DrillServer:
+    """A server that is up: how to connect as its superuser, and what it is."""
+
+    plan: RestorePlan
+    binaries: Binaries
+    account: Account
+    host: str
+    port: int
+    user: str
+    in_recovery: bool
+    version: str | None
+
+    def conninfo(self, dbname: str, settings: Mapping[str, str] | None = None) -> str:
+        """Return a connection string, for libpq and for the server's own programs."""
+        options = " ".join(f"-c {name}={value}" for name, value in (settings or {}).items())
+        words: dict[str, Any] = {"host": self.host, "port": self.port, "user": self.user, "dbname": dbname}
+        return make_conninfo(**words, options=options or None)
+
+    def connect(self, dbname: str, *, writable: bool = False, settings: Mapping[str, str] | None = None) -> Connection:
+        """Connect in autocommit, read-only unless asked otherwise; raise psycopg.Error."""
+        read_only = {"default_transaction_read_only": "off" if writable else "on"}
+        conninfo = self.conninfo(dbname, {**_SESSION, **read_only, **(settings or {})})
+        connection = psycopg.connect(conninfo, connect_timeout=60, autocommit=True, client_encoding="UTF8")
+        connection.prepare_threshold = None
+        return connection
+
+    def databases(self) -> list[tuple[str, str | None]]:
+        """Return every database, and why it cannot be read where that is so; raise psycopg.Error."""
+        with self.connect("template1") as connection:
+            rows = connection.execute(
+                "SELECT datname, datallowconn, datconnlimit FROM pg_database ORDER BY datname"
+            ).fetchall()
+        reasons = {True: None, False: "it admits no connections (datallowconn is false)"}
+        # A DROP DATABASE that was interrupted leaves -2 (server: DATCONNLIMIT_INVALID_DB).
+        return [(name, "it is what an interrupted DROP DATABASE left" if limit == -2 else reasons[allowed])
+                for name, allowed, limit in rows]  # fmt: skip
+
+    def stop(self) -> str:
+        """Stop the server in an orderly way and return the state in pg_control; raise StartFailed if it does not end.
+
+        Only a fast stop is a proof: it writes everything out and a shutdown checkpoint.
+        """
+        pg_ctl = self.binaries.program("pg_ctl")
+        local = self.plan.layout.local
+        words = [pg_ctl, "-D", local, "-m", "fast", "-w", "-t", str(_STOP_WAIT_S), "stop"]
+        outcome = run_program(words, self.account, timeout_s=_STOP_WAIT_S + 60)
+        with open(self.plan.layout.control_path, "rb") as stream:
+            state = parse_control(stream.read()).state
+        wanted = ClusterState.SHUT_DOWN_IN_RECOVERY if self.in_recovery else ClusterState.SHUT_DOWN
+        if outcome.returncode != 0 or state is not wanted:
+            raise StartFailed(
+                f"the drill's server did not stop in an orderly way: pg_ctl stop ended with {outcome.returncode}, "
+                f"pg_control says {state.name.lower().replace('_', ' ')}",
+                detail=log_end(self.plan, os.path.join(local, LOG_NAME)),
+            )
+        return state.name.lower().replace("_", " ")
+
+
+def reach(plan: RestorePlan, binaries: Binaries, account: Account, started: StartedServer) -> DrillServer:
+    """Find out as whom to log in; raise StartFailed when no superuser can be found."""
+    problem: psycopg.Error | None = None
+    for user in likely_superusers(account, plan.request.superuser):
+        in_recovery = bool(started.in_recovery)
+        server = DrillServer(plan, binaries, account, started.host, started.port, user, in_recovery, started.version)
+        try:
+            with psycopg.connect(server.conninfo("template1"), connect_timeout=60) as connection:
+                row = connection.execute(
+                    "SELECT rolsuper, pg_is_in_recovery(), version() FROM pg_roles WHERE rolname = current_user"
+                ).fetchone()
+        except psycopg.Error as refused:
+            problem = problem or refused
+            continue
+        if row and row[0]:
+            return replace(server, in_recovery=bool(row[1]), version=str(row[2]).split(" on ")[0])
+    raise StartFailed(
+        "the restored server is up, but no superuser of it could be found to look inside"
+        + (f": {str(problem).strip()}" if problem else ""),
+        hint="name one: --username ROLE",
+    ) from problem
+
+
+def last_lines(data: str, lines: int = 40) -> str | None:
+    """Return the end of the server's log; None when there is none."""
+    try:
+        with open(os.path.join(data, LOG_NAME), encoding="utf-8", errors="replace") as stream:
+            return "\n".join(stream.read()[-40000:].splitlines()[-lines:]) or None
+    except OSError:
+        return None
+
+
+def copy_log(data: str, target: str) -> str | None:
+    """Copy the server's log out of the scratch place; return the copy's path, None when there is no log."""
+    source = os.path.join(data, LOG_NAME)
+    if not os.path.exists(source):
+        return None
+    with suppress(OSError):
+        shutil.copyfile(source, target)
+        return target
+    return None
+
+
+def command_line(words: Sequence[str], account: Account) -> str:
+    """Return a line to type; root runs server programs as the account."""
+    line = shlex.join(words)
+    return f"su {account.name} -s /bin/sh -c {shlex.quote(line)}" if os.geteuid() == 0 else line

@@ -1,0 +1,254 @@
+"""Drills on real servers: one that holds in every form, and one for each thing that can be wrong, which says which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from polarvault.demo.programs import Installation
+from support.cluster import Cluster
+from support.drills import (
+    Drills,
+    Stock,
+    break_order,
+    copied,
+    flip,
+    make_stock,
+    problems,
+    relation_file,
+    sql_files,
+)
+from support.program import run_polarvault
+from support.servers import ServerPool, missing_reason
+from support.story import RESTORE_POINT, back_up
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module", params=[18, 15])
+def stock(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[Stock]:
+    """One for each version; with checksums."""
+    major = request.param
+    if major not in servers.installations:
+        pytest.skip(missing_reason(major))
+    with make_stock(servers, major, "drill") as made:
+        yield made
+
+
+only18 = pytest.mark.parametrize("stock", [18], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def unchecked(servers: ServerPool) -> Iterator[tuple[Cluster, Path]]:
+    """A PostgreSQL 15 without checksums, and a backup of it."""
+    if 15 not in servers.installations:
+        pytest.skip(missing_reason(15))
+    with Cluster.made(servers.installations[15], servers.directory / "unchecked", checksums=False) as source:
+        yield source, back_up(source, source.directory / "backup")
+
+
+@pytest.fixture
+def drills(workspace: Path) -> Drills:
+    """Drills in a scratch directory of the test's own."""
+    return Drills(workspace)
+
+
+@pytest.mark.parametrize("form", ["plain", "tar"])
+def test_a_drill_that_holds_says_what_it_proved(stock: Stock, drills: Drills, form: str) -> None:
+    rows = stock.story.good[0]
+    (right,) = sql_files(
+        drills.workspace, right=f"-- the state before the disaster\nSELECT count(*) = {rows} FROM accounts;"
+    )
+    report = drills.run(
+        stock.source, stock.plain if form == "plain" else stock.tar, "--wal", stock.archive,
+        "--target-name", RESTORE_POINT, "--amcheck", "--sql", right,
+    )  # fmt: skip
+    found = {(finding["check"], finding["subject"]) for finding in report["findings"]}
+    assert {("amcheck", "postgres"), ("read-database", "template1"), ("assertion", str(right))} <= found
+    assert {finding["severity"] for finding in report["findings"]} == {"ok"}
+    assert report["recovery"]["ended"] == "promoted"
+    assert RESTORE_POINT in report["recovery"]["reason"]
+    assert report["recovery"]["timeline"] == 2
+    assert [part["part"] for part in report["parts"]] == [
+        "plan", "copy", "start and recovery", "amcheck", "reading", "assertions", "stop",
+    ]  # fmt: skip
+    assert report["recovery_time"]["seconds"] > 0
+    facts = report["facts"]
+    assert facts["major_version"] == stock.source.installation.major
+    assert facts["timeline"] == 1
+    assert None not in (facts["start_lsn"], facts["stop_lsn"], facts["system_identifier"])
+    assert any("template0" in line for line in report["not_proved"])
+    assert not Path(f"{drills.report}.log").exists()
+
+
+def test_every_kind_of_relation_is_read_to_its_last_page(stock: Stock, drills: Drills) -> None:
+    report = drills.run(stock.source, stock.plain)
+    read = {f"{one['schema']}.{one['name']}": one for one in report["relations"] if one["database"] == "postgres"}
+    assert read["public.accounts"]["rows"] == stock.story.at_backup[0]
+    assert read["public.accounts"]["pages"] > 10
+    assert read["public.rich"]["rows"] > 0
+    assert read["public.numbers"] == {**read["public.numbers"], "kind": "S", "rows": 1}
+    assert read["public.accounts_pkey"]["kind"] == "i"
+    assert any(one["kind"] == "t" and one["rows"] > 20 for one in read.values())
+    assert read["pg_catalog.pg_class"]["rows"] > 100
+    assert any("amcheck" in line for line in report["not_proved"])
+    # Shared catalogs are read once, in one of the databases.
+    assert sum(one["name"] == "pg_authid" for one in report["relations"]) == 1
+
+
+@only18
+def test_a_sample_reads_less_and_says_so(stock: Stock, drills: Drills) -> None:
+    report = drills.run(stock.source, stock.plain, "--read", "sample", "--sample-percent", "10")
+    (accounts,) = (one for one in report["relations"] if one["name"] == "accounts")
+    assert 0 <= accounts["rows"] < stock.story.at_backup[0]
+    assert any("10 %" in line for line in report["not_proved"])
+
+
+@only18
+def test_a_paused_copy_is_looked_at_where_it_stands(stock: Stock, drills: Drills) -> None:
+    where = ("--wal", stock.archive, "--target-name", RESTORE_POINT, "--target-action", "pause")
+    report = drills.run(stock.source, stock.plain, *where)
+    assert report["recovery"]["ended"] == "paused"
+    assert any("pg_prewarm" in line for line in report["not_proved"])
+    # amcheck would have to be installed in the copy, which cannot be written.
+    refused = drills.run(stock.source, stock.plain, *where, "--amcheck", "--read", "none", status=1)
+    assert "not proved" in problems(refused)[0][2]
+
+
+# Damage
+
+
+def test_a_corrupt_index_without_checksums_is_found_by_amcheck_alone(
+    unchecked: tuple[Cluster, Path], drills: Drills
+) -> None:
+    source, backup = unchecked
+    damaged = copied(backup, drills.workspace / "damaged")
+    break_order(relation_file(source, damaged, "accounts_pkey"))
+    report = drills.run(source, damaged)
+    assert any("no data checksums" in line for line in report["not_proved"])
+    report = drills.run(source, damaged, "--amcheck", status=1)
+    ((check, subject, message),) = problems(report)
+    assert check == "amcheck"
+    assert 'btree index "postgres.public.accounts_pkey"' in subject
+    assert "item order" in message or "out of order" in message or "invariant" in message
+    assert report["failure"] is None
+    assert Path(report["log"]).read_text()
+
+
+def test_corrupt_pages_with_checksums_are_found_by_reading(stock: Stock, drills: Drills) -> None:
+    damaged = copied(stock.plain, drills.workspace / "damaged")
+    break_order(relation_file(stock.source, damaged, "accounts_pkey"))
+    heap = relation_file(stock.source, damaged, "accounts")
+    flip(heap, block=3)
+    flip(heap, block=7)
+    report = drills.run(stock.source, damaged, status=1)
+    found = {(check, subject, message.partition(":")[0]) for check, subject, message in problems(report)}
+    assert found == {
+        ("read-index", "postgres.public.accounts_pkey", "block 1"),
+        ("read-table", "postgres.public.accounts", "block 3"),
+        ("read-table", "postgres.public.accounts", "block 7"),
+    }
+    assert "page verification failed" in Path(report["log"]).read_text()
+    assert "block 7" in Path(f"{drills.report}.html").read_text()
+
+
+@pytest.mark.parametrize("stock", [15], indirect=True)
+def test_a_missing_segment_is_named_before_anything_is_copied(stock: Stock, drills: Drills) -> None:
+    damaged = copied(stock.plain, drills.workspace / "damaged")
+    (segment,) = (path for path in (damaged / "pg_wal").iterdir() if len(path.name) == 24)
+    segment.unlink()
+    report = drills.run(stock.source, damaged, status=1)
+    assert report["failure"]["part"] == "plan"
+    assert segment.name in report["failure"]["message"]
+    # The archive has it.
+    assert drills.run(stock.source, damaged, "--wal", stock.archive, "--read", "none")["held"]
+
+
+@only18
+def test_a_lost_control_file_is_named(stock: Stock, drills: Drills) -> None:
+    damaged = copied(stock.plain, drills.workspace / "damaged")
+    (damaged / "global" / "pg_control").unlink()
+    report = drills.run(stock.source, damaged, status=1)
+    assert report["failure"]["part"] == "plan"
+    assert "pg_control" in report["failure"]["message"]
+    assert [check for check, _, _ in problems(report)] == ["plan"]
+
+
+@only18
+def test_a_damaged_control_file_is_an_integrity_error(stock: Stock, drills: Drills) -> None:
+    damaged = copied(stock.plain, drills.workspace / "damaged")
+    with open(damaged / "global" / "pg_control", "r+b") as stream:
+        stream.seek(48)
+        stream.write(b"\xff")
+    report = drills.run(stock.source, damaged, status=3)
+    assert "pg_control" in report["failure"]["message"]
+
+
+@only18
+def test_programs_of_another_version_are_refused(
+    stock: Stock, drills: Drills, installation: Callable[[int], Installation]
+) -> None:
+    report = drills.run(stock.source, stock.plain, "--bindir", installation(15).bindir, status=4)
+    assert report["failure"]["part"] == "plan"
+    assert "PostgreSQL 18" in report["failure"]["message"]
+    assert "version 15" in report["failure"]["detail"]
+
+
+def test_a_server_that_does_not_start_leaves_its_log(stock: Stock, drills: Drills) -> None:
+    library = "shared_preload_libraries=not_installed_here"
+    report = drills.run(stock.source, stock.plain, "--set", library, status=4)
+    assert report["failure"]["part"] == "start and recovery"
+    assert "not_installed_here" in report["failure"]["message"]
+    assert "not_installed_here" in Path(report["log"]).read_text()
+    assert "not_installed_here" in report["log_end"]
+    assert "not_installed_here" in Path(f"{drills.report}.html").read_text()
+
+
+@only18
+def test_a_target_that_cannot_be_reached_is_refused(stock: Stock, drills: Drills) -> None:
+    report = drills.run(stock.source, stock.plain, "--target-name", "never_made", "--wal", stock.archive, status=1)
+    assert report["failure"]["error"] == "TargetUnreachable"
+    assert "never_made" in report["failure"]["message"]
+
+
+# Assertions
+
+
+@only18
+def test_an_assertion_that_is_not_true_is_shown_with_what_it_returned(stock: Stock, drills: Drills) -> None:
+    texts = {
+        "true": "BEGIN; SELECT 1; SELECT true",
+        "false": "SELECT count(*) = 1 FROM accounts",
+        "null": "SELECT NULL::boolean",
+        "text": "SELECT 't'::text",
+        "rows": "SELECT true FROM generate_series(1, 3)",
+        "none": "SELECT true WHERE false",
+        "columns": "SELECT true, true",
+        "command": "SELECT true; SET work_mem = '1MB'",
+        "syntax": "SELECT count(* FROM accounts",
+        "writes": "DELETE FROM accounts; SELECT true",
+        "empty": "\n",
+    }
+    files = list(sql_files(drills.workspace, **texts))
+    options = [word for path in files for word in ("--sql", str(path))]
+    report = drills.run(stock.source, stock.plain, "--read", "none", *options, status=1)
+    said = {Path(subject).stem: message for check, subject, message in problems(report) if check == "assertion"}
+    assert "true" not in said
+    assert said["false"] == "the last statement returned false"
+    assert said["null"] == "the last statement returned null"
+    assert "not of type boolean" in said["text"]
+    assert "3 row(s) with 1 column(s)" in said["rows"]
+    assert "0 row(s)" in said["none"]
+    assert "(t, t)" in said["columns"]
+    assert "no rows (SET)" in said["command"]
+    assert "at character 16: syntax error" in said["syntax"]
+    assert "read-only transaction" in said["writes"]
+    assert "empty" in said["empty"]
+
+
+def test_an_assertion_file_that_is_not_there_is_found_before_the_drill(stock: Stock, drills: Drills) -> None:
+    finished = run_polarvault(*drills.options(stock.source, stock.plain, "--sql", "/nonexistent.sql"), check=False)
+    assert finished.returncode == 2
+    assert not Path(f"{drills.report}.json").exists()
