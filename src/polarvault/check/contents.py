@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
 from polarvault.check.verdict import ok, warning
+from polarvault.errors import ConnectionFailed
 from polarvault.model.finding import Finding
 from polarvault.model.units import format_bytes
 
@@ -51,18 +52,24 @@ def read_contents(session: CheckSession) -> ContentFacts:
     unlogged: list[UnloggedTable] = []
     extensions: dict[str, None] = {}
     foreign = 0
+    refused: dict[str, str] = {}
     for name in names:
-        with session.in_database(name) as inner:
-            if inner is None:
-                continue
-            unlogged += _unlogged(inner, name)
-            for row in inner.rows("SELECT extname FROM pg_catalog.pg_extension ORDER BY 1") or []:
-                extensions.setdefault(row["extname"] or "")
-            foreign += int(inner.value("SELECT count(*) FROM pg_catalog.pg_foreign_table") or 0)
+        try:
+            with session.in_database(name) as inner:
+                unlogged += _unlogged(inner, name)
+                for row in inner.rows("SELECT extname FROM pg_catalog.pg_extension ORDER BY 1") or []:
+                    extensions.setdefault(row["extname"] or "")
+                foreign += int(inner.value("SELECT count(*) FROM pg_catalog.pg_foreign_table") or 0)
+        except ConnectionFailed as problem:
+            refused[name] = " ".join(problem.message.split())
+    if refused:
+        session.miss(
+            f"contents of {_counted(len(refused), 'database')} ({_some(list(refused))})", next(iter(refused.values()))
+        )
     prepared = session.row("SELECT count(*) AS count, min(prepared) AS oldest FROM pg_catalog.pg_prepared_xacts") or {}
     libraries = (session.setting("shared_preload_libraries") or "").split(",")
     return ContentFacts(
-        databases=len(names),
+        databases=len(names) - len(refused),
         unlogged=unlogged,
         foreign_tables=foreign,
         extensions=[name for name in extensions if name not in _IN_EVERY_DATABASE],
@@ -88,7 +95,8 @@ def _databases(session: CheckSession) -> list[str]:
     )
     if len(names) > _MOST_DATABASES:
         session.miss(
-            f"contents of {len(names) - _MOST_DATABASES} databases", f"only the first {_MOST_DATABASES} are looked into"
+            f"contents of {_counted(len(names) - _MOST_DATABASES, 'database')}",
+            f"only the first {_MOST_DATABASES} are looked into",
         )
     return names[:_MOST_DATABASES]
 
@@ -128,7 +136,9 @@ def judge_contents(facts: ContentFacts) -> list[Finding]:
 
 def _judge_unlogged(facts: ContentFacts) -> list[Finding]:
     if not facts.unlogged:
-        return [ok("unlogged-tables", "unlogged tables", f"no unlogged tables in {facts.databases} databases")]
+        return [
+            ok("unlogged-tables", "unlogged tables", f"no unlogged tables in {_counted(facts.databases, 'database')}")
+        ]
     largest = sorted(facts.unlogged, key=lambda table: table.size_bytes or 0, reverse=True)
     total = sum(table.size_bytes or 0 for table in largest)
     words = [
@@ -136,12 +146,11 @@ def _judge_unlogged(facts: ContentFacts) -> list[Finding]:
         + (f" ({format_bytes(table.size_bytes)})" if table.size_bytes is not None else "")
         for table in largest
     ]
-    plural = "s" if len(largest) > 1 else ""
     return [
         warning(
             "unlogged-tables",
             largest[0].name,
-            f"{len(largest)} unlogged table{plural}, {format_bytes(total)}: {_some(words)}",
+            f"{_counted(len(largest), 'unlogged table')}, {format_bytes(total)}: {_some(words)}",
             meaning="a backup holds their definitions only: they come back empty",
             advice=f'what must survive: in database "{largest[0].database}": ALTER TABLE {largest[0].name} SET LOGGED;',
         )
@@ -155,7 +164,7 @@ def _judge_logical_slots(facts: ContentFacts) -> list[Finding]:
         warning(
             "logical-slots",
             facts.logical_slots[0],
-            f"{len(facts.logical_slots)} logical replication slot(s): {_some(facts.logical_slots)}",
+            f"{_counted(len(facts.logical_slots), 'logical replication slot')}: {_some(facts.logical_slots)}",
             meaning="slots are not in a backup: after a restore the subscribers and change feeds behind them have to "
             "be synchronised anew",
             advice="write down who reads from them: SELECT slot_name, plugin, database FROM pg_replication_slots;",
@@ -170,7 +179,7 @@ def _judge_subscriptions(facts: ContentFacts) -> list[Finding]:
         warning(
             "subscriptions",
             facts.subscriptions[0],
-            f"{len(facts.subscriptions)} enabled subscription(s): {_some(facts.subscriptions)}",
+            f"{_counted(len(facts.subscriptions), 'enabled subscription')}: {_some(facts.subscriptions)}",
             meaning="a restored copy subscribes too, with the same slots, and takes changes away from this server",
             advice="restore copies with: polarvault restore ... --set max_logical_replication_workers=0",
         )
@@ -185,7 +194,7 @@ def _judge_prepared(facts: ContentFacts) -> list[Finding]:
         warning(
             "prepared-transactions",
             "pg_prepared_xacts",
-            f"{facts.prepared_transactions} prepared transaction(s){since}",
+            f"{_counted(facts.prepared_transactions, 'prepared transaction')}{since}",
             meaning="they come back with a restored copy, with all their locks, until somebody ends them there",
             advice="end those that nobody will: SELECT gid, owner, database FROM pg_prepared_xacts; then ROLLBACK "
             "PREPARED 'GID';",
@@ -206,9 +215,17 @@ def _judge_needs(facts: ContentFacts) -> list[Finding]:
         )
     if facts.foreign_tables:
         findings.append(
-            ok("foreign-tables", "foreign tables", f"{facts.foreign_tables} foreign tables, whose rows lie elsewhere")
+            ok(
+                "foreign-tables",
+                "foreign tables",
+                f"{_counted(facts.foreign_tables, 'foreign table')}, whose rows lie elsewhere",
+            )
         )
     return findings
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _some(names: Sequence[str]) -> str:

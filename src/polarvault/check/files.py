@@ -62,15 +62,17 @@ def check_files(session: CheckSession) -> list[Finding]:
     return [*findings, *judge_label(label)] if label else findings
 
 
-def read_tablespaces(session: CheckSession) -> list[TablespaceFacts]:
-    """Ask for the user tablespaces and look at their paths on this machine."""
+def read_tablespaces(session: CheckSession) -> list[TablespaceFacts] | None:
+    """Ask for the user tablespaces and look at their paths on this machine; None where SQL is refused."""
     rows = session.rows(
         "SELECT t.oid, t.spcname, pg_catalog.pg_tablespace_location(t.oid) AS location FROM pg_catalog.pg_tablespace t"
         f" WHERE t.oid NOT IN {_BUILT_IN_TABLESPACES} ORDER BY t.spcname",
         what="tablespaces",
     )
+    if rows is None:
+        return None
     found = []
-    for row in rows or []:
+    for row in rows:
         size = session.value(
             f"SELECT CASE WHEN pg_catalog.has_tablespace_privilege({row['oid']}, 'CREATE')"
             " OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')"
@@ -117,9 +119,11 @@ def look_here(location: str) -> Place:
 
 
 def judge_tablespaces(
-    tablespaces: Sequence[TablespaceFacts], *, data_directory: str | None, target: str | None
+    tablespaces: Sequence[TablespaceFacts] | None, *, data_directory: str | None, target: str | None
 ) -> list[Finding]:
     """Return a finding for each tablespace, or one that there are none."""
+    if tablespaces is None:
+        return []
     if not tablespaces:
         return [ok("tablespaces", "pg_tblspc", "there are no tablespaces besides the data directory")]
     return [_judge_tablespace(space, data_directory, target) for space in tablespaces]

@@ -11,6 +11,7 @@ from polarvault.errors import PolarvaultError, ServerRefused
 from polarvault.model.finding import Finding
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
+from polarvault.wire.commands import quote_identifier
 
 _MEANINGS = {
     "connection": "slots, sizes, rights and leftovers cannot be asked; a backup needs only the replication connection",
@@ -134,7 +135,7 @@ def _client_of(refusal: Refusal | None, known: Client | None) -> Client | None:
 
 def _role_advice(facts: ReachFacts, message: str) -> str | None:
     if "must be superuser or replication role" in message or "permission denied to start WAL sender" in message:
-        role = f'"{facts.client.user}"' if facts.client else "ROLE"
+        role = quote_identifier(facts.client.user) if facts.client else "ROLE"
         return f"as a superuser: ALTER ROLE {role} REPLICATION;"
     return None
 

@@ -68,6 +68,7 @@ def run_checks(connector: Connector, *, target: str | None = None) -> CheckRepor
     """
     session, findings = open_session(connector, target)
     try:
+        # Where a connection is refused the other answers for what it can; a target is looked at without either.
         for area in AREAS:
             findings += _guarded(area, session)
         if session.is_polardb:

@@ -141,14 +141,9 @@ class CheckSession:
             self.unanswered.append(missed)
 
     @contextmanager
-    def in_database(self, name: str) -> Iterator[CheckSession | None]:
-        """Open a session in another database of the same server; None when it cannot be connected to."""
-        try:
-            connection = prepared(self.connector.without_prompt().sql(name))
-        except PolarvaultError as problem:
-            self.miss(f'database "{name}"', problem.message)
-            yield None
-            return
+    def in_database(self, name: str) -> Iterator[CheckSession]:
+        """Open a session in another database of the same server; raise ConnectionFailed where it is refused."""
+        connection = prepared(self.connector.without_prompt().sql(name))
         inner = CheckSession(self.connector, connection, None, self.identity, self.target, self.unanswered)
         try:
             yield inner
