@@ -123,13 +123,19 @@ def test_one_reason_for_both_logins_is_one_finding() -> None:
 
 
 TRANSPORT = TransportFacts(
-    where="db1", local_socket=False, loopback=False, encrypted=False, protocol=None, sslmode="prefer", server_ssl="on"
+    where="db1",
+    local_socket=False,
+    same_machine=False,
+    encrypted=False,
+    protocol=None,
+    sslmode="prefer",
+    server_ssl="on",
 )
 
 
 def test_only_a_readable_network_connection_is_warned_of() -> None:
     assert severities(judge_transport(replace(TRANSPORT, local_socket=True))) == [OK]
-    assert severities(judge_transport(replace(TRANSPORT, loopback=True))) == [OK]
+    assert severities(judge_transport(replace(TRANSPORT, same_machine=True))) == [OK]
     assert severities(judge_transport(replace(TRANSPORT, encrypted=True))) == [OK]
     (plain,) = judge_transport(TRANSPORT)
     (no_tls,) = judge_transport(replace(TRANSPORT, server_ssl="off"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
@@ -18,7 +20,7 @@ class TransportFacts:
 
     where: str
     local_socket: bool
-    loopback: bool
+    same_machine: bool
     encrypted: bool
     protocol: str | None
     sslmode: str
@@ -36,13 +38,13 @@ def read_transport(session: CheckSession) -> TransportFacts | None:
     connection = session.replication or session.sql
     if connection is None:
         return None
-    host, address = connection.pgconn.host.decode(), connection.pgconn.hostaddr.decode()
+    host = connection.pgconn.host.decode()
     row = session.row("SELECT version, cipher FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()")
     protocol = ", ".join(value for value in (row or {}).values() if value) or None
     return TransportFacts(
         where=host,
         local_socket=host.startswith(("/", "@")),
-        loopback=address.startswith("127.") or address == "::1",
+        same_machine=_stays_here(connection),
         encrypted=connection.is_encrypted,
         protocol=protocol,
         sslmode=_sslmode(connection),
@@ -59,7 +61,7 @@ def judge_transport(facts: TransportFacts) -> list[Finding]:
         how = facts.protocol or "encrypted"
         checked = "" if facts.sslmode in _CHECKED_MODES else f"; sslmode={facts.sslmode} does not check the certificate"
         return [ok("tls", facts.where, f"encrypted connection: {how}{checked}")]
-    if facts.loopback:
+    if facts.same_machine:
         return [ok("tls", facts.where, f"not encrypted, but within this machine ({at_server})")]
     if facts.server_ssl == "on":
         advice = "use TLS: add sslmode=require (or verify-full) to the connection string, or export PGSSLMODE=require"
@@ -77,6 +79,12 @@ def judge_transport(facts: TransportFacts) -> list[Finding]:
             advice=advice,
         )
     ]
+
+
+def _stays_here(connection: Connection) -> bool:
+    """Tell whether both ends have the same address: the loopback, or this machine's own by its name."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours:
+        return ours.family != socket.AF_UNIX and bool(ours.getsockname()[0] == ours.getpeername()[0])
 
 
 def _sslmode(connection: Connection) -> str:
