@@ -92,5 +92,6 @@ def _server_name(session: CheckSession) -> str | None:
     if session.identity is not None:
         return session.identity.product
     if session.sql is not None:
-        return f"PostgreSQL {session.sql.parameter('server_version')}"
+        product = "PolarDB" if session.is_polardb else "PostgreSQL"
+        return f"{product} {session.sql.parameter('server_version')}"
     return None
