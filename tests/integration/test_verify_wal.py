@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import shutil
 import tarfile
@@ -20,7 +21,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ControlFile, parse_control
-from polarvault.verify.facts import WalRange
+from polarvault.verify.facts import BackupFacts, WalRange, judge_facts
 from polarvault.verify.wal import WalVerdict, check_wal
 from polarvault.verify.wal_sources import DirectoryWal, WalSource, tar_wal
 from support.backups import back_up, back_up_with_postgres, open_plain, run_program
@@ -40,9 +41,10 @@ PAGE = 8192
 
 @dataclass(frozen=True)
 class Backup:
-    """What check_wal is told of a backup, and where its WAL is."""
+    """What check_wal and judge_facts are told of a backup, and where its WAL is."""
 
     path: Path
+    shared: Path
     installation: Installation
     ranges: tuple[WalRange, ...]
     label: BackupLabel
@@ -55,7 +57,7 @@ class Backup:
             WalRange(r["Timeline"], Lsn.parse(r["Start-LSN"]), Lsn.parse(r["End-LSN"])) for r in manifest["WAL-Ranges"]
         ]
         label, control = _small_files(path, shared or path)
-        return cls(path, installation, tuple(ranges), parse_backup_label(label), parse_control(control))
+        return cls(path, shared or path, installation, tuple(ranges), parse_backup_label(label), parse_control(control))
 
     @property
     def wal(self) -> Path:
@@ -67,6 +69,21 @@ class Backup:
         return check_wal(
             self.ranges, source, segment_size_bytes=self.control.wal_segment_size, label=self.label,
             control=self.control,
+        )  # fmt: skip
+
+    def facts(self) -> list[Finding]:
+        """Judge the small files of a plain backup."""
+        manifest = json.loads((self.path / "backup_manifest").read_text())
+        links = {int(link.name): (os.readlink(link), link.is_dir()) for link in (self.path / "pg_tblspc").iterdir()}
+        return judge_facts(
+            BackupFacts(
+                control=(self.shared / "global/pg_control").read_bytes(), control_path="global/pg_control",
+                label=(self.path / "backup_label").read_bytes(), label_path="backup_label",
+                version=(self.path / "PG_VERSION").read_bytes(),
+                manifest_system_identifier=manifest.get("System-Identifier"), wal_ranges=self.ranges,
+                tablespace_map=None, tablespace_links=links, tablespace_tars=frozenset(), is_tar=False,
+                is_polardb=self.shared != self.path,
+            )
         )  # fmt: skip
 
     def theirs(self, wal: Path | None = None) -> tuple[bool, str]:
@@ -171,6 +188,11 @@ def test_a_good_backup_is_good(source: Source) -> None:
     assert source.backup.theirs()[0]
     assert verdict.segments == len(source.segments()) >= 4
     assert verdict.records == len(source.records()) + 1
+    assert [(f.check, f.is_ok) for f in source.backup.facts()] == [
+        ("control", True),
+        ("version", True),
+        ("label", True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -389,6 +411,7 @@ def test_the_backup_of_a_standby_is_good_also_across_a_timeline_switch(
         )
     assert [span.timeline_id for span in backup.ranges] == [2, 1]
     assert is_good(backup.check(backup.wal))
+    assert worst(backup.facts() + quiet.facts()) is Severity.OK
     assert backup.same_verdict(backup.wal) == []
     last = WalSegment.holding((backup.ranges[0].end or 1) - 1, 2, MB)
     with open(backup.wal / last.file_name, "r+b") as file:
@@ -419,3 +442,26 @@ def test_both_halves_of_polardb_are_good_with_the_wal_of_the_shared_one(polardb:
     back_up(polardb, local, "--polardata", str(shared))
     backup = Backup.load(local, polardb.installation, shared=shared)
     assert is_good(backup.check(shared / "pg_wal"))
+    assert worst(backup.facts()) is Severity.OK
+
+
+@pytest.mark.polardb
+def test_the_backup_of_a_read_only_node_is_recognised(
+    make_polardb: Callable[..., PolarCluster], workspace: Path
+) -> None:
+    primary = make_polardb(settings={"full_page_writes": "on"})
+    replica = primary.add_replica("reader")
+    try:
+        # Our own basebackup refuses it; the server does not.
+        local, shared = workspace / "local", workspace / "shared"
+        finished = run_program(
+            replica.installation, "polar_basebackup", "-d", replica.conninfo(), "-c", "fast", "-N", "-X", "none",
+            "-D", str(local), f"--polardata={shared}",
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        found = Backup.load(local, replica.installation, shared=shared).facts()
+    finally:
+        replica.remove()
+    (wrong,) = [finding for finding in found if not finding.is_ok]
+    assert wrong.check == "label-control"
+    assert "contains data inconsistent with control file" in (wrong.meaning or "")

@@ -194,8 +194,8 @@ def test_a_record_that_is_damaged_in_the_next_segment_is_named_where_it_begins()
 
 
 @pytest.mark.parametrize(
-    ("offset", "mask"), [(0, 4), (2, 1), (2, 16), (4, 4), (8, 4)],
-    ids=["magic", "continues", "flags", "timeline", "address"],
+    ("offset", "mask"), [(0, 4), (0, 8), (2, 1), (2, 16), (4, 4), (8, 4)],
+    ids=["magic", "magic of 15", "continues", "flags", "timeline", "address"],
 )  # fmt: skip
 @pytest.mark.parametrize("page", [2, 60, 128, 200])
 def test_a_damaged_page_header_is_named_once(made: Made, page: int, offset: int, mask: int) -> None:
@@ -204,6 +204,16 @@ def test_a_damaged_page_header_is_named_once(made: Made, page: int, offset: int,
     # Zeros and old content end a segment: then the next segment is where reading goes on.
     assert [finding.check for finding in found] == ["wal-damaged"]
     assert WalSegment.holding(position - 9000, 1, MB).file_name <= found[0].subject
+
+
+def test_a_page_that_lies_about_what_it_continues_is_named_once(made: Made) -> None:
+    # Reading goes on with that page, at a place where no record begins; what follows on it says nothing new.
+    pages = range(made.wal.start + 2 * PAGE, made.span.end or 0, PAGE)
+    continuing = [page for page in pages if made.wal.content[page - made.wal.start + 2] & 1]
+    for page in random.Random(2).sample(continuing, 20):
+        found = problems(made.check(made.damage(page + 16, mask=32)))
+        assert [finding.check for finding in found] == ["wal-damaged"]
+        assert f"the page at {Lsn(page)} continues a record with" in found[0].message
 
 
 def test_damage_behind_the_end_is_nobodys_business(made: Made) -> None:
@@ -425,6 +435,25 @@ def test_the_new_timelines_copy_of_the_switched_segment_is_as_good() -> None:
     assert problems(made.check(contents, ranges=ranges)) == []
     del contents["000000020000000000000002"]
     assert checks(made.check(contents, ranges=ranges)) == ["wal-missing", "wal-missing"]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "words"),
+    [
+        (MB + 0x51, MB + 0x2000, "no record and no page can begin at 0/100051"),
+        (MB + PAGE + 8, 2 * MB, "no record and no page can begin"),
+        (2 * MB, MB, "before it begins"),
+        (MB, 1 << 60, "more WAL than any backup needs"),
+    ],
+)
+def test_a_range_that_no_backup_can_have_is_a_finding(made: Made, start: int, end: int, words: str) -> None:
+    (found,) = made.check(ranges=[WalRange(1, Lsn(start), Lsn(end))]).findings
+    assert found.check == "wal-range"
+    assert words in found.message
+
+
+def test_a_timeline_that_was_left_where_it_began_needs_no_wal(made: Made) -> None:
+    assert problems(made.check(ranges=[made.span, WalRange(2, Lsn(9 * MB), Lsn(9 * MB))])) == []
 
 
 def test_progress_is_told_and_reading_can_be_ended(made: Made) -> None:

@@ -6,6 +6,7 @@ at the next page, so that one run names everything that is damaged; behind zeros
 segment. After the end of a range nothing is judged: there the backup's last segment holds what came later.
 
 Findings (`check` names):
+  wal-range           nothing can be read: a range that no backup can have, by a wrong LSN in manifest or label
   wal-records         OK: the records of a range are all there and right
   wal-absent          there is no WAL at all for a range, as after -X none
   wal-missing         segments are missing, as runs
@@ -36,12 +37,16 @@ from polarvault.verify.wal_findings import RangeReport
 from polarvault.verify.wal_sources import SegmentContent, WalSource
 from polarvault.wal.marks import MarkKind
 from polarvault.wal.pages import LONG_HEADER_BYTES, PAGE_BYTES, Ending, PageSequence, WalEnd, read_page_header
+from polarvault.wal.records import check_start
 from polarvault.wal.scan import WalScanner
 
 # A segment full of rubbish has a damaged record on every page: after some of them it is given up.
 _MAX_DAMAGE_IN_SEGMENT = 10
 # Behind these there is no WAL up to the end of the segment, unless it was overwritten with zeros.
 _UNWRITTEN = (Ending.ZERO_RECORD, Ending.ZERO_PAGE, Ending.PAGE_ADDRESS)
+# A week of WAL at a gigabyte a second is less; a wrong digit in an LSN makes more.
+_MAX_RANGE_BYTES = 1 << 50
+_WRONG_PAGE = (Ending.PAGE_MAGIC, Ending.PAGE_FLAGS)
 _FOREIGN = (Ending.SYSTEM_IDENTIFIER, Ending.SEGMENT_SIZE, Ending.BLOCK_SIZE)
 
 
@@ -121,7 +126,6 @@ class _Check:
     ) -> None:
         """Judge all ranges, oldest timeline first: the manifest names the newest first."""
         spans = sorted(ranges, key=lambda wanted: wanted.timeline_id) or self._spans_of_label()
-        spans = [span for span in spans if span.end is None or span.start < span.end]
         if source is not None and size is None:
             size = self._size_of(source)
         if source is None or size is None or not is_segment_size(size):
@@ -129,13 +133,19 @@ class _Check:
             for span in spans:
                 self._verdict.findings += RangeReport(span, place, self._label).nothing_there()
             return
+        for span in spans:
+            if (problem := _range_problem(span, size)) is not None:
+                self._verdict.findings.append(RangeReport.impossible(span, problem))
+        newest = spans[-1].timeline_id if spans else 0
+        # An empty range is one of a timeline that was left where it began.
+        spans = [span for span in spans if span.start != span.end and _range_problem(span, size) is None]
         self._seen.system_identifier = self._control.system_identifier if self._control else system_identifier
         source.prepare(frozenset(segment.file_name for span in spans for segment in _segments_of(span, size)))
         reports = []
         try:
             for position, span in enumerate(spans):
                 later = [other for other in spans[position + 1 :] if other.start // size == _last_byte(span) // size]
-                reading = _RangeReading(self, span, source, size, newer=later, is_last=position == len(spans) - 1)
+                reading = _RangeReading(self, span, source, size, newer=later, is_last=span.timeline_id == newest)
                 reports.append(reading.report)
                 reading.run()
         except _Stopped:
@@ -317,9 +327,11 @@ class _RangeReading:
             if end is None or self._is_done():
                 self._at = until
                 return
-            # A record may have begun pages before: whatever lies between is a part of it.
-            restart = max((self._scanner.next_lsn // PAGE_BYTES + 1) * PAGE_BYTES, first)
-            if end.ending in _UNWRITTEN:
+            # A record may have begun pages before: whatever lies between is a part of it. A page whose own header is
+            # wrong is passed over; with it a new scanner would take the wrong version for granted.
+            last_page = end.lsn if end.ending in _WRONG_PAGE else self._scanner.next_lsn
+            restart = max((last_page // PAGE_BYTES + 1) * PAGE_BYTES, first)
+            if end.ending in _UNWRITTEN and not self.report.is_known(end.lsn):
                 self.report.unwritten(segment, content.where, end)
                 restart = int(segment.end)
             else:
@@ -354,6 +366,19 @@ class _RangeReading:
         if scanner is not None and self._is_last and self._span.end is not None and scanner.next_lsn < self._end:
             segment = WalSegment.holding(scanner.next_lsn, self._span.timeline_id, self._size)
             self.report.beyond_end(segment, scanner.next_lsn)
+
+
+def _range_problem(span: WalRange, size: int) -> str | None:
+    """Say why no backup can need this range; None when one can."""
+    try:
+        check_start(span.start, size)
+    except ValueError as problem:
+        return str(problem)
+    if span.end is not None and span.end < span.start:
+        return f"the range ends at {span.end}, before it begins"
+    if _last_byte(span) - span.start > _MAX_RANGE_BYTES:
+        return f"the range reaches to {span.end}, which is more WAL than any backup needs"
+    return None
 
 
 def _last_byte(span: WalRange) -> int:

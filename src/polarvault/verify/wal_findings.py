@@ -78,6 +78,13 @@ class RangeReport:
         """Return the finding about content that cannot be had."""
         return _problem("wal-unreadable", subject, problem.message, _STOPS, problem.hint or _USE_ARCHIVE)
 
+    @staticmethod
+    def impossible(span: WalRange, reason: str) -> Finding:
+        """Return the finding about a range that no backup can have."""
+        subject, message = f"timeline {span.timeline_id}", f"WAL from {span.start} on cannot be checked: {reason}"
+        meaning = "the manifest or backup_label names a wrong place in the WAL"
+        return _problem("wal-range", subject, message, meaning, "use another backup")
+
     def foreign(self, segment: WalSegment, where: str, reason: str) -> None:
         """The segment is of another cluster."""
         message = f"{where} is not of the cluster that was backed up: {reason}"
@@ -87,13 +94,15 @@ class RangeReport:
         """Zeros or old content stand where the next record should."""
         self._unwritten = self._unwritten or (segment, where, end)
 
+    def is_known(self, lsn: Lsn) -> bool:
+        """Tell whether damage on this page was reported: reading may have gone on at a page with a damaged header."""
+        return lsn // PAGE_BYTES == self._damaged_page
+
     def damaged(self, segment: WalSegment, where: str, end: WalEnd) -> bool:
         """A record or a page is wrong; False when that was reported already."""
-        page = end.lsn // PAGE_BYTES
-        if page == self._damaged_page:
-            # Reading went on at a page whose header is damaged.
+        if self.is_known(end.lsn):
             return False
-        self._damaged_page = page
+        self._damaged_page = end.lsn // PAGE_BYTES
         self._add_damage(segment, where, end)
         return True
 
