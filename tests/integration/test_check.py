@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,7 +159,11 @@ def test_wal_that_is_received_through_a_slot_needs_no_archiver(
     try:
         streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
         wait_until(lambda: cluster.query(streams) == [(1,)], "the receiver streams")
-        finished = run_polarvault("check", *connect, "--target", workspace / "backup", check=False)
+        # Its own programs are found wherever the tests have them from.
+        path = f"{cluster.installation.bindir}:{os.environ['PATH']}"
+        finished = run_polarvault(
+            "check", *connect, "--target", workspace / "backup", environment={"PATH": path}, check=False
+        )
     finally:
         receiver.terminate()
         receiver.communicate(timeout=30)
@@ -195,6 +200,9 @@ def test_a_target_is_looked_at(healthy: Cluster, workspace: Path) -> None:
     new = check_server(healthy.conninfo(), target=str(workspace / "new" / "backup"))
     assert new.one("target").is_ok
     assert not (workspace / "new").exists()
+    within = check_server(healthy.conninfo(), target=str(healthy.data / "backup")).one("target")
+    assert within.severity is Severity.PROBLEM
+    assert "lies inside the data directory of the server" in within.message
 
 
 def test_a_disk_that_is_too_small_is_a_problem(healthy: Cluster, workspace: Path) -> None:
@@ -226,6 +234,23 @@ def test_json_text_and_exit_status_say_the_same(pg18: Cluster, workspace: Path) 
     assert lines[place + 1].startswith("         means: ")
     assert lines[place + 2].startswith("         do:    ")
     assert lines[-1].split(":")[0].endswith("2 warnings, 1 problem")
+
+
+def test_names_that_are_no_text_or_not_printable_end_nothing(healthy: Cluster) -> None:
+    healthy.query("CREATE DATABASE raw ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    try:
+        healthy.query(
+            """DO $$ BEGIN EXECUTE format('CREATE UNLOGGED TABLE %I (i int)', E'\\xe9\\x1b[31m'); END $$""",
+            dbname="raw",
+        )
+        connect = ["-h", str(healthy.directory), "-p", str(healthy.port), "-U", "postgres"]
+        text = run_polarvault("check", *connect, check=False)
+        assert (text.returncode, text.stderr) == (1, "")
+        assert "\x1b" not in text.stdout
+        report = json.loads(run_polarvault("check", *connect, "--json", check=False).stdout)
+        assert any("raw: " in finding["message"] for finding in report["findings"])
+    finally:
+        healthy.query("DROP DATABASE raw")
 
 
 def test_a_port_where_nobody_listens_is_a_problem_and_not_an_error() -> None:

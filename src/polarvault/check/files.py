@@ -13,6 +13,7 @@ from polarvault.check.verdict import ok, problem, warning
 from polarvault.errors import PolarvaultError
 from polarvault.model.finding import Finding
 from polarvault.model.units import format_bytes
+from polarvault.wire.commands import quote_identifier
 
 # pg_default and pg_global (pg_tablespace.dat): the data directory itself.
 _BUILT_IN_TABLESPACES = "(1663, 1664)"
@@ -137,7 +138,7 @@ def _judge_tablespace(space: TablespaceFacts, data_directory: str | None, target
             "tablespaces", space.name, f"{name}: {space.at_server}",
             meaning="a backup leaves out what cannot be read, or fails: what is in this tablespace would be lost",
             advice=f"at the server: ls -ld {shlex.quote(space.location)}, mount its disk or give it back to the "
-            f"server's user; if it is given up: DROP TABLESPACE {space.name};",
+            f"server's user; if it is given up: DROP TABLESPACE {quote_identifier(space.name)};",
         )  # fmt: skip
     if not os.path.isabs(space.location):
         return ok("tablespaces", space.name, f"{name}, inside the data directory")

@@ -20,7 +20,14 @@ INSUFFICIENT_PRIVILEGE = "42501"
 # The grants that the unanswered questions need, as they stand after GRANT.
 MONITOR = "pg_monitor"
 STAT_FILE = "EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean)"
+# Settings that only these may read (GUC_SUPERUSER_ONLY): asking all the same would leave errors in the server's log.
+_RESTRICTED_SETTINGS = frozenset(
+    {"data_directory", "config_file", "hba_file", "ident_file", "shared_preload_libraries"}
+)
 _PREPARE = (
+    # Names come as UTF-8 whatever the database keeps them in, but for one that does not know, and would refuse.
+    "SELECT pg_catalog.set_config('client_encoding', CASE pg_catalog.current_setting('server_encoding')"
+    " WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, false)",
     "SET default_transaction_read_only = on",
     "SET search_path = pg_catalog, pg_temp",
     "SET lock_timeout = '3s'",
@@ -118,6 +125,9 @@ class CheckSession:
 
         Asked by SQL, or on the replication connection where SQL is refused.
         """
+        if name in _RESTRICTED_SETTINGS and not self._reads_all_settings():
+            self.miss(f"setting {name}", "permission denied", grant=MONITOR)
+            return None
         try:
             if self.sql is not None:
                 return self.sql.query(f"SELECT pg_catalog.current_setting('{name}', true)").rows[0][0]
@@ -128,6 +138,10 @@ class CheckSession:
         except PolarvaultError:
             pass  # A lost connection has been, or will be, reported by the next question.
         return None
+
+    def _reads_all_settings(self) -> bool:
+        # Without SQL there is nobody to ask but the setting itself.
+        return self.value("SELECT pg_catalog.pg_has_role('pg_read_all_settings', 'USAGE')") != "f"
 
     def size_setting(self, name: str) -> int | None:
         """Return a setting that is a size, in bytes; -1 where the server says -1, None where `setting` does."""

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from polarvault.check.session import MONITOR, CheckSession
+from polarvault.check.transport import is_on_this_machine
 from polarvault.check.verdict import ok, problem, warning
 from polarvault.errors import StorageFailed
 from polarvault.model.finding import Finding
@@ -50,7 +51,15 @@ def check_target(session: CheckSession) -> list[Finding]:
     findings = judge_size(size) if size else []
     if session.target is None:
         return findings
-    return [*findings, *judge_target(read_target(session.target), size)]
+    return [*findings, *judge_target(read_target(session.target, _data_directory_here(session)), size)]
+
+
+def _data_directory_here(session: CheckSession) -> str | None:
+    """Return the server's data directory if the server runs on this machine."""
+    connection = session.sql or session.replication
+    if connection is None or not is_on_this_machine(connection):
+        return None
+    return session.setting("data_directory")
 
 
 def read_size(session: CheckSession) -> SizeFacts | None:
@@ -71,10 +80,13 @@ def read_size(session: CheckSession) -> SizeFacts | None:
     return SizeFacts(database_bytes=sum(known), wal_bytes=_WAL_SEGMENTS * segment, databases=len(known), hidden=hidden)
 
 
-def read_target(path: str) -> TargetFacts:
-    """Look at the directory, or at the one it would be made in."""
+def read_target(path: str, data_directory: str | None = None) -> TargetFacts:
+    """Look at the directory, or at the one it would be made in; data_directory: of a server on this machine."""
     ancestor = existing_ancestor(path)
     obstacle, advice = _obstacle(path, ancestor)
+    if data_directory and f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(data_directory)}/"):
+        obstacle = f'"{path}" lies inside the data directory of the server, {data_directory}'
+        advice = "choose a place elsewhere, best on another disk or machine"
     try:
         _, available = Host().available_bytes(path)
     except StorageFailed as failed:
@@ -120,7 +132,7 @@ def judge_target(target: TargetFacts, size: SizeFacts | None) -> list[Finding]:
         findings.append(
             problem(
                 "target", target.path, target.obstacle,
-                meaning="a backup there is refused before it begins; nothing is ever written over",
+                meaning="a backup must not go there: it would be refused, or become part of what it backs up",
                 advice=target.advice or "choose another target",
             )
         )  # fmt: skip

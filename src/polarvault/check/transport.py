@@ -44,7 +44,7 @@ def read_transport(session: CheckSession) -> TransportFacts | None:
     return TransportFacts(
         where=host,
         local_socket=host.startswith(("/", "@")),
-        same_machine=_stays_here(connection),
+        same_machine=is_on_this_machine(connection),
         encrypted=connection.is_encrypted,
         protocol=protocol,
         sslmode=_sslmode(connection),
@@ -81,10 +81,10 @@ def judge_transport(facts: TransportFacts) -> list[Finding]:
     ]
 
 
-def _stays_here(connection: Connection) -> bool:
-    """Tell whether both ends have the same address: the loopback, or this machine's own by its name."""
+def is_on_this_machine(connection: Connection) -> bool:
+    """Tell whether the server is here: a local socket, or both ends have one address, be it the loopback or not."""
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours:
-        return ours.family != socket.AF_UNIX and bool(ours.getsockname()[0] == ours.getpeername()[0])
+        return ours.family == socket.AF_UNIX or bool(ours.getsockname()[0] == ours.getpeername()[0])
 
 
 def _sslmode(connection: Connection) -> str:

@@ -42,7 +42,8 @@ def command(target: str | None, as_json: bool, **connection: Any) -> int:
     if as_json:
         import json
 
-        click.echo(json.dumps(check_json(report), indent=2, ensure_ascii=False))
+        # ASCII: names in a database without an encoding may hold bytes that are no text.
+        click.echo(json.dumps(check_json(report), indent=2))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         colour = None if "NO_COLOR" not in os.environ else False
