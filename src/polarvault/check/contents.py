@@ -211,7 +211,7 @@ def _judge_needs(facts: ContentFacts) -> list[Finding]:
         if facts.extensions:
             parts.append(f"extensions: {', '.join(facts.extensions)}")
         findings.append(
-            ok("extensions", "extensions", f"the host of a restored copy needs the same programs of {'; '.join(parts)}")
+            ok("extensions", "extensions", f"the host of a restored copy needs these too: {'; '.join(parts)}")
         )
     if facts.foreign_tables:
         findings.append(
