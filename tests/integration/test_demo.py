@@ -40,7 +40,18 @@ def test_the_demo_compares_every_table_and_prints_its_commands(bindir: Path) -> 
     told = run_polarvault("demo", "--bindir", bindir, timeout_s=240).stdout
     assert re.findall(r"^(\w+) .* same$", told, re.MULTILINE) == ["documents", "events", "accounts"]
     commands = re.findall(r"^\$ polarvault (\w+) ", told, re.MULTILINE)
-    assert commands == ["receivewal", "receivewal", "basebackup", "restore", "restore"]
+    assert commands == [
+        "check",
+        "receivewal",
+        "receivewal",
+        "basebackup",
+        "verifybackup",
+        "restore",
+        "restore",
+        "drill",
+    ]
+    assert "backup successfully verified" in told
+    assert "balances.sql: returned true" in told
     assert "every account is back" in told
     assert re.search(r"[1-9]\d* transactions were committed while the backup ran", told)
     assert "in recovery: no" in told
@@ -71,6 +82,8 @@ def test_the_demo_runs_on_shared_storage() -> None:
         pytest.skip(f"no PolarDB: set {POLARDB_VARIABLE} to the bin directory of a PolarDB for PostgreSQL 15")
     told = run_polarvault("demo", "--polardb", timeout_s=300).stdout
     assert re.findall(r"^(\w+) .* same$", told, re.MULTILINE) == ["documents", "events", "accounts"]
+    assert "backup successfully verified" in told
+    assert "balances.sql: returned true" in told
     assert "every account is back" in told
 
 

@@ -47,6 +47,13 @@ class Queries(Protocol):
         ...
 
 
+# What a drill asks: 1000 accounts, and between them the balances that the events make up.
+BALANCES_HOLD = f"""
+SELECT (SELECT count(*) FROM accounts) = {ACCOUNTS}
+   AND (SELECT sum(balance) FROM accounts) = (SELECT coalesce(sum(amount), 0) FROM events)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One table, in the source as of the copy's last event, and in the copy."""
