@@ -19,6 +19,7 @@ import pytest
 from polarvault.model.finding import Severity
 from support.checking import Checked, check_server
 from support.cluster import Cluster
+from support.program import run_polarvault
 from support.servers import ServerPool, missing_reason
 from support.waiting import wait_until
 
@@ -138,6 +139,16 @@ def is_problem(checked: Checked, check: str, *words: str, subject: str | None = 
     assert finding.advice
 
 
+def refusal_of_a_backup(cluster: Cluster, target: Path, *options: str) -> str:
+    """Try what the check says is impossible; return what the server says to it."""
+    finished = run_polarvault(
+        "basebackup", "-h", cluster.directory, "-p", str(cluster.port), "-U", "postgres", "-D", target, "-c", "fast",
+        "--no-sync", *options, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 1, finished.stderr
+    return finished.stderr
+
+
 @MAJORS
 def test_a_failing_archiver_is_a_problem_with_its_command_and_what_waits(sick: Sick) -> None:
     is_problem(sick.checked, "archiving", "archiving fails: last failure 0000", "nothing has been archived yet", "wait")
@@ -145,7 +156,7 @@ def test_a_failing_archiver_is_a_problem_with_its_command_and_what_waits(sick: S
 
 
 @MAJORS
-def test_abandoned_and_lost_slots_are_named_with_the_line_that_drops_them(sick: Sick) -> None:
+def test_abandoned_and_lost_slots_are_named_with_the_line_that_drops_them(sick: Sick, workspace: Path) -> None:
     is_warning(sick.checked, "slot-inactive", 'physical slot "abandoned"', "MB of WAL", subject="abandoned")
     is_warning(sick.checked, "slot-lost", 'physical slot "too_late" is lost', subject="too_late")
     is_warning(sick.checked, "slot-inactive", 'logical slot "feed"', subject="feed")
@@ -153,6 +164,7 @@ def test_abandoned_and_lost_slots_are_named_with_the_line_that_drops_them(sick: 
         advice = sick.checked.one(check, name).advice or ""
         assert f"SELECT pg_drop_replication_slot('{name}');" in advice.splitlines()
     is_problem(sick.checked, "slots-free", "3 of max_replication_slots = 3 slots exist: none is free")
+    assert "all replication slots are in use" in refusal_of_a_backup(sick.cluster, workspace / "backup")
 
 
 @MAJORS
@@ -215,7 +227,7 @@ def test_a_tablespace_inside_the_data_directory_is_warned_of(sick: Sick) -> None
 
 
 @MAJORS
-def test_wal_senders_that_are_in_use_are_counted_and_named(sick: Sick) -> None:
+def test_wal_senders_that_are_in_use_are_counted_and_named(sick: Sick, workspace: Path) -> None:
     def occupy() -> psycopg.Connection[tuple[Any, ...]]:
         return psycopg.connect(f"{sick.cluster.conninfo()} replication=true application_name=standby1")
 
@@ -223,6 +235,7 @@ def test_wal_senders_that_are_in_use_are_counted_and_named(sick: Sick) -> None:
         one_left = check_server(sick.cluster.conninfo())
         is_problem(one_left, "wal-senders", "1 of max_wal_senders = 2 WAL senders are in use (standby1): 1 left")
         assert "ALTER SYSTEM SET max_wal_senders = 10;" in (one_left.one("wal-senders").advice or "")
+        assert "max_wal_senders" in refusal_of_a_backup(sick.cluster, workspace / "backup")
         with occupy():
             none_left = check_server(sick.cluster.conninfo())
             is_problem(none_left, "wal-senders", "2 of max_wal_senders = 2", "(standby1 2x): 0 left")
@@ -297,6 +310,8 @@ def test_a_standby_cannot_be_backed_up_while_its_primary_writes_no_full_pages(si
         wait_until(lambda: standby.query(streams) == [("streaming",)], "the standby streams")
         checked = check_server(standby.conninfo())
         is_problem(checked, "node-role", "this is a standby whose primary runs with full_page_writes = off")
+        mapping = ("-T", f"{workspace / 'space'}={workspace / 'space2'}")
+        assert "full_page_writes=off" in refusal_of_a_backup(standby, workspace / "backup", "--no-slot", *mapping)
         # The archiver of a standby sleeps, and its own setting of full_page_writes does not matter.
         assert checked.one("archiving").is_ok
         assert not checked.all("full-page-writes")

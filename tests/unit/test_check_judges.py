@@ -146,14 +146,15 @@ def test_only_a_readable_network_connection_is_warned_of() -> None:
 
 def test_a_role_is_judged_by_its_rights_limit_and_expiry() -> None:
     role = RoleFacts(
-        name="bk", database="app", superuser=False, replication=True, connection_limit=-1, expires_in_days=None,
+        name="bk", database="app", superuser=False, replication=True, connection_limit=-1,
+        limit_refused_us=False, expires_in_days=None,
         functions={"pg_switch_wal()": True},
     )  # fmt: skip
     assert severities(judge_role(role)) == [OK, OK]
-    assert severities(judge_role(replace(role, connection_limit=2, expires_in_days=15.0))) == [OK, OK]
-    assert severities(judge_role(replace(role, connection_limit=1, expires_in_days=3.0))) == [OK, PROBLEM, WARNING, OK]
-    # A superuser is held to no limit.
-    assert severities(judge_role(replace(role, superuser=True, connection_limit=0))) == [OK]
+    assert severities(judge_role(replace(role, connection_limit=1, expires_in_days=15.0))) == [OK, OK]
+    refused = replace(role, connection_limit=1, limit_refused_us=True, expires_in_days=3.0)
+    assert severities(judge_role(refused)) == [OK, PROBLEM, WARNING, OK]
+    assert severities(judge_role(replace(role, superuser=True))) == [OK]
 
 
 # WAL

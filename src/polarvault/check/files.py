@@ -136,7 +136,7 @@ def _judge_tablespace(space: TablespaceFacts, data_directory: str | None, target
     if space.at_server is not None:
         return problem(
             "tablespaces", space.name, f"{name}: {space.at_server}",
-            meaning="a backup leaves out what cannot be read, or fails: what is in this tablespace would be lost",
+            meaning="a backup fails at its checkpoint, or ends without an error and lacks what is in this tablespace",
             advice=f"at the server: ls -ld {shlex.quote(space.location)}, mount its disk or give it back to the "
             f"server's user; if it is given up: DROP TABLESPACE {quote_identifier(space.name)};",
         )  # fmt: skip

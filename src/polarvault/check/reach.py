@@ -47,7 +47,10 @@ def open_session(connector: Connector, target: str | None) -> tuple[CheckSession
     """Connect both ways, as far as the server lets us, and say how that went."""
     sql, sql_attempt = _open_sql(connector)
     replication, identity, replication_attempt = _open_replication(connector)
-    session = CheckSession(connector, sql, replication, identity, target)
+    refused = replication_attempt.error
+    session = CheckSession(
+        connector, sql, replication, identity, target, refusal=refused.message if refused is not None else None
+    )
     client = read_client(session)
     asks_for_hba = sql is not None and replication is None
     facts = ReachFacts(

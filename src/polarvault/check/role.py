@@ -10,8 +10,6 @@ from polarvault.check.verdict import ok, problem, warning
 from polarvault.model.finding import Finding
 from polarvault.wire.commands import quote_identifier
 
-# -X stream opens a second walsender beside the one of the backup itself.
-_CONNECTIONS_OF_A_BACKUP = 2
 _EXPIRES_SOON_DAYS = 14.0
 _ALWAYS = ("pg_switch_wal()", "pg_create_restore_point(text)")
 _FROM_15 = ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)")
@@ -22,6 +20,8 @@ _BEFORE_15 = ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean
 class RoleFacts:
     """What pg_roles says; connection_limit -1 for none, expires_in_days None for never.
 
+    limit_refused_us: the walsender of this check was refused for the limit. Old minor releases count walsenders (seen
+    on 13.16), newer ones do not (15.20, 18.6), so that only a try tells.
     functions: those that a superuser may always call, and whether this role may.
     """
 
@@ -30,6 +30,7 @@ class RoleFacts:
     superuser: bool
     replication: bool
     connection_limit: int
+    limit_refused_us: bool
     expires_in_days: float | None
     functions: Mapping[str, bool]
 
@@ -61,6 +62,7 @@ def read_role(session: CheckSession) -> RoleFacts | None:
         superuser=row["rolsuper"] == "t",
         replication=row["rolreplication"] == "t",
         connection_limit=int(row["rolconnlimit"] or -1),
+        limit_refused_us="too many connections for role" in (session.refusal or ""),
         expires_in_days=float(row["days"]) if row["days"] else None,
         functions={name: answer == "t" for name, answer in granted.items() if answer is not None},
     )
@@ -88,14 +90,13 @@ def _attributes(facts: RoleFacts) -> list[Finding]:
 
 
 def _limit(facts: RoleFacts) -> list[Finding]:
-    # Superusers are not held to it.
-    if facts.superuser or not 0 <= facts.connection_limit < _CONNECTIONS_OF_A_BACKUP:
+    if not facts.limit_refused_us:
         return []
     return [
         problem(
             "role-connection-limit",
             facts.name,
-            f'role "{facts.name}" has CONNECTION LIMIT {facts.connection_limit}',
+            f'role "{facts.name}" has CONNECTION LIMIT {facts.connection_limit}, and this server counts walsenders too',
             meaning="a backup with -X stream opens two connections at once, besides any for SQL",
             advice=f"as a superuser: ALTER ROLE {quote_identifier(facts.name)} CONNECTION LIMIT -1;",
         )

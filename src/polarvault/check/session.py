@@ -60,6 +60,8 @@ class CheckSession:
     replication: Connection | None
     identity: ServerIdentity | None
     target: str | None = None
+    refusal: str | None = None
+    """Why there is no replication connection, in the server's words."""
     unanswered: list[Unanswered] = field(default_factory=list)
 
     @property
@@ -158,7 +160,7 @@ class CheckSession:
     def in_database(self, name: str) -> Iterator[CheckSession]:
         """Open a session in another database of the same server; raise ConnectionFailed where it is refused."""
         connection = prepared(self.connector.without_prompt().sql(name))
-        inner = CheckSession(self.connector, connection, None, self.identity, self.target, self.unanswered)
+        inner = CheckSession(self.connector, connection, None, self.identity, self.target, unanswered=self.unanswered)
         try:
             yield inner
         finally:
