@@ -48,46 +48,60 @@ def parse_manifest(content: bytes) -> Manifest:
     """Parse a manifest and check its own checksum; raise IntegrityError when it is damaged."""
     manifest, damage = read_damaged_manifest(content)
     if damage is not None or manifest is None:
-        raise damage or IntegrityError("the backup manifest is damaged")
+        raise damage or IntegrityError("could not parse backup manifest")
     return manifest
 
 
 def read_damaged_manifest(content: bytes) -> tuple[Manifest | None, IntegrityError | None]:
-    """Return what can be read of a manifest, and what is wrong with it; one of the two is not None."""
+    """Return what can be read of a manifest, and what is wrong with it; one of the two is not None.
+
+    What is wrong is said in pg_verifybackup's words, which scripts may look for.
+    """
     damage: IntegrityError | None = None
     end = content.rfind(b'"Manifest-Checksum"')
     if end < 0:
-        damage = IntegrityError("the backup manifest has no checksum of its own, so it is incomplete")
+        damage = IntegrityError("could not parse backup manifest: it has no checksum of its own, so it is incomplete")
     try:
         fields = msgspec.json.decode(content)
         if damage is None:
             calculated, stored = hashlib.sha256(content[:end]).hexdigest(), fields["Manifest-Checksum"]
             if calculated != stored:
-                damage = IntegrityError(
-                    f"the backup manifest is damaged: its SHA-256 is {calculated}, it says {stored}"
-                )
+                damage = IntegrityError(f"manifest checksum mismatch: its SHA-256 is {calculated}, it says {stored}")
         version = fields["PostgreSQL-Backup-Manifest-Version"]
         if version not in (1, 2):
-            raise ValueError(f"its version is {version!r}, and only 1 and 2 are known")
+            raise ValueError(f"unexpected manifest version {version!r}, only 1 and 2 are known")
         files = [_parse_file(entry) for entry in fields["Files"]]
         for entry in fields["WAL-Ranges"]:
             int(entry["Timeline"]), Lsn.parse(entry["Start-LSN"]), Lsn.parse(entry["End-LSN"])
         return Manifest(version, files, fields["WAL-Ranges"], fields.get("System-Identifier")), damage
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as problem:
-        return None, damage or IntegrityError(f"the backup manifest cannot be parsed: {problem}")
+        return None, damage or IntegrityError(f"could not parse backup manifest: {_why(problem)}")
+
+
+def _why(problem: Exception) -> str:
+    return f"{problem} is missing" if isinstance(problem, KeyError) else str(problem)
 
 
 def _parse_file(entry: dict[str, Any]) -> ManifestFile:
     encoded = "Encoded-Path" in entry
-    path = bytes.fromhex(entry["Encoded-Path"]).decode("utf-8", "surrogateescape") if encoded else entry["Path"]
+    if encoded and "Path" in entry:
+        raise ValueError(f"both path name and encoded path name of {entry['Path']!r}")
+    path: Any = bytes.fromhex(entry["Encoded-Path"]).decode("utf-8", "surrogateescape") if encoded else entry["Path"]
     size, algorithm = entry["Size"], entry.get("Checksum-Algorithm")
     stored: Any = entry.get("Checksum")
+    if not isinstance(path, str):
+        raise ValueError(f"{path!r} is no path name")
     if not isinstance(size, int) or size < 0:
         raise ValueError(f"{path!r} has size {size!r}")
     if algorithm is not None:
+        # pg_verifybackup takes small letters, too.
+        algorithm = str(algorithm).upper()
         if algorithm != "CRC32C" and algorithm not in _ALGORITHMS:
-            raise ValueError(f"unknown checksum algorithm {algorithm!r}")
+            raise ValueError(f'unrecognized checksum algorithm: "{algorithm}"')
         bytes.fromhex(stored)
+        stored = stored.lower()
+    elif stored is not None:
+        raise ValueError(f"{path!r} has a checksum without algorithm")
     return ManifestFile(path, size, entry.get("Last-Modified", ""), algorithm, stored, encoded)
 
 

@@ -19,6 +19,7 @@ from polarvault.verify.layout import BackupLayout
 from polarvault.verify.manifests import Manifests
 from polarvault.verify.page_findings import PageJudge
 from polarvault.verify.request import VerifyRequest
+from polarvault.verify.trees import IgnoreRules
 
 if TYPE_CHECKING:
     from polarvault.verify.wal import WalVerdict
@@ -48,12 +49,14 @@ class Beyond:
         layout: BackupLayout,
         manifests: Manifests,
         contents: Sequence[Contents],
+        ignored: IgnoreRules,
         report: Report,
     ) -> None:
         self._request = request
         self._layout = layout
         self._manifests = manifests
         self._contents = contents
+        self._ignored = ignored
         local, data = contents[0], contents[-1]
         self._control_bytes = data.read_small("global/pg_control", report)
         self._label_bytes = local.read_small("backup_label", report)
@@ -95,7 +98,14 @@ class Beyond:
             is_polardb=is_polardb(layout),
             expects_label=local.half.area is Area.LOCAL,
         )
-        return findings + judge_facts(facts)
+        return findings + [finding for finding in judge_facts(facts) if not self._is_ignored(finding.subject)]
+
+    def _is_ignored(self, subject: str) -> bool:
+        """Tell whether a finding is about a file that the user wants to be left out."""
+        for half in reversed(self._layout.halves):
+            if subject.startswith(half.title):
+                return self._ignored.covers(subject.removeprefix(half.title))
+        return False
 
     def page_judge(self) -> tuple[PageJudge | None, str | None]:
         """Return what judges pages; None when they are not checked, with the reason unless that was wanted."""

@@ -99,7 +99,7 @@ class _Run:
         contents = [self._list(half) for half in self._layout.halves]
         if self._layout.is_tar:
             self._read_compressed(contents, manifests.algorithm)
-        beyond = Beyond(self._request, self._layout, manifests, contents, self._report)
+        beyond = Beyond(self._request, self._layout, manifests, contents, self._ignored, self._report)
         judge = self._page_judge(beyond)
         self._beyond = BeyondThread(beyond, with_pages=judge is not None)
         expected = manifests.assign(contents, self._report)
