@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,6 +289,57 @@ def test_tablespaces_are_useless_and_those_linked_by_hand_break_backups(primary:
     assert only(check(primary), "polardb-tablespace")["severity"] == "ok"
 
 
+def test_a_tablespace_linked_by_hand_in_a_storage_without_protocol_breaks_backups_too(
+    make_polardb: Callable[..., PolarCluster], workspace: Path
+) -> None:
+    cluster = make_polardb(protocol="", fill=False, settings=SMALL)
+    assert "a path without protocol" in only(check(cluster), "polardb-storage")["message"]
+    location = cluster.account.make_directory(workspace / "space")
+    cluster.query(f"CREATE TABLESPACE space LOCATION '{location}'")
+    oid = cluster.query("SELECT max(oid) FROM pg_tablespace")[0][0]
+    (cluster.shared / "pg_tblspc" / str(oid)).symlink_to(location)
+    cluster.query("CREATE TABLE found TABLESPACE space AS SELECT 1 AS n")
+    assert only(check(cluster), "polardb-tablespace")["severity"] == "problem"
+    assert back_up(cluster, workspace / "backup", "-Ft", check=False).returncode == 1
+
+
+def test_after_a_failover_the_slot_of_the_promoted_node_is_found(
+    make_polardb: Callable[..., PolarCluster], workspace: Path
+) -> None:
+    old = make_polardb(settings={"full_page_writes": "on", **SMALL})
+    old.query("CREATE EXTENSION polar_monitor")
+    promoted = old.add_replica("promoted")
+    try:
+        write(old)
+        level = "SELECT polar_oldest_apply_lsn() >= pg_current_wal_lsn()"
+        wait_until(lambda: old.query(level)[0][0], "the node keeps up")
+        # Only a checkpoint saves what the slot knows.
+        old.query("CHECKPOINT")
+        old.kill()
+        promoted.promote()
+        finding = only(check(promoted), "polardb-replicas")
+        assert (finding["severity"], finding["subject"]) == ("problem", '"promoted"')
+        write(promoted)
+        with hanging_backup(promoted, workspace / "backup") as backup:
+            promoted.query(line_of(finding, "SELECT pg_drop_replication_slot('promoted')"))
+            assert backup.wait(60) == 0
+        assert only(check(promoted), "polardb-replicas")["severity"] == "ok"
+    finally:
+        promoted.remove()
+
+
+def test_a_role_that_only_replicates_is_told_what_show_tells(primary: PolarCluster) -> None:
+    primary.set_hba("local all copier reject", "local replication copier trust")
+    try:
+        found = check(primary, user="copier")
+    finally:
+        primary.set_hba()
+    assert "shared storage" in only(found, "polardb")["message"]
+    assert str(primary.shared) in only(found, "polardb-storage")["subject"]
+    assert only(found, "polardb-torn-pages")["severity"] == "ok"
+    assert "polardb-replicas" not in found
+
+
 def test_a_target_within_the_shared_storage_is_a_problem(primary: PolarCluster) -> None:
     finding = only(check(primary, "--target", str(primary.shared / "backups")), "polardb-target")
     assert finding["severity"] == "problem"
@@ -338,6 +389,8 @@ def test_a_standby_of_a_primary_without_full_page_writes_cannot_be_backed_up(
     polardb: PolarCluster, workspace: Path
 ) -> None:
     back_up(polardb, workspace / "backup", "--polardata", str(workspace / "backup_shared"))
+    # What every backup leaves behind in the storage does not alarm.
+    assert "harmless" in only(check(polardb), "polardb-backup-label")["message"]
     with followers_in(workspace) as followers:
         try:
             standby, _, _ = followers.make(
@@ -351,8 +404,20 @@ def test_a_standby_of_a_primary_without_full_page_writes_cannot_be_backed_up(
             failed = back_up(standby, workspace / "of_the_standby", "-X", "none", check=False)
             assert failed.returncode == 1
             assert "full_page_writes=off" in failed.stderr
+            # What the advice says, on the primary and then on the standby.
+            for statement in line_of(finding, "ALTER SYSTEM").split(";")[:-1]:
+                polardb.query(statement)
+            ((lsn,),) = polardb.query("SELECT pg_current_wal_lsn()::text")
+            wait_until(
+                lambda: standby.query("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [lsn])[0][0], "it is replayed"
+            )
+            standby.query("CHECKPOINT")
+            assert only(check(standby), "node-role")["severity"] == "ok"
+            back_up(standby, workspace / "of_the_standby", "-X", "none")
         finally:
             followers.stop()
+            polardb.query("ALTER SYSTEM RESET full_page_writes")
+            polardb.reload()
             if "standby" in polardb.slots():
                 polardb.query("SELECT pg_drop_replication_slot('standby')")
 

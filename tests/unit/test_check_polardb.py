@@ -183,7 +183,7 @@ def test_what_lies_in_the_storage_is_told() -> None:
         (None, "/ts", True, WARNING),
         (True, "/ts", True, PROBLEM),
         (True, None, True, PROBLEM),
-        (True, "/ts", False, WARNING),
+        (True, "/ts", False, PROBLEM),
         (True, "pg_tblspc/16400", True, WARNING),
     ],
 )

@@ -7,7 +7,8 @@ backup does not wait, but CHECKPOINT and a clean shutdown do, and once one of th
 
 The server notes in a slot, only in memory, what kind of node last used it: slots of standbys, receivers and backup
 tools are never REPLICA and never wait for anybody. After a restart the kind is UNKNOWN until the node is back, while
-the applied LSN may have been kept; polar_oldest_apply_lsn() is 0/0 when there is none.
+the applied LSN may have been kept; polar_oldest_apply_lsn() is 0/0 when there is none. A failover leaves the promoted
+node's own slot behind in that way.
 """
 
 from __future__ import annotations
@@ -107,8 +108,10 @@ def read_replicas(session: CheckSession) -> ReplicaFacts | None:
         return None
     applied = None
     if schema and not session.in_recovery:
+        connected = any(slot.active and slot.node_type == _REPLICA for slot in slots)
         # Where a dead replica is known already, watching the others would only cost time.
-        applied = _watch(session, schema, patience_s=0 if any(slot.is_dead_replica for slot in slots) else _PATIENCE_S)
+        dead = any(slot.is_dead_replica for slot in slots)
+        applied = _watch(session, schema, may_move=connected and not dead)
         # Again, to compare what the connected ones have applied with where the slowest has stopped.
         slots = _read_slots(session, schema) or slots
     full_page_writes = session.setting("full_page_writes") != "off"
@@ -147,10 +150,13 @@ def _read_slots(session: CheckSession, schema: str | None) -> list[ReplicaSlot] 
     ]
 
 
-def _watch(session: CheckSession, schema: str, *, patience_s: float) -> Applied | None:
-    """See whether replicas get to where the primary is now; return as soon as they have."""
+def _watch(session: CheckSession, schema: str, *, may_move: bool) -> Applied | None:
+    """See whether replicas get to where the primary is now; return as soon as they have.
+
+    may_move: whether there is a replica at all that could move; without one an applied LSN is of an idle slot.
+    """
     query = f"SELECT {schema}.polar_oldest_apply_lsn() AS oldest, pg_catalog.pg_current_wal_lsn() AS current"
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + _PATIENCE_S
     first = wanted = None
     while True:
         row = session.row(query, what="what replicas have applied")
@@ -160,9 +166,9 @@ def _watch(session: CheckSession, schema: str, *, patience_s: float) -> Applied 
         if first is None or wanted is None:
             first, wanted = oldest, current
         behind = max(current - oldest, 0)
-        if oldest == 0 or oldest >= wanted:
+        if oldest == 0 or (may_move and oldest >= wanted):
             return Applied(oldest=oldest, behind_bytes=behind, progress=Progress.LEVEL)
-        if time.monotonic() >= deadline:
+        if not may_move or time.monotonic() >= deadline:
             progress = Progress.MOVING if oldest > first else Progress.STUCK
             return Applied(oldest=oldest, behind_bytes=behind, progress=progress)
         # There is nothing to wait on: the server tells only those who ask.
@@ -231,7 +237,9 @@ def _behind(facts: ReplicaFacts, applied: Applied) -> Finding:
         )
     if idle:
         drops = "\n".join(f"SELECT pg_drop_replication_slot('{slot.name}');" for slot in idle)
-        advice.append(f"start the read-only node of an idle slot; or, if it is gone for good:\n{drops}")
+        advice.append(
+            f"start the read-only node of an idle slot; or, if it is gone for good or has become this primary:\n{drops}"
+        )
     which = "slot" if len(suspects) == 1 else "one of the slots"
     kind = "that is connected" if not idle else "that is not connected" if not stuck else ""
     return _held_up(

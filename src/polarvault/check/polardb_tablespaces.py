@@ -83,6 +83,7 @@ def _judge(tablespace: SharedTablespace, *, has_protocol: bool, storage: str) ->
     entry = f"{storage}/pg_tblspc/{tablespace.oid}"
     name = tablespace.name or entry
     drop = f'DROP TABLESPACE "{name}";'
+    move = f'move its tables: ALTER TABLE ALL IN TABLESPACE "{name}" SET TABLESPACE pg_default;'
     in_place = tablespace.location is not None and not tablespace.location.startswith("/")
     if tablespace.in_storage and tablespace.name and in_place:
         return warning(
@@ -91,8 +92,7 @@ def _judge(tablespace: SharedTablespace, *, has_protocol: bool, storage: str) ->
             f'tablespace "{name}" is a directory made by hand in the shared storage ({entry})',
             meaning="polarvault backs it up with the shared half; tools that ask for TABLESPACE_MAP "
             "(pg_basebackup -Ft) leave its contents out without a word",
-            advice="move its tables: ALTER TABLE ALL IN TABLESPACE"
-            f' "{name}" SET TABLESPACE pg_default;\nand then: {drop}',
+            advice=f"{move}\nand then: {drop}",
         )
     if tablespace.in_storage and has_protocol:
         return problem(
@@ -105,13 +105,13 @@ def _judge(tablespace: SharedTablespace, *, has_protocol: bool, storage: str) ->
             + (f"{drop} and rm {entry}" if tablespace.name else f"rm {entry}"),
         )
     if tablespace.in_storage:
-        return warning(
+        return problem(
             check,
             name,
             f'"{entry}" was linked by hand',
-            meaning="the server sends it as an archive of its own; polar_basebackup fails on it in plain format",
-            advice="prove that your backups hold it (polarvault basebackup, then restore), or move its tables to "
-            "pg_default",
+            meaning="the server sends it as an archive of its own, which has no place in either half: polarvault "
+            "basebackup ends with an error, and so does polar_basebackup in plain format",
+            advice=f"{move}\nand then, on the server: {drop} and rm {entry}",
         )
     unknown = (
         "" if tablespace.in_storage is False else f"; if somebody linked it by hand in {entry}, backups fail or lack it"
