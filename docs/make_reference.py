@@ -25,6 +25,7 @@ def reference() -> str:
         f"`wal fetch` ends with {SERVED} when the file is there, {NOT_THERE} when it is in no directory, {FAILED} for "
         "every failure; it dies of SIGTERM, as the server expects of a restore_command.\n"
     )
+    parts.append("`check` ends with 0 when all is well, 1 for warnings, 2 for problems.\n")
     parts.append(_exit_statuses())
     return "\n".join(parts)
 

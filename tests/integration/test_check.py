@@ -218,6 +218,17 @@ def test_a_target_is_looked_at(healthy: Cluster, workspace: Path) -> None:
     assert "lies inside the data directory of the server" in within.message
 
 
+def test_a_target_that_cannot_be_written_to_is_a_problem(pg18: Cluster, workspace: Path) -> None:
+    closed = workspace / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    connect = ["-h", str(pg18.directory), "-p", str(pg18.port), "-U", "postgres"]
+    # Not as root, whom no mode keeps out.
+    finished = run_polarvault("check", *connect, "--target", closed / "backup", as_server=True, check=False)
+    assert finished.returncode == 2
+    assert f'directory "{closed}" cannot be written to' in finished.stdout
+
+
 def test_a_disk_that_is_too_small_is_a_problem(healthy: Cluster, workspace: Path) -> None:
     disk = workspace / "disk"
     disk.mkdir()
