@@ -17,6 +17,7 @@ from support.cluster import Cluster
 from support.drills import Drills, Stock, copied, make_stock, sql_files, with_settings
 from support.program import run_polarvault, start_polarvault
 from support.servers import ServerPool, missing_reason
+from support.small_disk import small_disk
 from support.story import back_up
 from support.waiting import wait_until
 
@@ -42,14 +43,16 @@ def test_nothing_is_archived_and_no_commit_waits_for_a_standby(stock: Stock, dri
     outside = stock.source.account.make_directory(drills.workspace / "outside")
     copy = with_settings(
         copied(stock.plain, drills.workspace / "copy"),
-        f"synchronous_standby_names = 'nobody'\narchive_mode = on\narchive_command = 'touch {outside}/%f'\n"
+        "synchronous_standby_names = 'nobody'\narchive_mode = on\nlogging_collector = on\n"
+        f"archive_command = 'touch {outside}/%f'\n"
         f"restore_command = 'touch {outside}/%f; false'\nrecovery_end_command = 'touch {outside}/ended'\n",
     )
     before = sorted(path.name for path in stock.archive.iterdir())
     (closed,) = sql_files(
         drills.workspace,
         closed="SELECT current_setting('archive_mode') = 'off' AND current_setting('listen_addresses') = ''"
-        " AND current_setting('synchronous_standby_names') = '' AND current_setting('zero_damaged_pages') = 'off'",
+        " AND current_setting('synchronous_standby_names') = '' AND current_setting('zero_damaged_pages') = 'off'"
+        " AND current_setting('cron.launch_active_jobs') = 'off' AND current_setting('logging_collector') = 'off'",
     )
     # Installing amcheck commits, which would wait for ever.
     drills.run(stock.source, copy, "--amcheck", "--read", "none", "--sql", closed)
@@ -197,3 +200,22 @@ def test_a_long_scratch_path_gets_its_socket_elsewhere(stock: Stock, drills: Dri
     before = set(Path("/tmp").glob("polarvault-drill-*"))
     assert drills.run(stock.source, stock.plain, "--read", "none")["held"]
     assert set(Path("/tmp").glob("polarvault-drill-*")) <= before
+
+
+def test_too_little_space_is_found_before_anything_is_written(stock: Stock, drills: Drills) -> None:
+    with small_disk(drills.scratch, "20m"):
+        report = drills.run(stock.source, stock.plain, status=1)
+    assert report["failure"]["part"] == "plan"
+    assert "not enough space" in report["failure"]["message"]
+    assert report["facts"]["bytes"] > 20 << 20
+
+
+def test_of_a_directory_of_backups_the_newest_that_can_be_used_is_drilled(stock: Stock, drills: Drills) -> None:
+    backups = drills.workspace / "backups"
+    backups.mkdir()
+    older, newer = copied(stock.tar, backups / "older"), copied(stock.plain, backups / "newer")
+    (newer / "global" / "pg_control").unlink()
+    report = drills.run(stock.source, backups, "--read", "none")
+    assert report["facts"]["path"] == str(older)
+    (passed_over,) = (finding for finding in report["findings"] if finding["check"] == "newer-backup")
+    assert (passed_over["severity"], passed_over["subject"]) == ("warning", str(newer))

@@ -42,8 +42,10 @@ _FIXED = (
     ("log_destination", "stderr"),
     ("log_min_messages", "warning"),
     ("lc_messages", "C"),
+    # A page that makes one process crash must not keep the others from being read.
+    ("restart_after_crash", "on"),
     # A transaction that was prepared on the source holds its locks in the copy, too: nothing may wait for ever.
-    ("lock_timeout", "60s"),
+    ("lock_timeout", "10s"),
     ("statement_timeout", "0"),
     ("update_process_title", "on"),
     ("cluster_name", "polarvault drill"),

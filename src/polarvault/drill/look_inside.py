@@ -29,7 +29,9 @@ def look_inside(server: DrillServer, request: DrillRequest, notes: Notes) -> Non
         with notes.part(Part.AMCHECK, f"amcheck of {len(readable)} databases"):
             _amcheck(server, readable, request, notes)
     if request.reading is not Reading.NONE:
-        with notes.part(Part.READING, f"reading {len(readable)} databases", lambda: _bytes_read(server, notes)):
+        with notes.part(
+            Part.READING, f"reading {len(readable)} databases", lambda: _bytes_read(server, request, notes)
+        ):
             _read(server, readable, request, notes)
     if request.assertions:
         with notes.part(Part.ASSERTIONS, f"running {len(request.assertions)} SQL files"):
@@ -69,9 +71,13 @@ def _read(server: DrillServer, databases: list[str], request: DrillRequest, note
         notes.relations += found.relations
         notes.findings += _reading_findings(found.database, found.relations, request)
         notes.not_proved += [
-            f'{relation.database}.{relation.schema}.{relation.name}: {relation.skipped}'
+            f'anything about {relation.database}.{relation.schema}.{relation.name}: {relation.skipped}'
             for relation in found.relations if relation.skipped
         ]  # fmt: skip
+        if found.unlogged_tables:
+            notes.not_proved.append(
+                f'what {found.unlogged_tables} unlogged tables of database "{dbname}" held: no backup brings it back'
+            )
         if not found.indexes_were_read:
             notes.not_proved.append(
                 f'that the pages of indexes in database "{dbname}" can be read: the extension pg_prewarm cannot be had'
@@ -98,19 +104,21 @@ def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request:
     sequences = sum(one.kind == "S" for one in good)
     rows = sum(one.rows or 0 for one in good if one.kind != "S")
     pages = sum(one.pages for one in good)
-    share = "" if request.reading is Reading.ALL else f", a sample of {request.sample_percent:g} %,"
+    sampled = request.reading is Reading.SAMPLE
+    read = f"a sample of {request.sample_percent:g} % of {pages} pages" if sampled else f"{pages} pages"
     yield Finding(
         severity=Severity.OK,
         check="read-database",
         subject=dbname,
-        message=f"{len(good) - indexes - sequences} tables, {indexes} indexes and {sequences} sequences{share} were "
-        f"read: {pages} pages, {rows} rows",
+        message=f"{len(good) - indexes - sequences} tables, {indexes} indexes and {sequences} sequences were read: "
+        f"{read}, {rows} rows",
     )
 
 
-def _bytes_read(server: DrillServer, notes: Notes) -> int:
+def _bytes_read(server: DrillServer, request: DrillRequest, notes: Notes) -> int:
     control = server.plan.inventory.control
-    return sum(one.pages for one in notes.relations) * (control.block_size if control else 8192)
+    size = sum(one.pages for one in notes.relations) * (control.block_size if control else 8192)
+    return size if request.reading is Reading.ALL else int(size * request.sample_percent / 100)
 
 
 def _words(problem: Exception) -> str:

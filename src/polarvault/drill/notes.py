@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from polarvault.drill.facts import facts_of, facts_without_plan
 from polarvault.drill.model import (
-    BackupFacts,
     DrillReport,
     DrillRequest,
     Failure,
@@ -118,7 +118,7 @@ class Notes:
             not_proved=(*self.not_proved, *self._never_proved()),
             times=tuple(self._times),
             relations=tuple(self.relations),
-            facts=facts_of(plan) if plan else None,
+            facts=facts_of(plan) if plan else facts_without_plan(self._request),
             server_version=self._server_version,
             programs=plan.binaries.directory if plan and plan.binaries else None,
             recovery=self.recovery,
@@ -149,31 +149,3 @@ class Notes:
             f"beyond LSN {self.recovery.lsn}" if self.recovery and self.recovery.lsn else "beyond where it stopped"
         )
         yield f"that WAL {stopped} is there and can be replayed"
-
-
-def facts_of(plan: RestorePlan) -> BackupFacts:
-    """Return what is known about the backup of a plan."""
-    label, control, inventory = plan.label, plan.inventory.control, plan.inventory
-    span = plan.recovery.span if plan.recovery else None
-    seen = plan.recovery.reachable if plan.recovery else None
-    stop = seen.earliest_lsn if seen else span.end_lsn if span else None
-    start = label.start_lsn if label else span.start_lsn if span else None
-    timeline = label.timeline_id if label else control.timeline_id if control else None
-    claimed = plan.source.description.get("system_identifier")
-    return BackupFacts(
-        path=plan.source.path,
-        form=plan.source.form.value,
-        label=label.label if label else None,
-        start_lsn=str(start) if start is not None else None,
-        stop_lsn=str(stop) if stop is not None else None,
-        start_time=span.start_time if span else None,
-        stop_time=seen.earliest_time if seen else None,
-        timeline_id=timeline,
-        size_bytes=inventory.total_bytes,
-        file_count=inventory.file_count,
-        system_identifier=str(control.system_identifier) if control else str(claimed) if claimed else None,
-        major_version=plan.major_version,
-        is_polardb=plan.is_polardb,
-        has_data_checksums=control.has_data_checksums if control else None,
-        block_size_bytes=control.block_size if control else 8192,
-    )

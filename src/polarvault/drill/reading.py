@@ -11,7 +11,6 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import psycopg
 from psycopg import sql
@@ -37,12 +36,12 @@ _SCAN = {
 # detail names the first.
 _BLOCK = re.compile(r"\bin block (\d+)|Block (\d+) held the first")
 _RELATIONS = """
-    SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relispopulated,
+    SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relispopulated, c.relpersistence = 'u',
            pg_relation_size(c.oid) / current_setting('block_size')::int8
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE c.relkind IN ('r', 'm', 't', 'S', 'i') AND c.relpersistence <> 't'
        AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) AND (NOT c.relisshared OR %s)
-     ORDER BY 6 DESC, 2, 3
+     ORDER BY 7 DESC, 2, 3
 """
 
 
@@ -53,6 +52,7 @@ class _Relation:
     name: str
     kind: str
     is_populated: bool
+    is_unlogged: bool
     pages: int
 
 
@@ -63,6 +63,7 @@ class DatabaseRead:
     database: str
     relations: tuple[RelationRead, ...]
     indexes_were_read: bool
+    unlogged_tables: int
 
 
 def read_database(server: DrillServer, dbname: str, request: DrillRequest, *, shared_too: bool) -> DatabaseRead:
@@ -76,10 +77,11 @@ def read_database(server: DrillServer, dbname: str, request: DrillRequest, *, sh
     # Biggest first, so that no connection is left alone with it at the end.
     found = [_Relation(*row) for row in rows]
     wanted = [one for one in found if prewarm is not None or one.kind != "i"]
-    read = partial(_Reader(dbname, request, prewarm).read)
-    relations = work_through(server, dbname, wanted, read, jobs=request.jobs, settings=_SCAN)
+    reader = _Reader(dbname, request, prewarm)
+    relations = work_through(server, dbname, wanted, reader.read, reader.lost, jobs=request.jobs, settings=_SCAN)
     relations.sort(key=lambda one: (one.schema, one.name))
-    return DatabaseRead(dbname, tuple(relations), prewarm is not None)
+    unlogged = sum(one.is_unlogged and one.kind == "r" for one in found)
+    return DatabaseRead(dbname, tuple(relations), prewarm is not None, unlogged)
 
 
 def _prewarm_schema(server: DrillServer, dbname: str) -> str | None:
@@ -105,7 +107,7 @@ class _Reader:
         self._prewarm = prewarm
 
     def read(self, connection: Connection, relation: _Relation) -> RelationRead:
-        """Read one relation; raise psycopg.OperationalError only for a connection that is lost."""
+        """Read one relation; raise psycopg.Error only for a connection that is lost."""
         if not relation.is_populated:
             return self._result(relation, None, skipped="it has never been filled")
         is_sample = self._request.reading is Reading.SAMPLE and relation.kind != "S"
@@ -120,6 +122,11 @@ class _Reader:
         if relation.kind == "S" and rows != 1:
             return self._result(relation, rows, ((None, f"a sequence has one row, this one {rows}"),))
         return self._result(relation, rows)
+
+    def lost(self, relation: _Relation, problem: psycopg.Error) -> RelationRead:
+        """Return the result for a relation that ends the server process which reads it."""
+        words = f"the server process that read it ended: {' '.join(str(problem).split())}"
+        return self._result(relation, None, ((None, words),))
 
     def _count(self, connection: Connection, relation: _Relation, *, is_sample: bool) -> int:
         query = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(relation.schema, relation.name))

@@ -22,5 +22,8 @@ class Reporter(Protocol):
     def scanned(self, done: int, total: int) -> None:
         """Say how much WAL was read for the plan, in bytes."""
 
+    def copied(self, done: int, total: int) -> None:
+        """Say how much of the backup was laid out, in bytes."""
+
     def replayed(self, state: ReplayState) -> None:
         """Say how far replay has come."""

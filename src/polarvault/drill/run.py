@@ -7,6 +7,7 @@ end would be of no use. Only an interruption is raised, once the server is stopp
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 
 from polarvault.drill.isolation import check_settings
 from polarvault.drill.look_inside import look_inside
@@ -18,7 +19,7 @@ from polarvault.drill.reporter import Reporter
 from polarvault.drill.scratch import Scratch, check_parent, leftovers, removal
 from polarvault.drill.server import DrillServer, command_line, copy_log, last_lines, reach
 from polarvault.errors import Interrupted, PolarvaultError, StartFailed, UsageError
-from polarvault.model.finding import Severity
+from polarvault.model.finding import Finding, Severity
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import Binaries, RestorePlan
 from polarvault.restore.places import check_space
@@ -84,11 +85,12 @@ def _drill(request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, re
         plan, account = prepare(restore_request(request, scratch, draw), host, reporter.scanned)
         plan = with_settings_of_version(plan, host, account)
         notes.know_plan(plan)
+        notes.findings += _newer_backups(plan)
         for warning in plan.warnings:
             reporter.warn(warning)
         check_space(plan)
         scratch.make(account, plan.source.path, _stop_line(plan, account))
-    result = _copy(plan, host, account, notes)
+    result = _copy(plan, host, account, notes, reporter)
     assert result.plan.binaries is not None
     try:
         server = _start(result, result.plan.binaries, account, notes, reporter)
@@ -99,10 +101,36 @@ def _drill(request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, re
             _keep(result.plan, account, scratch, notes, server_user=request.superuser)
 
 
-def _copy(plan: RestorePlan, host: Host, account: Account, notes: Notes) -> RestoreResult:
+def _newer_backups(plan: RestorePlan) -> Iterator[Finding]:
+    """Yield a warning for each newer backup of a directory that was passed over: it may be useless for good."""
+    for path, why in plan.recovery.rejected if plan.recovery else ():
+        yield Finding(
+            severity=Severity.WARNING,
+            check="newer-backup",
+            subject=path,
+            message=f"it was passed over: {why}",
+            meaning="the drill says nothing about this backup but that it does not reach the target",
+            advice=f"drill it alone: polarvault drill {shlex.quote(path)}",
+        )
+
+
+class _Copied:
+    """Adds up the steps of a copy for the reporter; several threads call it, a step lost there is no harm."""
+
+    def __init__(self, total: int, reporter: Reporter) -> None:
+        self._done = 0
+        self._total = total
+        self._reporter = reporter
+
+    def __call__(self, size: int) -> None:
+        self._done += size
+        self._reporter.copied(self._done, self._total)
+
+
+def _copy(plan: RestorePlan, host: Host, account: Account, notes: Notes, reporter: Reporter) -> RestoreResult:
     size = plan.inventory.total_bytes
     with notes.part(Part.COPY, f"restoring to {plan.layout.local}", lambda: size):
-        plan, warnings = write_files(plan, host, account, lambda size: None)
+        plan, warnings = write_files(plan, host, account, _Copied(size, reporter))
     notes.know_plan(plan)
     for warning in warnings:
         notes.add(Severity.WARNING, "copy", plan.source.path, warning)

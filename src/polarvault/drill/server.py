@@ -27,7 +27,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 _SESSION = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
-    "lock_timeout": "60s",
+    "lock_timeout": "10s",
     "session_replication_role": "replica",
     "client_min_messages": "error",
     "jit": "off",

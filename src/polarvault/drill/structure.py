@@ -79,16 +79,16 @@ def no_amcheck(server: DrillServer) -> StructureChecked:
         meaning="nobody looked whether indexes agree with their tables",
         advice=f"install it (Debian: apt-get install postgresql-{server.binaries.major}), or leave --amcheck out",
     )
-    return StructureChecked((finding,), ("indexes agree with their tables: amcheck is not installed",))
+    return StructureChecked((finding,), ("that indexes agree with their tables: the server has no amcheck",))
 
 
 def check_structure(server: DrillServer, dbname: str, *, jobs: int) -> StructureChecked:
     """Check one database; raise psycopg.Error when the database itself cannot be opened."""
     schema = _extension_schema(server, dbname)
     if schema is None:
-        why = f'database "{dbname}": amcheck is not installed in it, and a copy in recovery cannot be changed'
-        finding = _problem(f"{dbname}", f"not proved: {why}", "install it on the source: CREATE EXTENSION amcheck")
-        return StructureChecked((finding,), (why,))
+        why = "amcheck is not installed in it, and a copy in recovery cannot be changed"
+        finding = _problem(dbname, f"not proved: {why}", "install it on the source: CREATE EXTENSION amcheck")
+        return StructureChecked((finding,), (f'that indexes of database "{dbname}" agree with their tables: {why}',))
     with server.connect(dbname) as connection:
         objects = list(_objects(connection, server.binaries.major))
     if server.binaries.major >= _HEAP_CHECK_SINCE and os.access(server.binaries.program("pg_amcheck"), os.X_OK):
@@ -100,10 +100,9 @@ def check_structure(server: DrillServer, dbname: str, *, jobs: int) -> Structure
     tables = sum(not one.is_index for one in objects)
     heap = f" and {tables} tables" if tables else ""
     message = f"{way} found {len(objects) - tables} B-tree indexes{heap} sound"
-    not_proved = (
-        () if tables else (f'database "{dbname}": tables are sound inside (PostgreSQL 13 checks indexes only)',)
-    )
-    return StructureChecked((Finding(severity=Severity.OK, check=_CHECK, subject=dbname, message=message),), not_proved)
+    good = Finding(severity=Severity.OK, check=_CHECK, subject=dbname, message=message)
+    only_indexes = f'that tables of database "{dbname}" are sound inside: PostgreSQL 13 checks indexes only'
+    return StructureChecked((good,), () if tables else (only_indexes,))
 
 
 def _extension_schema(server: DrillServer, dbname: str) -> str | None:
@@ -130,7 +129,7 @@ def _by_program(server: DrillServer, dbname: str, jobs: int) -> list[tuple[str, 
     """Run pg_amcheck on one database; return (object, what is wrong)."""
     # heapallindexed: every row is in its index. The parent check locks its table, which a standby cannot.
     thorough = ["--heapallindexed", *([] if server.in_recovery else ["--parent-check"])]
-    conninfo = server.conninfo(dbname, {"lock_timeout": "60s", "statement_timeout": "0", "row_security": "off"})
+    conninfo = server.conninfo(dbname, {"lock_timeout": "10s", "statement_timeout": "0", "row_security": "off"})
     words = [server.binaries.program("pg_amcheck"), f"--jobs={jobs}", *thorough, "--no-password", conninfo]
     finished = run_program(words, server.account, timeout_s=None)
     if finished.returncode == 0:
@@ -177,7 +176,10 @@ def _by_sql(server: DrillServer, dbname: str, schema: str, objects: list[_Object
             return [(name, _described(problem))]
         return [] if one.is_index else [(f"{name}, block {row[0]}, offset {row[1]}", str(row[2])) for row in rows]
 
-    found = work_through(server, dbname, objects, check, jobs=jobs, settings={})
+    def lost(one: _Object, problem: psycopg.Error) -> list[tuple[str, str]]:
+        return [(f"{dbname}.{one.name}", f"the server process that checked it ended: {_described(problem)}")]
+
+    found = work_through(server, dbname, objects, check, lost, jobs=jobs, settings={})
     return [problem for problems in found for problem in problems]
 
 

@@ -40,13 +40,20 @@ class DrillPrinter:
 
     def scanned(self, done: int, total: int) -> None:
         """Say how much WAL was read for the plan."""
-        if self._clock() - self._said >= _LINE_EVERY_S:
-            self._said = self._clock()
-            self._say(f"polarvault: read {format_bytes(done)} of at most {format_bytes(total)} of WAL for the plan")
+        self._now_and_then(f"read {format_bytes(done)} of at most {format_bytes(total)} of WAL for the plan")
+
+    def copied(self, done: int, total: int) -> None:
+        """Say how much of the backup was laid out."""
+        self._now_and_then(f"restored {format_bytes(done)} of {format_bytes(total)}")
 
     def replayed(self, state: ReplayState) -> None:
         """Say how far replay has come."""
         self._replay(state)
+
+    def _now_and_then(self, words: str) -> None:
+        if self._clock() - self._said >= _LINE_EVERY_S:
+            self._said = self._clock()
+            self._say(f"polarvault: {words}")
 
 
 def format_seconds(seconds: float) -> str:
