@@ -86,7 +86,7 @@ def theirs(installation: Installation, *arguments: str | os.PathLike[str], ordin
 @contextmanager
 def set_aside(path: Path, *, aside: Path) -> Iterator[Path]:
     """Put a copy of a file or tree in its place, free to be changed; the original comes back afterwards."""
-    kept = aside / "kept"
+    kept = aside / f"kept{len(list(aside.glob('kept*')))}"
     existed = os.path.lexists(path)
     if existed:
         path.rename(kept)

@@ -52,6 +52,9 @@ class Memory:
     def first_header(self) -> SegmentHeader | None:
         return parse_segment_header(min(self.contents.items())[1]) if self.contents else None
 
+    def finish(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

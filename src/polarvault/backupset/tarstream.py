@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from polarvault.backupset.model import Part
 from polarvault.errors import IntegrityError, PolarvaultError, RemoteProtocolError
@@ -167,13 +167,35 @@ def _lz4(stream: BinaryIO) -> Iterator[memoryview]:
         raise EOFError("the lz4 stream ends too early")
 
 
+class _Sealed:
+    """A zstd stream with a skippable frame behind it (RFC 8878, 3.1.2), so that a stream that was cut is an error.
+
+    The decoder ends without a word where its input does. A frame that lacks something takes it from what follows: it is
+    longer than a block can be, and no block, checksum or frame begins with these bytes.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._is_sealed = False
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        if content or self._is_sealed:
+            return content
+        self._is_sealed = True
+        length = 256 << 10
+        return b"\x50\x2a\x4d\x18" + length.to_bytes(4, "little") + b"\xff" * length
+
+
 def _zstd(stream: BinaryIO) -> Iterator[memoryview]:
     import zstandard
 
     # Long-distance matching (--long) uses windows up to 2 GB; the decoder must be told that this is wanted.
     decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     try:
-        with decoder.stream_reader(stream, read_size=_CHUNK_BYTES, read_across_frames=True, closefd=False) as reader:
+        # All that is asked of the source is to read.
+        sealed: Any = _Sealed(stream)
+        with decoder.stream_reader(sealed, read_size=_CHUNK_BYTES, read_across_frames=True, closefd=False) as reader:
             while chunk := reader.read(_CHUNK_BYTES):
                 yield memoryview(chunk)
     except zstandard.ZstdError as problem:

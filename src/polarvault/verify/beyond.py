@@ -157,7 +157,8 @@ class Beyond:
                 return DirectoryWal([given])
             return tar_wal(Part(Area.WAL, given, True, _compression_of(given)))
         if self._layout.wal_tars:
-            return tar_wal(self._layout.wal_tars[0])
+            # To open a fifo would wait for ever.
+            return tar_wal(self._layout.wal_tars[0]) if os.path.isfile(self._layout.wal_tars[0].path) else None
         data = self._contents[-1]
         if not data.wal_in_data:
             return None

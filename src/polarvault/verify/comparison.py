@@ -51,7 +51,7 @@ def compare_reading(reading: FileReading, entry: ManifestFile | None) -> Finding
     if reading.size != entry.size:
         return _problem(
             "wrong-size", name, f'file "{name}" should contain {entry.size} bytes, but read {reading.size} bytes',
-            "it was changed while it was read", "see who writes into the backup, and verify it again",
+            "it was cut, or changed while it was read", "see who writes into the backup, and verify it again",
         )  # fmt: skip
     if reading.checksum != (entry.checksum or "").lower():
         return _problem(

@@ -12,7 +12,7 @@ from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.pgfiles.pages import Kernel, relation_segment
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, TarEvent
 from polarvault.pipeline.read_ahead import ReadAhead
-from polarvault.verify.contents import SMALL_FILES, Contents, Report, damaged_tar, note_member
+from polarvault.verify.contents import SMALL_FILES, Contents, Report, damaged_tar, is_readable_tar, note_member
 from polarvault.verify.reading import FileReading, FileTask, PageReader, new_digest
 from polarvault.verify.trees import IgnoreRules
 
@@ -39,12 +39,14 @@ def read_compressed_tars(
     advance: Callable[[int], None],
 ) -> None:
     """Add what is in the compressed tars of a half; advance is called with the bytes that went by."""
-    parts = [part for part in found.half.tars if part.compression is not None]
+    parts = [part for part in found.half.tars if part.compression is not None and is_readable_tar(part, report)]
 
     def read(part: Part) -> None:
+        tar = _TarPass(found, part, ignored, checks)
         try:
-            _TarPass(found, part, ignored, checks).run(advance)
+            tar.run(advance)
         except (IntegrityError, StorageFailed) as problem:
+            tar.forget_unfinished()
             report(damaged_tar(part, problem.message))
 
     # Here: it loads the logging package, and most backups have no use for it.
@@ -72,6 +74,11 @@ class _TarPass:
                 self._accept(event)
                 if isinstance(event, MemberData):
                     advance(event.size)
+
+    def forget_unfinished(self) -> None:
+        """Take back the member in which the tar broke off: like those behind it, it is missing."""
+        if self._path is not None:
+            self._found.sizes.pop(self._path, None)
 
     def _accept(self, event: TarEvent) -> None:
         if isinstance(event, MemberBegins):

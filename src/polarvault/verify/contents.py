@@ -7,14 +7,14 @@ from its beginning to be listed at all, so everything about it is found out in t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from polarvault.backupset.model import Area, Part
+from polarvault.backupset.model import SHARED_PREFIX, Area, Part
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.finding import Finding, Severity
-from polarvault.verify.layout import MANIFEST, SHARED_MANIFEST, Half
+from polarvault.verify.layout import MANIFEST, SHARED_MANIFEST, BackupLayout, Half
 from polarvault.verify.reading import FileReading
 from polarvault.verify.trees import IgnoreRules, list_tree, unreadable
 
@@ -93,7 +93,7 @@ def list_tars(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
 
     found = Contents(half)
     for part in half.tars:
-        if part.compression is not None:
+        if part.compression is not None or not is_readable_tar(part, report):
             continue
         try:
             for member, offset in find_members(part):
@@ -103,9 +103,13 @@ def list_tars(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
     return found
 
 
-def list_beside_tars(found: Contents, listed: Mapping[str, object], ignored: IgnoreRules, report: Report) -> None:
-    """Add the files beside the tars: those that the manifest lists are part of the backup, others do not belong."""
-    own = {os.path.basename(part.path) for part in found.half.tars}
+def list_beside_tars(
+    found: Contents, listed: Mapping[str, object], tars: Container[str], ignored: IgnoreRules, report: Report
+) -> None:
+    """Add the files beside the tars: those that the manifest lists are part of the backup, others do not belong.
+
+    tars: the paths of all tar files of the backup.
+    """
     try:
         entries = sorted(os.scandir(found.half.directory), key=lambda entry: entry.name)
     except OSError as problem:
@@ -113,12 +117,12 @@ def list_beside_tars(found: Contents, listed: Mapping[str, object], ignored: Ign
         return
     for entry in entries:
         name = entry.name
-        if name in own or name in (MANIFEST, SHARED_MANIFEST) or ignored.covers(name):
+        if entry.path in tars or name in (MANIFEST, SHARED_MANIFEST) or ignored.covers(name):
             continue
         if name in listed and entry.is_file():
             found.sizes[name] = entry.stat().st_size
             found.places[name] = Place(entry.path, found.sizes[name])
-        elif not name.startswith(("pg_wal.tar", "base.tar", "data.tar", "polar_shared_data")):
+        elif name != SHARED_PREFIX or not entry.is_dir():
             report(_unexpected(name))
 
 
@@ -139,6 +143,31 @@ def note_member(found: Contents, part: Part, member: Member, ignored: IgnoreRule
     if place is not None:
         found.places[path] = place
     return path
+
+
+def judge_tars(layout: BackupLayout) -> Iterator[Finding]:
+    """Yield a finding for each tar that is there twice, as base.tar and base.tar.gz: a restore refuses to choose."""
+    by_stem: dict[str, list[str]] = {}
+    for part in layout.tars:
+        by_stem.setdefault(part.path.partition(".tar")[0], []).append(os.path.basename(part.path))
+    for names in by_stem.values():
+        if len(names) > 1:
+            yield Finding(
+                severity=Severity.PROBLEM,
+                check="tar-twice",
+                subject=names[0],
+                message=f"the same tar is there {len(names)} times: {', '.join(names)}",
+                meaning="only one of them can be restored, and nothing says which",
+                advice="keep one of them, and move the others out of the directory",
+            )
+
+
+def is_readable_tar(part: Part, report: Report) -> bool:
+    """Tell whether a tar is a file, and report it otherwise: to open a fifo would wait for ever."""
+    if os.path.isfile(part.path):
+        return True
+    report(damaged_tar(part, f'"{os.path.basename(part.path)}" is not a regular file'))
+    return False
 
 
 def damaged_tar(part: Part, message: str) -> Finding:

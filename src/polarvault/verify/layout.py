@@ -57,6 +57,11 @@ class BackupLayout:
         return self.form is not Form.PLAIN
 
     @property
+    def tars(self) -> list[Part]:
+        """All tar files."""
+        return [part for half in self.halves for part in half.tars] + list(self.wal_tars)
+
+    @property
     def data_half(self) -> Half:
         """The half with pg_control, relations and WAL."""
         return self.halves[-1]
@@ -97,7 +102,11 @@ def _looks_like_tar(path: str, names: set[str], tars: list[Part]) -> bool:
         return False
     if any(part.area is Area.LOCAL for part in tars):
         return True
-    if names & {MANIFEST, "global", "base"}:
+    if names & {"global", "base"}:
+        return False
+    if tars:
+        return True
+    if MANIFEST in names:
         return False
     raise BackupUnusable(
         f'"{path}" is not a backup: it holds neither PG_VERSION nor base.tar nor {MANIFEST}',

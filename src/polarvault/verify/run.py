@@ -17,7 +17,7 @@ from polarvault.model.finding import Finding, Severity
 from polarvault.pgfiles.manifest import ManifestFile
 from polarvault.verify.beyond import Beyond, BeyondThread, pages_not_checked, usual_blocks_per_segment
 from polarvault.verify.comparison import compare_names, compare_reading, judge_settings
-from polarvault.verify.contents import SETTINGS, Contents, list_beside_tars, list_plain, list_tars
+from polarvault.verify.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
 from polarvault.verify.layout import BackupLayout, Half, find_layout
 from polarvault.verify.manifests import Expected, read_manifests
 from polarvault.verify.page_findings import PageJudge
@@ -97,6 +97,8 @@ class _Run:
         """Go through all checks."""
         manifests = read_manifests(self._layout, self._report)
         contents = [self._list(half) for half in self._layout.halves]
+        for finding in judge_tars(self._layout):
+            self._report(finding)
         if self._layout.is_tar:
             self._read_compressed(contents, manifests.algorithm)
         beyond = Beyond(self._request, self._layout, manifests, contents, self._ignored, self._report)
@@ -144,9 +146,13 @@ class _Run:
             read_compressed_tars(found, self._ignored, checks, self._report, jobs=self._jobs, advance=advance)
 
     def _compare_names(self, contents: list[Contents], expected: list[Expected]) -> None:
+        tars = frozenset(part.path for part in self._layout.tars)
+        directories: set[str] = set()
         for found, listed in zip(contents, expected, strict=True):
-            if self._layout.is_tar:
-                list_beside_tars(found, listed.entries, self._ignored, self._report)
+            if self._layout.is_tar and found.half.directory not in directories:
+                # Both halves can lie in one directory, with the local half's manifest for what is beside the tars.
+                directories.add(found.half.directory)
+                list_beside_tars(found, listed.entries, tars, self._ignored, self._report)
             if listed.is_known:
                 for finding in compare_names(found.half, listed.entries, found.sizes, self._ignored):
                     self._report(finding)
@@ -175,7 +181,10 @@ class _Run:
             for path in found.sizes:
                 entry = listed.entries.get(path)
                 if path in found.readings:
-                    self._judge(found.readings[path], entry if self._request.check_checksums else None, judge)
+                    # That a file has another size was said already.
+                    is_comparable = entry is not None and entry.size == found.sizes[path]
+                    is_wanted = self._request.check_checksums and is_comparable
+                    self._judge(found.readings[path], entry if is_wanted else None, judge)
                 elif (task := self._task(found, path, entry, beyond if judge is not None else None)) is not None:
                     tasks.append(task)
                     entries[task.name] = entry

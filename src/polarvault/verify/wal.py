@@ -84,11 +84,23 @@ def check_wal(
     began = time.monotonic()
     try:
         _Check(verdict, label, control, advance, stop).run(ranges, source, segment_size_bytes, system_identifier)
+        if source is not None and verdict.is_complete:
+            verdict.findings += _rest_of(source, verdict.findings)
     finally:
         if source is not None:
             source.close()
     verdict.seconds = time.monotonic() - began
     return verdict
+
+
+def _rest_of(source: WalSource, known: Sequence[Finding]) -> list[Finding]:
+    """Return what is wrong with a tar behind the segments, unless that was said already."""
+    try:
+        source.finish()
+    except (IntegrityError, StorageFailed) as problem:
+        finding = RangeReport.unreadable(source.place, problem)
+        return [] if any(finding.message == other.message for other in known) else [finding]
+    return []
 
 
 class _Stopped(Exception):

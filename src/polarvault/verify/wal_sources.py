@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from polarvault.backupset.model import Part, wal_name_of
+from polarvault.backupset.model import Area, Part, wal_name_of
 from polarvault.backupset.tarstream import find_members, read_tar
 from polarvault.errors import IntegrityError
 from polarvault.model.segment import WalSegment
@@ -78,6 +78,10 @@ class WalSource(Protocol):
         """Return the facts on the first page of some segment, such as the segment size; None when there is none."""
         ...
 
+    def finish(self) -> None:
+        """Read what was not asked for, as a restore would; raise IntegrityError or StorageFailed if it cannot be."""
+        ...
+
     def close(self) -> None:
         """Give back temporary files; nothing can be asked for afterwards."""
         ...
@@ -113,6 +117,9 @@ class DirectoryWal:
     def first_header(self) -> SegmentHeader | None:
         """Return the facts of any segment."""
         return find_segment_header(self._paths)
+
+    def finish(self) -> None:
+        """Do nothing: a file that was not asked for does not get in the way of the others."""
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -244,6 +251,11 @@ class _SeekableTar:
         headers = (_header_of(extent) for extent in self._segments().values())
         return next((header for header in headers if header is not None), None)
 
+    def finish(self) -> None:
+        self._segments()
+        if self._problem is not None and self._part.area is Area.WAL:
+            raise self._problem
+
     def close(self) -> None:
         pass
 
@@ -307,6 +319,14 @@ class _StreamedTar:
             if (header := _header_of(self._kept[found])) is not None:
                 return header
         return None
+
+    def finish(self) -> None:
+        # A tar with data was read to its end for that.
+        if self._part.area is Area.WAL:
+            for _ in self._events:
+                pass
+            if self._problem is not None:
+                raise self._problem
 
     def close(self) -> None:
         self._events.close()
