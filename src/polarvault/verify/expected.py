@@ -27,19 +27,49 @@ def split_entries(
     local: Mapping[str, int],
     shared: Mapping[str, int],
     is_local: Callable[[ManifestFile], bool],
+    is_shared: Callable[[ManifestFile], bool],
 ) -> tuple[list[ManifestFile], list[ManifestFile]]:
     """Split one list into those of the local and of the shared half; local and shared hold the sizes of what is there.
 
-    is_local: asked where paths and sizes do not decide, whether the local file has the entry's checksum.
+    is_local, is_shared: asked where paths and sizes do not decide, whether the half's file has the entry's checksum.
     """
     real = [entry for entry in entries if is_real_path(entry.path)]
-    as_local = accumulate((_misfit(entry, local) for entry in real), initial=0)
-    as_shared = list(accumulate((_misfit(entry, shared) for entry in reversed(real)), initial=0))[::-1]
-    costs = [before + after for before, after in zip(as_local, as_shared, strict=True)]
-    boundary = costs.index(min(costs))
-    while boundary < len(real) and costs[boundary + 1] == costs[boundary] and is_local(real[boundary]):
-        boundary += 1
+    misfits = [(_misfit(entry, local), _misfit(entry, shared)) for entry in real]
+    places = _possible_places([entry.path for entry in real])
+    costs = _costs(misfits)
+    least = min(costs[place] for place in places)
+    tied = [place for place in places if costs[place] == least]
+    boundary = tied[0]
+    if len(tied) > 1:
+        fits_both = [
+            (not is_local(real[number]), not is_shared(real[number]))
+            if misfits[number] == (_FITS, _FITS)
+            else (_FITS, _FITS)
+            for number in range(tied[0], tied[-1])
+        ]
+        by_content = _costs(fits_both)
+        boundary = min(tied, key=lambda place: by_content[place - tied[0]])
     return real[:boundary], real[boundary:]
+
+
+def _possible_places(paths: Sequence[str]) -> range:
+    """Return where the halves may meet: a path that is listed twice is once in each of them."""
+    first: dict[str, int] = {}
+    low, high = 0, len(paths)
+    for number, path in enumerate(paths):
+        if path in first:
+            low, high = max(low, first[path] + 1), min(high, number)
+        else:
+            first[path] = number
+    # Otherwise a path is listed twice in one half, which is damage and reported as that.
+    return range(low, high + 1) if low <= high else range(len(paths) + 1)
+
+
+def _costs(misfits: Sequence[tuple[int, int]]) -> list[int]:
+    """Return for each place where the halves could meet how badly all entries would fit."""
+    as_local = accumulate((local for local, _ in misfits), initial=0)
+    as_shared = list(accumulate((shared for _, shared in reversed(misfits)), initial=0))[::-1]
+    return [before + after for before, after in zip(as_local, as_shared, strict=True)]
 
 
 def _misfit(entry: ManifestFile, found: Mapping[str, int]) -> int:

@@ -58,7 +58,12 @@ class Manifests:
         if self.lists_both and self.of_halves[0] is not None:
             local, shared = contents
             files = self.of_halves[0].files
-            split = list(split_entries(files, local.sizes, shared.sizes, lambda entry: _is_in(local, entry)))
+            split = list(
+                split_entries(
+                    files, local.sizes, shared.sizes,
+                    lambda entry: _is_in(local, entry), lambda entry: _is_in(shared, entry),
+                )
+            )  # fmt: skip
         else:
             split = [[] if found is None else found.files for found in self.of_halves]
         expected = []

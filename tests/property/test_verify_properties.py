@@ -1,0 +1,96 @@
+"""What verifybackup computes without looking at a backup: CRCs put together, halves told apart, pages in pieces."""
+
+from __future__ import annotations
+
+import google_crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarvault.pgfiles.crc32c import combine
+from polarvault.pgfiles.manifest import ManifestFile
+from polarvault.verify.expected import split_entries
+
+MANY = settings(max_examples=300)
+
+
+@given(st.binary(max_size=300), st.data())
+def test_the_crc_of_a_whole_follows_from_those_of_its_parts(content: bytes, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(content)))
+    first, second = content[:cut], content[cut:]
+    assert combine(google_crc32c.value(first), google_crc32c.value(second), len(second)) == google_crc32c.value(content)
+
+
+@given(st.binary(min_size=1, max_size=20), st.integers(0, 1 << 40))
+def test_crcs_of_huge_parts_are_put_together_as_if_they_had_been_read(content: bytes, zeros: int) -> None:
+    # Appending the zeros in two steps gives the same as in one, however many they are.
+    crc = google_crc32c.value(content)
+    half = zeros // 2
+    assert combine(combine(crc, 0, half), 0, zeros - half) == combine(crc, 0, zeros)
+
+
+# Two halves in one list
+
+# A file is its size and what is in it; few of both, so that halves often hold files that look alike.
+_FILE = st.tuples(st.integers(0, 3), st.integers(0, 3))
+_HALF = st.dictionaries(st.sampled_from([f"f{n}" for n in range(12)]), _FILE, max_size=10)
+
+
+def entries_of(half: dict[str, tuple[int, int]]) -> list[ManifestFile]:
+    return [ManifestFile(path, size, "", "CRC32C", f"{content}") for path, (size, content) in half.items()]
+
+
+def split(
+    listed: list[ManifestFile], local: dict[str, tuple[int, int]], shared: dict[str, tuple[int, int]]
+) -> tuple[list[ManifestFile], list[ManifestFile]]:
+    def is_in(half: dict[str, tuple[int, int]], entry: ManifestFile) -> bool:
+        return half.get(entry.path) == (entry.size, int(entry.checksum or ""))
+
+    return split_entries(
+        listed,
+        {path: size for path, (size, _) in local.items()},
+        {path: size for path, (size, _) in shared.items()},
+        lambda entry: is_in(local, entry),
+        lambda entry: is_in(shared, entry),
+    )
+
+
+@MANY
+@given(_HALF, _HALF)
+def test_undamaged_halves_are_told_apart(local: dict[str, tuple[int, int]], shared: dict[str, tuple[int, int]]) -> None:
+    found = split(entries_of(local) + entries_of(shared), local, shared)
+    for half, entries in zip((local, shared), found, strict=True):
+        assert {entry.path: (entry.size, int(entry.checksum or "")) for entry in entries} == half
+
+
+@MANY
+@given(_HALF, _HALF, st.data())
+def test_a_damaged_file_is_looked_for_in_its_own_half(
+    local: dict[str, tuple[int, int]], shared: dict[str, tuple[int, int]], data: st.DataObject
+) -> None:
+    everything = [(0, path) for path in local] + [(1, path) for path in shared]
+    if not everything:
+        return
+    listed = entries_of(local) + entries_of(shared)
+    on_disk = (dict(local), dict(shared))
+    half, damaged = data.draw(st.sampled_from(everything))
+    replacement = data.draw(st.none() | _FILE)
+    if replacement is None:
+        del on_disk[half][damaged]
+    else:
+        on_disk[half][damaged] = replacement
+    found = split(listed, *on_disk)
+    # A file that is in neither half any more, or in another state, may be the one at which they meet.
+    for entries, expected in zip(found, (local, shared), strict=True):
+        assert {entry.path for entry in entries} ^ expected.keys() <= {damaged}
+    if damaged in local and damaged in shared:
+        # What is in both halves is never mixed up: the list says once for each.
+        assert [{entry.path for entry in entries} for entries in found] == [set(local), set(shared)]
+
+
+@given(_HALF, _HALF)
+def test_names_with_a_protocol_are_no_files(
+    local: dict[str, tuple[int, int]], shared: dict[str, tuple[int, int]]
+) -> None:
+    done = ManifestFile("file-dio:///x/pg_wal/archive_status/1.done", 0, "", None, None)
+    first, second = split([*entries_of(local), *entries_of(shared), done], local, shared)
+    assert len(first) + len(second) == len(local) + len(shared)
