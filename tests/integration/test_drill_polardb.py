@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from support.cluster import Cluster
 from support.drills import Drills, break_order, copied, problems, relation_file, sql_files
 from support.polar_cluster import PolarCluster
+from support.program import run_polarvault
+from support.story import RESTORE_POINT, archive_all, start_story, tell_with
 
 pytestmark = pytest.mark.polardb
 
@@ -45,6 +48,23 @@ def test_a_drill_of_both_halves_holds(polardb: PolarCluster, drills: Drills, for
     assert report["facts"]["polardb"] is True
     assert any(one["name"] == "accounts" and one["rows"] == rows for one in report["relations"])
     assert {finding["severity"] for finding in report["findings"]} == {"ok"}
+
+
+def test_a_moment_of_the_past_is_drilled_with_archived_wal(
+    make_polardb: Callable[..., PolarCluster], drills: Drills
+) -> None:
+    source = make_polardb()
+    archive = start_story(source, drills.workspace / "archive")
+    backup = drills.workspace / "backup"
+    run_polarvault("basebackup", "-d", source.conninfo(), "-c", "fast", "-N", "-D", backup, as_server=True)
+    story = tell_with(source, backup)
+    archive_all(source, archive)
+    (right,) = sql_files(drills.workspace, right=f"SELECT count(*) = {story.good[0]} FROM accounts")
+    options = ("--wal", archive, "--target-name", RESTORE_POINT, "--sql", right)
+    report = drills.run(source, backup, *options)
+    assert (report["recovery"]["ended"], report["recovery"]["timeline"]) == ("promoted", 2)
+    report = drills.run(source, backup, *options, "--target-action", "pause", "--read", "none")
+    assert report["recovery"]["ended"] == "paused"
 
 
 def test_two_halves_in_two_places_are_drilled_also_merged(polardb: PolarCluster, drills: Drills) -> None:

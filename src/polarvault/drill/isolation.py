@@ -62,7 +62,8 @@ _OURS = {
     *(name for name, _ in (*_FIXED, *_SINCE_17)),
     "port", "unix_socket_directories", "hba_file", "ident_file", "data_directory", "config_file", "external_pid_file",
     "archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command", "restore_command",
-    "primary_conninfo", "primary_slot_name", "polar_datadir", "polar_enable_shared_storage_mode",
+    "primary_conninfo", "primary_slot_name", "include", "include_if_exists", "include_dir",
+    "polar_datadir", "polar_enable_shared_storage_mode",
     "polar_vfs.localfs_mode",
 }  # fmt: skip
 

@@ -94,9 +94,7 @@ def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request:
                 check="read-index" if relation.kind == "i" else "read-table",
                 subject=f"{dbname}.{relation.schema}.{relation.name}",
                 message=f"{place}{words}",
-                meaning="queries that come to this page fail"
-                if relation.kind != "i"
-                else "queries that use this index fail, writes to its table too",
+                meaning=_meaning(relation),
                 advice="restore another backup; to see which files are damaged: polarvault verifybackup "
                 + shlex.quote(request.backup),
             )
@@ -113,6 +111,14 @@ def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request:
         message=f"{len(good) - indexes - sequences} tables, {indexes} indexes and {sequences} sequences were read: "
         f"{read}, {rows} rows",
     )
+
+
+def _meaning(relation: RelationRead) -> str:
+    if relation.kind == "i":
+        return f"queries that use this index of table {relation.belongs_to} fail, and so do writes to the table"
+    if relation.kind == "t":
+        return f"queries that need a long value of table {relation.belongs_to} fail"
+    return "queries that come to this page fail"
 
 
 def _bytes_read(server: DrillServer, request: DrillRequest, notes: Notes) -> int:

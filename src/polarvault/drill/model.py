@@ -99,7 +99,8 @@ class BackupFacts:
 class RelationRead:
     """One relation that was read. pages: its size; rows: visible ones, None for an index or after an error.
 
-    kind: pg_class.relkind. problems: (block or None, what the server said).
+    kind: pg_class.relkind. problems: (block or None, what the server said). belongs_to: the table of an index
+    or a TOAST table.
     """
 
     database: str
@@ -110,6 +111,7 @@ class RelationRead:
     rows: int | None
     problems: tuple[tuple[int | None, str], ...] = ()
     skipped: str | None = None
+    belongs_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

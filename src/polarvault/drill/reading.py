@@ -37,8 +37,10 @@ _SCAN = {
 _BLOCK = re.compile(r"\bin block (\d+)|Block (\d+) held the first")
 _RELATIONS = """
     SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relispopulated, c.relpersistence = 'u',
-           pg_relation_size(c.oid) / current_setting('block_size')::int8
+           pg_relation_size(c.oid) / current_setting('block_size')::int8,
+           coalesce(i.indrelid, o.oid)::regclass::text
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class o ON o.reltoastrelid = c.oid AND c.relkind = 't'
      WHERE c.relkind IN ('r', 'm', 't', 'S', 'i') AND c.relpersistence <> 't'
        AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) AND (NOT c.relisshared OR %s)
      ORDER BY 7 DESC, 2, 3
@@ -54,6 +56,7 @@ class _Relation:
     is_populated: bool
     is_unlogged: bool
     pages: int
+    belongs_to: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +209,9 @@ class _Reader:
         skipped: str | None = None,
     ) -> RelationRead:
         return RelationRead(
-            self._dbname, relation.schema, relation.name, relation.kind, relation.pages, rows, problems, skipped
-        )
+            self._dbname, relation.schema, relation.name, relation.kind, relation.pages, rows, problems, skipped,
+            relation.belongs_to,
+        )  # fmt: skip
 
 
 class _StillLockedError(Exception):

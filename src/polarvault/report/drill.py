@@ -189,6 +189,7 @@ def _relation_json(relation: RelationRead) -> dict[str, Any]:
         "schema": relation.schema,
         "name": relation.name,
         "kind": relation.kind,
+        "belongs_to": relation.belongs_to,
         "pages": relation.pages,
         "rows": relation.rows,
         "problems": [{"block": block, "message": words} for block, words in relation.problems],

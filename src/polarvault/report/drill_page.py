@@ -176,6 +176,7 @@ def _relations(relations: tuple[RelationRead, ...]) -> Iterator[str]:
 
 def _relation_row(one: RelationRead) -> str:
     name, kind = f"{one.database}.{one.schema}.{one.name}", _KINDS.get(one.kind, one.kind)
+    kind += f" of {one.belongs_to}" if one.belongs_to else ""
     rows = "" if one.rows is None else one.rows
     return (
         f'<tr><td>{_text(name)}</td><td>{_text(kind)}</td><td class="number">{one.pages}</td>'
