@@ -273,3 +273,31 @@ def test_an_assertion_file_that_is_not_there_is_found_before_the_drill(stock: St
     finished = run_polarvault(*drills.options(stock.source, stock.plain, "--sql", "/nonexistent.sql"), check=False)
     assert finished.returncode == 2
     assert not Path(f"{drills.report}.json").exists()
+
+
+# Sound, and odd
+
+
+def test_what_is_odd_and_sound_is_not_called_a_problem(make_cluster: Callable[..., Cluster], drills: Drills) -> None:
+    # Names of any bytes, limits that end our own statements, and a prepared change that locks a table.
+    source = make_cluster(
+        15, settings={"max_prepared_transactions": "5"}, initdb_options=["-E", "SQL_ASCII", "--locale=C"]
+    )
+    with psycopg.connect(source.conninfo(), autocommit=True) as connection:
+        for statement in (
+            b'CREATE TABLE "b\xe4d" (n int)',
+            b"BEGIN",
+            b"ALTER TABLE accounts ADD COLUMN more int",
+            b"PREPARE TRANSACTION 'it''s held'",
+            b"ALTER ROLE postgres SET statement_timeout = '1ms'",
+            b"ALTER ROLE postgres SET search_path = ''",
+            b"ALTER ROLE postgres SET default_transaction_read_only = on",
+        ):
+            connection.execute(statement)
+    backup = drills.workspace / "backup"
+    source.run("pg_basebackup", "-d", source.conninfo(), "-c", "fast", "-N", "-D", str(backup))
+    report = drills.run(source, backup, "--amcheck")
+    assert {finding["severity"] for finding in report["findings"]} == {"ok"}
+    assert any(finding["check"] == "prepared-transactions" for finding in report["findings"])
+    assert {"b\xe4d", "accounts"} <= {one["name"] for one in report["relations"]}
+    assert any("unlogged" in line for line in report["not_proved"])

@@ -19,9 +19,10 @@ from polarvault.model.finding import Finding, Severity
 
 def look_inside(server: DrillServer, request: DrillRequest, notes: Notes) -> None:
     """Do what was asked of amcheck, reading, assertions; what is wrong becomes findings."""
+    _free_locks(server, notes)
     try:
         databases = server.databases()
-    except psycopg.Error as problem:
+    except (psycopg.Error, UnicodeError) as problem:
         raise StartFailed(f"the databases of the restored server cannot be listed: {_words(problem)}") from problem
     readable = [name for name, why in databases if why is None]
     notes.not_proved += [f'anything about database "{name}": {why}' for name, why in databases if why is not None]
@@ -36,6 +37,18 @@ def look_inside(server: DrillServer, request: DrillRequest, notes: Notes) -> Non
     if request.assertions:
         with notes.part(Part.ASSERTIONS, f"running {len(request.assertions)} SQL files"):
             notes.findings += run_assertions(server, request.dbname, request.assertions)
+
+
+def _free_locks(server: DrillServer, notes: Notes) -> None:
+    try:
+        count = server.roll_back_prepared()
+    except (psycopg.Error, UnicodeError) as problem:
+        notes.add(Severity.WARNING, "prepared-transactions", "the copy", _words(problem),
+                  meaning="they keep their locks, so that some tables cannot be read")  # fmt: skip
+        return
+    if count:
+        message = f"{count} were recovered, and rolled back in the copy so that their locks hold nothing up"
+        notes.add(Severity.OK, "prepared-transactions", "the copy", message)
 
 
 def _amcheck(server: DrillServer, databases: list[str], request: DrillRequest, notes: Notes) -> None:

@@ -132,6 +132,7 @@ class Notes:
         request = self._request
         if self.failure is not None:
             yield f'everything after the part "{self.failure.part.value}", in which the drill ended'
+            return
         if request.reading is Reading.NONE:
             yield "that tables can be read: --read none"
         elif request.reading is Reading.SAMPLE:
@@ -145,7 +146,5 @@ class Notes:
             yield "that indexes agree with their tables: --amcheck was not given"
         if not request.assertions:
             yield "that the data is what you expect: no --sql file was given"
-        stopped = (
-            f"beyond LSN {self.recovery.lsn}" if self.recovery and self.recovery.lsn else "beyond where it stopped"
-        )
-        yield f"that WAL {stopped} is there and can be replayed"
+        stopped = f"LSN {self.recovery.lsn}" if self.recovery and self.recovery.lsn else "where recovery stopped"
+        yield f"that WAL beyond {stopped} is there and can be replayed"

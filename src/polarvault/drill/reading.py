@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
@@ -37,14 +37,15 @@ _SCAN = {
 _BLOCK = re.compile(r"\bin block (\d+)|Block (\d+) held the first")
 _RELATIONS = """
     SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relispopulated, c.relpersistence = 'u',
-           pg_relation_size(c.oid) / current_setting('block_size')::int8,
            coalesce(i.indrelid, o.oid)::regclass::text
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
       LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class o ON o.reltoastrelid = c.oid AND c.relkind = 't'
      WHERE c.relkind IN ('r', 'm', 't', 'S', 'i') AND c.relpersistence <> 't'
        AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) AND (NOT c.relisshared OR %s)
-     ORDER BY 7 DESC, 2, 3
+     ORDER BY c.relpages DESC, 2, 3
 """
+_PAGES = "SELECT pg_relation_size(%s::oid::regclass) / current_setting('block_size')::int8"
+_LOCKED = "a transaction that the source had open or prepared keeps it locked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class _Relation:
     kind: str
     is_populated: bool
     is_unlogged: bool
-    pages: int
     belongs_to: str | None
+    pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,16 @@ class _Reader:
         """Read one relation; raise psycopg.Error only for a connection that is lost."""
         if not relation.is_populated:
             return self._result(relation, None, skipped="it has never been filled")
+        try:
+            # Asked one by one, because this takes a lock: a relation that is locked must not hide the others.
+            row = connection.execute(_PAGES, [relation.oid]).fetchone()
+        except psycopg.Error as problem:
+            if connection.closed:
+                raise
+            return self._damaged(connection, relation, problem)
+        return self._read_through(connection, replace(relation, pages=row[0] if row and row[0] else 0))
+
+    def _read_through(self, connection: Connection, relation: _Relation) -> RelationRead:
         is_sample = self._request.reading is Reading.SAMPLE and relation.kind != "S"
         if relation.kind == "i" or (is_sample and relation.kind == "t"):
             return self._read_blocks(connection, relation, is_sample=is_sample)
@@ -142,8 +153,7 @@ class _Reader:
     def _damaged(self, connection: Connection, relation: _Relation, problem: psycopg.Error) -> RelationRead:
         """Describe a relation that could not be read to its end, with every bad block where they can be found."""
         if problem.sqlstate == _LOCK_NOT_AVAILABLE:
-            why = "a transaction that was prepared on the source keeps it locked"
-            return self._result(relation, None, skipped=why)
+            return self._result(relation, None, skipped=_LOCKED)
         first = _described(problem)
         if first[0] is None or self._prewarm is None:
             return self._result(relation, None, (first,))
@@ -157,7 +167,7 @@ class _Reader:
         try:
             return self._result(relation, None, tuple(self._bad_blocks(connection, relation, ranges)))
         except _StillLockedError:
-            return self._result(relation, None, skipped="a transaction that was prepared on the source keeps it locked")
+            return self._result(relation, None, skipped=_LOCKED)
 
     def _sampled(self, relation: _Relation) -> Iterator[_Blocks]:
         # The same backup gives the same sample, so that a finding can be looked at again.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from polarvault.errors import StartFailed
@@ -24,10 +25,12 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 # They outrank what ALTER ROLE and ALTER DATABASE set: nothing may end or change what we do. Triggers, those on events
 # included, do not fire for a replica's role.
-_SESSION = {
+SESSION = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "lock_timeout": "10s",
+    # What a hot standby refuses.
+    "default_transaction_isolation": "read committed",
     "session_replication_role": "replica",
     "client_min_messages": "error",
     "jit": "off",
@@ -51,16 +54,21 @@ class DrillServer:
 
     def conninfo(self, dbname: str, settings: Mapping[str, str] | None = None) -> str:
         """Return a connection string, for libpq and for the server's own programs."""
-        options = " ".join(f"-c {name}={value}" for name, value in (settings or {}).items())
+        # A blank in a value needs a backslash there (manual, 34.1.2, "options").
+        escaped = {name: value.replace(" ", "\\ ") for name, value in (settings or {}).items()}
+        options = " ".join(f"-c {name}={value}" for name, value in escaped.items())
         words: dict[str, Any] = {"host": self.host, "port": self.port, "user": self.user, "dbname": dbname}
         return make_conninfo(**words, options=options or None)
 
     def connect(self, dbname: str, *, writable: bool = False, settings: Mapping[str, str] | None = None) -> Connection:
         """Connect in autocommit, read-only unless asked otherwise; raise psycopg.Error."""
         read_only = {"default_transaction_read_only": "off" if writable else "on"}
-        conninfo = self.conninfo(dbname, {**_SESSION, **read_only, **(settings or {})})
+        conninfo = self.conninfo(dbname, {**SESSION, **read_only, **(settings or {})})
         connection = psycopg.connect(conninfo, connect_timeout=60, autocommit=True, client_encoding="UTF8")
         connection.prepare_threshold = None
+        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+            # Nothing is converted there, and names can be any bytes; in Latin-1 every byte is a character.
+            connection.execute("SET client_encoding TO 'LATIN1'")
         return connection
 
     def databases(self) -> list[tuple[str, str | None]]:
@@ -73,6 +81,21 @@ class DrillServer:
         # A DROP DATABASE that was interrupted leaves -2 (server: DATCONNLIMIT_INVALID_DB).
         return [(name, "it is what an interrupted DROP DATABASE left" if limit == -2 else reasons[allowed])
                 for name, allowed, limit in rows]  # fmt: skip
+
+    def roll_back_prepared(self) -> int:
+        """Roll back the transactions that were prepared on the source; return how many; raise psycopg.Error.
+
+        Nobody will ever finish them here, and until then they keep their locks.
+        """
+        if self.in_recovery:
+            return 0
+        with self.connect("template1") as connection:
+            prepared = connection.execute("SELECT gid, database FROM pg_prepared_xacts").fetchall()
+        for gid, dbname in prepared:
+            # Only a connection to its own database may do it.
+            with self.connect(dbname, writable=True) as connection:
+                connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+        return len(prepared)
 
     def stop(self) -> str:
         """Stop the server in an orderly way and return the state in pg_control; raise StartFailed if it does not end.
@@ -102,7 +125,7 @@ def reach(plan: RestorePlan, binaries: Binaries, account: Account, started: Star
         in_recovery = bool(started.in_recovery)
         server = DrillServer(plan, binaries, account, started.host, started.port, user, in_recovery, started.version)
         try:
-            with psycopg.connect(server.conninfo("template1"), connect_timeout=60) as connection:
+            with server.connect("template1") as connection:
                 row = connection.execute(
                     "SELECT rolsuper, pg_is_in_recovery(), version() FROM pg_roles WHERE rolname = current_user"
                 ).fetchone()

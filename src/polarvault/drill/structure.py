@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from polarvault.drill.parallel import work_through
-from polarvault.drill.server import Connection, DrillServer
+from polarvault.drill.server import SESSION, Connection, DrillServer
 from polarvault.model.finding import Finding, Severity
 from polarvault.restore.binaries import run_program
 
@@ -32,14 +32,14 @@ _INDEXES = """
       JOIN pg_am a ON a.oid = c.relam
      WHERE a.amname = 'btree' AND c.relkind = 'i' AND indisvalid AND indisready AND c.relpersistence <> 't'
        AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery())
-     ORDER BY pg_relation_size(c.oid) DESC
+     ORDER BY c.relpages DESC
 """
 _TABLES = """
     SELECT c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname)
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
      WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'
        AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery())
-     ORDER BY pg_relation_size(c.oid) DESC
+     ORDER BY c.relpages DESC
 """
 _REPORT_CORRUPT = (
     "restore another backup, or REINDEX what is only an index; find the file: polarvault verifybackup BACKUP"
@@ -129,7 +129,7 @@ def _by_program(server: DrillServer, dbname: str, jobs: int) -> list[tuple[str, 
     """Run pg_amcheck on one database; return (object, what is wrong)."""
     # heapallindexed: every row is in its index. The parent check locks its table, which a standby cannot.
     thorough = ["--heapallindexed", *([] if server.in_recovery else ["--parent-check"])]
-    conninfo = server.conninfo(dbname, {"lock_timeout": "10s", "statement_timeout": "0", "row_security": "off"})
+    conninfo = server.conninfo(dbname, SESSION)
     words = [server.binaries.program("pg_amcheck"), f"--jobs={jobs}", *thorough, "--no-password", conninfo]
     finished = run_program(words, server.account, timeout_s=None)
     if finished.returncode == 0:

@@ -150,9 +150,11 @@ def connect_server(account: Account, host: str, port: int, superuser: str | None
     for user in likely_superusers(account, superuser):
         try:
             with acting_as(account):
+                # A template1 in SQL_ASCII would have psycopg return bytes for text.
                 return psycopg.connect(
-                    host=host, port=port, user=user, dbname="template1", connect_timeout=10, autocommit=True
-                )
+                    host=host, port=port, user=user, dbname="template1", connect_timeout=10, autocommit=True,
+                    client_encoding="UTF8",
+                )  # fmt: skip
         except psycopg.OperationalError as refused:
             problem = problem or refused
     assert problem is not None
