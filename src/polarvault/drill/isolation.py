@@ -31,7 +31,14 @@ _FIXED = (
     ("max_logical_replication_workers", "0"),
     ("synchronous_standby_names", ""),
     ("autovacuum", "off"),
+    # Libraries with workers of their own: pg_cron's jobs, Citus' maintenance (which would end prepared transactions on
+    # the source's worker nodes), TimescaleDB's jobs and telemetry.
     ("cron.launch_active_jobs", "off"),
+    ("citus.recover_2pc_interval", "-1"),
+    ("citus.distributed_deadlock_detection_factor", "-1"),
+    ("citus.enable_statistics_collection", "off"),
+    ("timescaledb.max_background_workers", "0"),
+    ("timescaledb.telemetry_level", "off"),
     # A server that takes no queries in recovery would shut down where it is to pause (manual, 20.5.6).
     ("hot_standby", "on"),
     # Errors show, in one file that can be read.
