@@ -82,6 +82,15 @@ class Beyond:
                     "name the place of the other half: --polardata DIR",
                 )
             )  # fmt: skip
+        if local.half.area is Area.SHARED:
+            findings.append(
+                problem(
+                    "local-half-missing", layout.path,
+                    "this is the shared half of a PolarDB backup, without the local one",
+                    "it has no backup_label and no configuration, and does not start",
+                    f"verify both: polarvault verifybackup LOCAL --polardata {layout.path}",
+                )
+            )  # fmt: skip
         tars = [part for half in layout.halves for part in half.tars if part.area is Area.TABLESPACE]
         facts = BackupFacts(
             control=self._control_bytes,
@@ -98,7 +107,12 @@ class Beyond:
             is_polardb=is_polardb(layout),
             expects_label=local.half.area is Area.LOCAL,
         )
-        return findings + [finding for finding in judge_facts(facts) if not self._is_ignored(finding.subject)]
+        without = ("version", "label-missing") if local.half.area is Area.SHARED else ()
+        return findings + [
+            finding
+            for finding in judge_facts(facts)
+            if finding.check not in without and not self._is_ignored(finding.subject)
+        ]
 
     def _is_ignored(self, subject: str) -> bool:
         """Tell whether a finding is about a file that the user wants to be left out."""

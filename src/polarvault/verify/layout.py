@@ -91,6 +91,8 @@ def find_layout(request: VerifyRequest) -> BackupLayout:
         return _tar_layout(path, tars, shared, missing, main_manifest, description)
     is_shared_alone = "PG_VERSION" not in names and "global" in names and "pg_wal" in names and shared is None
     area = Area.SHARED if is_shared_alone and "postgresql.conf" not in names else Area.LOCAL
+    if shared is None and missing is None and _is_local_half_alone(path, names):
+        missing = os.path.join(path, SHARED_PREFIX)
     halves = [Half(area, path, main_manifest)]
     if shared is not None:
         halves.append(Half(Area.SHARED, shared, _own_manifest(shared, MANIFEST), (), _title(path, shared)))
@@ -136,7 +138,15 @@ def _tar_layout(
         title = "data.tar:" if directory == path else _title(path, directory)
         halves.append(Half(Area.SHARED, directory, _own_manifest(directory, name), tuple(shared_tars), title))
         missing = None
+    elif shared is not None or description.get("shared_storage") is True:
+        missing = missing or os.path.join(path, "data.tar")
     return BackupLayout(path, Form.TAR_DIRECTORY, tuple(halves), tuple(wal), description, missing)
+
+
+def _is_local_half_alone(path: str, names: set[str]) -> bool:
+    """Tell whether a plain directory is a local half that somebody's --polardata separated from the other one."""
+    is_polardb = bool(names & {"polar_settings.conf", "polar_shmem_stat_file"})
+    return is_polardb and "pg_wal" not in names and not os.path.exists(os.path.join(path, "global", "pg_control"))
 
 
 def _own_manifest(directory: str, name: str) -> str | None:

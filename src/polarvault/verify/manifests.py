@@ -10,9 +10,9 @@ from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.manifest import Manifest, ManifestFile, read_damaged_manifest
 from polarvault.verify.backup_facts import WalRange
-from polarvault.verify.contents import Contents, Report
+from polarvault.verify.contents import SETTINGS, Contents, Report
 from polarvault.verify.expected import split_entries, without_duplicates
-from polarvault.verify.layout import BackupLayout, Half
+from polarvault.verify.layout import MANIFEST, SHARED_MANIFEST, BackupLayout, Half
 from polarvault.verify.reading import FileTask, read_in_this_thread
 
 _CONTROL = "global/pg_control"
@@ -56,14 +56,7 @@ class Manifests:
     def assign(self, contents: Sequence[Contents], report: Report) -> list[Expected]:
         """Return what must be in each half, and report paths that are listed twice."""
         if self.lists_both and self.of_halves[0] is not None:
-            local, shared = contents
-            files = self.of_halves[0].files
-            split = list(
-                split_entries(
-                    files, local.sizes, shared.sizes,
-                    lambda entry: _is_in(local, entry), lambda entry: _is_in(shared, entry),
-                )
-            )  # fmt: skip
+            split = _split(self.of_halves[0].files, contents)
         else:
             split = [[] if found is None else found.files for found in self.of_halves]
         expected = []
@@ -75,20 +68,32 @@ class Manifests:
         return expected
 
 
+def _split(files: Sequence[ManifestFile], contents: Sequence[Contents]) -> list[list[ManifestFile]]:
+    """Split the list of both halves; where the shared half is missing, return what belongs to the other one."""
+    # Left out of what is listed, but of use here: it is in the local half, often as the last file.
+    local = contents[0].sizes | {entry.path: entry.size for entry in files if entry.path == SETTINGS}
+    shared = contents[1].sizes if len(contents) > 1 else {}
+    halves = split_entries(
+        files, local, shared, lambda entry: _is_in(contents[0], entry), lambda entry: _is_in(contents[-1], entry)
+    )
+    return list(halves[: len(contents)])
+
+
 def read_manifests(layout: BackupLayout, report: Report) -> Manifests:
     """Read the manifest of each half; what is wrong with one is reported, and what can be read of it is used."""
     first = _read(layout.halves[0], report)
+    lists_both = first is not None and any(entry.path == _CONTROL for entry in first.files)
     if len(layout.halves) == 1:
-        return Manifests([first], lists_both=False)
+        return Manifests([first], lists_both=lists_both and layout.missing_half is not None)
     shared = layout.halves[1]
     if shared.manifest_path is not None:
         return Manifests([first, _read(shared, report)], lists_both=False)
-    lists_both = first is not None and any(entry.path == _CONTROL for entry in first.files)
     if first is not None and not lists_both:
+        name = SHARED_MANIFEST if shared.directory == layout.halves[0].directory else MANIFEST
         report(
             _problem(
                 shared.title + "backup_manifest",
-                f'could not open file "{os.path.join(shared.directory, "backup_manifest")}": No such file or directory',
+                f'could not open file "{os.path.join(shared.directory, name)}": No such file or directory',
                 "nothing says what the shared half must hold; its pages, pg_control and WAL are checked all the same",
                 "find the manifest that was written with this half, or use another backup",
             )
