@@ -124,7 +124,8 @@ def test_without_polardata_the_shared_half_is_inside(polardb: PolarCluster, work
     verify(polardb.installation, workspace / "backup" / SHARED)
     # The line that the backup itself says to type.
     (line,) = [line for line in finished.stdout.splitlines() if line.startswith("verify:")]
-    assert f"pg_verifybackup -i {SHARED} {workspace / 'backup'} && pg_verifybackup" in line
+    assert line.split(maxsplit=1)[1] == f"polarvault verifybackup {workspace / 'backup'}"
+    run_polarvault("verifybackup", workspace / "backup")
 
 
 @polardb_only

@@ -112,11 +112,10 @@ class PlainOutput:
         if not self._context.identity.shared_storage:
             return []
         local, shared = os.path.abspath(self._root), os.path.abspath(self._shared_root)
-        ignore = f"-i {SHARED_HALF_NAME} " if _is_below(shared, local) else ""
         return [
             f"local half:  {local}",
             f"shared half: {shared}",
-            f"verify:      pg_verifybackup {ignore}{shlex.quote(local)} && pg_verifybackup {shlex.quote(shared)}",
+            f"verify:      polarvault verifybackup {shlex.quote(local)}",
             f"restore:     polarvault restore {shlex.quote(local)} -D NEW_DIRECTORY --polardata NEW_SHARED_DIRECTORY",
             "do not start the backup itself: its settings still point at the live storage",
         ]
