@@ -27,15 +27,15 @@ def look_inside(server: DrillServer, request: DrillRequest, notes: Notes) -> Non
     readable = [name for name, why in databases if why is None]
     notes.not_proved += [f'anything about database "{name}": {why}' for name, why in databases if why is not None]
     if request.amcheck:
-        with notes.part(Part.AMCHECK, f"amcheck of {len(readable)} databases"):
+        with notes.part(Part.AMCHECK, f"checking indexes and tables of {len(readable)} databases"):
             _amcheck(server, readable, request, notes)
     if request.reading is not Reading.NONE:
-        with notes.part(
-            Part.READING, f"reading {len(readable)} databases", lambda: _bytes_read(server, request, notes)
-        ):
+        share = "every page" if request.reading is Reading.ALL else f"{request.sample_percent:g} % of the pages"
+        what = f"{share} of {len(readable)} databases"
+        with notes.part(Part.READING, what, lambda: _bytes_read(server, request, notes)):
             _read(server, readable, request, notes)
     if request.assertions:
-        with notes.part(Part.ASSERTIONS, f"running {len(request.assertions)} SQL files"):
+        with notes.part(Part.ASSERTIONS, ", ".join(one.path for one in request.assertions)):
             notes.findings += run_assertions(server, request.dbname, request.assertions)
 
 

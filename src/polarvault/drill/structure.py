@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,9 +42,6 @@ _TABLES = """
        AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery())
      ORDER BY c.relpages DESC
 """
-_REPORT_CORRUPT = (
-    "restore another backup, or REINDEX what is only an index; find the file: polarvault verifybackup BACKUP"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ def check_structure(server: DrillServer, dbname: str, *, jobs: int) -> Structure
     else:
         problems, way = _by_sql(server, dbname, schema, objects, jobs), "the functions of amcheck"
     if problems:
-        return StructureChecked(tuple(_shortened(dbname, problems)))
+        return StructureChecked(tuple(_shortened(server, dbname, problems)))
     tables = sum(not one.is_index for one in objects)
     heap = f" and {tables} tables" if tables else ""
     message = f"{way} found {len(objects) - tables} B-tree indexes{heap} sound"
@@ -189,12 +187,14 @@ def _described(problem: psycopg.Error) -> str:
     return " ".join((f"{words} ({detail})" if detail else words).split())
 
 
-def _shortened(dbname: str, problems: list[tuple[str, str]]) -> Iterator[Finding]:
+def _shortened(server: DrillServer, dbname: str, problems: list[tuple[str, str]]) -> Iterator[Finding]:
+    files = f"polarvault verifybackup {shlex.quote(server.plan.source.path)}"
+    advice = f"restore another backup, or REINDEX what is only an index; to see which files are damaged: {files}"
     for name, message in problems[:_SHOWN_PROBLEMS]:
-        yield _problem(name, message, _REPORT_CORRUPT)
+        yield _problem(name, message, advice)
     if len(problems) > _SHOWN_PROBLEMS:
         more = len(problems) - _SHOWN_PROBLEMS
-        yield _problem(dbname, f"{more} more problems were found", _REPORT_CORRUPT)
+        yield _problem(dbname, f"{more} more problems were found", advice)
 
 
 def _problem(subject: str, message: str, advice: str) -> Finding:
