@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarvault.pgfiles.crc32c import combine
-from polarvault.pgfiles.manifest import ManifestFile
+from polarvault.pgfiles.manifest import Manifest, ManifestFile, encode_manifest, read_damaged_manifest
 from polarvault.verify.expected import split_entries
 
 MANY = settings(max_examples=300)
@@ -94,3 +94,48 @@ def test_names_with_a_protocol_are_no_files(
     done = ManifestFile("file-dio:///x/pg_wal/archive_status/1.done", 0, "", None, None)
     first, second = split([*entries_of(local), *entries_of(shared), done], local, shared)
     assert len(first) + len(second) == len(local) + len(shared)
+
+
+# A damaged manifest
+
+_MANIFEST = encode_manifest(
+    Manifest(
+        2,
+        [
+            ManifestFile("PG_VERSION", 3, "2026-11-23 00:00:00 GMT", "CRC32C", "00112233"),
+            ManifestFile("odd \udcff", 0, "2026-11-23 00:00:00 GMT", None, None, encoded=True),
+        ],
+        [{"Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000130"}],
+        7711101783964903611,
+    )
+)
+
+
+@MANY
+@given(st.integers(0, len(_MANIFEST) - 1), st.integers(0, 7))
+def test_every_flipped_bit_of_a_manifest_is_noticed(position: int, bit: int) -> None:
+    content = bytearray(_MANIFEST)
+    content[position] ^= 1 << bit
+    _, damage = read_damaged_manifest(bytes(content))
+    assert damage is not None
+
+
+@given(st.integers(0, len(_MANIFEST) - 3))
+def test_a_manifest_that_was_cut_anywhere_is_noticed(length: int) -> None:
+    _, damage = read_damaged_manifest(_MANIFEST[:length])
+    assert damage is not None
+
+
+@given(st.binary(max_size=60))
+def test_what_is_no_manifest_is_said_to_be_none(content: bytes) -> None:
+    manifest, damage = read_damaged_manifest(content)
+    assert manifest is None
+    assert damage is not None
+
+
+def test_what_can_be_read_of_a_damaged_manifest_is_used() -> None:
+    damaged = _MANIFEST.replace(b"2000130", b"2000131")
+    manifest, damage = read_damaged_manifest(damaged)
+    assert manifest is not None
+    assert [entry.path for entry in manifest.files] == ["PG_VERSION", "odd \udcff"]
+    assert "manifest checksum mismatch" in str(damage)

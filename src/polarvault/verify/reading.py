@@ -61,14 +61,20 @@ class FileReading:
 
 
 def read_files(
-    tasks: Sequence[FileTask], *, jobs: int, kernel_loaded: threading.Event, on_tick: Callable[[int], None]
+    tasks: Sequence[FileTask],
+    *,
+    jobs: int,
+    kernel_loaded: threading.Event,
+    on_tick: Callable[[int], None],
+    piece_bytes: int = _PIECE_BYTES,
 ) -> Generator[FileReading, None, None]:
     """Yield a reading for each task, in the order in which they are finished.
 
     kernel_loaded: set once the page kernel may be used; another thread compiles it meanwhile. on_tick: called now and
-    then with the bytes read so far. Closing the iterator stops the threads.
+    then with the bytes read so far. piece_bytes: what one thread reads of a file, whole pages. Closing the iterator
+    stops the threads.
     """
-    readers = _Readers(tasks, kernel_loaded)
+    readers = _Readers(tasks, kernel_loaded, piece_bytes)
     threads = [threading.Thread(target=readers.run, name=f"reader {n}", daemon=True) for n in range(max(1, jobs))]
     for thread in threads:
         thread.start()
@@ -93,7 +99,9 @@ def read_files(
 class _Readers:
     """What the threads share: pieces not yet taken, and readings that are finished."""
 
-    def __init__(self, tasks: Sequence[FileTask], kernel_loaded: threading.Event) -> None:
+    def __init__(
+        self, tasks: Sequence[FileTask], kernel_loaded: threading.Event, piece_bytes: int = _PIECE_BYTES
+    ) -> None:
         self.finished: queue.SimpleQueue[FileReading | BaseException] = queue.SimpleQueue()
         self.stopped = False
         self.bytes_read = 0
@@ -101,7 +109,7 @@ class _Readers:
         self._lock = threading.Lock()
         self._pieces = iter(
             (pieces, number)
-            for pieces in map(_Pieces, sorted(tasks, key=lambda task: -task.size))
+            for pieces in (_Pieces(task, piece_bytes) for task in sorted(tasks, key=lambda task: -task.size))
             for number in range(pieces.count)
         )
 
@@ -129,7 +137,7 @@ class _Readers:
     def _read(self, pieces: _Pieces, number: int, kernel: Kernel | None) -> FileReading:
         task = pieces.task
         reading = FileReading(task)
-        offset = number * _PIECE_BYTES
+        offset = number * pieces.bytes
         left = pieces.length(number)
         try:
             descriptor = os.open(task.path, os.O_RDONLY)
@@ -161,17 +169,18 @@ class _Readers:
 class _Pieces:
     """The pieces of one file."""
 
-    def __init__(self, task: FileTask) -> None:
+    def __init__(self, task: FileTask, piece_bytes: int) -> None:
         self.task = task
+        self.bytes = piece_bytes
         can_split = task.algorithm in (None, "CRC32C")
-        self.count = max(1, -(-task.size // _PIECE_BYTES)) if can_split else 1
+        self.count = max(1, -(-task.size // piece_bytes)) if can_split else 1
         self._readings: dict[int, FileReading] = {}
 
     def length(self, number: int) -> int:
         """Return the bytes of one piece; the last one of a file goes to its end, wherever that is."""
         if number < self.count - 1:
-            return _PIECE_BYTES
-        return sys.maxsize if self.task.offset is None else self.task.size - number * _PIECE_BYTES
+            return self.bytes
+        return sys.maxsize if self.task.offset is None else self.task.size - number * self.bytes
 
     def add(self, number: int, reading: FileReading) -> FileReading | None:
         """Take the reading of one piece; return that of the file when it was the last one."""
