@@ -105,8 +105,9 @@ def test_every_kind_of_relation_is_read_to_its_last_page(stock: Stock, drills: D
     assert read["public.accounts"]["pages"] > 10
     assert read["public.rich"]["rows"] > 0
     assert read["public.numbers"] == {**read["public.numbers"], "kind": "S", "rows": 1}
-    assert (read["public.accounts_pkey"]["kind"], read["public.accounts_pkey"]["belongs_to"]) == ("i", "accounts")
-    (toast,) = (one for one in read.values() if one["belongs_to"] == "documents" and one["kind"] == "t")
+    index = read["public.accounts_pkey"]
+    assert (index["kind"], index["belongs_to"]) == ("i", "public.accounts")
+    (toast,) = (one for one in read.values() if one["belongs_to"] == "public.documents" and one["kind"] == "t")
     assert toast["rows"] > 20
     assert read["pg_catalog.pg_class"]["rows"] > 100
     assert any("amcheck" in line for line in report["not_proved"])
@@ -299,5 +300,5 @@ def test_what_is_odd_and_sound_is_not_called_a_problem(make_cluster: Callable[..
     report = drills.run(source, backup, "--amcheck")
     assert {finding["severity"] for finding in report["findings"]} == {"ok"}
     assert any(finding["check"] == "prepared-transactions" for finding in report["findings"])
-    assert {"b\xe4d", "accounts"} <= {one["name"] for one in report["relations"]}
+    assert {r"b\xe4d", "accounts"} <= {one["name"] for one in report["relations"]}
     assert any("unlogged" in line for line in report["not_proved"])

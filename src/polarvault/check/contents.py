@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
 from polarvault.check.verdict import ok, warning
-from polarvault.errors import ConnectionFailed
+from polarvault.errors import ConnectionFailed, ConnectionLost
 from polarvault.model.finding import Finding
 from polarvault.model.units import format_bytes
 
@@ -60,7 +60,7 @@ def read_contents(session: CheckSession) -> ContentFacts:
                 for row in inner.rows("SELECT extname FROM pg_catalog.pg_extension ORDER BY 1") or []:
                     extensions.setdefault(row["extname"] or "")
                 foreign += int(inner.value("SELECT count(*) FROM pg_catalog.pg_foreign_table") or 0)
-        except ConnectionFailed as problem:
+        except (ConnectionFailed, ConnectionLost) as problem:
             refused[name] = " ".join(problem.message.split())
     if refused:
         session.miss(

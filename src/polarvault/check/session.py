@@ -25,13 +25,14 @@ _RESTRICTED_SETTINGS = frozenset(
     {"data_directory", "config_file", "hba_file", "ident_file", "shared_preload_libraries"}
 )
 _PREPARE = (
+    # First, or the next ones could be cut off by a role's limit, or an operator in front of the server's own be called.
+    "SET statement_timeout = '60s'",
+    "SET search_path = pg_catalog, pg_temp",
     # Names come as UTF-8 whatever the database keeps them in, but for one that does not know, and would refuse.
     "SELECT pg_catalog.set_config('client_encoding', CASE pg_catalog.current_setting('server_encoding')"
     " WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, false)",
     "SET default_transaction_read_only = on",
-    "SET search_path = pg_catalog, pg_temp",
     "SET lock_timeout = '3s'",
-    "SET statement_timeout = '60s'",
     # What is read here is parsed: spellings must not depend on the role's or the database's settings.
     "SET datestyle = 'ISO, YMD'",
     "SET timezone = 'UTC'",
@@ -175,7 +176,8 @@ class CheckSession:
 
 def prepared(connection: Connection) -> Connection:
     """Make an SQL connection harmless: read-only, without waiting for locks, with names that nobody can shadow."""
-    for statement in _PREPARE:
+    limit = ("SET transaction_timeout = '60s'",) if connection.server_version_num >= 170000 else ()
+    for statement in (*limit, *_PREPARE):
         # A pooler or an odd server may refuse one of them; the questions themselves are read-only anyway.
         with suppress(ServerError):
             connection.query(statement)

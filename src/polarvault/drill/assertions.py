@@ -43,7 +43,7 @@ def _what_is_wrong(server: DrillServer, dbname: str, assertion: Assertion) -> st
     if b"\0" in text:
         return "the file holds a zero byte, which SQL cannot"
     try:
-        with server.connect(dbname) as connection:
+        with server.connect_like_a_user(dbname) as connection:
             return _judge(connection, text)
     except psycopg.Error as problem:
         return _one_line(problem)

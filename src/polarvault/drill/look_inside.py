@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psycopg
 
@@ -22,6 +23,7 @@ def look_inside(server: DrillServer, request: DrillRequest, notes: Notes) -> Non
     _free_locks(server, notes)
     try:
         databases = server.databases()
+        request = replace(request, jobs=server.most_jobs(request.jobs))
     except (psycopg.Error, UnicodeError) as problem:
         raise StartFailed(f"the databases of the restored server cannot be listed: {_words(problem)}") from problem
     readable = [name for name, why in databases if why is None]

@@ -17,7 +17,8 @@ from psycopg import sql
 
 from polarvault.drill.model import DrillRequest, Reading, RelationRead
 from polarvault.drill.parallel import work_through
-from polarvault.drill.server import Connection, DrillServer
+from polarvault.drill.server import Connection, DrillServer, printable
+from polarvault.wire.commands import quote_identifier
 
 # A damaged disk can have millions of bad pages; these tell enough.
 _SHOWN_BLOCKS = 10
@@ -143,11 +144,11 @@ class _Reader:
         return self._result(relation, None, ((None, words),))
 
     def _count(self, connection: Connection, relation: _Relation, *, is_sample: bool) -> int:
-        query = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(relation.schema, relation.name))
+        query = f"SELECT count(*) FROM ONLY {quote_identifier(relation.schema)}.{quote_identifier(relation.name)}"
         if is_sample:
-            percent = sql.Literal(self._request.sample_percent)
-            query = sql.SQL("{} TABLESAMPLE SYSTEM ({})").format(query, percent)
-        row = connection.execute(query).fetchone()
+            query += f" TABLESAMPLE SYSTEM ({self._request.sample_percent!r})"
+        # As bytes: psycopg would refuse a name that is no UTF-8.
+        row = connection.execute(query.encode("utf-8", "surrogateescape")).fetchone()
         return int(row[0]) if row else 0
 
     def _damaged(self, connection: Connection, relation: _Relation, problem: psycopg.Error) -> RelationRead:
@@ -219,8 +220,8 @@ class _Reader:
         skipped: str | None = None,
     ) -> RelationRead:
         return RelationRead(
-            self._dbname, relation.schema, relation.name, relation.kind, relation.pages, rows, problems, skipped,
-            relation.belongs_to,
+            self._dbname, printable(relation.schema), printable(relation.name), relation.kind, relation.pages, rows,
+            problems, skipped, printable(relation.belongs_to) if relation.belongs_to else relation.belongs_to,
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
 from psycopg.conninfo import make_conninfo
 
 from polarvault.errors import StartFailed
@@ -23,9 +26,10 @@ from polarvault.restore.start import LOG_NAME, StartedServer, likely_superusers,
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# They outrank what ALTER ROLE and ALTER DATABASE set: nothing may end or change what we do. Triggers, those on events
-# included, do not fire for a replica's role.
-SESSION = {
+# They outrank what ALTER ROLE and ALTER DATABASE set: nothing may end or change what we do. Triggers do not fire for a
+# replica's role, unless they are to fire always.
+_SESSION = {
+    "role": "none",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "lock_timeout": "10s",
@@ -36,7 +40,34 @@ SESSION = {
     "jit": "off",
     "row_security": "off",
 }
+_SESSION_SINCE = {
+    14: {"idle_session_timeout": "0"},
+    17: {"transaction_timeout": "0", "event_triggers": "off"},
+}
+# Functions and operators of somebody else's, put in front of the server's own, would run as the superuser that we are.
+_TRUSTED_PATH = "pg_catalog,pg_temp"
+_ALWAYS_FIRING = """
+    SELECT 'ALTER EVENT TRIGGER ' || quote_ident(evtname) || ' DISABLE' FROM pg_event_trigger
+     WHERE evtenabled IN ('A', 'R')
+"""
+# A database that does not know its encoding gives bytes, and would refuse those that are no UTF-8; the other one cannot
+# be converted to it.
+_CHOOSE_ENCODING = """
+    SELECT pg_catalog.set_config('client_encoding', 'UTF8', false)
+     WHERE pg_catalog.getdatabaseencoding() OPERATOR(pg_catalog.<>) ALL (ARRAY['SQL_ASCII'::name, 'MULE_INTERNAL'])
+"""
 _STOP_WAIT_S = 600
+_FREE_SLOT_WAIT_S = 20.0
+_FREE_SLOT_POLL_S = 0.05
+# One that is still going away, one for a program of its own.
+_SPARE_CONNECTIONS = 2
+
+
+class _TextLoader(Loader):
+    """Reads names as UTF-8 and keeps what is none of it, so that the object can still be named to the server."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +92,53 @@ class DrillServer:
         return make_conninfo(**words, options=options or None)
 
     def connect(self, dbname: str, *, writable: bool = False, settings: Mapping[str, str] | None = None) -> Connection:
-        """Connect in autocommit, read-only unless asked otherwise; raise psycopg.Error."""
-        read_only = {"default_transaction_read_only": "off" if writable else "on"}
-        conninfo = self.conninfo(dbname, {**SESSION, **read_only, **(settings or {})})
-        connection = psycopg.connect(conninfo, connect_timeout=60, autocommit=True, client_encoding="UTF8")
-        connection.prepare_threshold = None
-        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-            # Nothing is converted there, and names can be any bytes; in Latin-1 every byte is a character.
-            connection.execute("SET client_encoding TO 'LATIN1'")
+        """Connect in autocommit, read-only unless asked otherwise; raise psycopg.Error.
+
+        Names mean the server's own objects only. A writable connection is for CREATE EXTENSION: no event trigger fires.
+        """
+        path = {"search_path": _TRUSTED_PATH, "default_transaction_read_only": "off" if writable else "on"}
+        connection = self._connect(dbname, {**path, **(settings or {})})
+        if writable and self.binaries.major < max(_SESSION_SINCE):
+            # From 17 on a setting switches them off. They must not do in the copy what they do at the source.
+            for (command,) in connection.execute(_ALWAYS_FIRING).fetchall():
+                connection.execute(command)
         return connection
+
+    def connect_like_a_user(self, dbname: str) -> Connection:
+        """Connect read-only with the search_path that the database has for everybody; raise psycopg.Error."""
+        return self._connect(dbname, {"default_transaction_read_only": "on"})
+
+    def session(self) -> dict[str, str]:
+        """Return the settings of every connection to the copy, also of programs."""
+        since = [more for major, more in _SESSION_SINCE.items() if self.binaries.major >= major]
+        return {name: value for part in (_SESSION, *since) for name, value in part.items()}
+
+    def _connect(self, dbname: str, settings: Mapping[str, str]) -> Connection:
+        connection = self._open(self.conninfo(dbname, {**self.session(), **settings}))
+        connection.prepare_threshold = None
+        for type_name in ("text", "name"):
+            connection.adapters.register_loader(type_name, _TextLoader)
+        connection.execute(_CHOOSE_ENCODING)
+        return connection
+
+    @staticmethod
+    def _open(conninfo: str) -> Connection:
+        deadline = time.monotonic() + _FREE_SLOT_WAIT_S
+        while True:
+            try:
+                # Of all encodings only this one is never refused.
+                return psycopg.connect(conninfo, connect_timeout=60, autocommit=True, client_encoding="SQL_ASCII")
+            except psycopg.OperationalError as refused:
+                # The process behind a connection that we have closed counts until it has ended.
+                if "too many clients" not in str(refused) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_FREE_SLOT_POLL_S)
+
+    def most_jobs(self, wanted: int) -> int:
+        """Return how many connections may be used at a time; raise psycopg.Error. The copy has its source's limit."""
+        with self.connect("template1") as connection:
+            row = connection.execute("SELECT current_setting('max_connections')::int4").fetchone()
+        return max(1, min(wanted, row[0] - _SPARE_CONNECTIONS)) if row else wanted
 
     def databases(self) -> list[tuple[str, str | None]]:
         """Return every database, and why it cannot be read where that is so; raise psycopg.Error."""
@@ -79,7 +148,8 @@ class DrillServer:
             ).fetchall()
         reasons = {True: None, False: "it admits no connections (datallowconn is false)"}
         # A DROP DATABASE that was interrupted leaves -2 (server: DATCONNLIMIT_INVALID_DB).
-        return [(name, "it is what an interrupted DROP DATABASE left" if limit == -2 else reasons[allowed])
+        return [(printable(name), "it is what an interrupted DROP DATABASE left" if limit == -2 else
+                 "its name is not UTF-8" if printable(name) != name else reasons[allowed])
                 for name, allowed, limit in rows]  # fmt: skip
 
     def roll_back_prepared(self) -> int:
@@ -116,6 +186,11 @@ class DrillServer:
                 detail=log_end(self.plan, os.path.join(local, LOG_NAME)),
             )
         return state.name.lower().replace("_", " ")
+
+
+def printable(name: str) -> str:
+    """Return a name as it can be shown: bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def reach(plan: RestorePlan, binaries: Binaries, account: Account, started: StartedServer) -> DrillServer:

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 
 from polarvault.drill.parallel import work_through
-from polarvault.drill.server import SESSION, Connection, DrillServer
+from polarvault.drill.server import Connection, DrillServer, printable
 from polarvault.model.finding import Finding, Severity
 from polarvault.restore.binaries import run_program
 
@@ -117,17 +117,17 @@ def _extension_schema(server: DrillServer, dbname: str) -> str | None:
 
 def _objects(connection: Connection, major: int) -> Iterator[_Object]:
     for oid, name in connection.execute(_INDEXES).fetchall():
-        yield _Object(oid, name, is_index=True)
+        yield _Object(oid, printable(name), is_index=True)
     if major >= _HEAP_CHECK_SINCE:
         for oid, name in connection.execute(_TABLES).fetchall():
-            yield _Object(oid, name, is_index=False)
+            yield _Object(oid, printable(name), is_index=False)
 
 
 def _by_program(server: DrillServer, dbname: str, jobs: int) -> list[tuple[str, str]]:
     """Run pg_amcheck on one database; return (object, what is wrong)."""
     # heapallindexed: every row is in its index. The parent check locks its table, which a standby cannot.
     thorough = ["--heapallindexed", *([] if server.in_recovery else ["--parent-check"])]
-    conninfo = server.conninfo(dbname, SESSION)
+    conninfo = server.conninfo(dbname, server.session())
     words = [server.binaries.program("pg_amcheck"), f"--jobs={jobs}", *thorough, "--no-password", conninfo]
     finished = run_program(words, server.account, timeout_s=None)
     if finished.returncode == 0:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LOG_NAME = "polarvault-start.log"
 _LOG_LINES = 15
 _POLL_S = 0.2
+# Against what ALTER ROLE and ALTER DATABASE left: no limit ends a question, no name means somebody else's function.
+_SESSION = "-c statement_timeout=0 -c search_path=pg_catalog,pg_temp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def connect_server(account: Account, host: str, port: int, superuser: str | None
                 # A template1 in SQL_ASCII would have psycopg return bytes for text.
                 return psycopg.connect(
                     host=host, port=port, user=user, dbname="template1", connect_timeout=10, autocommit=True,
-                    client_encoding="UTF8",
+                    client_encoding="UTF8", options=_SESSION,
                 )  # fmt: skip
         except psycopg.OperationalError as refused:
             problem = problem or refused

@@ -101,6 +101,9 @@ class Connector:
                 wanted["password"] = self._password
             try:
                 opened = psycopg.Connection.connect(make_conninfo(**wanted), autocommit=True)
+            except UnicodeEncodeError:
+                # A database that was named where nobody knew an encoding; psycopg takes none but UTF-8.
+                raise ConnectionFailed("a name in the connection string is not UTF-8") from None
             except psycopg.Error as problem:
                 failed = problem.pgconn
                 needs_password = failed is not None and failed.needs_password
