@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from polarvault.demo.programs import Installation
 from support.cluster import Cluster
 from support.drills import (
+    PAGE_BYTES,
     Drills,
     Stock,
     break_order,
@@ -172,6 +174,24 @@ def test_corrupt_pages_with_checksums_are_found_by_reading(stock: Stock, drills:
     }
     assert "page verification failed" in Path(report["log"]).read_text()
     assert "block 7" in Path(f"{drills.report}.html").read_text()
+
+
+@only18
+def test_a_table_that_was_cut_is_found_although_what_is_left_is_sound(stock: Stock, drills: Drills) -> None:
+    damaged = copied(stock.plain, drills.workspace / "damaged")
+    heap = relation_file(stock.source, damaged, "accounts")
+    os.truncate(heap, 3 * PAGE_BYTES)
+    relation_file(stock.source, damaged, "rich").unlink()
+    with open(damaged / "postgresql.conf", "a", encoding="utf-8") as settings:
+        settings.write("# edited\n")
+    report = drills.run(stock.source, damaged, "--amcheck", status=1)
+    found = {(check, damaged / subject) for check, subject, _ in problems(report)}
+    assert {("wrong-size", heap), ("missing-file", relation_file(stock.source, damaged, "rich"))} <= found
+    assert not any(subject == damaged / "postgresql.conf" for _, subject in found)
+    (damaged / "backup_manifest").unlink()
+    relation_file(stock.source, damaged, "rich").write_bytes(b"")
+    report = drills.run(stock.source, damaged)
+    assert any("no manifest" in line for line in report["not_proved"])
 
 
 @pytest.mark.parametrize("stock", [15], indirect=True)

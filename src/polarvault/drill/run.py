@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from polarvault.drill.completeness import compare_with_manifest
 from polarvault.drill.isolation import check_settings
 from polarvault.drill.look_inside import look_inside
 from polarvault.drill.model import DrillReport, DrillRequest, KeptCopy, Part
@@ -89,6 +90,9 @@ def _drill(request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, re
         for warning in plan.warnings:
             reporter.warn(warning)
         check_space(plan)
+        compared = compare_with_manifest(plan, jobs=request.jobs)
+        notes.findings += compared.findings
+        notes.not_proved += [compared.not_proved] if compared.not_proved else []
         scratch.make(account, plan.source.path, _stop_line(plan, account))
     result = _copy(plan, host, account, notes, reporter)
     assert result.plan.binaries is not None
