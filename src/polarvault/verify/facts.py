@@ -78,8 +78,13 @@ def _judge_tars(facts: BackupFacts) -> list[Finding]:
         findings.append(problem("tablespace-map", f"{oid}.tar", message, _MISSING_TABLES, "copy the file here"))
     for oid in sorted(facts.tablespace_tars - mapped.keys()):
         message = f"{oid}.tar is there, but tablespace_map does not name tablespace {oid}"
-        meaning = "the restored server does not know where the tablespace is: " + _MISSING_TABLES
-        findings.append(problem("tablespace-map", f"{oid}.tar", message, meaning, "use another backup's base.tar"))
+        # Server: backup/basebackup.c sends an in-place tablespace as a tar of its own, too, and the map has only links.
+        meaning = (
+            "an in-place tablespace of the source (allow_in_place_tablespaces); otherwise the restored server does not "
+            "know where it is, and " + _MISSING_TABLES
+        )
+        advice = f"if it is a directory in the source's pg_tblspc, unpack it into pg_tblspc/{oid} of the restored copy"
+        findings.append(warning("tablespace-map", f"{oid}.tar", message, meaning, advice))
     findings += _judge_places(mapped, "tablespace_map, tablespace ")
     return findings or _all_there(len(mapped))
 
