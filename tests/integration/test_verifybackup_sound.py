@@ -71,7 +71,7 @@ def test_backups_taken_while_everything_changes(
             ("tars", back_up_with_postgres, ["-Ft", "-z"]),
             ("unsummed", back_up_with_postgres, ["--manifest-checksums=NONE", "-X", "fetch"]),
         ):
-            take(cluster, workspace / name, "--max-rate=30M", *options)
+            take(cluster, workspace / name, "--max-rate=60M", *options)
             taken.append(workspace / name)
     for backup in taken:
         assert_sound(cluster, backup)

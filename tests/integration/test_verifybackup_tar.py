@@ -10,6 +10,7 @@ import gzip
 import os
 import re
 import shutil
+import struct
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,9 +23,11 @@ import zstandard
 
 from polarvault.demo.account import server_account
 from polarvault.demo.programs import Installation
+from polarvault.pgfiles.pages import page_checksum
 from support.backups import back_up_with_postgres
 from support.cluster import Cluster
 from support.servers import ServerPool, missing_reason
+from support.small_files import with_crc
 from support.verifying import (
     Verdict,
     append,
@@ -282,3 +285,22 @@ def test_files_that_are_no_tars_are_not_opened(lab: Lab) -> None:
             remove(path)
             os.mkfifo(path)
             assert not ours(lab.tar).is_good
+
+
+def test_pages_are_numbered_by_the_segments_that_pg_control_names(lab: Lab) -> None:
+    """A server built with --with-segsize: the second segment of a relation begins with another block number."""
+    content = bytearray(b"\1" * 8192)
+    struct.pack_into("<HH", content, 8, 0, 0)
+    struct.pack_into("<H", content, 8, page_checksum(content, 16))
+    control = bytearray(read_member(lab.base, "global/pg_control"))
+    struct.pack_into("<I", control, 220, 16)
+    with set_aside(lab.tar, aside=lab.directory):
+        rewrite_tar(lab.base, {"global/pg_control": with_crc(control, 1800)}, added=[("base/5/99.1", bytes(content))])
+        assert [f for f in findings("-i", "global", "-i", "base", lab.tar) if f[0] == "problem"] == []
+        plain = {(check, subject) for _, check, subject in findings(lab.tar)}
+        assert plain == {("wrong-checksum", "global/pg_control"), ("extra-file", "base/5/99.1")}
+        # There it is read before pg_control, which is the last file.
+        lab.base.with_name("base.tar.gz").write_bytes(COMPRESS["gz"](lab.base.read_bytes()))
+        lab.base.unlink()
+        assert {(check, subject) for _, check, subject in findings(lab.tar)} == plain
+        assert "not checked: page checksums of base/5/99.1" in ours(lab.tar).errors

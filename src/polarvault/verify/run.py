@@ -184,7 +184,8 @@ class _Run:
                     # That a file has another size was said already.
                     is_comparable = entry is not None and entry.size == found.sizes[path]
                     is_wanted = self._request.check_checksums and is_comparable
-                    self._judge(found.readings[path], entry if is_wanted else None, judge)
+                    reading = found.readings[path]
+                    self._judge(reading, entry if is_wanted else None, self._judge_of(reading, path, beyond, judge))
                 elif (task := self._task(found, path, entry, beyond if judge is not None else None)) is not None:
                     tasks.append(task)
                     entries[task.name] = entry
@@ -204,6 +205,17 @@ class _Run:
                 self._result.bytes_read += reading.size
                 self._judge(reading, entries[reading.task.name], judge)
         tick(total)
+
+    def _judge_of(self, reading: FileReading, path: str, beyond: Beyond, judge: PageJudge | None) -> PageJudge | None:
+        """Return None where the pages of a compressed tar were numbered wrongly.
+
+        They were read before pg_control, the last file of a tar, told how long the segments of a relation are.
+        """
+        first = reading.task.first_block
+        if judge is None or not first or first == beyond.first_block(path, reading.size):
+            return judge
+        self._result.not_checked.append(f"page checksums of {reading.task.name}: it is compressed; unpack the tar")
+        return None
 
     def _task(self, found: Contents, path: str, entry: ManifestFile | None, pages: Beyond | None) -> FileTask | None:
         """Return what is to be read of a file; None: nothing."""
