@@ -365,6 +365,10 @@ def test_a_file_name_that_is_no_text_is_found_by_its_bytes(lab: Lab) -> None:
         ((severity, check, subject),) = findings(lab.plain)
         assert (severity, check) == ("problem", "wrong-checksum")
         assert subject.startswith("odd ")
+    # A name must not be taken for a command by a terminal.
+    with set_aside(lab.plain / "red \x1b[31m", aside=lab.directory) as path:
+        a_file(path)
+        assert '"red ?[31m" is present on disk but not in the manifest' in lab.ours().errors
 
 
 # Options

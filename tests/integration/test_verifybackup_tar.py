@@ -298,7 +298,7 @@ def test_pages_are_numbered_by_the_segments_that_pg_control_names(lab: Lab) -> N
         rewrite_tar(lab.base, {"global/pg_control": with_crc(control, 1800)}, added=[("base/5/99.1", bytes(content))])
         assert [f for f in findings("-i", "global", "-i", "base", lab.tar) if f[0] == "problem"] == []
         plain = {(check, subject) for _, check, subject in findings(lab.tar)}
-        # The manifest does not notice pg_control: a CRC-32C over content that ends with its own CRC-32C is always the same.
+        # The manifest does not notice pg_control: a CRC-32C over content and its own CRC-32C is always the same.
         assert plain == {("extra-file", "base/5/99.1")}
         # There it is read before pg_control, which is the last file.
         lab.base.with_name("base.tar.gz").write_bytes(COMPRESS["gz"](lab.base.read_bytes()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import google_crc32c
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from polarvault.pgfiles.crc32c import combine
@@ -127,6 +127,9 @@ def test_a_manifest_that_was_cut_anywhere_is_noticed(length: int) -> None:
 
 
 @given(st.binary(max_size=60))
+@example(b"[" * 100_000)
+@example(b'{"PostgreSQL-Backup-Manifest-Version": 1, "Files": {"a": 1}, "WAL-Ranges": []}')
+@example(b'{"PostgreSQL-Backup-Manifest-Version": 1, "Files": [], "WAL-Ranges": [7]}')
 def test_what_is_no_manifest_is_said_to_be_none(content: bytes) -> None:
     manifest, damage = read_damaged_manifest(content)
     assert manifest is None

@@ -74,7 +74,7 @@ def read_damaged_manifest(content: bytes) -> tuple[Manifest | None, IntegrityErr
         for entry in fields["WAL-Ranges"]:
             int(entry["Timeline"]), Lsn.parse(entry["Start-LSN"]), Lsn.parse(entry["End-LSN"])
         return Manifest(version, files, fields["WAL-Ranges"], fields.get("System-Identifier")), damage
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as problem:
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as problem:
         return None, damage or IntegrityError(f"could not parse backup manifest: {_why(problem)}")
 
 

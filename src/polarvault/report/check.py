@@ -11,6 +11,7 @@ import click
 from polarvault.check.run import CheckReport
 from polarvault.model.finding import Finding, Severity
 from polarvault.report.findings import findings_json
+from polarvault.report.units import printable
 
 SCHEMA_VERSION = 1
 _WORDS = {Severity.OK: ("OK", "green"), Severity.WARNING: ("warning", "yellow"), Severity.PROBLEM: ("PROBLEM", "red")}
@@ -79,16 +80,11 @@ def _finding_text(finding: Finding, name_width: int, width: int | None) -> Itera
         for number, line in enumerate(_wrapped(finding.meaning, width, _STATUS_WIDTH + _LABEL_WIDTH)):
             yield f"{indent}{'means:' if number == 0 else '':<{_LABEL_WIDTH}}{line}"
     for number, line in enumerate((finding.advice or "").splitlines()):
-        yield f"{indent}{'do:' if number == 0 else '':<{_LABEL_WIDTH}}{_printable(line)}"
-
-
-def _printable(text: str) -> str:
-    """Return text that no terminal takes for a command; names of objects may hold anything."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+        yield f"{indent}{'do:' if number == 0 else '':<{_LABEL_WIDTH}}{printable(line)}"
 
 
 def _wrapped(text: str, width: int | None, margin: int) -> list[str]:
-    flat = _printable(" ".join(text.split()))
+    flat = printable(" ".join(text.split()))
     if width is None:
         return [flat]
     # Very narrow terminals get long lines rather than a column of single words.

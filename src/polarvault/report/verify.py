@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from polarvault.model.finding import Finding, Severity
 from polarvault.report.findings import findings_json
-from polarvault.report.units import format_bytes
+from polarvault.report.units import format_bytes, printable
 from polarvault.verify.run import VerifyResult
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class TextReporter:
         self._bar.update(self._task, completed=done_bytes, total=total_bytes or None)
 
     def _say(self, text: str) -> None:
-        line = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        line = printable(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
