@@ -29,6 +29,7 @@ from support.busy_backups import back_up_during, write_wal
 from support.cluster import Cluster
 from support.polar_cluster import PolarCluster
 from support.servers import ServerPool, missing_reason
+from support.verifying import ours
 from support.waiting import wait_until
 from support.waldump import DumpedRecord, waldump
 
@@ -410,6 +411,9 @@ def test_the_backup_of_a_standby_is_good_also_across_a_timeline_switch(
             back_up_during(second, workspace / "backup", fail_over, "-X", "fetch"), primary.installation
         )
     assert [span.timeline_id for span in backup.ranges] == [2, 1]
+    # The whole command sees no contradiction either, not in the history file of the later timeline.
+    assert ours(workspace / "backup").is_good
+    assert ours(workspace / "quiet").is_good
     assert is_good(backup.check(backup.wal))
     assert worst(backup.facts() + quiet.facts()) is Severity.OK
     assert backup.same_verdict(backup.wal) == []

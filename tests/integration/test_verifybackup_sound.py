@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pytest
 
 from support.backups import back_up, back_up_with_postgres, run_program
 from support.cluster import Cluster
-from support.verifying import findings, ours, theirs
+from support.verifying import findings, ours, set_aside, theirs
 
 pytestmark = pytest.mark.postgres
 
@@ -138,3 +139,22 @@ def test_incremental_backups_and_what_is_combined_of_them(
     combined = run_program(cluster.installation, "pg_combinebackup", *parts, "-o", str(workspace / "combined"))
     assert combined.returncode == 0, combined.stderr
     assert_sound(cluster, workspace / "combined")
+
+
+def test_a_backup_of_a_later_timeline_and_its_history(make_cluster: Callable[..., Cluster], workspace: Path) -> None:
+    cluster = make_cluster(18, wal_segment_mb=1)
+    cluster.stop()
+    (cluster.data / "standby.signal").touch()
+    cluster.account.own(cluster.data)
+    cluster.start()
+    cluster.promote()
+    for method in ("stream", "fetch"):
+        back_up_with_postgres(cluster, workspace / method, "-X", method)
+        assert_sound(cluster, workspace / method)
+    # Nothing but recovery itself looks at this file: it has no checksum, and no manifest lists it.
+    history = workspace / "stream/pg_wal/00000002.history"
+    (switch,) = re.findall(r"\t([0-9A-F/]+)\t", history.read_text())
+    for damaged in (b"", b"1\t", b"\0" * 42, f"1\t{switch.replace('0/', '9/')}\tlater\n".encode(), b"2\t0/1\tno\n"):
+        with set_aside(history, aside=workspace) as path:
+            path.write_bytes(damaged)
+            assert findings(workspace / "stream") == [("problem", "wal-history", "pg_wal/00000002.history")]

@@ -150,9 +150,10 @@ class Beyond:
         if not self._request.check_wal:
             return None
         # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
+        from polarvault.verify.history import judge_histories
         from polarvault.verify.wal import check_wal
 
-        return check_wal(
+        verdict = check_wal(
             self._manifests.wal_ranges,
             self._wal_source(),
             segment_size_bytes=self.control.wal_segment_size if self.control else None,
@@ -161,6 +162,11 @@ class Beyond:
             system_identifier=self._manifests.system_identifier,
             stop=stop,
         )
+        half = self._contents[-1].half
+        if not self._layout.is_tar and self._request.wal_directory is None:
+            directory = os.path.join(half.directory, "pg_wal")
+            verdict.findings += judge_histories(directory, half.title, self.label, self._manifests.wal_ranges)
+        return verdict
 
     def _wal_source(self) -> WalSource | None:
         from polarvault.verify.wal_sources import DirectoryWal, tar_wal

@@ -1,0 +1,58 @@
+"""Timeline history files in pg_wal of a plain backup: recovery reads the one of the timeline that it goes to.
+
+No manifest lists them when WAL was streamed, and they have no checksum. So what they say is compared with what
+backup_label and the manifest say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from polarvault.errors import IntegrityError
+from polarvault.model.finding import Finding
+from polarvault.model.lsn import Lsn
+from polarvault.pgfiles.backup_label import BackupLabel
+from polarvault.verify.backup_facts import WalRange, problem
+from polarvault.verify.trees import unreadable
+from polarvault.wal.history import TimelineHistory
+
+_NAME = re.compile(r"([0-9A-F]{8})\.history\Z")
+# Server: access/transam/xlogrecovery.c and timeline.c.
+_STOPS = "the restored server stops with FATAL: a syntax error in the file, or a timeline that is not its own"
+_COPY = "take another copy of the file, from the server's pg_wal or a WAL archive"
+
+
+def judge_histories(
+    directory: str, title: str, label: BackupLabel | None, ranges: Sequence[WalRange]
+) -> Iterator[Finding]:
+    """Yield a finding for each history file that is damaged, or that contradicts the rest; title: of the half."""
+    known = [(span.timeline_id, span.start) for span in ranges]
+    if label is not None:
+        known += [(label.timeline_id, label.checkpoint_lsn)]
+    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    for name, match in ((name, _NAME.match(name)) for name in names):
+        if match is None:
+            continue
+        subject = f"{title}pg_wal/{name}"
+        try:
+            with open(os.path.join(directory, name), "rb") as file:
+                history = TimelineHistory.parse(file.read(), int(match[1], 16))
+        except OSError as trouble:
+            yield unreadable("read file", subject, trouble)
+        except IntegrityError as damage:
+            yield problem("wal-history", subject, damage.message, _STOPS, _COPY)
+        else:
+            yield from _contradictions(subject, history, known)
+
+
+def _contradictions(subject: str, history: TimelineHistory, known: Sequence[tuple[int, Lsn]]) -> Iterator[Finding]:
+    if all(timeline_id != history.timeline_id for timeline_id, _ in known):
+        return  # Of a timeline that this backup does not go to.
+    for timeline_id, lsn in known:
+        owner = history.timeline_of(lsn)
+        if owner != timeline_id:
+            message = f"by it {lsn} is on timeline {owner}, by the backup on timeline {timeline_id}"
+            yield problem("wal-history", subject, message, _STOPS, _COPY)
+            return
