@@ -377,14 +377,13 @@ def test_a_file_name_that_is_no_text_is_found_by_its_bytes(lab: Lab) -> None:
 def test_what_is_ignored_is_not_looked_at(lab: Lab) -> None:
     with set_aside(lab.plain / lab.table, aside=lab.directory) as table:
         flip(table, 20000)
-        for options in (
-            ["-i", lab.table],
-            ["--ignore=base"],
-            ["-i", "global", "-i", "base"],
-            ["-i", f"./base//{Path(lab.table).parent.name}"],
-        ):
+        for options in (["-i", lab.table], ["--ignore=base"], ["-i", "global", "-i", "base"]):
             mine, other = lab.ours(*options), lab.theirs(*options)
             assert mine.is_good is other.is_good is True, (options, mine, other)
+        # Version 13 takes a path letter by letter; ours never does.
+        other_spelling = ["-i", f"./base//{Path(lab.table).parent.name}/"]
+        assert lab.ours(*other_spelling).is_good
+        assert lab.theirs(*other_spelling).is_good or lab.installation.major < 15
         assert not lab.ours("-i", lab.table[:-1]).is_good
         assert not lab.theirs("-i", lab.table[:-1]).is_good
         table.unlink()
