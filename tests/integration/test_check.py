@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from polarvault.check.session import patient
 from polarvault.demo.server import free_port
+from polarvault.errors import ConnectionLost
 from polarvault.model.finding import Severity
+from polarvault.server.connection import ConnectionSettings, Connector
 from support.checking import check_server
 from support.cluster import Cluster
 from support.program import run_polarvault, start_polarvault
 from support.small_disk import small_disk
+from support.tcp_proxy import TcpProxy
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -287,6 +293,36 @@ def test_a_port_where_nobody_listens_is_a_problem_and_not_an_error() -> None:
     assert (finding["severity"], finding["check"]) == ("problem", "reachability")
     assert "Connection refused" in finding["message"]
     assert "PGPORT" in finding["advice"]
+
+
+def test_a_silent_network_is_not_waited_for_without_end(pg18: Cluster) -> None:
+    with TcpProxy(pg18.port) as proxy:
+        settings = ConnectionSettings(f"host=127.0.0.1 port={proxy.port} user=postgres sslmode=disable")
+        connection = patient(Connector(settings).sql())
+        assert connection.answer_timeout_s is not None
+        connection.answer_timeout_s = 0.2
+        proxy.stall_after(0)
+        with pytest.raises(ConnectionLost, match="nothing has come from it"):
+            connection.query("SELECT 1")
+        connection.close()
+
+
+def test_a_port_of_another_service_is_told_from_a_bad_certificate() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        greeter = threading.Thread(target=_greet, args=(service, 2))
+        greeter.start()
+        checked = check_server(f"host=127.0.0.1 port={service.getsockname()[1]} user=postgres sslmode=prefer")
+        greeter.join()
+    assert checked.one("reachability").advice == "check address and port: what answers there is no PostgreSQL server"
+
+
+def _greet(service: socket.socket, times: int) -> None:
+    for _ in range(times):
+        connection, _ = service.accept()
+        with connection:
+            # Waits for the question, so that nothing is lost in a reset.
+            connection.recv(8)
+            connection.sendall(b"220 mail.example ESMTP\r\n")
 
 
 def test_wrong_options_are_refused_before_anything_is_asked() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polarvault.check.hba import Client, Refusal, hba_line, login_method, parse_refusal
-from polarvault.check.session import CheckSession, prepared
+from polarvault.check.session import CheckSession, patient, prepared
 from polarvault.check.verdict import ok, problem
 from polarvault.errors import PolarvaultError, ServerRefused
 from polarvault.model.finding import Finding
@@ -94,7 +94,7 @@ def judge_reach(facts: ReachFacts) -> list[Finding]:
             return [
                 problem(
                     "reachability", facts.sql.where, said, meaning=_MEANINGS["reachability"],
-                    advice=facts.sql.error.hint or _advice_by_words(said) or _LOOK_INTO_LOG,
+                    advice=_advice_by_words(said) or facts.sql.error.hint or _LOOK_INTO_LOG,
                 )
             ]  # fmt: skip
     return [_judge(facts, facts.sql), _judge(facts, facts.replication)]
@@ -105,8 +105,8 @@ def _judge(facts: ReachFacts, attempt: Attempt) -> Finding:
         kind = "SQL" if attempt.check == "connection" else "replication"
         return ok(attempt.check, attempt.where, f'{kind} connection to {attempt.where} as role "{attempt.user}"')
     said = _flat(attempt.error.message)
-    advice = _hba_advice(facts, attempt) or _role_advice(facts, said) or attempt.error.hint
-    advice = advice or _advice_by_words(said) or _LOOK_INTO_LOG
+    advice = _hba_advice(facts, attempt) or _role_advice(facts, said) or _advice_by_words(said)
+    advice = advice or attempt.error.hint or _LOOK_INTO_LOG
     return problem(attempt.check, attempt.where, said, meaning=_MEANINGS[attempt.check], advice=advice)
 
 
@@ -152,6 +152,8 @@ def _advice_by_words(message: str) -> str | None:
         )
     if "too many connections" in message or "remaining connection slots" in message:
         return "close connections (SELECT * FROM pg_stat_activity), or raise the limit that the message names"
+    if "invalid response to SSL negotiation" in message:
+        return "check address and port: what answers there is no PostgreSQL server"
     if "timeout expired" in message:
         return "check address, port and firewall: nothing answers there; connect_timeout=SECONDS in -d waits longer"
     return None
@@ -168,7 +170,7 @@ def _open_sql(connector: Connector) -> tuple[Connection | None, Attempt]:
 
 def _open_replication(connector: Connector) -> tuple[Connection | None, ServerIdentity | None, Attempt]:
     try:
-        connection = connector.replication()
+        connection = patient(connector.replication())
     except PolarvaultError as error:
         return None, None, Attempt(check="replication", database="replication", error=error)
     try:

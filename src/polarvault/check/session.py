@@ -24,6 +24,8 @@ STAT_FILE = "EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean)"
 _RESTRICTED_SETTINGS = frozenset(
     {"data_directory", "config_file", "hba_file", "ident_file", "shared_preload_libraries"}
 )
+# Longer than statement_timeout below: only a network, or a server that hangs, is silent for that long.
+_ANSWER_TIMEOUT_S = 75.0
 _PREPARE = (
     # First, or the next ones could be cut off by a role's limit, or an operator in front of the server's own be called.
     "SET statement_timeout = '60s'",
@@ -174,8 +176,15 @@ class CheckSession:
                 connection.close()
 
 
+def patient(connection: Connection) -> Connection:
+    """Let a connection wait for an answer, but not for ever."""
+    connection.answer_timeout_s = _ANSWER_TIMEOUT_S
+    return connection
+
+
 def prepared(connection: Connection) -> Connection:
     """Make an SQL connection harmless: read-only, without waiting for locks, with names that nobody can shadow."""
+    patient(connection)
     limit = ("SET transaction_timeout = '60s'",) if connection.server_version_num >= 170000 else ()
     for statement in (*limit, *_PREPARE):
         # A pooler or an odd server may refuse one of them; the questions themselves are read-only anyway.

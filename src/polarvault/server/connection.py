@@ -128,6 +128,8 @@ class Connection:
         self.pgconn = opened.pgconn
         # psycopg works non-blocking; our transports block or poll on their own terms.
         self.pgconn.nonblocking = 0
+        # How long `query` waits for an answer; None: as long as it takes.
+        self.answer_timeout_s: float | None = None
 
     @property
     def server_version_num(self) -> int:
@@ -150,7 +152,7 @@ class Connection:
         # The connection is free for the next statement only when there are no more results; one that was lost has
         # said so in the first.
         with contextlib.suppress(ConnectionLost):
-            while next_result(self.pgconn) is not None:
+            while next_result(self.pgconn, self.answer_timeout_s) is not None:
                 pass
         return result_set(self.pgconn, result)
 
@@ -160,7 +162,7 @@ class Connection:
             self.pgconn.send_query(sql.encode())
         except psycopg.Error:
             raise connection_lost(self.pgconn) from None
-        result = next_result(self.pgconn)
+        result = next_result(self.pgconn, self.answer_timeout_s)
         if result is None:
             raise connection_lost(self.pgconn)
         return result
@@ -195,15 +197,20 @@ def _gss_encrypted(pgconn: pq.abc.PGconn) -> bool:
     return not libraries and "KRB5CCNAME" in os.environ
 
 
-def next_result(pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
-    """Return the next result, or None when there are no more.
+def next_result(pgconn: pq.abc.PGconn, timeout_s: float | None = None) -> pq.abc.PGresult | None:
+    """Return the next result, or None when there are no more; raise ConnectionLost after timeout_s without a byte.
 
     psycopg's own blocking calls keep the GIL, so that neither the other threads nor a signal would get a turn while the
     server thinks; this waits outside of libpq.
     """
     try:
         while pgconn.is_busy():
-            select.select([pgconn.socket], [], [])
+            if select.select([pgconn.socket], [], [], timeout_s) == ([], [], []):
+                # The kernel would wait for hours: nothing is under way that could be refused.
+                raise ConnectionLost(
+                    f"lost the connection to the server: nothing has come from it for {timeout_s:g} s",
+                    hint="look for what drops packets between here and the server: a firewall, a VPN, a proxy",
+                )
             pgconn.consume_input()
         return pgconn.get_result()
     except (psycopg.Error, OSError, ValueError):
