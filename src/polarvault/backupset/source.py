@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from polarvault.backupset.model import DESCRIPTION_NAME, SHARED_PREFIX, Area, BackupSource, Form, Part
 from polarvault.errors import BackupUnusable, UsageError
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 
 _TAR_NAME = re.compile(r"(base|data|pg_wal|[0-9]+)\.tar(?:\.(gz|lz4|zst))?\Z")
 _MAGIC = {b"\x1f\x8b": "gz", b"\x04\x22\x4d\x18": "lz4", b"\x28\xb5\x2f\xfd": "zst"}
@@ -65,9 +65,9 @@ def tar_parts(directory: str, names: set[str]) -> list[Part]:
 def load_description(directory: str) -> Mapping[str, object]:
     """Read polarvault_backup.json; it is optional, and one that cannot be read is as good as none."""
     try:
-        with open(os.path.join(directory, DESCRIPTION_NAME), "rb") as stream:
+        with open_regular(os.path.join(directory, DESCRIPTION_NAME)) as stream:
             content = json.load(stream)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

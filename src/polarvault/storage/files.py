@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from polarvault.errors import DiskFull, StorageFailed
 
@@ -16,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable, Iterable, Sequence
+    from typing import BinaryIO
 
 _SYNC_FILE_RANGE_WRITE = 2
 _FICLONE = 0x40049409
@@ -36,7 +38,7 @@ def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) 
     }
     kind = DiskFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
     return kind(
-        f'could not {action} "{os.fspath(path)}": {os.strerror(problem.errno or 0)}',
+        f'could not {action} "{os.fspath(path)}": {problem.strerror or os.strerror(problem.errno or 0)}',
         hint=hints.get(problem.errno or 0),
     )
 
@@ -250,3 +252,16 @@ def is_empty_or_absent(directory: str | os.PathLike[str]) -> bool:
             return not any(entries)
     except FileNotFoundError:
         return True
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a file for reading, unbuffered; raise OSError for anything else: a FIFO would be waited for without end."""
+    # On a FIFO this returns at once; on a regular file the flag changes nothing (open(2)).
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return open(descriptor, "rb", buffering=0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.manifest import Manifest, ManifestFile, read_damaged_manifest
+from polarvault.storage.files import open_regular
 from polarvault.verify.backup_facts import WalRange
 from polarvault.verify.contents import SETTINGS, Contents, Report
 from polarvault.verify.expected import split_entries, without_duplicates
@@ -105,7 +106,7 @@ def _read(half: Half, report: Report) -> Manifest | None:
     assert half.manifest_path is not None
     path = half.manifest_path
     try:
-        with open(path, "rb") as source:
+        with open_regular(path) as source:
             content = source.read()
     except OSError as problem:
         meaning, advice = "nothing says which files the backup must hold", "name it, if it lies elsewhere: -m PATH"

@@ -223,7 +223,9 @@ class _Run:
         algorithm = None
         if self._request.check_checksums and entry is not None and entry.size == place.size:
             algorithm = entry.algorithm
-        first_block = pages.first_block(path, place.size) if pages is not None else None
+        # One that has grown is wrong already, and may be sparse and endless.
+        has_grown = entry is not None and place.size > entry.size
+        first_block = pages.first_block(path, place.size) if pages is not None and not has_grown else None
         if algorithm is None and first_block is None:
             return None
         return FileTask(found.half.name(path), place.path, place.size, place.offset, algorithm, first_block)

@@ -31,14 +31,18 @@ class IgnoreRules:
         return False
 
 
+# Device and inode: the same directory by whatever name.
+_Identity = tuple[int, int]
+
+
 def list_tree(
     root: str, ignored: IgnoreRules, name: Callable[[str], str], report: Callable[[Finding], None]
 ) -> dict[str, int]:
     """Return the size of every file below root by its path there; report what cannot be read or is no file."""
     found: dict[str, int] = {}
-    pending = [""]
+    pending: list[tuple[str, tuple[_Identity, ...]]] = [("", (_identity(os.stat(root)),))]
     while pending:
-        prefix = pending.pop()
+        prefix, above = pending.pop()
         try:
             entries = list(os.scandir(os.path.join(root, prefix)))
         except OSError as problem:
@@ -54,12 +58,30 @@ def list_tree(
                 report(unreadable("stat file or directory", name(path), problem))
                 continue
             if stat.S_ISDIR(status.st_mode):
-                pending.append(path + "/")
+                if _identity(status) in above:
+                    report(_loop(name(path)))
+                else:
+                    pending.append((path + "/", (*above, _identity(status))))
             elif stat.S_ISREG(status.st_mode):
                 found[path] = status.st_size
             else:
                 report(_special(name(path)))
     return found
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
+
+
+def _loop(subject: str) -> Finding:
+    return Finding(
+        severity=Severity.PROBLEM,
+        check="not-a-file",
+        subject=subject,
+        message=f'"{subject}" is a link to a directory that it lies in',
+        meaning="what follows links never comes to an end there; no base backup has such a link",
+        advice="remove it, or leave it out: -i PATH",
+    )
 
 
 def unreadable(action: str, subject: str, problem: OSError) -> Finding:

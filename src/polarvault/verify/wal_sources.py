@@ -17,7 +17,7 @@ from polarvault.backupset.tarstream import find_members, read_tar
 from polarvault.errors import IntegrityError
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind, TarEvent
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.pages import PAGE_BYTES
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header
 from polarvault.walarchive.directory import (
@@ -139,7 +139,7 @@ class _Extent:
     def pieces(self, skip_bytes: int = 0) -> Iterator[tuple[int, memoryview]]:
         buffer = memoryview(bytearray(_PIECE_BYTES))
         try:
-            stream = self.stream or open(self.path, "rb", buffering=0)  # noqa: SIM115  closed below
+            stream = self.stream or open_regular(self.path)
             try:
                 yield from self._read(stream.fileno(), buffer, skip_bytes // PAGE_BYTES * PAGE_BYTES)
             finally:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from polarvault.errors import IntegrityError
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.segment_header import (
     LONG_HEADER_BYTES,
     SegmentHeader,
@@ -224,7 +224,7 @@ def _valid_end(file: WalFile) -> int:
     if file.compression is not None:
         return _valid_end_of_stream(file, header)
     try:
-        with open(file.path, "rb", buffering=0) as source:
+        with open_regular(file.path) as source:
 
             def read(offset: int, length: int) -> bytes:
                 return os.pread(source.fileno(), length, offset)
@@ -313,7 +313,7 @@ def read_wal(file: WalFile, *, piece_bytes: int = _READ_BYTES) -> Iterator[memor
 
 
 def _read_plain(path: str, piece_bytes: int) -> Iterator[memoryview]:
-    with open(path, "rb", buffering=0) as source:
+    with open_regular(path) as source:
         while piece := source.read(piece_bytes):
             yield memoryview(piece)
 

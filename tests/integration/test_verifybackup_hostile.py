@@ -1,0 +1,86 @@
+"""verifybackup on directories that nobody would call a backup: it ends, and says what it has met."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.cluster import Cluster
+from support.program import run_polarvault
+from support.servers import ServerPool, missing_reason
+from support.story import back_up
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def good(servers: ServerPool) -> Iterator[Path]:
+    """A backup that tests only copy."""
+    if 18 not in servers.installations:
+        pytest.skip(missing_reason(18))
+    with Cluster.made(servers.installations[18], servers.directory / "hostile", fill=False) as source:
+        yield back_up(source, servers.directory / "hostile" / "backup")
+
+
+def fifo_for_manifest(backup: Path) -> None:
+    (backup / "backup_manifest").unlink()
+    os.mkfifo(backup / "backup_manifest")
+
+
+def fifo_for_wal(backup: Path) -> None:
+    (segment,) = (path for path in (backup / "pg_wal").iterdir() if len(path.name) == 24)
+    segment.unlink()
+    os.mkfifo(segment)
+
+
+def deep_manifest(backup: Path) -> None:
+    (backup / "backup_manifest").write_bytes(b"[" * 200_000)
+
+
+def deep_description(backup: Path) -> None:
+    (backup / "polarvault_backup.json").write_bytes(b"[" * 200_000)
+
+
+def links_in_a_circle(backup: Path) -> None:
+    (backup / "global" / "here").symlink_to(".")
+    (backup / "base" / "up").symlink_to("..")
+
+
+def relation_without_end(backup: Path) -> None:
+    files = (path for path in (backup / "base").rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, 2 << 40)
+
+
+def name_for_a_terminal(backup: Path) -> None:
+    (backup / "a\nsuccessfully verified \x1b[2J").touch()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (fifo_for_manifest, "it is not a regular file"),
+        (fifo_for_wal, "it is not a regular file"),
+        (deep_manifest, "could not parse backup manifest"),
+        (deep_description, "is present on disk but not in the manifest"),
+        (links_in_a_circle, "is a link to a directory that it lies in"),
+        (relation_without_end, "on disk but size"),
+        (name_for_a_terminal, '"a?successfully verified ?[2J" is present on disk'),
+    ],
+)
+def test_it_ends_and_says_what_it_has_met(
+    good: Path, workspace: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    backup = workspace / "backup"
+    subprocess.run(["cp", "-a", good, backup], check=True)
+    damage(backup)
+    finished = run_polarvault("verifybackup", str(backup), check=False, timeout_s=60)
+    assert finished.returncode == 1
+    assert words in finished.stderr
+    assert "Traceback" not in finished.stderr
+    shutil.rmtree(backup)
