@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from polarvault.model.finding import Severity
 from polarvault.server.connection import ConnectionSettings, Connector
 from support.checking import check_server
 from support.cluster import Cluster
-from support.program import run_polarvault, start_polarvault
+from support.program import command_line, program_environment, run_polarvault, start_polarvault
 from support.small_disk import small_disk
 from support.tcp_proxy import TcpProxy
 from support.waiting import wait_until
@@ -293,6 +294,33 @@ def test_a_port_where_nobody_listens_is_a_problem_and_not_an_error() -> None:
     assert (finding["severity"], finding["check"]) == ("problem", "reachability")
     assert "Connection refused" in finding["message"]
     assert "PGPORT" in finding["advice"]
+
+
+def test_a_role_that_may_nothing_gets_lines_with_its_name(pg18: Cluster) -> None:
+    pg18.query("CREATE ROLE poor LOGIN")
+    pg18.query("CREATE DATABASE closed")
+    pg18.query("REVOKE CONNECT ON DATABASE closed FROM PUBLIC")
+    try:
+        checked = check_server(f"{pg18.conninfo()} user=poor dbname=closed")
+        assert checked.one("connection").advice == 'as a superuser: GRANT CONNECT ON DATABASE "closed" TO "poor";'
+        assert checked.one("replication").advice == 'as a superuser: ALTER ROLE "poor" REPLICATION;'
+        pg18.query(str(checked.one("connection").advice).removeprefix("as a superuser: "))
+        pg18.query(str(checked.one("replication").advice).removeprefix("as a superuser: "))
+        assert not check_server(f"{pg18.conninfo()} user=poor dbname=closed").of(Severity.PROBLEM)
+    finally:
+        pg18.query("DROP DATABASE closed")
+        pg18.query("DROP ROLE poor")
+
+
+def test_a_password_that_nobody_can_be_asked_for_is_named(pg18: Cluster) -> None:
+    # In a session of its own a process has no terminal, wherever the tests run.
+    finished = subprocess.run(
+        command_line("check", "-d", pg18.conninfo(), "-W"), env=program_environment(), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, start_new_session=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert "there is no terminal" in finished.stderr
+    assert "Warning" not in finished.stderr
 
 
 def test_a_silent_network_is_not_waited_for_without_end(pg18: Cluster) -> None:

@@ -105,7 +105,7 @@ def _judge(facts: ReachFacts, attempt: Attempt) -> Finding:
         kind = "SQL" if attempt.check == "connection" else "replication"
         return ok(attempt.check, attempt.where, f'{kind} connection to {attempt.where} as role "{attempt.user}"')
     said = _flat(attempt.error.message)
-    advice = _hba_advice(facts, attempt) or _role_advice(facts, said) or _advice_by_words(said)
+    advice = _hba_advice(facts, attempt) or _role_advice(facts, attempt, said) or _advice_by_words(said)
     advice = advice or attempt.error.hint or _LOOK_INTO_LOG
     return problem(attempt.check, attempt.where, said, meaning=_MEANINGS[attempt.check], advice=advice)
 
@@ -136,10 +136,13 @@ def _client_of(refusal: Refusal | None, known: Client | None) -> Client | None:
     return Client(user=refusal.user, address=refusal.address, encrypted=refusal.encrypted, method=method)
 
 
-def _role_advice(facts: ReachFacts, message: str) -> str | None:
+def _role_advice(facts: ReachFacts, attempt: Attempt, message: str) -> str | None:
+    user = facts.client.user if facts.client else attempt.user
+    role = quote_identifier(user) if user else "ROLE"
     if "must be superuser or replication role" in message or "permission denied to start WAL sender" in message:
-        role = quote_identifier(facts.client.user) if facts.client else "ROLE"
         return f"as a superuser: ALTER ROLE {role} REPLICATION;"
+    if "permission denied for database" in message:
+        return f"as a superuser: GRANT CONNECT ON DATABASE {quote_identifier(attempt.database)} TO {role};"
     return None
 
 
@@ -164,7 +167,7 @@ def _open_sql(connector: Connector) -> tuple[Connection | None, Attempt]:
     try:
         connection = prepared(connector.sql())
     except PolarvaultError as error:
-        return None, Attempt(check="connection", database=database, error=error)
+        return None, Attempt(check="connection", database=database, error=error, user=connector.user)
     return connection, _worked("connection", database, connection)
 
 
@@ -172,14 +175,14 @@ def _open_replication(connector: Connector) -> tuple[Connection | None, ServerId
     try:
         connection = patient(connector.replication())
     except PolarvaultError as error:
-        return None, None, Attempt(check="replication", database="replication", error=error)
+        return None, None, Attempt(check="replication", database="replication", error=error, user=connector.user)
     try:
         identity = read_identity(connection)
     except ServerRefused as error:
         connection.close()
-        return None, None, Attempt(check="replication", database="replication", error=error)
+        return None, None, Attempt(check="replication", database="replication", error=error, user=connector.user)
     except PolarvaultError as error:
-        return connection, None, Attempt(check="replication", database="replication", error=error)
+        return connection, None, Attempt(check="replication", database="replication", error=error, user=connector.user)
     return connection, identity, _worked("replication", "replication", connection)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
     from polarvault.server.connection import ConnectionSettings
@@ -93,4 +96,18 @@ def connection_settings(
         policy = PasswordPolicy.NEVER
     if dbname is not None and "=" not in dbname and "://" not in dbname:
         dbname = f"dbname='{dbname}'"
-    return ConnectionSettings(dbname, host, port, username, policy, prompt=getpass.getpass)
+    return ConnectionSettings(dbname, host, port, username, policy, prompt=_ask_password)
+
+
+def _ask_password(text: str) -> str:
+    """Ask on the terminal, or read standard input where there is none, as PostgreSQL's own clients do."""
+    try:
+        with warnings.catch_warnings():
+            # Without a terminal nothing is echoed that a person has typed.
+            warnings.simplefilter("ignore", getpass.GetPassWarning)
+            return getpass.getpass(text)
+    except EOFError:
+        raise UsageError(
+            "a password is needed, but there is no terminal to ask for it and nothing on standard input",
+            hint="put it into ~/.pgpass (mode 0600) or PGPASSWORD, and leave -W out",
+        ) from None

@@ -74,6 +74,14 @@ class Connector:
         """The database named in the connection string, if any (PostgreSQL 17 writes it with -R)."""
         return self._parameters.get("dbname")
 
+    @property
+    def user(self) -> str | None:
+        """The role that logs in, as far as options and environment name it; None when only a service file may."""
+        if "user" in self._parameters or "service" in self._parameters or "PGSERVICE" in os.environ:
+            return self._parameters.get("user")
+        default = next((found.val for found in pq.Conninfo.get_defaults() if found.keyword == b"user"), None)
+        return default.decode("utf-8", "replace") if default else None
+
     def replication(self) -> Connection:
         """Open a physical replication connection."""
         # libpq looks up .pgpass with this dbname; the server ignores it for physical replication.
