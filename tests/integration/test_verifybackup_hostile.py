@@ -84,3 +84,20 @@ def test_it_ends_and_says_what_it_has_met(
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
     shutil.rmtree(backup)
+
+
+def test_a_page_that_only_looks_new_is_found_and_half_a_page_is_named(good: Path, workspace: Path) -> None:
+    backup = workspace / "backup"
+    subprocess.run(["cp", "-a", good, backup], check=True)
+    relations = (backup / "base" / "1").glob("[0-9]???")
+    cleared, cut = sorted(relations, key=lambda path: path.stat().st_size)[-2:]
+    with open(cleared, "r+b") as relation:
+        # pd_upper: zero in a page that was never written, and there alone.
+        relation.seek(8192 + 14)
+        relation.write(bytes(2))
+    os.truncate(cut, cut.stat().st_size - 4096)
+    # As at a source that was damaged already: the manifest agrees, or is not to be believed.
+    (backup / "backup_manifest").unlink()
+    finished = run_polarvault("verifybackup", str(backup), check=False)
+    assert f'1 page with a wrong checksum in "base/1/{cleared.name}": block 1 ' in finished.stderr
+    assert f'warning: "base/1/{cut.name}" ends with 4096 bytes of a page of 8192' in finished.stderr

@@ -127,7 +127,7 @@ def wrong_pages(kernel: pages.Kernel, content: bytes, first_block: int, per_run:
 
 @given(
     st.integers(0, 2**31),
-    st.lists(st.sampled_from(["right", "wrong", "new"]), min_size=1, max_size=4),
+    st.lists(st.sampled_from(["right", "wrong", "new", "cleared"]), min_size=1, max_size=4),
     st.integers(1, 3),
 )
 def test_every_page_kernel_gives_the_reference_s_answer(first_block: int, kinds: list[str], per_run: int) -> None:
@@ -137,11 +137,12 @@ def test_every_page_kernel_gives_the_reference_s_answer(first_block: int, kinds:
             content += bytes(8192)
             continue
         page = bytearray(os.urandom(8192))
-        page[14:16] = b"\0\x10"
+        # Without pd_upper a page looks new; the rest of its header says that it is not.
+        page[14:16] = b"\0\0" if kind == "cleared" else b"\0\x10"
         stored = pages.page_checksum(page, first_block + number)
         page[8:10] = struct.pack("<H", stored if kind == "right" else stored ^ 1)
         content += page
-    expected = [number for number, kind in enumerate(kinds) if kind == "wrong"]
+    expected = [number for number, kind in enumerate(kinds) if kind in ("wrong", "cleared")]
     assert wrong_pages(pages.load_kernel(), bytes(content), first_block, per_run, 6) == expected
     assert wrong_pages(pages.numpy_kernel, bytes(content), first_block, per_run, 6) == expected
 

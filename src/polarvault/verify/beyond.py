@@ -138,10 +138,10 @@ class Beyond:
         start: Lsn | None = self.label.start_lsn if self.label is not None else None
         return PageJudge(start, max(ends, default=None), repairs), None
 
-    def first_block(self, path: str, size: int) -> int | None:
+    def first_block(self, path: str) -> int | None:
         """Return the number of the first page in a relation file; None for a file whose pages carry no checksums."""
         segment = relation_segment(path)
-        if segment is None or size % PAGE_BYTES or self.control is None:
+        if segment is None or self.control is None:
             return None
         return segment * self.control.relation_segment_blocks
 

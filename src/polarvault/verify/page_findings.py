@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
+from polarvault.pgfiles.pages import PAGE_BYTES
 from polarvault.verify.reading import FileReading
 
 _NAMED = 5
@@ -60,3 +61,20 @@ class PageJudge:
         if not self.wal_repairs or self.start_lsn is None:
             return False
         return self.start_lsn <= lsn and (self.end_lsn is None or lsn <= self.end_lsn)
+
+
+def partial_page(reading: FileReading) -> Finding | None:
+    """Return a warning when a relation file ends within a page: the server never reads what is left of it."""
+    rest = reading.size % PAGE_BYTES
+    if reading.task.first_block is None or reading.problem is not None or not rest:
+        return None
+    name = reading.task.name
+    return Finding(
+        severity=Severity.WARNING,
+        check="partial-page",
+        subject=name,
+        message=f'"{name}" ends with {rest} bytes of a page of {PAGE_BYTES}',
+        meaning="the file was cut at the source, or the disk was full when it was to grow: rows of that page are lost "
+        "unless the WAL of the backup writes it anew",
+        advice="check the table at the source with pg_amcheck, and its file system",
+    )

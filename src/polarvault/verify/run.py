@@ -20,7 +20,7 @@ from polarvault.verify.comparison import compare_names, compare_reading, judge_s
 from polarvault.verify.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
 from polarvault.verify.layout import BackupLayout, Half, find_layout
 from polarvault.verify.manifests import Expected, read_manifests
-from polarvault.verify.page_findings import PageJudge
+from polarvault.verify.page_findings import PageJudge, partial_page
 from polarvault.verify.reading import FileReading, FileTask, read_files
 from polarvault.verify.request import VerifyRequest
 from polarvault.verify.trees import IgnoreRules
@@ -212,7 +212,7 @@ class _Run:
         They were read before pg_control, the last file of a tar, told how long the segments of a relation are.
         """
         first = reading.task.first_block
-        if judge is None or not first or first == beyond.first_block(path, reading.size):
+        if judge is None or not first or first == beyond.first_block(path):
             return judge
         self._result.not_checked.append(f"page checksums of {reading.task.name}: it is compressed; unpack the tar")
         return None
@@ -225,7 +225,7 @@ class _Run:
             algorithm = entry.algorithm
         # One that has grown is wrong already, and may be sparse and endless.
         has_grown = entry is not None and place.size > entry.size
-        first_block = pages.first_block(path, place.size) if pages is not None and not has_grown else None
+        first_block = pages.first_block(path) if pages is not None and not has_grown else None
         if algorithm is None and first_block is None:
             return None
         return FileTask(found.half.name(path), place.path, place.size, place.offset, algorithm, first_block)
@@ -237,6 +237,9 @@ class _Run:
             self._report(finding)
         for bad in judge.judge(reading) if judge is not None else ():
             self._report(bad)
+        is_as_sent = entry is None or entry.size == reading.size
+        if judge is not None and is_as_sent and (partial := partial_page(reading)) is not None:
+            self._report(partial)
 
     def _take_results(self, thread: BeyondThread) -> None:
         facts, verdict = thread.results()
