@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.cluster import Cluster
-from support.drills import Drills
+from support.drills import Drills, copied, with_settings
 from support.program import run_polarvault
 from support.servers import ServerPool, missing_reason
 from support.story import back_up
@@ -72,6 +72,19 @@ def test_a_drill_sets_off_none_of_the_traps_in_its_copy(odd: tuple[Cluster, Path
     assert read["bytes", "public", r"caf\xe9"]["rows"] == 1
     assert {one["database"] for one in report["relations"] if one["kind"] == "i"} >= {"bytes", "mule", "trapped"}
     assert not any("pg_prewarm" in line for line in report["not_proved"])
+
+
+@pytest.mark.parametrize("odd", [18], indirect=True)
+def test_a_library_that_is_not_on_this_host_is_told_from_a_missing_role(
+    odd: tuple[Cluster, Path, Path], workspace: Path
+) -> None:
+    source, backup, _ = odd
+    damaged = with_settings(copied(backup, workspace / "lacking"), "session_preload_libraries = 'no_such_library'\n")
+    drills = Drills(workspace)
+    report = drills.run(source, damaged, "--read", "none", status=4)
+    assert "no_such_library" in report["failure"]["message"]
+    typed = report["failure"]["hint"].partition("do without: ")[2].split()
+    drills.run(source, damaged, "--read", "none", *typed)
 
 
 def test_a_check_sets_off_no_trap_and_bears_names_without_encoding(odd: tuple[Cluster, Path, Path]) -> None:

@@ -212,8 +212,17 @@ def reach(plan: RestorePlan, binaries: Binaries, account: Account, started: Star
     raise StartFailed(
         "the restored server is up, but no superuser of it could be found to look inside"
         + (f": {str(problem).strip()}" if problem else ""),
-        hint="name one: --username ROLE",
+        hint=_way_in(str(problem)),
     ) from problem
+
+
+def _way_in(refusal: str) -> str:
+    if "could not access file" in refusal:
+        return (
+            "install the library beside the server programs, or do without: "
+            "--set session_preload_libraries= --set local_preload_libraries="
+        )
+    return "name one: --username ROLE"
 
 
 def last_lines(data: str, lines: int = 40) -> str | None:
