@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarvault.check.session import MONITOR, CheckSession
-from polarvault.check.verdict import ok, problem, setting_change, warning
-from polarvault.model.finding import Finding
+from polarvault.check.verdict import setting_change
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 
 # Commands that report success and keep nothing.

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, warning
 from polarvault.errors import ConnectionFailed, ConnectionLost
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, warning
 from polarvault.model.units import format_bytes
 
 # Each costs a connection: enough for every ordinary server, and an end for one with thousands.

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from polarvault.check.session import MONITOR, STAT_FILE, CheckSession
-from polarvault.check.verdict import ok, problem, warning
 from polarvault.errors import PolarvaultError
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 from polarvault.wire.commands import quote_identifier
 

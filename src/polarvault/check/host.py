@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, warning
 from polarvault.errors import UsageError
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, warning
 from polarvault.restore.binaries import find_binaries
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import Binaries

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, problem, warning
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, setting_change, warning
-from polarvault.model.finding import Finding
+from polarvault.check.verdict import setting_change
+from polarvault.model.finding import Finding, ok, warning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

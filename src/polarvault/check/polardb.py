@@ -13,8 +13,7 @@ from polarvault.check.polardb_storage import check_storage
 from polarvault.check.polardb_tablespaces import check_tablespaces
 from polarvault.check.polardb_wal import check_wal_costs, check_walsender_limit
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok
 
 
 def check_polardb(session: CheckSession) -> list[Finding]:

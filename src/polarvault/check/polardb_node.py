@@ -15,8 +15,8 @@ from psycopg.conninfo import conninfo_to_dict
 from polarvault.check.node import judge_node, read_node
 from polarvault.check.polardb_monitor import INSTALL, monitor_schema
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, problem, setting_change, warning
-from polarvault.model.finding import Finding
+from polarvault.check.verdict import setting_change
+from polarvault.model.finding import Finding, ok, problem, warning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, setting_change, warning
-from polarvault.model.finding import Finding
+from polarvault.check.verdict import setting_change
+from polarvault.model.finding import Finding, ok, warning
 from polarvault.polardb.settings import LOCALFS_MODE, is_true
 
 

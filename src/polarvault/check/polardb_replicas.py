@@ -20,8 +20,7 @@ from enum import Enum
 
 from polarvault.check.polardb_monitor import INSTALL, monitor_schema
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, problem, warning
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.lsn import Lsn
 from polarvault.model.units import format_bytes
 from polarvault.polardb.settings import is_true

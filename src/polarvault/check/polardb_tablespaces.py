@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from polarvault.check.polardb_monitor import quote_literal
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, problem, warning
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.polardb.settings import DATADIR, LOCALFS_MODE, is_true, split_protocol
 
 

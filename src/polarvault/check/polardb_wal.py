@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, problem, setting_change, warning
-from polarvault.model.finding import Finding
+from polarvault.check.verdict import setting_change
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 
 _DAY_S = 86_400

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from polarvault.check.hba import Client, Refusal, hba_line, login_method, parse_refusal
 from polarvault.check.session import CheckSession, patient, prepared
-from polarvault.check.verdict import ok, problem
 from polarvault.errors import PolarvaultError, ServerRefused
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
 from polarvault.wire.commands import quote_identifier

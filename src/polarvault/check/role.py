@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, problem, warning
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.wire.commands import quote_identifier
 
 _EXPIRES_SOON_DAYS = 14.0

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, warning
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, warning
 from polarvault.model.units import format_bytes
 
 

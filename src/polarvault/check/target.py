@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from polarvault.check.session import MONITOR, CheckSession
 from polarvault.check.transport import is_on_this_machine
-from polarvault.check.verdict import ok, problem, warning
 from polarvault.errors import StorageFailed
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 from polarvault.restore.host import Host, existing_ancestor
 

@@ -7,8 +7,7 @@ import socket
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.check.verdict import ok, warning
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, warning
 from polarvault.server.connection import Connection
 
 _CHECKED_MODES = ("verify-ca", "verify-full")

@@ -40,3 +40,22 @@ def worst(findings: list[Finding]) -> Severity:
     """Return the worst severity; OK for none."""
     order = list(Severity)
     return max((finding.severity for finding in findings), key=order.index, default=Severity.OK)
+
+
+def ok(check: str, subject: str, message: str) -> Finding:
+    """Return a finding that asks for nothing."""
+    return Finding(severity=Severity.OK, check=check, subject=subject, message=message)
+
+
+def warning(check: str, subject: str, message: str, meaning: str, advice: str) -> Finding:
+    """Return a finding that a backup survives, but that its owner should know."""
+    return Finding(
+        severity=Severity.WARNING, check=check, subject=subject, message=message, meaning=meaning, advice=advice
+    )
+
+
+def problem(check: str, subject: str, message: str, meaning: str, advice: str) -> Finding:
+    """Return a finding that keeps a backup from being taken, restored, or relied on."""
+    return Finding(
+        severity=Severity.PROBLEM, check=check, subject=subject, message=message, meaning=meaning, advice=advice
+    )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polarvault.model.finding import Finding, Severity
+from polarvault.model.finding import Finding, problem
 from polarvault.model.lsn import Lsn
-
-OTHER_BACKUP = "use another backup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +54,6 @@ class BackupFacts:
         return None if last is None else last.end
 
 
-def problem(check: str, subject: str, message: str, meaning: str, advice: str = OTHER_BACKUP) -> Finding:
-    """Return a finding that the backup cannot be restored, or not correctly."""
-    return Finding(
-        severity=Severity.PROBLEM, check=check, subject=subject, message=message, meaning=meaning, advice=advice
-    )
-
-
-def warning(check: str, subject: str, message: str, meaning: str, advice: str) -> Finding:
-    """Return a finding that somebody has to look at."""
-    return Finding(
-        severity=Severity.WARNING, check=check, subject=subject, message=message, meaning=meaning, advice=advice
-    )
-
-
-def holds(check: str, subject: str, message: str) -> Finding:
-    """Return a finding that something is as it should be."""
-    return Finding(severity=Severity.OK, check=check, subject=subject, message=message)
+def unusable(check: str, subject: str, message: str, meaning: str) -> Finding:
+    """Return the finding of a backup that nothing can mend."""
+    return problem(check, subject, message, meaning, "use another backup")

@@ -68,7 +68,8 @@ class Beyond:
     def judge_facts(self) -> list[Finding]:
         """Judge pg_control, backup_label and the tablespaces."""
         # Here, in a thread of its own: it loads while files are read.
-        from polarvault.verify.backup_facts import BackupFacts, problem
+        from polarvault.model.finding import problem
+        from polarvault.verify.backup_facts import BackupFacts
         from polarvault.verify.facts import judge_facts
 
         layout, local, data = self._layout, self._contents[0], self._contents[-1]
@@ -193,7 +194,7 @@ class Beyond:
         try:
             return parse_tablespace_map(content)
         except BackupUnusable as damage:
-            from polarvault.verify.backup_facts import problem
+            from polarvault.model.finding import problem
 
             report(
                 problem(

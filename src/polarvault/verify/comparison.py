@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from polarvault.model.finding import Finding, Severity
+from polarvault.model.finding import Finding, Severity, problem
 from polarvault.pgfiles.manifest import ManifestFile, checksum
 from polarvault.verify.contents import SETTINGS
 from polarvault.verify.layout import Half
@@ -22,20 +22,20 @@ def compare_names(
     for path, size in sizes.items():
         entry = expected.get(path)
         if entry is None:
-            yield _problem(
+            yield problem(
                 "extra-file", half.name(path), f'"{half.name(path)}" is present on disk but not in the manifest',
                 "it was not part of the backup when it was taken, and would be restored with it",
                 f"look at it and remove it, or leave it out: -i {path}",
             )  # fmt: skip
         elif entry.size != size:
-            yield _problem(
+            yield problem(
                 "wrong-size", half.name(path),
                 f'"{half.name(path)}" has size {size} on disk but size {entry.size} in the manifest',
                 _DAMAGED, _OTHER_BACKUP,
             )  # fmt: skip
     for path in expected.keys() - sizes.keys():
         if not ignored.covers(path):
-            yield _problem(
+            yield problem(
                 "missing-file", half.name(path), f'"{half.name(path)}" is present in the manifest but not on disk',
                 "what was in it cannot be restored", _OTHER_BACKUP,
             )  # fmt: skip
@@ -49,12 +49,12 @@ def compare_reading(reading: FileReading, entry: ManifestFile | None) -> Finding
     if entry is None or entry.algorithm is None or reading.checksum is None:
         return None
     if reading.size != entry.size:
-        return _problem(
+        return problem(
             "wrong-size", name, f'file "{name}" should contain {entry.size} bytes, but read {reading.size} bytes',
             "it was cut, or changed while it was read", "see who writes into the backup, and verify it again",
         )  # fmt: skip
     if reading.checksum != (entry.checksum or "").lower():
-        return _problem(
+        return problem(
             "wrong-checksum", name, f'checksum mismatch for file "{name}"', _DAMAGED,
             _OTHER_BACKUP,
         )  # fmt: skip
@@ -79,10 +79,4 @@ def judge_settings(half: Half, entry: ManifestFile | None, content: bytes | None
         message=f'"{name}" is not what the server sent, apart from lines that may have been added',
         meaning="a restored server takes its settings from it; ALTER SYSTEM on the copy changes it, and so does damage",
         advice=f"read it before the restored server is started: {name}",
-    )
-
-
-def _problem(check: str, subject: str, message: str, meaning: str, advice: str) -> Finding:
-    return Finding(
-        severity=Severity.PROBLEM, check=check, subject=subject, message=message, meaning=meaning, advice=advice
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.pgfiles.control import ClusterState, ControlDamage, ControlFile, parse_control
-from polarvault.verify.backup_facts import OTHER_BACKUP, BackupFacts, holds, problem, warning
+from polarvault.verify.backup_facts import BackupFacts, unusable
 
 # PG_CONTROL_FILE_SIZE (server file catalog/pg_control.h): the file is padded to it in every version.
 CONTROL_BYTES = 8192
@@ -22,19 +22,19 @@ def judge_control(facts: BackupFacts) -> tuple[ControlFile | None, list[Finding]
     except ControlDamage as damage:
         finding = problem(
             _CHECK_NAMES[damage.aspect], path, damage.message.removeprefix(f"{path} "), _NO_START,
-            damage.hint or OTHER_BACKUP,
+            damage.hint or "use another backup",
         )  # fmt: skip
         return None, [finding]
     findings = []
     if len(facts.control) != CONTROL_BYTES:
         message = f"it is {len(facts.control)} bytes long, every server writes {CONTROL_BYTES}"
-        findings.append(problem("control-size", path, message, "the file was cut or padded: it is not the server's"))
-    findings += [problem("control-values", path, message, _NO_START) for message in _odd_values(control)]
+        findings.append(unusable("control-size", path, message, "the file was cut or padded: it is not the server's"))
+    findings += [unusable("control-values", path, message, _NO_START) for message in _odd_values(control)]
     findings += _judge_state(facts, control)
     findings += _judge_identity(facts, control)
     if not findings:
         what = f"system {control.system_identifier}, PostgreSQL {control.major_version}, {_state_words(control)}"
-        findings.append(holds("control", path, f"{what}, checkpoint {control.checkpoint_lsn}"))
+        findings.append(ok("control", path, f"{what}, checkpoint {control.checkpoint_lsn}"))
     return control, findings
 
 
@@ -43,7 +43,7 @@ def _missing(facts: BackupFacts) -> Finding:
     if facts.is_polardb:
         message = "it is not there: the shared half of the backup is missing"
         return problem("control-missing", facts.control_path, message, meaning, "name the shared half: --polardata DIR")
-    return problem("control-missing", facts.control_path, "it is not there", meaning)
+    return unusable("control-missing", facts.control_path, "it is not there", meaning)
 
 
 def _odd_values(control: ControlFile) -> list[str]:
@@ -86,12 +86,12 @@ def _judge_identity(facts: BackupFacts, control: ControlFile) -> list[Finding]:
     if named not in (None, control.system_identifier):
         message = f"its system identifier is {control.system_identifier}, that of the manifest is {named}"
         meaning = "pg_control and the manifest are of two clusters: the files do not belong together"
-        findings.append(problem("control-identifier", path, message, meaning))
+        findings.append(unusable("control-identifier", path, message, meaning))
     end = facts.end_lsn
     if end is not None and control.checkpoint_lsn >= end:
         message = f"its checkpoint at {control.checkpoint_lsn} is from after the end of the backup at {end}"
         meaning = "it is of a later backup, or a server was started on these files: they do not fit together"
-        findings.append(problem("control-age", path, message, meaning))
+        findings.append(unusable("control-age", path, message, meaning))
     if control.major_version is None:
         message = f"catalog version {control.catalog_version} is of no release of PostgreSQL 13 to 18"
         meaning = "only a server of exactly that version can open the files"
@@ -105,12 +105,12 @@ def judge_version(facts: BackupFacts, control: ControlFile | None) -> list[Findi
     """Judge PG_VERSION of the local half."""
     meaning = 'the restored server stops with "is not a valid data directory"'
     if facts.version is None:
-        return [problem("version", "PG_VERSION", "it is not there", meaning)]
+        return [unusable("version", "PG_VERSION", "it is not there", meaning)]
     text = facts.version.decode("ascii", "replace").strip()
     if not text.isdigit():
-        return [problem("version", "PG_VERSION", f"{text[:20]!r} is no version of PostgreSQL", meaning)]
+        return [unusable("version", "PG_VERSION", f"{text[:20]!r} is no version of PostgreSQL", meaning)]
     major = None if control is None else control.major_version
     if major not in (None, int(text)):
         message = f"it says {text}, but {facts.control_path} was written by PostgreSQL {major}"
-        return [problem("version", "PG_VERSION", message, "the files are of two clusters, and no server opens them")]
-    return [holds("version", "PG_VERSION", f"PostgreSQL {text}")]
+        return [unusable("version", "PG_VERSION", message, "the files are of two clusters, and no server opens them")]
+    return [ok("version", "PG_VERSION", f"PostgreSQL {text}")]

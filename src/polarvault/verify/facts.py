@@ -30,8 +30,8 @@ from __future__ import annotations
 import os.path
 from collections.abc import Mapping
 
-from polarvault.model.finding import Finding
-from polarvault.verify.backup_facts import BackupFacts, WalRange, holds, problem, warning
+from polarvault.model.finding import Finding, ok, problem, warning
+from polarvault.verify.backup_facts import BackupFacts, WalRange
 from polarvault.verify.control_facts import judge_control, judge_version
 from polarvault.verify.label_facts import judge_label
 
@@ -103,4 +103,4 @@ def _judge_places(places: Mapping[int, str], subject: str) -> list[Finding]:
 
 
 def _all_there(count: int) -> list[Finding]:
-    return [holds("tablespaces", "tablespaces", f"{count} of {count} are there")] if count else []
+    return [ok("tablespaces", "tablespaces", f"{count} of {count} are there")] if count else []

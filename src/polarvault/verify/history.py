@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from polarvault.errors import IntegrityError
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, problem
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import BackupLabel
-from polarvault.verify.backup_facts import WalRange, problem
+from polarvault.verify.backup_facts import WalRange
 from polarvault.verify.trees import unreadable
 from polarvault.wal.history import TimelineHistory
 

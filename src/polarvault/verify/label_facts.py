@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from polarvault.errors import BackupUnusable
-from polarvault.model.finding import Finding
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ClusterState, ControlFile
-from polarvault.verify.backup_facts import BackupFacts, holds, problem, warning
+from polarvault.verify.backup_facts import BackupFacts, unusable
 
 _WRONG_CHECKPOINT = "the server would start from the wrong checkpoint, without a word: silent corruption"
 _TWO_BACKUPS = "the files are of two backups: what comes of restoring them is not the database at any time"
@@ -30,7 +30,7 @@ def judge_label(facts: BackupFacts, control: ControlFile | None) -> list[Finding
     ]
     if not findings:
         what = f"a backup of a {label.taken_from or 'server'} from {label.start_lsn} on, timeline {label.timeline_id}"
-        findings.append(holds("label", facts.label_path, what))
+        findings.append(ok("label", facts.label_path, what))
     if label.incremental_from_lsn is not None:
         findings.append(_incremental(facts, label))
     return findings
@@ -43,7 +43,7 @@ def _missing(facts: BackupFacts, control: ControlFile | None) -> list[Finding]:
         return [problem("label-missing", path, message, _WRONG_CHECKPOINT, "never delete it; use another backup")]
     if control is not None and not control.state.is_clean:
         message = "it is not there, and pg_control says that the server was running when the files were copied"
-        return [problem("label-missing", path, message, _WRONG_CHECKPOINT)]
+        return [unusable("label-missing", path, message, _WRONG_CHECKPOINT)]
     return []
 
 
@@ -57,14 +57,14 @@ def _judge_itself(facts: BackupFacts, label: BackupLabel, control: ControlFile |
                 f"it names segment {label.start_segment} for {label.start_lsn}, but with pg_control's segments of "
                 f"{control.wal_segment_size} bytes that is {segment.file_name}"
             )
-            findings.append(problem("label-segment", path, message, _TWO_BACKUPS))
+            findings.append(unusable("label-segment", path, message, _TWO_BACKUPS))
     if label.timeline_id != named_timeline:
         message = f"START TIMELINE is {label.timeline_id}, but the segment {label.start_segment} is of {named_timeline}"
         # The server compares them too ("... is inconsistent with START WAL LOCATION") and refuses to start.
-        findings.append(problem("label-segment", path, message, "the restored server does not start"))
+        findings.append(unusable("label-segment", path, message, "the restored server does not start"))
     if label.checkpoint_lsn < label.start_lsn:
         message = f"CHECKPOINT LOCATION {label.checkpoint_lsn} lies before START WAL LOCATION {label.start_lsn}"
-        findings.append(problem("label-segment", path, message, _WRONG_CHECKPOINT))
+        findings.append(unusable("label-segment", path, message, _WRONG_CHECKPOINT))
     return findings
 
 
@@ -76,13 +76,13 @@ def _judge_against_manifest(facts: BackupFacts, label: BackupLabel) -> list[Find
             f"it begins at {label.start_lsn} on timeline {label.timeline_id}, the manifest's WAL at {first.start} on "
             f"timeline {first.timeline_id}"
         )
-        findings.append(problem("label-manifest", path, message, _TWO_BACKUPS))
+        findings.append(unusable("label-manifest", path, message, _TWO_BACKUPS))
     elif end is not None and label.checkpoint_lsn >= end:
         message = f"CHECKPOINT LOCATION {label.checkpoint_lsn} lies behind the end of the backup at {end}"
-        findings.append(problem("label-manifest", path, message, _TWO_BACKUPS))
+        findings.append(unusable("label-manifest", path, message, _TWO_BACKUPS))
     if first is not None and label.method not in ("", "streamed"):
         message = f"BACKUP METHOD is {label.method!r}, but a manifest is written only by a streamed base backup"
-        findings.append(problem("label-method", path, message, _TWO_BACKUPS))
+        findings.append(unusable("label-method", path, message, _TWO_BACKUPS))
     return findings
 
 
@@ -91,7 +91,7 @@ def _judge_against_control(facts: BackupFacts, label: BackupLabel, control: Cont
     if control.checkpoint_lsn < label.checkpoint_lsn:
         # A backup begins with a checkpoint and copies pg_control last.
         message = f"its checkpoint at {control.checkpoint_lsn} is older than the label's at {label.checkpoint_lsn}"
-        findings.append(problem("control-age", facts.control_path, message, _TWO_BACKUPS))
+        findings.append(unusable("control-age", facts.control_path, message, _TWO_BACKUPS))
     state = control.state.name.lower().replace("_", " ")
     if label.is_from_standby and control.state not in _RECOVERING:
         # Server: access/transam/xlogrecovery.c, FATAL "backup_label contains data inconsistent with control file".
@@ -103,7 +103,7 @@ def _judge_against_control(facts: BackupFacts, label: BackupLabel, control: Cont
         findings.append(problem("label-control", path, message, meaning, advice))
     elif label.taken_from == "primary" and control.state in _RECOVERING:
         message = f"it is of a primary, but {facts.control_path} says that the server was {state}"
-        findings.append(problem("label-control", path, message, _TWO_BACKUPS))
+        findings.append(unusable("label-control", path, message, _TWO_BACKUPS))
     return findings
 
 

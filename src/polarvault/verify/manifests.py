@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from polarvault.model.finding import Finding, Severity
+from polarvault.model.finding import Finding, problem
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.manifest import Manifest, ManifestFile, read_damaged_manifest
 from polarvault.storage.files import open_regular
@@ -136,6 +136,4 @@ def _is_in(found: Contents, entry: ManifestFile) -> bool:
 
 
 def _problem(subject: str, message: str, meaning: str, advice: str) -> Finding:
-    return Finding(
-        severity=Severity.PROBLEM, check="manifest", subject=subject, message=message, meaning=meaning, advice=advice
-    )
+    return problem("manifest", subject, message, meaning, advice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polarvault.errors import PolarvaultError
-from polarvault.model.finding import Finding, Severity
+from polarvault.model.finding import Finding, Severity, ok, problem
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.backup_label import BackupLabel
@@ -67,28 +67,28 @@ class RangeReport:
         self._read += 1
         self._end_run()
 
-    def not_readable(self, segment: WalSegment, problem: PolarvaultError) -> None:
+    def not_readable(self, segment: WalSegment, failure: PolarvaultError) -> None:
         """The segment's content cannot be had."""
-        finding = self.unreadable(segment.file_name, problem)
+        finding = self.unreadable(segment.file_name, failure)
         if not any((finding.check, finding.message) == (known.check, known.message) for known in self._findings):
             self._add(finding)
 
     @staticmethod
-    def unreadable(subject: str, problem: PolarvaultError) -> Finding:
+    def unreadable(subject: str, failure: PolarvaultError) -> Finding:
         """Return the finding about content that cannot be had."""
-        return _problem("wal-unreadable", subject, problem.message, _STOPS, problem.hint or _USE_ARCHIVE)
+        return problem("wal-unreadable", subject, failure.message, _STOPS, failure.hint or _USE_ARCHIVE)
 
     @staticmethod
     def impossible(span: WalRange, reason: str) -> Finding:
         """Return the finding about a range that no backup can have."""
         subject, message = f"timeline {span.timeline_id}", f"WAL from {span.start} on cannot be checked: {reason}"
         meaning = "the manifest or backup_label names a wrong place in the WAL"
-        return _problem("wal-range", subject, message, meaning, "use another backup")
+        return problem("wal-range", subject, message, meaning, "use another backup")
 
     def foreign(self, segment: WalSegment, where: str, reason: str) -> None:
         """The segment is of another cluster."""
         message = f"{where} is not of the cluster that was backed up: {reason}"
-        self._add(_problem("wal-foreign", segment.file_name, message, _STOPS, _USE_ARCHIVE))
+        self._add(problem("wal-foreign", segment.file_name, message, _STOPS, _USE_ARCHIVE))
 
     def unwritten(self, segment: WalSegment, where: str, end: WalEnd) -> None:
         """Zeros or old content stand where the next record should."""
@@ -113,12 +113,12 @@ class RangeReport:
         meaning = _STOPS
         if self._label is not None and end.lsn == self._label.checkpoint_lsn:
             meaning = "this is the checkpoint with which recovery begins: " + meaning
-        self._add(_problem("wal-damaged", holding.file_name, message, meaning, _USE_ARCHIVE))
+        self._add(problem("wal-damaged", holding.file_name, message, meaning, _USE_ARCHIVE))
 
     def given_up(self, segment: WalSegment) -> None:
         """The segment has more damage than is worth naming."""
         message = "there is too much damage in it to name every place; the rest of the segment was not read"
-        self._add(_problem("wal-damaged", segment.file_name, message, _STOPS, _USE_ARCHIVE))
+        self._add(problem("wal-damaged", segment.file_name, message, _STOPS, _USE_ARCHIVE))
 
     def short(self, segment: WalSegment, where: str, size_bytes: int) -> None:
         """The file ends before the WAL does that is needed of it."""
@@ -126,7 +126,7 @@ class RangeReport:
             f"{where} holds {size_bytes} of {segment.size_bytes} bytes: the WAL from {Lsn(segment.start + size_bytes)} "
             f"to {self._until(segment)} is missing"
         )
-        self._add(_problem("wal-size", segment.file_name, message, _STOPS, _USE_ARCHIVE))
+        self._add(problem("wal-size", segment.file_name, message, _STOPS, _USE_ARCHIVE))
 
     def odd_size(self, segment: WalSegment, where: str, size_bytes: int) -> None:
         """The file has not the size of a segment, but what is needed of it is there."""
@@ -142,7 +142,7 @@ class RangeReport:
         if self._unwritten is not None:
             return
         message = f"no end-of-backup record from {self._span.start} on, and segment {segment.file_name} is not there"
-        self._add(_problem("wal-backup-end", self._place or "", message, _ENDS, _NAME_ARCHIVE))
+        self._add(problem("wal-backup-end", self._place or "", message, _ENDS, _NAME_ARCHIVE))
 
     def beyond_end(self, segment: WalSegment, lsn: Lsn) -> None:
         """The last record reaches beyond the range, which ends with a record."""
@@ -150,7 +150,7 @@ class RangeReport:
             f"the record at {lsn} goes on beyond {self._span.end}, where the last record of the backup ends; "
             f"that is byte {lsn - segment.start} of the segment"
         )
-        self._add(_problem("wal-damaged", segment.file_name, message, _STOPS, _USE_ARCHIVE))
+        self._add(problem("wal-damaged", segment.file_name, message, _STOPS, _USE_ARCHIVE))
 
     # What comes of it
 
@@ -160,7 +160,7 @@ class RangeReport:
         message = f"WAL parsing failed for timeline {self._span.timeline_id}: {where} {self._range}"
         meaning = "the backup can be restored only where a restore_command brings this WAL"
         advice = f"{_NAME_ARCHIVE}; or leave WAL out of the verification: -n"
-        return [_problem("wal-absent", f"timeline {self._span.timeline_id}", message, meaning, advice)]
+        return [problem("wal-absent", f"timeline {self._span.timeline_id}", message, meaning, advice)]
 
     def findings(self, *, is_complete: bool) -> list[Finding]:
         """Return everything that was found; is_complete: the range was read to its end."""
@@ -173,7 +173,7 @@ class RangeReport:
             count = f"{self._records} records in {self._read} segment{'s' if self._read != 1 else ''}"
             message = f"{count} {self._range} are there with right checksums"
             subject = f"timeline {self._span.timeline_id}"
-            self._findings.append(_ok("wal-records", subject, message))
+            self._findings.append(ok("wal-records", subject, message))
         return self._findings
 
     def _ends_early(self, segment: WalSegment, where: str, end: WalEnd) -> Finding:
@@ -181,36 +181,36 @@ class RangeReport:
         message += f"; that is byte {end.lsn % segment.size_bytes} of {where}"
         is_primary = self._label is not None and not self._label.is_from_standby
         meaning = _ENDS if is_primary else _STOPS
-        return _problem("wal-ends-early", segment.file_name, message, meaning, _NAME_ARCHIVE)
+        return problem("wal-ends-early", segment.file_name, message, meaning, _NAME_ARCHIVE)
 
     def checkpoint(self, redo: Lsn | None) -> Finding:
         """Judge the record at the label's CHECKPOINT LOCATION; redo is None when it is no checkpoint."""
         assert self._label is not None
         label, subject = self._label, f"backup_label, CHECKPOINT LOCATION {self._label.checkpoint_lsn}"
         if redo == label.start_lsn:
-            return _ok("wal-checkpoint", subject, f"the checkpoint is there; redo begins at {redo}")
+            return ok("wal-checkpoint", subject, f"the checkpoint is there; redo begins at {redo}")
         message = "no checkpoint record begins there"
         if redo is not None:
             message = f"the checkpoint there has its redo point at {redo}, the label says {label.start_lsn}"
         meaning = "recovery cannot find the checkpoint with which it begins: label and WAL are of two backups"
-        return _problem("wal-checkpoint", subject, message, meaning, "use another backup, or " + _NAME_ARCHIVE)
+        return problem("wal-checkpoint", subject, message, meaning, "use another backup, or " + _NAME_ARCHIVE)
 
     def backup_end(self, is_there: bool) -> Finding:
         """Judge whether the backup's end-of-backup record is inside the WAL."""
         assert self._label is not None
         subject = f"end-of-backup record of {self._label.start_lsn}"
         if is_there:
-            return _ok("wal-backup-end", subject, "it is there")
+            return ok("wal-backup-end", subject, "it is there")
         message = f"it is not in the WAL {self._range}"
-        return _problem("wal-backup-end", subject, message, _ENDS, _NAME_ARCHIVE)
+        return problem("wal-backup-end", subject, message, _ENDS, _NAME_ARCHIVE)
 
     def minimum_recovery(self, minimum: Lsn, end: Lsn) -> Finding:
         """Judge whether a standby's backup becomes consistent inside the WAL."""
         subject = f"minimum recovery point {minimum}"
         if minimum <= end:
-            return _ok("wal-minimum-recovery", subject, f"the WAL of the backup reaches {end}")
+            return ok("wal-minimum-recovery", subject, f"the WAL of the backup reaches {end}")
         message = f"the WAL of the backup ends at {end}, before the minimum recovery point of pg_control"
-        return _problem("wal-minimum-recovery", subject, message, _STOPS, _NAME_ARCHIVE)
+        return problem("wal-minimum-recovery", subject, message, _STOPS, _NAME_ARCHIVE)
 
     def _until(self, segment: WalSegment) -> Lsn:
         return segment.end if self._span.end is None else min(segment.end, self._span.end)
@@ -232,14 +232,4 @@ class RangeReport:
             f"{names} {verb} not in {self._place} (timeline {run[0].timeline_id}, "
             f"WAL from {begin} to {self._until(run[-1])})"
         )
-        self._findings.append(_problem("wal-missing", run[0].file_name, message, _STOPS, _USE_ARCHIVE))
-
-
-def _problem(check: str, subject: str, message: str, meaning: str, advice: str) -> Finding:
-    return Finding(
-        severity=Severity.PROBLEM, check=check, subject=subject, message=message, meaning=meaning, advice=advice
-    )
-
-
-def _ok(check: str, subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.OK, check=check, subject=subject, message=message)
+        self._findings.append(problem("wal-missing", run[0].file_name, message, _STOPS, _USE_ARCHIVE))
