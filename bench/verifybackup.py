@@ -1,6 +1,6 @@
 """polarvault verifybackup beside pg_verifybackup: same backup, same run, alternating.
 
-usage: python bench/verifybackup.py [--runs 5] [--scale 200] [--only NAME,NAME] [--json FILE] [--bindir DIR]
+usage: python bench/verifybackup.py [--runs 5] [--scale 300] [--only NAME,NAME] [--json FILE] [--bindir DIR]
 
 The backup lies on the disk and, but for the case "cold", in the page cache. "same" does what pg_verifybackup does: the
 manifest's checksums and the WAL. "all" adds page checksums, pg_control, backup_label. Wall time, median of the runs.
@@ -202,7 +202,7 @@ def _line(row: dict[str, object]) -> str:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_place_options(parser)
-    parser.add_argument("--scale", type=int, default=200, help="pgbench's scale: 15 MB each")
+    parser.add_argument("--scale", type=int, default=300, help="pgbench's scale: 15 MB each")
     parser.add_argument("--wal-mb", type=int, default=300, help="how much WAL is read")
     parser.add_argument("--only", type=lambda text: text.split(","), help="cases to run")
     options = parser.parse_args()
