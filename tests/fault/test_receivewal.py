@@ -63,9 +63,8 @@ def test_a_server_killed_under_load_and_shut_down_is_followed(server: Cluster, w
         with server.pgbench():
             running.wait_segments(2)
             server.kill()
-            running.wait_for("error: ")
-        assert "trying again in" in running.said
-        assert running.status["state"] in ("disconnected", "connecting")
+            running.wait_for("trying again in")
+        running.wait_until(lambda: running.status["state"] in ("disconnected", "connecting"), "the status says so")
         server.start()
         # The end of crash recovery and all that follows.
         running.wait_flushed(end_of_wal(server))
@@ -164,7 +163,7 @@ def test_a_network_that_goes_silent_is_left_after_a_while(server: Cluster, works
     archive.mkdir()
     with TcpProxy(server.port) as proxy:
         request = ReceiveRequest(
-            directory=str(archive), compression=Compression(), status_interval_s=1.0, silence_limit_s=2.0
+            directory=str(archive), compression=Compression(), status_interval_s=1.0, silence_limit_s=4.0
         )
         stop, heard = StopRequest(), Listening()
         connector = Connector(ConnectionSettings(server.tcp_conninfo(port=proxy.port)))
@@ -178,7 +177,7 @@ def test_a_network_that_goes_silent_is_left_after_a_while(server: Cluster, works
             proxy.stall_after(0)
             wait_until(lambda: heard.problems, "the silence is noticed")
             assert isinstance(heard.problems[0], ConnectionLost)
-            assert "nothing came from the server for 2 s, not even when it was asked" in heard.problems[0].message
+            assert "nothing came from the server for 4 s, not even when it was asked" in heard.problems[0].message
             proxy.restart()
             end = write_wal(server, 2 * MB)
             wait_until(lambda: len(segments(archive, partial=False)) >= 2, "it receives again")
