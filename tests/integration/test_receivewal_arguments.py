@@ -35,11 +35,21 @@ SAME_WORDS = """
 -h /nowhere --create-slot -S a
 -h /nowhere --drop-slot -S a -E 1/1
 -D DIR --if-not-exists -h /nowhere
+-D DIR -h /nowhere -s +5
+-h /nowhere --drop-slot -S a -E foo
+-h /nowhere --drop-slot -S a -s -1
+-h /nowhere --drop-slot -S a -Z foo
+-D DIR --create-slot -E foo
+-D  -h /nowhere
 """.strip().splitlines()
 SAME_MEANING = {
     "-D DIR -Z gzip:99": "expects a compression level between 1 and 9",
     "-D DIR -Z 10": "expects a compression level between 1 and 9",
     "-D DIR -Z gzip:level": "level",
+    "-D DIR -Z --5": "--5",
+    "-D DIR -Z gzip:²": "²",
+    "-D DIR -s ²": "²",
+    "-h /nowhere --drop-slot -S a -Z gzip:99": "expects a compression level between 1 and 9",
     "-D DIR -Z none:1": 'compression algorithm "none" does not accept',
     "-D DIR --nonsense": "option '--nonsense'",
     "-D DIR --no": "option '--no' is ambiguous; possibilities:",
@@ -57,7 +67,7 @@ def first_line(errors: str) -> str:
 
 
 def both(installation: Installation, words: str, directory: Path) -> tuple[tuple[int, str], tuple[int, str]]:
-    arguments = words.replace("DIR", str(directory)).split()
+    arguments = words.replace("DIR", str(directory)).split(" ")
     ours = run_polarvault("receivewal", *arguments, check=False, directory=directory, timeout_s=30)
     theirs = run_program(installation, "pg_receivewal", *arguments)
     assert "Traceback" not in ours.stderr
@@ -82,3 +92,13 @@ def test_a_wrong_command_line_is_refused_with_the_same_meaning(
     assert ours[0] == theirs[0] == 1
     assert SAME_MEANING[words] in ours[1]
     assert SAME_MEANING[words] in theirs[1]
+
+
+@pytest.mark.parametrize("words", ["-?", "--help", "-? -D", "--help --nonsense", "-V", "--version", "-V -D x --nonsense"])
+def test_help_and_version_come_first_and_alone(
+    installation: Callable[[int], Installation], tmp_path: Path, words: str
+) -> None:
+    ours = run_polarvault("receivewal", *words.split(), check=False, directory=tmp_path)
+    theirs = run_program(installation(18), "pg_receivewal", *words.split())
+    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr) == (0, "")
+    assert "receivewal" in ours.stdout

@@ -184,7 +184,7 @@ def _rate(text: str | None) -> int | None:
 
 
 def _seconds(text: str) -> float:
-    if not text.isdigit() or int(text) > 2**31 // 1000:
+    if not (text.isascii() and text.isdigit()) or int(text) > 2**31 // 1000:
         raise UsageError(f'invalid value "{text}" for option -s/--status-interval')
     return float(text)
 

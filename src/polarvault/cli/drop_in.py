@@ -20,17 +20,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Options that the replaced tools do not have; they must not make an abbreviation of theirs ambiguous.
 _OURS_ALONE = {"--checkpoint-timeout", "--jobs", "--json", "--keep-all", "--no-pages", "--pages", "--status"}
 
+_ALONE = {"-?", "--help", "-V", "--version"}
+
 
 class DropInCommand(click.Command):
     """A command that accepts unambiguous abbreviations of long options, as getopt_long does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Expand abbreviations, then parse."""
+        if args and args[0] in _ALONE:
+            # What follows is not looked at, as in PostgreSQL's own tools.
+            return super().parse_args(ctx, args[:1])
         return super().parse_args(ctx, self._expanded(args))
 
     def _expanded(self, args: list[str]) -> list[str]:
         takes_value: dict[str, bool] = {}
-        for parameter in self.get_params(click.Context(self)):
+        # With our settings: the command keeps the first help option it is asked for, and -? is one of its names.
+        for parameter in self.get_params(click.Context(self, **self.context_settings)):
             if isinstance(parameter, click.Option):
                 for name in parameter.opts + parameter.secondary_opts:
                     takes_value[name] = not parameter.is_flag

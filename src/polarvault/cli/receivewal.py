@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from polarvault.cli.drop_in import DropInCommand, connection_options, connection
 from polarvault.errors import StorageFailed, UsageError
 
 if TYPE_CHECKING:
+    from polarvault.model.lsn import Lsn
     from polarvault.server.connection import Connector
     from polarvault.walarchive.request import ReceiveRequest
 
@@ -47,13 +49,12 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
         raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
     if options["show_status"]:
         return _show_status(_directory(options["directory"]))
-    _check_actions(options)
+    request = _request(options)
     from polarvault.server.connection import Connector
 
     connector = Connector(connection_settings(**{name: options[name] for name in _CONNECTION}))
-    if options["create_slot"] or options["drop_slot"]:
+    if request is None:
         return _change_slot(connector, options)
-    request = _request(options)
     return _receive(request, connector, verbose=options["verbose"])
 
 
@@ -80,25 +81,23 @@ def _change_slot(connector: Connector, options: dict[str, Any]) -> int:
     return 0
 
 
-def _request(options: dict[str, Any]) -> ReceiveRequest:
+def _request(options: dict[str, Any]) -> ReceiveRequest | None:
+    """Check the options in pg_receivewal's order; None when only a slot is to be made or dropped.
+
+    Also then all of them: a mistake in the command line must not cost a slot.
+    """
     from polarvault.model.compression import Compression
-    from polarvault.model.lsn import Lsn
     from polarvault.walarchive.request import ReceiveRequest, check_compression
 
-    end_lsn = None
-    if options["endpos"] is not None:
-        try:
-            end_lsn = Lsn.parse(options["endpos"])
-        except ValueError:
-            text = options["endpos"]
-            raise UsageError(f'could not parse end position "{text}"', hint="write it as 16/B374D848") from None
-    interval = options["status_interval"]
-    if not interval.removeprefix("-").isdigit():
-        raise UsageError(f'invalid value "{interval}" for option -s/--status-interval')
-    if not 0 <= int(interval) <= 2**31 // 1000:
-        raise UsageError("-s/--status-interval must be in range 0..2147483")
+    end_lsn, interval_s = _end_lsn(options["endpos"]), _interval(options["status_interval"])
+    _check_actions(options)
+    changes_slot = options["create_slot"] or options["drop_slot"]
+    if options["directory"] is None and not changes_slot:
+        raise UsageError("no target directory specified", hint="give -D DIRECTORY")
     compression = Compression.parse(options["compress"]) if options["compress"] is not None else Compression()
     check_compression(compression)
+    if changes_slot:
+        return None
     return ReceiveRequest(
         directory=_directory(options["directory"]),
         slot=options["slot"],
@@ -106,21 +105,42 @@ def _request(options: dict[str, Any]) -> ReceiveRequest:
         loop=not options["no_loop"],
         sync=not options["no_sync"],
         synchronous=options["synchronous"],
-        status_interval_s=float(interval),
+        status_interval_s=interval_s,
         compression=compression,
     )
+
+
+def _end_lsn(text: str | None) -> Lsn | None:
+    from polarvault.model.lsn import Lsn
+
+    if text is None:
+        return None
+    try:
+        # 0/0 is no position in the WAL, and means none to pg_receivewal.
+        return Lsn.parse(text) or None
+    except ValueError:
+        raise UsageError(f'could not parse end position "{text}"', hint="write it as 16/B374D848") from None
+
+
+def _interval(text: str) -> float:
+    if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", text):
+        raise UsageError(f'invalid value "{text}" for option -s/--status-interval')
+    if not 0 <= int(text) <= 2**31 // 1000:
+        raise UsageError("-s/--status-interval must be in range 0..2147483")
+    return float(int(text))
 
 
 def _directory(path: str | None) -> str:
     if path is None:
         raise UsageError("no target directory specified", hint="give -D DIRECTORY")
-    absolute = os.path.abspath(path)
+    # An empty name is most likely a shell variable without a value, and not the present directory.
+    absolute = os.path.abspath(path) if path else ""
     try:
         os.scandir(absolute).close()
     except OSError as problem:
         raise StorageFailed(
             f'could not open directory "{path}": {problem.strerror}',
-            hint=f"create it: mkdir -p {path}" if isinstance(problem, FileNotFoundError) else None,
+            hint=f"create it: mkdir -p {path}" if path and isinstance(problem, FileNotFoundError) else None,
         ) from problem
     return absolute
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Self
 
 from polarvault.errors import UsageError
 
 SUFFIXES = {"none": "", "gzip": ".gz", "lz4": ".lz4", "zstd": ".zst"}
+_NUMBER = re.compile(r"-?[0-9]+")
 _LEVELS = {"gzip": (1, 9), "lz4": (1, 12), "zstd": (-131072, 22)}
 
 
@@ -45,7 +47,7 @@ class Compression:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse a -Z argument; raise UsageError with pg_basebackup's words."""
-        if text.lstrip("-").isdigit():
+        if _NUMBER.fullmatch(text):
             level = int(text)
             if level == 0:
                 return cls(detail=None)
@@ -67,12 +69,12 @@ class Compression:
             raise UsageError('invalid compression specification: compression algorithm "none" does not accept options')
         for word in detail.split(",") if detail is not None else ():
             keyword, equals, value = word.partition("=")
-            if not equals and keyword.lstrip("-").isdigit():
+            if not equals and _NUMBER.fullmatch(keyword):
                 level = _level(algorithm, keyword, detail or "")
             elif keyword == "level":
                 level = _level(algorithm, value, detail or "")
             elif keyword == "workers" and algorithm == "zstd":
-                if not value.isdigit():
+                if not (value.isascii() and value.isdigit()):
                     raise UsageError('invalid compression specification: option "workers" needs a number')
                 workers = int(value)
             elif keyword == "long" and algorithm == "zstd":
@@ -92,7 +94,7 @@ class Compression:
 
 
 def _level(algorithm: str, value: str, detail: str) -> int:
-    if not value.lstrip("-").isdigit():
+    if not _NUMBER.fullmatch(value):
         raise UsageError(f'invalid compression specification: level "{value}" in "{detail}" is not a number')
     low, high = _LEVELS[algorithm]
     if not low <= int(value) <= high:
