@@ -130,6 +130,10 @@ def test_a_manifest_that_was_cut_anywhere_is_noticed(length: int) -> None:
 @example(b"[" * 100_000)
 @example(b'{"PostgreSQL-Backup-Manifest-Version": 1, "Files": {"a": 1}, "WAL-Ranges": []}')
 @example(b'{"PostgreSQL-Backup-Manifest-Version": 1, "Files": [], "WAL-Ranges": [7]}')
+@example(b'{"PostgreSQL-Backup-Manifest-Version": 1, "Files": [], "WAL-Ranges": [{"Timeline": 1e400}]}')
+@example(b'{"PostgreSQL-Backup-Manifest-Version": 1, "Files": [], "WAL-Ranges": [], "Manifest-Checksum": NaN}')
+@example(_MANIFEST.decode(errors="replace").encode("utf-16"))
+@example(b'{"Size": ' + b"9" * 5000 + b"}")
 def test_what_is_no_manifest_is_said_to_be_none(content: bytes) -> None:
     manifest, damage = read_damaged_manifest(content)
     assert manifest is None

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
-import msgspec
 
 from polarvault.errors import IntegrityError
 from polarvault.model.lsn import Lsn
@@ -62,7 +61,7 @@ def read_damaged_manifest(content: bytes) -> tuple[Manifest | None, IntegrityErr
     if end < 0:
         damage = IntegrityError("could not parse backup manifest: it has no checksum of its own, so it is incomplete")
     try:
-        fields = msgspec.json.decode(content)
+        fields = json.loads(content.decode(), parse_constant=_refuse_constant)
         if damage is None:
             calculated, stored = hashlib.sha256(content[:end]).hexdigest(), fields["Manifest-Checksum"]
             if calculated != stored:
@@ -74,8 +73,13 @@ def read_damaged_manifest(content: bytes) -> tuple[Manifest | None, IntegrityErr
         for entry in fields["WAL-Ranges"]:
             int(entry["Timeline"]), Lsn.parse(entry["Start-LSN"]), Lsn.parse(entry["End-LSN"])
         return Manifest(version, files, fields["WAL-Ranges"], fields.get("System-Identifier")), damage
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as problem:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as problem:
         return None, damage or IntegrityError(f"could not parse backup manifest: {_why(problem)}")
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python's reader takes and JSON does not have."""
+    raise ValueError(f"{name} is no JSON")
 
 
 def _why(problem: Exception) -> str:
