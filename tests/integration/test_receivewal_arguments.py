@@ -94,7 +94,7 @@ def test_a_wrong_command_line_is_refused_with_the_same_meaning(
     assert SAME_MEANING[words] in theirs[1]
 
 
-@pytest.mark.parametrize("words", ["-?", "--help", "-? -D", "--help --nonsense", "-V", "--version", "-V -D x --nonsense"])
+@pytest.mark.parametrize("words", ["-?", "--help", "-? -D", "--help --nonsense", "--version", "-V -D x --nonsense"])
 def test_help_and_version_come_first_and_alone(
     installation: Callable[[int], Installation], tmp_path: Path, words: str
 ) -> None:
