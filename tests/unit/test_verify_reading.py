@@ -14,6 +14,7 @@ from polarvault.pgfiles.manifest import checksum
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage, load_kernel, page_checksum
 from polarvault.verify.page_findings import PageJudge
 from polarvault.verify.reading import KEPT_PAGES, FileReading, FileTask, read_files, read_in_this_thread
+from polarvault.verify.relation_paths import relation_of, unlogged_path
 from polarvault.verify.trees import IgnoreRules, list_tree
 
 
@@ -121,7 +122,10 @@ def test_a_file_full_of_bad_pages_is_counted_but_not_all_kept(tmp_path: Path, lo
     # The page is right where it belongs.
     assert found.bad_count == count - 1
     assert len(found.bad_pages) == KEPT_PAGES
-    (finding,) = PageJudge(None, None, wal_repairs=True).judge(found)
+    judge = PageJudge(None, None, wal_repairs=True)
+    judge.accept(found, "base/5/1")
+    assert len(judge.suspects()) == KEPT_PAGES
+    (finding,) = judge.findings(None, is_whole=False)
     assert f"{count - 1} pages" in finding.message
     assert "block 0 " in finding.message
     assert f"and {count - 6} more" in finding.message
@@ -144,31 +148,57 @@ START, END = Lsn(0x2000), Lsn(0x3000)
 
 
 def judged(judge: PageJudge, *lsns: int) -> list[str]:
+    """Return the checks that are found where the WAL was not read."""
     task = FileTask("base/5/1", "", 0)
     bad = [BadPage(number, 1, 2, lsn) for number, lsn in enumerate(lsns)]
-    reading = FileReading(task, checked_pages=10, bad_count=len(bad), bad_pages=bad)
-    return [finding.message for finding in judge.judge(reading)]
+    judge.accept(FileReading(task, checked_pages=10, bad_count=len(bad), bad_pages=bad), "base/5/1")
+    return [finding.check for finding in judge.findings(None, is_whole=False)]
 
 
-def test_a_page_that_was_written_during_the_backup_is_repaired_by_wal() -> None:
+def test_without_the_wal_a_page_of_the_backups_time_is_no_more_than_suspicious() -> None:
     judge = PageJudge(START, END, wal_repairs=True)
-    assert judged(judge, 0x2000, 0x2FFF, 0x3000) == []
-    assert (judge.checked_pages, judge.repaired_by_wal, judge.bad_pages) == (10, 3, 0)
-    (message,) = judged(judge, 0x1FFF, 0x2500)
-    assert "1 page with a wrong checksum" in message
-    assert "block 0 (calculated 0001 but expected 0002, LSN 0/1FFF)" in message
+    assert judged(judge, 0x2000, 0x2FFF, 0x3000) == ["page-unproved"]
+    assert (judge.checked_pages, judge.repaired_by_wal, judge.bad_pages) == (10, 0, 0)
     # Nothing in the WAL of the backup can be newer than its end.
-    assert len(judged(judge, 0x3001)) == 1
+    for lsn in (0x1FFF, 0x3001):
+        assert judged(PageJudge(START, END, wal_repairs=True), lsn) == ["page-checksum"]
+    assert judged(PageJudge(START, END, wal_repairs=True), 0x1FFF, 0x2500) == ["page-checksum", "page-unproved"]
 
 
 def test_without_full_pages_in_wal_nothing_is_repaired() -> None:
     # PolarDB with full_page_writes off does not write them, not even during a backup.
-    assert len(judged(PageJudge(START, END, wal_repairs=False), 0x2500)) == 1
+    assert judged(PageJudge(START, END, wal_repairs=False), 0x2500) == ["page-checksum"]
 
 
 def test_without_a_label_nothing_is_taken_for_repaired() -> None:
-    assert len(judged(PageJudge(None, None, wal_repairs=True), 0x2500)) == 1
-    assert judged(PageJudge(START, None, wal_repairs=True), 0x2500) == []
+    assert judged(PageJudge(None, None, wal_repairs=True), 0x2500) == ["page-checksum"]
+    assert judged(PageJudge(START, None, wal_repairs=True), 0x2500) == ["page-unproved"]
+
+
+def test_pages_of_an_unlogged_relation_are_made_anew() -> None:
+    judge = PageJudge(START, END, wal_repairs=True)
+    judge.accept(FileReading(FileTask("base/5/1", "", 0), bad_count=2), "base/5/1", is_made_anew=True)
+    assert (judge.suspects(), judge.repaired_by_wal) == ([], 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "relation"),
+    [
+        ("base/5/16384", ((1663, 5, 16384), 0)),
+        ("base/5/16384.12", ((1663, 5, 16384), 0)),
+        ("base/5/16384_vm.1", ((1663, 5, 16384), 2)),
+        ("global/1260_fsm", ((1664, 0, 1260), 1)),
+        ("pg_tblspc/16400/PG_18_202506291/5/16384_init", ((16400, 5, 16384), 3)),
+        ("base/5/pg_filenode.map", None),
+        ("base/16384", None),
+        ("global/5/16384", None),
+        ("base/5/t3_16384", None),
+    ],
+)
+def test_the_path_of_a_file_tells_its_relation(path: str, relation: tuple[tuple[int, ...], int] | None) -> None:
+    assert relation_of(path) == relation
+    is_other = relation is not None and relation[1] != 3
+    assert unlogged_path(path) == (f"{path.rpartition('/')[0]}/{relation[0][2]}_init" if is_other else None)
 
 
 # What is left out

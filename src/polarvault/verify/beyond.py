@@ -11,6 +11,7 @@ from polarvault.backupset.model import Area, Part
 from polarvault.errors import BackupUnusable, IntegrityError
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
+from polarvault.model.relation import BlockId
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label, parse_tablespace_map
 from polarvault.pgfiles.control import ControlFile, parse_control
 from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel, relation_segment
@@ -22,6 +23,7 @@ from polarvault.verify.request import VerifyRequest
 from polarvault.verify.trees import IgnoreRules
 
 if TYPE_CHECKING:
+    from polarvault.verify.page_fates import PageFates
     from polarvault.verify.wal import WalVerdict
     from polarvault.verify.wal_sources import WalSource
 
@@ -152,22 +154,37 @@ class Beyond:
             return None
         # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
         from polarvault.verify.history import judge_histories
+
+        verdict = self._read_wal(None, stop)
+        half = self._contents[-1].half
+        if not self._layout.is_tar and self._request.wal_directory is None:
+            directory = os.path.join(half.directory, "pg_wal")
+            verdict.findings += judge_histories(directory, half.title, self.label, self._manifests.wal_ranges)
+        return verdict
+
+    def page_fates(self, pages: Sequence[BlockId]) -> tuple[PageFates | None, bool]:
+        """Look up in the WAL what becomes of pages; None when it is not to be read. Tell whether all of it could be."""
+        if not self._request.check_wal:
+            return None, False
+        from polarvault.verify.page_fates import PageFates
+
+        fates = PageFates(pages)
+        verdict = self._read_wal(fates, lambda: False)
+        return fates, all(finding.severity is not Severity.PROBLEM for finding in verdict.findings)
+
+    def _read_wal(self, fates: PageFates | None, stop: Callable[[], bool]) -> WalVerdict:
         from polarvault.verify.wal import check_wal
 
-        verdict = check_wal(
+        return check_wal(
             self._manifests.wal_ranges,
             self._wal_source(),
             segment_size_bytes=self.control.wal_segment_size if self.control else None,
             label=self.label,
             control=self.control,
             system_identifier=self._manifests.system_identifier,
+            fates=fates,
             stop=stop,
         )
-        half = self._contents[-1].half
-        if not self._layout.is_tar and self._request.wal_directory is None:
-            directory = os.path.join(half.directory, "pg_wal")
-            verdict.findings += judge_histories(directory, half.title, self.label, self._manifests.wal_ranges)
-        return verdict
 
     def _wal_source(self) -> WalSource | None:
         from polarvault.verify.wal_sources import DirectoryWal, tar_wal

@@ -22,6 +22,7 @@ from polarvault.verify.layout import BackupLayout, Half, find_layout
 from polarvault.verify.manifests import Expected, read_manifests
 from polarvault.verify.page_findings import PageJudge, partial_page
 from polarvault.verify.reading import FileReading, FileTask, read_files
+from polarvault.verify.relation_paths import unlogged_path
 from polarvault.verify.request import VerifyRequest
 from polarvault.verify.trees import IgnoreRules
 
@@ -109,6 +110,7 @@ class _Run:
         self._read(contents, expected, beyond, judge, self._beyond.kernel_loaded)
         self._take_results(self._beyond)
         if judge is not None:
+            self._judge_pages(judge, beyond)
             self._result.checked_pages, self._result.repaired_pages = judge.checked_pages, judge.repaired_by_wal
 
     def close(self) -> None:
@@ -176,7 +178,7 @@ class _Run:
         kernel_loaded: threading.Event,
     ) -> None:
         tasks: list[FileTask] = []
-        entries: dict[str, ManifestFile | None] = {}
+        entries: dict[str, tuple[Contents, str, ManifestFile | None]] = {}
         for found, listed in zip(contents, expected, strict=True):
             for path in found.sizes:
                 entry = listed.entries.get(path)
@@ -185,10 +187,11 @@ class _Run:
                     is_comparable = entry is not None and entry.size == found.sizes[path]
                     is_wanted = self._request.check_checksums and is_comparable
                     reading = found.readings[path]
-                    self._judge(reading, entry if is_wanted else None, self._judge_of(reading, path, beyond, judge))
+                    page_judge = self._judge_of(reading, path, beyond, judge)
+                    self._judge(reading, found, path, entry if is_wanted else None, page_judge)
                 elif (task := self._task(found, path, entry, beyond if judge is not None else None)) is not None:
                     tasks.append(task)
-                    entries[task.name] = entry
+                    entries[task.name] = found, path, entry
             content = found.read_small(SETTINGS, self._report)
             settings = judge_settings(found.half, listed.entries.get(SETTINGS), content)
             if settings is not None and self._request.check_checksums:
@@ -203,7 +206,7 @@ class _Run:
         ) as readings:
             for reading in readings:
                 self._result.bytes_read += reading.size
-                self._judge(reading, entries[reading.task.name], judge)
+                self._judge(reading, *entries[reading.task.name], judge)
         tick(total)
 
     def _judge_of(self, reading: FileReading, path: str, beyond: Beyond, judge: PageJudge | None) -> PageJudge | None:
@@ -230,16 +233,30 @@ class _Run:
             return None
         return FileTask(found.half.name(path), place.path, place.size, place.offset, algorithm, first_block)
 
-    def _judge(self, reading: FileReading, entry: ManifestFile | None, judge: PageJudge | None) -> None:
+    def _judge(
+        self,
+        reading: FileReading,
+        found: Contents,
+        path: str,
+        entry: ManifestFile | None,
+        judge: PageJudge | None,
+    ) -> None:
         self._result.file_count += 1
         finding = compare_reading(reading, entry)
         if finding is not None:
             self._report(finding)
-        for bad in judge.judge(reading) if judge is not None else ():
-            self._report(bad)
+        if judge is not None:
+            judge.accept(reading, path, is_made_anew=reading.bad_count > 0 and unlogged_path(path) in found.sizes)
         is_as_sent = entry is None or entry.size == reading.size
         if judge is not None and is_as_sent and (partial := partial_page(reading)) is not None:
             self._report(partial)
+
+    def _judge_pages(self, judge: PageJudge, beyond: Beyond) -> None:
+        """Look up bad pages in the WAL, which is read once more for that."""
+        suspects = judge.suspects()
+        fates, is_whole = beyond.page_fates(suspects) if suspects else (None, False)
+        for finding in judge.findings(fates, is_whole=is_whole):
+            self._report(finding)
 
     def _take_results(self, thread: BeyondThread) -> None:
         facts, verdict = thread.results()

@@ -25,6 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.finding import Finding
@@ -35,17 +36,18 @@ from polarvault.pgfiles.control import ControlFile
 from polarvault.verify.backup_facts import WalRange
 from polarvault.verify.wal_findings import RangeReport
 from polarvault.verify.wal_sources import SegmentContent, WalSource
+from polarvault.verify.wal_spans import last_byte, range_problem, segments_of
 from polarvault.wal.marks import MarkKind
 from polarvault.wal.pages import LONG_HEADER_BYTES, PAGE_BYTES, Ending, PageSequence, WalEnd, read_page_header
-from polarvault.wal.records import check_start
 from polarvault.wal.scan import WalScanner
+
+if TYPE_CHECKING:
+    from polarvault.verify.page_fates import PageFates
 
 # A segment full of rubbish has a damaged record on every page: after some of them it is given up.
 _MAX_DAMAGE_IN_SEGMENT = 10
 # Behind these there is no WAL up to the end of the segment, unless it was overwritten with zeros.
 _UNWRITTEN = (Ending.ZERO_RECORD, Ending.ZERO_PAGE, Ending.PAGE_ADDRESS)
-# A week of WAL at a gigabyte a second is less; a wrong digit in an LSN makes more.
-_MAX_RANGE_BYTES = 1 << 50
 _WRONG_PAGE = (Ending.PAGE_MAGIC, Ending.PAGE_FLAGS)
 _FOREIGN = (Ending.SYSTEM_IDENTIFIER, Ending.SEGMENT_SIZE, Ending.BLOCK_SIZE)
 
@@ -70,6 +72,7 @@ def check_wal(
     label: BackupLabel | None = None,
     control: ControlFile | None = None,
     system_identifier: int | None = None,
+    fates: PageFates | None = None,
     advance: Callable[[int], None] = lambda count: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> WalVerdict:
@@ -77,13 +80,14 @@ def check_wal(
 
     source None: the backup has no WAL and no other place was named. Without ranges (a backup without manifest) the
     label tells where WAL begins; it is then read up to the end-of-backup record, or for a backup of a standby up to
-    pg_control's minimum recovery point. advance gets the bytes read since the last call; stop is asked as often.
+    pg_control's minimum recovery point. fates is shown every record. advance gets the bytes read since the last call;
+    stop is asked as often.
     The source is closed.
     """
     verdict = WalVerdict()
     began = time.monotonic()
     try:
-        _Check(verdict, label, control, advance, stop).run(ranges, source, segment_size_bytes, system_identifier)
+        _Check(verdict, label, control, fates, advance, stop).run(ranges, source, segment_size_bytes, system_identifier)
         if source is not None and verdict.is_complete:
             verdict.findings += _rest_of(source, verdict.findings)
     finally:
@@ -123,10 +127,12 @@ class _Check:
         verdict: WalVerdict,
         label: BackupLabel | None,
         control: ControlFile | None,
+        fates: PageFates | None,
         advance: Callable[[int], None],
         stop: Callable[[], bool],
     ) -> None:
         self._verdict = verdict
+        self.fates = fates
         self._label = label
         self._control = control
         self._advance = advance
@@ -146,17 +152,17 @@ class _Check:
                 self._verdict.findings += RangeReport(span, place, self._label).nothing_there()
             return
         for span in spans:
-            if (problem := _range_problem(span, size)) is not None:
+            if (problem := range_problem(span, size)) is not None:
                 self._verdict.findings.append(RangeReport.impossible(span, problem))
         newest = spans[-1].timeline_id if spans else 0
         # An empty range is one of a timeline that was left where it began.
-        spans = [span for span in spans if span.start != span.end and _range_problem(span, size) is None]
+        spans = [span for span in spans if span.start != span.end and range_problem(span, size) is None]
         self._seen.system_identifier = self._control.system_identifier if self._control else system_identifier
-        source.prepare(frozenset(segment.file_name for span in spans for segment in _segments_of(span, size)))
+        source.prepare(frozenset(segment.file_name for span in spans for segment in segments_of(span, size)))
         reports = []
         try:
             for position, span in enumerate(spans):
-                later = [other for other in spans[position + 1 :] if other.start // size == _last_byte(span) // size]
+                later = [other for other in spans[position + 1 :] if other.start // size == last_byte(span) // size]
                 reading = _RangeReading(self, span, source, size, newer=later, is_last=span.timeline_id == newest)
                 reports.append(reading.report)
                 reading.run()
@@ -262,7 +268,7 @@ class _RangeReading:
 
     def _find(self, segment: WalSegment) -> SegmentContent | None:
         content = self._source.find(segment)
-        if content is None and self._newer and segment.number == _last_byte(self._span) // self._size:
+        if content is None and self._newer and segment.number == last_byte(self._span) // self._size:
             # A server that switches timelines copies the beginning of the segment into the new timeline's one, and
             # recovery prefers that copy (access/transam/xlogrecovery.c, XLogFileReadAnyTLI).
             copy = WalSegment(self._newer[0].timeline_id, segment.number, self._size)
@@ -330,10 +336,10 @@ class _RangeReading:
         until = min(first + len(view), self._end)
         while max(self._at, first) < until:
             if self._scanner is None:
-                self._scanner, self._counted = (
-                    WalScanner(Lsn(self._at), self._size, expected_bytes=self._end - self._at),
-                    0,
-                )
+                with_blocks = self._check.fates is not None
+                to_come = self._end - self._at
+                self._scanner = WalScanner(Lsn(self._at), self._size, expected_bytes=to_come, with_blocks=with_blocks)
+                self._counted = 0
             self._look_at(self._scanner, view[self._at - first : until - first])
             end = self._scanner.end
             if end is None or self._is_done():
@@ -359,6 +365,8 @@ class _RangeReading:
         self._counted = scanner.record_count
         self._check.count_records(new_records)
         self.report.count_records(new_records)
+        if self._check.fates is not None:
+            self._check.fates.accept(marks, self._check.seen.magic)
         label = self._check.label
         if label is None:
             return
@@ -378,25 +386,3 @@ class _RangeReading:
         if scanner is not None and self._is_last and self._span.end is not None and scanner.next_lsn < self._end:
             segment = WalSegment.holding(scanner.next_lsn, self._span.timeline_id, self._size)
             self.report.beyond_end(segment, scanner.next_lsn)
-
-
-def _range_problem(span: WalRange, size: int) -> str | None:
-    """Say why no backup can need this range; None when one can."""
-    try:
-        check_start(span.start, size)
-    except ValueError as problem:
-        return str(problem)
-    if span.end is not None and span.end < span.start:
-        return f"the range ends at {span.end}, before it begins"
-    if _last_byte(span) - span.start > _MAX_RANGE_BYTES:
-        return f"the range reaches to {span.end}, which is more WAL than any backup needs"
-    return None
-
-
-def _last_byte(span: WalRange) -> int:
-    return int(span.start) if span.end is None else max(int(span.start), int(span.end) - 1)
-
-
-def _segments_of(span: WalRange, size: int) -> list[WalSegment]:
-    numbers = range(span.start // size, _last_byte(span) // size + 1)
-    return [WalSegment(span.timeline_id, number, size) for number in numbers]

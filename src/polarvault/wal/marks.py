@@ -67,7 +67,7 @@ class WalMark:
 TIMED_KINDS = (MarkKind.COMMIT, MarkKind.ABORT, MarkKind.RESTORE_POINT, MarkKind.END_OF_RECOVERY)
 
 ENTRY_BYTES = 64
-_ENTRY_WORDS = ENTRY_BYTES // 8
+ENTRY_WORDS = ENTRY_BYTES // 8
 _LSN, _END_LSN, _FIRST_WORD, _XID, _CODE = range(5)
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -101,26 +101,30 @@ TRANSACTION_KINDS = {
     _ABORT_PREPARED: MarkKind.ABORT,
 }
 # The topmost bit of a transaction record's info says that flags follow the time.
-_TRANSACTION_MASK, _HAS_FLAGS = 0x70, 0x80
-_HAS_DATABASE, _HAS_SUBTRANSACTIONS, _HAS_RELATIONS, _HAS_INVALIDATIONS = 1, 2, 4, 8
+TRANSACTION_MASK, HAS_FLAGS = 0x70, 0x80
+HAS_DATABASE, HAS_SUBTRANSACTIONS, HAS_RELATIONS, _HAS_INVALIDATIONS = 1, 2, 4, 8
 _HAS_PREPARED, _HAS_ORIGIN, _HAS_NAME, _HAS_DROPPED_STATISTICS = 16, 32, 128, 256
 
 # All fields lie in the first bytes, but for the name of a directory, and for the xid of a prepared transaction, which
 # stands behind all lists. It is not looked for behind more than 16 MB, which four million subtransactions would fill.
 SMALL_BODY_BYTES, PREPARED_BODY_BYTES = 128, 1 << 24
+# Headers of 33 blocks with images.
+BLOCK_HEADERS_BYTES = 1024
 
 
 def kind_of(rmgr: int, info: int) -> MarkKind | None:
     """Return which mark a record is, None for most records."""
     if rmgr == RMGR_TRANSACTION:
-        return TRANSACTION_KINDS.get(info & _TRANSACTION_MASK)
+        return TRANSACTION_KINDS.get(info & TRANSACTION_MASK)
     if rmgr == RMGR_TABLESPACE:
         return TABLESPACE_KINDS.get(info & RMGR_INFO_MASK)
     return XLOG_KINDS.get(info & RMGR_INFO_MASK) if rmgr == RMGR_XLOG else None
 
 
-def wanted_bytes(rmgr: int, info: int) -> int:
-    """Return how much of a record's body its mark is decoded from; 0 for a record that is no mark."""
+def wanted_bytes(rmgr: int, info: int, *, with_blocks: bool = False) -> int:
+    """Return how much of a record's body its mark, or its blocks, are decoded from; 0 for a record that is no mark."""
+    if with_blocks:
+        return PREPARED_BODY_BYTES if rmgr == RMGR_TRANSACTION else BLOCK_HEADERS_BYTES
     if kind_of(rmgr, info) is None:
         return 0
     return PREPARED_BODY_BYTES if is_prepared(rmgr, info) or rmgr == RMGR_TABLESPACE else SMALL_BODY_BYTES
@@ -128,7 +132,7 @@ def wanted_bytes(rmgr: int, info: int) -> int:
 
 def is_prepared(rmgr: int, info: int) -> bool:
     """Tell whether the record ends a prepared transaction."""
-    return rmgr == RMGR_TRANSACTION and info & _TRANSACTION_MASK in (_COMMIT_PREPARED, _ABORT_PREPARED)
+    return rmgr == RMGR_TRANSACTION and info & TRANSACTION_MASK in (_COMMIT_PREPARED, _ABORT_PREPARED)
 
 
 def time_of(microseconds: int) -> datetime | None:
@@ -216,7 +220,7 @@ def prepared_xid(main: bytes, info: int, magic: int) -> int:
     The record's own xid is that of the session's transaction, which is none. Raises struct.error when the data ends
     before it.
     """
-    if not info & _HAS_FLAGS:
+    if not info & HAS_FLAGS:
         return 0
     (flags,) = struct.unpack_from("<I", main, 8)
     if not flags & _HAS_PREPARED:
@@ -230,11 +234,11 @@ def prepared_xid(main: bytes, info: int, magic: int) -> int:
 
 def _prepared_xid_at(main: bytes, info: int, flags: int, statistics_bytes: int) -> tuple[int, bool]:
     """Return the xid if dropped statistics have a size, and whether the data end where they then should."""
-    is_commit = info & _TRANSACTION_MASK == _COMMIT_PREPARED
-    at = 12 + (8 if flags & _HAS_DATABASE else 0)
+    is_commit = info & TRANSACTION_MASK == _COMMIT_PREPARED
+    at = 12 + (8 if flags & HAS_DATABASE else 0)
     for flag, item_bytes in (
-        (_HAS_SUBTRANSACTIONS, 4),
-        (_HAS_RELATIONS, 12),
+        (HAS_SUBTRANSACTIONS, 4),
+        (HAS_RELATIONS, 12),
         (_HAS_DROPPED_STATISTICS, statistics_bytes),
         (_HAS_INVALIDATIONS if is_commit else 0, 16),
     ):
@@ -255,27 +259,29 @@ class Marks(Sequence[WalMark]):
     """Marks in the order of the WAL, decoded on access: that takes Python longer than a reader needs to find them.
 
     They come as entries of eight 64-bit words: LSN, end LSN, the first 8 bytes of the main data, xid, info and resource
-    manager (16 bits), page magic, and offset and length of the record's body (as much as there is of it) in `bodies`.
+    manager (16 bits), page magic and above its 16 bits the record's length, and offset and length of the record's body
+    (as much as there is of it) in `bodies`. Other records may be among them (`polarvault.wal.blocks`).
     """
 
     def __init__(self, entries: bytes | bytearray, bodies: bytes | bytearray) -> None:
-        self._words = memoryview(entries).cast("q")
-        self._bodies = bodies
+        self.words = memoryview(entries).cast("q")
+        self.bodies = bodies
 
     @classmethod
-    def of_records(cls, records: Iterable[Record]) -> Marks:
-        """Return those records that are marks."""
+    def of_records(cls, records: Iterable[Record], *, with_blocks: bool = False) -> Marks:
+        """Return those records that are marks, or all of them."""
         entries, bodies = array("q"), bytearray()
         for record in records:
-            if kind_of(record.rmgr, record.info) is not None:
+            if with_blocks or kind_of(record.rmgr, record.info) is not None:
                 code = record.rmgr << 8 | record.info
-                entries.extend((record.lsn, record.end_lsn, _first_word(record), record.xid, code, record.magic))
+                magic = record.magic | record.total_bytes << 16
+                entries.extend((record.lsn, record.end_lsn, _first_word(record), record.xid, code, magic))
                 entries.extend((len(bodies), len(record.body)))
                 bodies += record.body
         return cls(entries.tobytes(), bodies)
 
     def __len__(self) -> int:
-        return len(self._words) // _ENTRY_WORDS
+        return len(self.words) // ENTRY_WORDS
 
     @overload
     def __getitem__(self, index: int) -> WalMark: ...
@@ -325,7 +331,7 @@ class Marks(Sequence[WalMark]):
         """
         if not len(self):
             return []
-        first, last = self._words[_LSN], self._words[_END_LSN - _ENTRY_WORDS]
+        first, last = self.words[_LSN], self.words[_END_LSN - ENTRY_WORDS]
         if any(first <= lsn <= last for lsn in around):
             return self.select(kinds)
         since = None if not_before is None else timestamp_of(not_before)
@@ -347,17 +353,17 @@ class Marks(Sequence[WalMark]):
         return [self._decode(number) for number in [*numbers, *(run.numbers() if run else ())]]
 
     def _column(self, word: int) -> list[int]:
-        return self._words[word::_ENTRY_WORDS].tolist()
+        return self.words[word::ENTRY_WORDS].tolist()
 
     def _decode(self, number: int) -> WalMark:
-        first = number * _ENTRY_WORDS
-        lsn, end_lsn, word, xid, code, magic, at, length = self._words[first : first + _ENTRY_WORDS].tolist()
+        first = number * ENTRY_WORDS
+        lsn, end_lsn, word, xid, code, magic, at, length = self.words[first : first + ENTRY_WORDS].tolist()
         kind = _plain_ends().get(code)
         if kind is not None and word:
             # Nearly all marks; this is three times as fast as looking into the body, which holds no more.
             return WalMark(kind, Lsn(lsn), Lsn(end_lsn), xid, time_of(word))
-        body = bytes(self._bodies[at : at + length])
-        return MarkRecord(lsn, end_lsn, xid, code >> 8, code & 0xFF, magic, body).decode()
+        body = bytes(self.bodies[at : at + length])
+        return MarkRecord(lsn, end_lsn, xid, code >> 8, code & 0xFF, magic & 0xFFFF, body).decode()
 
 
 @dataclass(slots=True)
@@ -378,7 +384,7 @@ def _plain_ends() -> dict[int, MarkKind]:
     """Return the kinds of commits and aborts of transactions that were not prepared, by resource manager and info."""
     codes = _codes_of(frozenset({MarkKind.COMMIT, MarkKind.ABORT}))
     return {
-        code: TRANSACTION_KINDS[code & _TRANSACTION_MASK] for code in codes if not is_prepared(code >> 8, code & 0xFF)
+        code: TRANSACTION_KINDS[code & TRANSACTION_MASK] for code in codes if not is_prepared(code >> 8, code & 0xFF)
     }
 
 

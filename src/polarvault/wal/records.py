@@ -21,6 +21,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import is_segment_size
 from polarvault.wal.pages import (
     CONTINUES_RECORD,
+    MAGIC_15,
     OVERWRITES_RECORD,
     PAGE_BYTES,
     SHORT_HEADER_BYTES,
@@ -43,9 +44,9 @@ RMGR_INFO_MASK = 0xF0
 
 _HEADER = struct.Struct("<IIQBBxxI")
 # What begins a part of the record's headers; the numbers up to the last block's begin a block.
-DATA_SHORT, DATA_LONG, ORIGIN, TOP_XID, _LAST_BLOCK_ID = 255, 254, 253, 252, 32
-_BLOCK_HAS_IMAGE, _BLOCK_SAME_RELATION = 0x10, 0x80
-_IMAGE_HAS_HOLE, _IMAGE_COMPRESSED, _IMAGE_COMPRESSED_13 = 0x01, 0x1C, 0x02
+DATA_SHORT, DATA_LONG, ORIGIN, TOP_XID, LAST_BLOCK_ID = 255, 254, 253, 252, 32
+BLOCK_HAS_IMAGE, BLOCK_SAME_RELATION = 0x10, 0x80
+IMAGE_HAS_HOLE, IMAGE_COMPRESSED, IMAGE_COMPRESSED_13 = 0x01, 0x1C, 0x02
 
 # How many bytes of a record's body are wanted; it gets the resource manager and the info byte.
 WantedBytes = Callable[[int, int], int]
@@ -110,7 +111,7 @@ def find_main_data(body: bytes | memoryview, magic: int = 0) -> tuple[int, int]:
                 at += 3
             elif block_id == TOP_XID:
                 at += 5
-            elif block_id <= _LAST_BLOCK_ID:
+            elif block_id <= LAST_BLOCK_ID:
                 at, block_bytes = _pass_block_header(body, at, magic)
                 data_bytes += block_bytes
             else:
@@ -125,14 +126,14 @@ def _pass_block_header(body: bytes | memoryview, at: int, magic: int) -> tuple[i
     fork_flags = body[at + 1]
     (data_bytes,) = struct.unpack_from("<H", body, at + 2)
     at += 4
-    if fork_flags & _BLOCK_HAS_IMAGE:
+    if fork_flags & BLOCK_HAS_IMAGE:
         image_bytes, _, image_flags = struct.unpack_from("<HHB", body, at)
         # 15 gave each compression method a bit of its own; before, pglz had the bit that now means "apply".
-        compressed = _IMAGE_COMPRESSED if magic == 0 or magic >= 0xD110 else _IMAGE_COMPRESSED_13
-        at += 7 if image_flags & compressed and image_flags & _IMAGE_HAS_HOLE else 5
+        compressed = IMAGE_COMPRESSED if magic == 0 or magic >= MAGIC_15 else IMAGE_COMPRESSED_13
+        at += 7 if image_flags & compressed and image_flags & IMAGE_HAS_HOLE else 5
         data_bytes += image_bytes
     # The relation (tablespace, database, file) unless it is that of the block before; then the block number.
-    at += 4 if fork_flags & _BLOCK_SAME_RELATION else 16
+    at += 4 if fork_flags & BLOCK_SAME_RELATION else 16
     return at, data_bytes
 
 

@@ -6,6 +6,7 @@ where no code can be generated.
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 from polarvault.machine_code import CANNOT_COMPILE
@@ -36,8 +37,12 @@ class _Reader(Protocol):
 class PlainReader:
     """Marks by the plain reader, at 20 MB/s."""
 
-    def __init__(self, start: int, segment_size_bytes: int, *, check_crc: bool = True) -> None:
-        self._records = RecordReader(start, segment_size_bytes, check_crc=check_crc, wanted_bytes=wanted_bytes)
+    def __init__(
+        self, start: int, segment_size_bytes: int, *, check_crc: bool = True, with_blocks: bool = False
+    ) -> None:
+        wanted = functools.partial(wanted_bytes, with_blocks=with_blocks)
+        self._records = RecordReader(start, segment_size_bytes, check_crc=check_crc, wanted_bytes=wanted)
+        self._with_blocks = with_blocks
 
     @property
     def next_lsn(self) -> Lsn:
@@ -56,7 +61,7 @@ class PlainReader:
 
     def feed(self, content: bytes | bytearray | memoryview) -> Marks:
         """Take the bytes that follow those of the last call; return the marks that end in them."""
-        return Marks.of_records(self._records.feed(content))
+        return Marks.of_records(self._records.feed(content), with_blocks=self._with_blocks)
 
 
 class WalScanner:
@@ -65,14 +70,21 @@ class WalScanner:
     start is a record's LSN, or the first byte of a page (such as a segment's): then the rest of a record that began
     before is passed over. WAL is valid as far as the server would replay it; with check_crc that includes every
     record's checksum. Memory is bounded, however long a record is. expected_bytes: how much will be fed, if that is
-    known. Raises ValueError for a start where neither a record nor a page can begin.
+    known. with_blocks: the marks are mixed with all other records, for `polarvault.wal.blocks`, which takes longer.
+    Raises ValueError for a start where neither a record nor a page can begin.
     """
 
     def __init__(
-        self, start: Lsn, segment_size_bytes: int, *, check_crc: bool = True, expected_bytes: int | None = None
+        self,
+        start: Lsn,
+        segment_size_bytes: int,
+        *,
+        check_crc: bool = True,
+        expected_bytes: int | None = None,
+        with_blocks: bool = False,
     ) -> None:
         is_little = expected_bytes is not None and expected_bytes <= _LITTLE_BYTES
-        self._reader = _make_reader(start, segment_size_bytes, check_crc, is_little=is_little)
+        self._reader = _make_reader(start, segment_size_bytes, check_crc, with_blocks, is_little=is_little)
 
     def feed(self, view: memoryview) -> Marks:
         """Take the bytes that follow those of the last call; return the marks that end in them.
@@ -103,13 +115,15 @@ class WalScanner:
         return self._reader.record_count
 
 
-def _make_reader(start: int, segment_size_bytes: int, check_crc: bool, *, is_little: bool) -> _Reader:
+def _make_reader(
+    start: int, segment_size_bytes: int, check_crc: bool, with_blocks: bool, *, is_little: bool
+) -> _Reader:
     if is_little:
-        return PlainReader(start, segment_size_bytes, check_crc=check_crc)
+        return PlainReader(start, segment_size_bytes, check_crc=check_crc, with_blocks=with_blocks)
     try:
         # Imported here, because it loads the compiler.
         from polarvault.wal.compiled.reader import CompiledReader
 
-        return CompiledReader(start, segment_size_bytes, check_crc=check_crc)
+        return CompiledReader(start, segment_size_bytes, check_crc=check_crc, with_blocks=with_blocks)
     except CANNOT_COMPILE:
-        return PlainReader(start, segment_size_bytes, check_crc=check_crc)
+        return PlainReader(start, segment_size_bytes, check_crc=check_crc, with_blocks=with_blocks)

@@ -39,7 +39,13 @@ class CompiledReader:
     """The contract of `polarvault.wal.scan.WalScanner`, which chooses between this and the plain reader."""
 
     def __init__(
-        self, start: int, segment_size_bytes: int, *, check_crc: bool = True, method: Crc32cMethod | None = None
+        self,
+        start: int,
+        segment_size_bytes: int,
+        *,
+        check_crc: bool = True,
+        with_blocks: bool = False,
+        method: Crc32cMethod | None = None,
     ) -> None:
         check_start(start, segment_size_bytes)
         self._walk = load_walk(method or host_method())
@@ -53,6 +59,7 @@ class CompiledReader:
         self._state[Slot.PASSING] = start % PAGE_BYTES == 0
         self._state[Slot.SEGMENT_BYTES] = segment_size_bytes
         self._state[Slot.CHECK_CRC] = check_crc
+        self._state[Slot.WITH_BLOCKS] = with_blocks
         self._fed = start
         # The beginning of a page or record header, whose other bytes have not come yet.
         self._rest = b""

@@ -19,6 +19,7 @@ from llvmlite import ir
 from polarvault.wal.compiled.crc32c import Crc32cMethod, add_crc32c
 from polarvault.wal.compiled.language import I64, Code, Number, Value
 from polarvault.wal.marks import (
+    BLOCK_HEADERS_BYTES,
     ENTRY_BYTES,
     PREPARED_BODY_BYTES,
     SMALL_BODY_BYTES,
@@ -96,6 +97,8 @@ class Slot(IntEnum):
     WANTED = 29
     # Bytes of bodies that have been taken out of the buffer: entries count from the first of all.
     BODIES_TAKEN = 30
+    # Not 0: every record is kept, not marks alone.
+    WITH_BLOCKS = 31
 
 
 class Status(IntEnum):
@@ -295,7 +298,9 @@ def _expect_body(code: _StateCode, body_bytes: Value) -> None:
     is_mark = (is_xlog | is_transaction) & (kinds >> operation & 1).differs(0) | is_tablespace
     prepared = [kind >> 4 for kind in TRANSACTION_KINDS if is_prepared(RMGR_TRANSACTION, kind)]
     is_long = is_transaction & operation.one_of(prepared) | is_tablespace
-    limit = code.choose(is_long, PREPARED_BODY_BYTES, SMALL_BODY_BYTES)
+    with_blocks = code.get(Slot.WITH_BLOCKS).differs(0)
+    is_mark, is_long = is_mark | with_blocks, is_long | with_blocks & is_transaction
+    limit = code.choose(is_long, PREPARED_BODY_BYTES, code.choose(with_blocks, BLOCK_HEADERS_BYTES, SMALL_BODY_BYTES))
     wanted = code.choose(is_mark, code.least(body_bytes, limit), 0)
     code.put(Slot.WANTED, wanted)
     has_room = code.get(Slot.MARKS) < code.get(Slot.MARKS_CAPACITY)
@@ -358,8 +363,8 @@ def _write_entry(code: _StateCode, lsn: Value, end: Value) -> None:
     start, number = code.get(Slot.BODY_START), code.get(Slot.MARKS)
     body, body_bytes = code.get(Slot.BODIES) + start, code.get(Slot.BODIES_BYTES) - start
     words = (
-        lsn, end, _first_word(code, body, body_bytes), code.head(4, 32), code.head(16, 16), code.get(Slot.MAGIC),
-        code.get(Slot.BODIES_TAKEN) + start, body_bytes,
+        lsn, end, _first_word(code, body, body_bytes), code.head(4, 32), code.head(16, 16),
+        code.get(Slot.MAGIC) | code.head(0, 32) << 16, code.get(Slot.BODIES_TAKEN) + start, body_bytes,
     )  # fmt: skip
     entry = code.get(Slot.ENTRIES) + (number << ENTRY_BYTES.bit_length() - 1)
     for place, word in enumerate(words):

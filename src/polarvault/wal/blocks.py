@@ -1,0 +1,203 @@
+"""What the WAL does to pages: which blocks a record touches, which relations it makes, shortens and removes.
+
+Layout of a block header (server: access/xlogrecord.h, little-endian): block number in the record u8, fork and flags u8,
+data length u16; with an image its length u16, the hole's offset u16, flags u8, and the hole's length u16 if it is
+compressed and has one; tablespace, database and file u32 each, unless they are those of the block before; page u32.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from polarvault.model.relation import BlockId, RelationFile
+from polarvault.wal.marks import (
+    ENTRY_WORDS,
+    HAS_DATABASE,
+    HAS_FLAGS,
+    HAS_RELATIONS,
+    HAS_SUBTRANSACTIONS,
+    TRANSACTION_KINDS,
+    TRANSACTION_MASK,
+    Marks,
+)
+from polarvault.wal.pages import MAGIC_15
+from polarvault.wal.records import (
+    BLOCK_HAS_IMAGE,
+    BLOCK_SAME_RELATION,
+    DATA_LONG,
+    DATA_SHORT,
+    HEADER_BYTES,
+    IMAGE_COMPRESSED,
+    IMAGE_COMPRESSED_13,
+    IMAGE_HAS_HOLE,
+    LAST_BLOCK_ID,
+    ORIGIN,
+    RMGR_INFO_MASK,
+    RMGR_TRANSACTION,
+    TOP_XID,
+    find_main_data,
+)
+
+RMGR_STORAGE, RMGR_DATABASE = 2, 4
+_STORAGE_CREATE, _STORAGE_TRUNCATE = 0x10, 0x20
+# 15 and later write this record for STRATEGY FILE_COPY and SET TABLESPACE, earlier ones for every CREATE DATABASE.
+_DATABASE_COPY = 0x00
+_BLOCK_WILL_INIT, _FORK_MASK = 0x40, 0x0F
+# 13 and 14 have the bit in another place than later ones.
+_IMAGE_APPLIES, _IMAGE_APPLIES_13 = 0x02, 0x04
+_RELATION = struct.Struct("<III")
+# Words of an entry, see `Marks`.
+_CODE, _BODY, _BODY_BYTES = 4, 6, 7
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReference:
+    """A page that a record touches; is_written_whole: replay does not look at what stands there."""
+
+    page: BlockId
+    is_written_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRecord:
+    """A valid record; of its body at least the headers of its blocks, or all if a transaction ends."""
+
+    lsn: int
+    rmgr: int
+    info: int
+    magic: int
+    total_bytes: int
+    body: bytes
+
+
+def records_about(marks: Marks, relations: Mapping[RelationFile, Sequence[int]], *, magic: int) -> Iterator[KeptRecord]:
+    """Yield the records that name one of the relations, and those that fill databases, in the order of the WAL.
+
+    Of a relation with block numbers only those records that may touch one of them, or that are about files: nearly all
+    records are passed over by searching for bytes. The scanner must have been made with `with_blocks`. magic: of the
+    WAL, for records in front of the first page header that was read.
+    """
+    words, bodies = marks.words, bytes(marks.bodies)
+    starts = words[_BODY::ENTRY_WORDS].tolist()
+    numbers = {number for number, code in enumerate(words[_CODE::ENTRY_WORDS].tolist()) if code >> 8 == RMGR_DATABASE}
+    for relation, blocks in relations.items():
+        strings = [struct.pack("<I", block) for block in blocks]
+        needle = _RELATION.pack(*relation)
+        at = bodies.find(needle)
+        while at >= 0:
+            number = bisect_right(starts, at) - 1
+            first = number * ENTRY_WORDS
+            end = starts[number] + words[first + _BODY_BYTES]
+            is_about_files = words[first + _CODE] >> 8 in (RMGR_TRANSACTION, RMGR_STORAGE)
+            if not strings or is_about_files or any(bodies.find(wanted, at, end) >= 0 for wanted in strings):
+                numbers.add(number)
+            at = bodies.find(needle, max(end, at + 1))
+    for number in sorted(numbers):
+        lsn, _, _, _, code, more, at, length = words[number * ENTRY_WORDS : (number + 1) * ENTRY_WORDS].tolist()
+        body = bodies[at : at + length]
+        yield KeptRecord(lsn, code >> 8, code & 0xFF, more & 0xFFFF or magic, more >> 16, body)
+
+
+def block_references(record: KeptRecord) -> list[BlockReference]:
+    """Return the pages that a record touches; of a malformed record those in front of the damage."""
+    found: list[BlockReference] = []
+    body, at, data_bytes = record.body, 0, 0
+    relation: RelationFile | None = None
+    # Behind the last header stand the blocks' data: a record without main data has no other mark of their end.
+    left = record.total_bytes - HEADER_BYTES
+    try:
+        while left - at > data_bytes:
+            block_id = body[at]
+            if block_id in (DATA_SHORT, DATA_LONG):
+                break
+            if block_id in (ORIGIN, TOP_XID):
+                at += 3 if block_id == ORIGIN else 5
+                continue
+            if block_id > LAST_BLOCK_ID:
+                break
+            flags = body[at + 1]
+            (block_bytes,) = struct.unpack_from("<H", body, at + 2)
+            at += 4
+            is_whole = bool(flags & _BLOCK_WILL_INIT)
+            if flags & BLOCK_HAS_IMAGE:
+                image_bytes, _, image = struct.unpack_from("<HHB", body, at)
+                is_new = record.magic >= MAGIC_15
+                compressed = IMAGE_COMPRESSED if is_new else IMAGE_COMPRESSED_13
+                at += 7 if image & compressed and image & IMAGE_HAS_HOLE else 5
+                block_bytes += image_bytes
+                is_whole |= bool(image & (_IMAGE_APPLIES if is_new else _IMAGE_APPLIES_13))
+            if not flags & BLOCK_SAME_RELATION:
+                relation = RelationFile(*_RELATION.unpack_from(body, at))
+                at += _RELATION.size
+            (block,) = struct.unpack_from("<I", body, at)
+            at += 4
+            data_bytes += block_bytes
+            if relation is None:
+                break
+            found.append(BlockReference(BlockId(relation, flags & _FORK_MASK, block), is_whole))
+    except (IndexError, struct.error):
+        pass
+    return found
+
+
+def made_relation(record: KeptRecord) -> RelationFile | None:
+    """Return the relation that a record makes the file of."""
+    main = _storage_data(record, _STORAGE_CREATE, 16)
+    return None if main is None else RelationFile(*_RELATION.unpack_from(main))
+
+
+def shortened_relation(record: KeptRecord) -> tuple[RelationFile, int] | None:
+    """Return the relation that a record truncates, and the first block of its main fork that goes."""
+    main = _storage_data(record, _STORAGE_TRUNCATE, 20)
+    if main is None:
+        return None
+    (block,) = struct.unpack_from("<I", main)
+    return RelationFile(*_RELATION.unpack_from(main, 4)), block
+
+
+def removed_relations(record: KeptRecord) -> list[RelationFile]:
+    """Return the relations whose files go with the end of a transaction."""
+    if record.rmgr != RMGR_TRANSACTION or record.info & TRANSACTION_MASK not in TRANSACTION_KINDS:
+        return []
+    main = _main(record)
+    try:
+        flags = struct.unpack_from("<I", main, 8)[0] if record.info & HAS_FLAGS else 0
+        if not flags & HAS_RELATIONS:
+            return []
+        at = 12 + (8 if flags & HAS_DATABASE else 0)
+        if flags & HAS_SUBTRANSACTIONS:
+            at += 4 + 4 * int(struct.unpack_from("<I", main, at)[0])
+        (count,) = struct.unpack_from("<I", main, at)
+        first = at + 4
+        return [RelationFile(*found) for found in _RELATION.iter_unpack(main[first : first + count * _RELATION.size])]
+    except struct.error:
+        return []
+
+
+def copied_database(record: KeptRecord) -> tuple[int, int] | None:
+    """Return tablespace and database that a record fills by copying another one's files."""
+    if record.rmgr != RMGR_DATABASE or record.info & RMGR_INFO_MASK != _DATABASE_COPY:
+        return None
+    main = _main(record)
+    if len(main) < 8:
+        return None
+    database, tablespace = struct.unpack_from("<II", main)
+    return tablespace, database
+
+
+def _storage_data(record: KeptRecord, operation: int, length: int) -> bytes | None:
+    if record.rmgr != RMGR_STORAGE or record.info & RMGR_INFO_MASK != operation:
+        return None
+    main = _main(record)
+    return main if len(main) >= length else None
+
+
+def _main(record: KeptRecord) -> bytes:
+    try:
+        at, length = find_main_data(record.body, record.magic)
+    except ValueError:
+        return b""
+    return record.body[at : at + length]
