@@ -30,12 +30,15 @@ def finish_wal(
     while not wal.wait(0.2):
         if not said and time.monotonic() - started > _SAY_AFTER_S:
             said = True
-            context.reporter.note(
-                f"waiting for WAL up to {received.stop_lsn}, received up to {wal.received}: "
-                "the server has not flushed the end of the backup yet"
-            )
+            context.reporter.note(_what_takes_time(received.stop_lsn, wal.received))
     if not context.identity.in_recovery:
         check_backup_end(sink, received, context.identity.segment_size_bytes)
+
+
+def _what_takes_time(stop: Lsn, got: Lsn) -> str:
+    if got >= stop:
+        return f"all WAL up to {stop} has been received and is being written"
+    return f"waiting for WAL up to {stop}, received up to {got}: the server has not flushed the end of the backup yet"
 
 
 def check_backup_end(sink: WalSink, received: ReceivedBackup, segment_size_bytes: int) -> None:
