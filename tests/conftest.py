@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
 from hypothesis import core as hypothesis_core
 from hypothesis import settings as hypothesis_settings
 
@@ -35,8 +37,10 @@ ORDER = ("unit", "property", "contract", "golden", "docs", "integration", "fault
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The servers' user has to read what tests write; those about modes say which.
+    os.umask(0o022)
     # A busy machine is no failure: nothing here asserts how long something takes.
-    hypothesis_settings.register_profile("polarvault", deadline=None)
+    hypothesis_settings.register_profile("polarvault", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     hypothesis_settings.load_profile("polarvault")
     # One seed for hypothesis and for the order of tests, always printed: any run can be repeated.
     if hasattr(config, "workerinput"):
@@ -86,6 +90,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "any_pg" in metafunc.fixturenames:
         majors = sorted({*found_installations(), *EXPECTED})
         metafunc.parametrize("any_pg", majors, indirect=True, ids=[f"pg{major}" for major in majors])
+
+
+def pytest_runtest_call(item: pytest.Function) -> None:
+    """Start a module's server again that a test before this one has left dead: one failure must not become several."""
+    for cluster in item.funcargs.values():
+        if isinstance(cluster, Cluster) and not cluster.is_running():
+            cluster.start()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from polarvault.demo.server import free_port
 from support.cluster import Cluster
 from support.polar_cluster import PolarCluster
 from support.program import run_polarvault
@@ -29,12 +28,12 @@ def restore(polardb: PolarCluster, workspace: Path) -> Iterator[Restore]:
     running: list[Cluster] = []
 
     def run(backup: Path, *options: str, source: Cluster = polardb) -> tuple[Cluster, dict[str, Any]]:
-        target, port = workspace / f"restored{len(running)}", free_port()
-        server = Cluster(source.installation, workspace, port=port)
+        target = workspace / f"restored{len(running)}"
+        server = Cluster(source.installation, workspace)
         server.data = target
         running.append(server)
         finished = run_polarvault(
-            "restore", backup, "-D", target, "--port", str(port), "--bindir", source.installation.bindir,
+            "restore", backup, "-D", target, "--port", str(server.port), "--bindir", source.installation.bindir,
             "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off", "-N", "--start", "--json", *options,
         )  # fmt: skip
         return server, json.loads(finished.stdout)
@@ -193,7 +192,7 @@ def test_plain_postgresql_programs_are_refused(polardb: PolarCluster, pg15: Clus
     backup = back_up(polardb, workspace / "backup")
     finished = run_polarvault(
         "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.bindir,
-        "--port", str(free_port()), "--start", check=False,
+        "--port", str(Cluster(pg15.installation, workspace).port), "--start", check=False,
     )  # fmt: skip
     assert finished.returncode == 4
     assert "not PolarDB" in finished.stderr

@@ -18,16 +18,20 @@ from typing import Any, Self
 
 import psycopg
 
+from polarvault.demo.account import ServerAccount
 from polarvault.demo.programs import Installation
 from polarvault.demo.server import SUPERUSER, ThrowawayServer, is_alive
 from polarvault.errors import StartFailed
+from support.ports import hold_port
 from support.waiting import wait_until
 
 PASSWORD = "correct horse"
 ROWS = 5000
-# Durability of the throw-away server itself does not matter; everything else is as in production.
+# Durability of the throw-away server itself does not matter, and nothing but a test writes; everything else is as in
+# production.
 QUICK = {
     "fsync": "off",
+    "autovacuum": "off",
     "shared_buffers": "32MB",
     "wal_level": "replica",
     "max_wal_senders": "10",
@@ -47,6 +51,17 @@ class TlsFiles:
 
 class Cluster(ThrowawayServer):
     """A ThrowawayServer with what tests need on top."""
+
+    def __init__(
+        self,
+        installation: Installation,
+        directory: Path,
+        *,
+        port: int | None = None,
+        account: ServerAccount | None = None,
+    ) -> None:
+        # Its own for good: a server that a test stops for a moment finds its port free again.
+        super().__init__(installation, directory, port=port or hold_port(self), account=account)
 
     @classmethod
     def made(
@@ -169,7 +184,10 @@ class Cluster(ThrowawayServer):
                 yield
             finally:
                 load.terminate()
-                load.wait(30)
+                load.wait(60)
+                # A COMMIT that was sent is still carried out.
+                gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'"
+                wait_until(lambda: not self.is_running() or self.query(gone) == [(True,)], "pgbench's sessions end")
 
     def _socket_options(self) -> list[str]:
         return ["-h", str(self.directory), "-p", str(self.port), "-U", SUPERUSER]
@@ -225,8 +243,17 @@ class Cluster(ThrowawayServer):
         return int(self.query("SELECT count(*) FROM pg_stat_activity WHERE backend_type = %s", [kind])[0][0])
 
     def slots(self) -> list[str]:
-        """Return the names of all replication slots."""
-        return [name for (name,) in self.query("SELECT slot_name FROM pg_replication_slots ORDER BY 1")]
+        """Return the names of all replication slots that last; temporary ones go with their WAL senders."""
+        lasting = "SELECT slot_name FROM pg_replication_slots WHERE NOT temporary ORDER BY 1"
+        return [name for (name,) in self.query(lasting)]
+
+    def settle(self) -> None:
+        """Make sure that a test finds nothing of the one before: running, no WAL senders, no slots."""
+        if not self.is_running():
+            self.start()
+        wait_until(lambda: self.backends("walsender") == 0, "earlier WAL senders are gone")
+        for name in self.slots():
+            self.query("SELECT pg_drop_replication_slot(%s)", [name])
 
     # Access
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polarvault.demo.server import free_port
 from support.cluster import Cluster
 from support.program import run_polarvault
 
@@ -34,7 +33,7 @@ class Followers:
     ) -> tuple[Cluster, subprocess.CompletedProcess[str]]:
         """Restore and start; return the server, which may not run, and how the command ended."""
         name = f"{role}{len(self._running)}"
-        server = Cluster(source.installation, self._workspace, port=free_port())
+        server = Cluster(source.installation, self._workspace)
         server.data = self._workspace / name
         server.log = server.data / "polarvault-start.log"
         self._running.append(server)

@@ -87,11 +87,9 @@ class ServerPool:
         if major not in self._clusters:
             installation = self.installations[major]
             self._clusters[major] = Cluster.made(installation, self.directory / f"shared{major}")
-        cluster = self._clusters[major]
-        # A test may have killed it; the next one must not suffer.
-        if not cluster.is_running():
-            cluster.start()
-        return cluster
+        # A test may have killed it, or has ended a moment ago; the next one must not suffer.
+        self._clusters[major].settle()
+        return self._clusters[major]
 
     def close(self) -> None:
         """Remove every cluster."""

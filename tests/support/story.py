@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from polarvault.demo.server import free_port
 from support.cluster import Cluster
 from support.program import run_polarvault
 from support.waiting import wait_until
@@ -129,7 +128,7 @@ class Recoveries:
     ) -> tuple[Cluster, subprocess.CompletedProcess[str]]:
         """Restore with text output; start false: without --start."""
         number = len(self.servers)
-        server = Cluster(source.installation, self.workspace, port=free_port())
+        server = Cluster(source.installation, self.workspace)
         server.data = self.workspace / f"recovered{number}"
         server.log = server.data / "polarvault-start.log"
         self.servers.append(server)

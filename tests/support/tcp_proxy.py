@@ -13,6 +13,8 @@ import threading
 from contextlib import suppress
 from typing import Self
 
+from support.ports import hold_port
+
 _RELAY_BYTES = 65536
 
 
@@ -21,8 +23,8 @@ class TcpProxy:
 
     def __init__(self, server_port: int, *, server_host: str = "127.0.0.1") -> None:
         self._server = (server_host, server_port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self.port = hold_port(self)
+        self._listener = socket.create_server(("127.0.0.1", self.port))
         self.connections_seen = 0
         self._pairs: list[_Pair] = []
         self._lock = threading.Lock()
