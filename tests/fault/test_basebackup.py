@@ -360,12 +360,17 @@ def test_a_corrupt_page_is_named_and_the_files_stay_without_a_manifest(
 
 def test_wal_that_was_removed_during_the_backup_is_named(make_cluster: Callable[..., Cluster], workspace: Path) -> None:
     cluster = make_cluster(18, wal_segment_mb=1, settings={"max_wal_size": "2MB"})
-    with backup_in_progress(cluster, workspace / "backup", "-X", "fetch", "-r", "4M") as running:
-        cluster.query("CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 10000)")
-        cluster.query("DROP TABLE filler; CHECKPOINT")
-        cluster.query("SELECT pg_switch_wal()")
-        cluster.query("CHECKPOINT")
-        errors = said_by(running)
+    with TcpProxy(cluster.port) as proxy:
+        proxy.stall_after(5_000_000)
+        conninfo = cluster.tcp_conninfo(port=proxy.port)
+        fast = ("-X", "fetch", "-r", "32M")
+        with backup_in_progress(cluster, workspace / "backup", *fast, conninfo=conninfo) as running:
+            cluster.query("CREATE TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 10000)")
+            cluster.query("DROP TABLE filler; CHECKPOINT")
+            cluster.query("SELECT pg_switch_wal()")
+            cluster.query("CHECKPOINT")
+            proxy.resume()
+            errors = said_by(running)
     assert "has already been removed" in errors or "could not find" in errors
     assert_clean(cluster, workspace / "backup")
 

@@ -70,7 +70,7 @@ def first_line(errors: str) -> str:
 
 
 def both(installation: Installation, words: str, directory: Path) -> tuple[tuple[int, str], tuple[int, str]]:
-    ours = run_polarvault("basebackup", *words.split(), check=False, directory=directory, timeout_s=30)
+    ours = run_polarvault("basebackup", *words.split(), check=False, directory=directory)
     theirs = run_program(installation, "pg_basebackup", *words.split())
     assert "Traceback" not in ours.stderr
     assert list(directory.iterdir()) == []

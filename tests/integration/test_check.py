@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from polarvault.check.session import patient
-from polarvault.demo.server import free_port
 from polarvault.errors import ConnectionLost
 from polarvault.model.finding import Severity
 from polarvault.server.connection import ConnectionSettings, Connector
@@ -186,7 +185,7 @@ def test_wal_that_is_received_through_a_slot_needs_no_archiver(
         )
     finally:
         receiver.terminate()
-        receiver.communicate(timeout=30)
+        receiver.communicate(timeout=60)
     assert "archive_mode is off; WAL is received by polarvault (slot keeper)" in finished.stdout
     # Nothing else is amiss with it: that is what exit status 0 says.
     assert finished.stdout.splitlines()[-1].endswith(
@@ -285,7 +284,9 @@ def test_names_that_are_no_text_or_not_printable_end_nothing(healthy: Cluster) -
 
 
 def test_a_port_where_nobody_listens_is_a_problem_and_not_an_error() -> None:
-    finished = run_polarvault("check", "-h", "127.0.0.1", "-p", str(free_port()), "-w", "--json", check=False)
+    with TcpProxy(1) as closed:
+        closed.refuse()
+        finished = run_polarvault("check", "-h", "127.0.0.1", "-p", str(closed.port), "-w", "--json", check=False)
     assert finished.returncode == 2
     assert not finished.stderr
     report = json.loads(finished.stdout)

@@ -80,6 +80,7 @@ def primary(servers: ServerPool, polardb_installation: Installation) -> Iterator
 def reader(primary: PolarCluster) -> Iterator[PolarCluster]:
     """A read-only node of that primary."""
     replica = primary.add_replica("reader")
+    wait_until(lambda: primary.query("SELECT polar_oldest_apply_lsn() > '0/0'")[0][0], "the node applies")
     yield replica
     replica.remove()
 

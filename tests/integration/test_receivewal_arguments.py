@@ -68,7 +68,7 @@ def first_line(errors: str) -> str:
 
 def both(installation: Installation, words: str, directory: Path) -> tuple[tuple[int, str], tuple[int, str]]:
     arguments = words.replace("DIR", str(directory)).split(" ")
-    ours = run_polarvault("receivewal", *arguments, check=False, directory=directory, timeout_s=30)
+    ours = run_polarvault("receivewal", *arguments, check=False, directory=directory)
     theirs = run_program(installation, "pg_receivewal", *arguments)
     assert "Traceback" not in ours.stderr
     assert all(path.name.startswith(".polarvault-receivewal.") for path in directory.iterdir())

@@ -140,7 +140,7 @@ def test_a_promoted_standby_that_was_behind_is_followed_from_the_fork(
             standby.start()
             standby.promote()
             running.wait_for("timeline 2 of the server parts at")
-            assert "is kept, but is not part of the new timeline" in running.said
+            running.wait_for("is kept, but is not part of the new timeline")
             wait_and_compare(running, standby, 2 * MB)
             running.stop()
         for name, content in old.items():
@@ -177,7 +177,7 @@ def test_an_old_primary_that_comes_back_does_not_touch_the_archive(
             wait_and_compare(running, second, 2 * MB)
             running.stop()
         # The old one goes on writing on timeline 1, and another standby of it becomes another timeline 2.
-        write_wal(primary, 6 * MB)
+        wait_replayed(third, write_wal(primary, 6 * MB))
         before = {path.name: path.read_bytes() for path in archive.iterdir() if not path.name.startswith(".")}
         refused = run_polarvault("receivewal", "-D", archive, "-d", primary.conninfo(), "-n", check=False)
         assert refused.returncode == 1

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polarvault.demo.server import free_port
 from support.cluster import Cluster
-from support.program import run_polarvault, start_polarvault
+from support.program import program_environment, run_polarvault
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -28,12 +29,12 @@ def restore(workspace: Path) -> Iterator[Callable[..., tuple[Restored, dict[str,
     running: list[Restored] = []
 
     def run(source: Cluster, backup: Path, *options: str, name: str = "restored") -> tuple[Restored, dict[str, Any]]:
-        target, port = workspace / name, free_port()
-        server = Restored(source.installation, workspace, port=port)
+        target = workspace / name
+        server = Restored(source.installation, workspace)
         server.data = target
         running.append(server)
         finished = run_polarvault(
-            "restore", backup, "-D", target, "--port", str(port), "--bindir", source.installation.bindir,
+            "restore", backup, "-D", target, "--port", str(server.port), "--bindir", source.installation.bindir,
             "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off",
             "-N", "--start", "--json", *options,
         )  # fmt: skip
@@ -186,8 +187,8 @@ def test_wal_from_an_archive_is_used_when_the_backup_holds_none(
     backup = back_up(source, workspace / "backup", "-X", "none")
     plan = run_polarvault("restore", backup, "-D", workspace / "r", "--plan")
     assert "has to be supplied" in plan.stdout
-    port = str(free_port())
-    refused = run_polarvault("restore", backup, "-D", workspace / "r", "--port", port, "--start", check=False)
+    port = Cluster(source.installation, workspace).port
+    refused = run_polarvault("restore", backup, "-D", workspace / "r", "--port", str(port), "--start", check=False)
     assert refused.returncode != 0
     assert "--wal" in refused.stderr
     assert not (workspace / "r").exists()
@@ -224,7 +225,7 @@ def test_programs_of_another_version_are_refused_before_anything_is_written(
     backup = back_up(pg15, workspace / "backup")
     finished = run_polarvault(
         "restore", backup, "-D", workspace / "r", "--bindir", pg18.installation.bindir,
-        "--port", str(free_port()), "--start", check=False,
+        "--port", str(Cluster(pg15.installation, workspace).port), "--start", check=False,
     )  # fmt: skip
     assert finished.returncode == 4
     assert "PostgreSQL 15" in finished.stderr
@@ -243,7 +244,7 @@ def test_a_server_that_does_not_start_shows_its_log_and_keeps_the_files(pg15: Cl
     backup = back_up(pg15, workspace / "backup")
     finished = run_polarvault(
         "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.bindir, "--start",
-        "--port", str(free_port()),
+        "--port", str(Cluster(pg15.installation, workspace).port),
         "--set", "shared_preload_libraries=no_such_library", "--set", f"unix_socket_directories={workspace}",
         check=False,
     )  # fmt: skip
@@ -278,17 +279,17 @@ def test_a_damaged_pg_control_is_refused(pg15: Cluster, workspace: Path) -> None
 
 def test_an_interrupted_restore_leaves_nothing_behind(pg15: Cluster, workspace: Path) -> None:
     backup = back_up(pg15, workspace / "backup")
-    # Enough to copy that the signal arrives in the middle.
-    with open(backup / "base" / "1" / "9999999", "wb") as large:
-        for _ in range(600):
-            large.write(b"x" * (1 << 20))
-    running = start_polarvault("restore", backup, "-D", workspace / "r", "-j", "1")
-    try:
-        wait_until(lambda: (workspace / "r" / "base").exists(), "the restore writes")
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=60)
-    finally:
-        running.kill()
-    assert running.returncode != 0
-    assert "Traceback" not in errors
+    # In the middle of the copying, however fast or slow the machine is: at the hundredth of its files.
+    program = (
+        "import os, signal; from polarvault.cli.entry import main\n"
+        "fchmod, files = os.fchmod, iter(range(10_000))\n"
+        "os.fchmod = lambda *how: fchmod(*how) if next(files) != 100 else os.kill(os.getpid(), signal.SIGINT)\n"
+        "main()"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program, "restore", backup, "-D", workspace / "r", "-j", "1"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", env=program_environment(), check=False,
+    )  # fmt: skip
+    assert finished.returncode == 128 + signal.SIGINT, finished.stderr
+    assert "Traceback" not in finished.stderr
     assert not (workspace / "r").exists()

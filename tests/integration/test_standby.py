@@ -121,9 +121,10 @@ def test_an_existing_slot_is_used_and_one_that_cannot_be_is_refused(
 
 def test_a_slot_that_was_made_is_dropped_when_the_restore_fails(pg15: Cluster, workspace: Path) -> None:
     backup = back_up(pg15, workspace / "backup")
+    port = str(Cluster(pg15.installation, workspace).port)
     finished = run_polarvault(
         "restore", backup, "-D", workspace / "r", "--as", "standby", "--bindir", pg15.installation.bindir,
-        "--primary-conninfo", pg15.conninfo(), "--slot", "pv_failed", "--create-slot", "--port", "29999", "--start",
+        "--primary-conninfo", pg15.conninfo(), "--slot", "pv_failed", "--create-slot", "--port", port, "--start",
         # Only the server itself finds out, when everything else is in place.
         "--set", "shared_buffers=nonsense", check=False,
     )  # fmt: skip
@@ -233,8 +234,13 @@ def test_wal_that_the_primary_has_removed_is_missed_before_anything_is_written(
     first = sorted(path.name for path in (backup / "pg_wal").iterdir() if len(path.name) == 24)[-1]
     for _ in range(8):
         primary.query("SELECT pg_logical_emit_message(true, 'fill', repeat('x', 900000)); SELECT pg_switch_wal()")
-    primary.query("CHECKPOINT")
-    wait_until(lambda: not (primary.data / "pg_wal" / first).exists(), "the segment is removed")
+
+    def is_removed() -> bool:
+        # Not before it has been archived.
+        primary.query("CHECKPOINT")
+        return not (primary.data / "pg_wal" / first).exists()
+
+    wait_until(is_removed, "the segment is removed")
     conninfo = ("--primary-conninfo", primary.conninfo())
     said = refused(primary, backup, workspace, *conninfo)
     # Or the one after it, if the last in the backup is full: then the standby starts there.
@@ -285,6 +291,8 @@ def test_archiving_from_a_cascade_of_standbys_never_reaches_the_source_s_archive
     primary.restart()
     backup = back_up(primary, workspace / "backup")
     # The source itself archives nothing from here on, so that whatever appears there comes from a standby.
+    archived = primary.data / "pg_wal" / "archive_status"
+    wait_until(lambda: not list(archived.glob("*.ready")), "everything is archived")
     primary.configure({"archive_command": "/bin/false"})
     primary.reload()
     before = sorted(path.name for path in sources.iterdir())

@@ -29,7 +29,8 @@ from support.program import command_line, program_environment
 from support.waiting import wait_until
 
 END_S = 60
-WAIT_S = 20
+# Enough for the longest pause of a receiver, 10 s, several times.
+WAIT_S = 60
 STATUS_FILE = ".polarvault-receivewal.json"
 SEGMENT_FILE = re.compile(r"([0-9A-F]{24})(\.gz|\.lz4|\.zst)?(\.partial)?\Z")
 # Keeps every segment, so that there is something to compare with.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 30, interval_s: float = 0.02) -> None:
+def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 60, interval_s: float = 0.02) -> None:
     """Poll until the condition is true; fail naming what was awaited."""
     deadline = time.monotonic() + timeout_s
     while not condition():

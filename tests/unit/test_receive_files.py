@@ -62,7 +62,7 @@ def batch(files: WalFiles, content: bytes, piece_bytes: int = 30_000) -> WalBatc
 
 def sync(files: WalFiles) -> None:
     files.sync()
-    files.wait(30)
+    files.wait(60)
 
 
 @pytest.mark.parametrize("text", SPECIFICATIONS)
