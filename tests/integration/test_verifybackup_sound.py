@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import pytest
 
 from support.backups import back_up, back_up_with_postgres, run_program
 from support.cluster import Cluster
-from support.verifying import findings, ours, set_aside, theirs
+from support.verifying import findings, ours, read_member, rewrite_tar, set_aside, theirs
 
 pytestmark = pytest.mark.postgres
 
@@ -158,3 +160,31 @@ def test_a_backup_of_a_later_timeline_and_its_history(make_cluster: Callable[...
         with set_aside(history, aside=workspace) as path:
             path.write_bytes(damaged)
             assert findings(workspace / "stream") == [("problem", "wal-history", "pg_wal/00000002.history")]
+    # In tar files it lies among the WAL, or behind it.
+    contents = (b"", history.read_bytes(), b"2\t0/1\tno\n")
+    for name, options in (
+        ("pg_wal.tar", []),
+        ("pg_wal.tar.gz", ["-z"]),
+        ("base.tar", ["-X", "fetch"]),
+        ("base.tar.gz", ["-z", "-X", "fetch"]),
+    ):
+        tars = workspace / f"tars of {name}"
+        back_up_with_postgres(cluster, tars, "-Ft", *options)
+        tar = tars / name.removesuffix(".gz")
+        if name.endswith(".gz"):
+            tar.write_bytes(gzip.decompress((tars / name).read_bytes()))
+            (tars / name).unlink()
+        member = "00000002.history" if name.startswith("pg_wal") else "pg_wal/00000002.history"
+        assert read_member(tar, member) == contents[1]
+        for content in contents:
+            rewrite_tar(tar, {member: content})
+            if name.endswith(".gz"):
+                (tars / name).write_bytes(gzip.compress(tar.read_bytes(), 1))
+                with set_aside(tar, aside=workspace) as path:
+                    path.unlink()
+                    found = findings(tars)
+            else:
+                found = findings(tars)
+            expected = [] if content == contents[1] else [("problem", "wal-history", f"{tars / name}: {member}")]
+            assert found == expected, name
+        shutil.rmtree(tars)

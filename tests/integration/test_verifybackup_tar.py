@@ -264,6 +264,9 @@ def test_damage_in_compressed_tars_is_found(lab: Lab, kind: str) -> None:
             assert mine.status == 1
             # The stream's own checksum is off; in lz4 it may have none, and then the files' checksums tell.
             assert name in mine.errors or (kind == "lz4" and "checksum mismatch for file" in mine.errors)
+            # All that stands behind the damage is one line.
+            assert mine.errors.count("could not be read from") <= 1
+            assert "is present in the manifest but not on disk" not in mine.errors
     for edit, words in (
         (altered("TABLE"), f'checksum mismatch for file "{lab.table}"'),
         (lambda lab: rewrite_tar(lab.base, {lab.table: None}), f'"{lab.table}" is present in the manifest but not'),
@@ -277,6 +280,20 @@ def test_damage_in_compressed_tars_is_found(lab: Lab, kind: str) -> None:
             assert mine.status == 1
             assert words in mine.errors
             assert "while it was read" not in mine.errors
+
+
+def test_what_is_behind_the_end_of_a_cut_tar_is_one_finding(lab: Lab) -> None:
+    tar = lab.directory / "gz" / f"{lab.oid}.tar.gz"
+    with set_aside(lab.base, aside=lab.directory) as base, set_aside(tar, aside=lab.directory) as space:
+        cut(base, base.stat().st_size // 2)
+        found = [found[1:] for found in findings("-n", lab.tar)]
+        # The member that the end lies in is shorter than it should be.
+        assert [check for check, _ in found] == ["tar-damaged", "missing-file", "wrong-size", "control-missing"]
+        assert found[1] == ("missing-file", "base.tar")
+        cut(space, space.stat().st_size // 2)
+        found = findings("-n", lab.directory / "gz")
+        assert found == [("problem", "tar-damaged", tar.name), ("problem", "missing-file", tar.name)]
+        assert "file of the manifest could not be read from" in ours("-n", lab.directory / "gz").errors
 
 
 def test_files_that_are_no_tars_are_not_opened(lab: Lab) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from polarvault.backupset.model import Area, Part
@@ -153,13 +153,14 @@ class Beyond:
         if not self._request.check_wal:
             return None
         # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
-        from polarvault.verify.history import judge_histories
+        from polarvault.verify.history import judge_histories, read_histories
 
         verdict = self._read_wal(None, stop)
         half = self._contents[-1].half
+        histories: Iterable[tuple[str, bytes | OSError]] = verdict.histories
         if not self._layout.is_tar and self._request.wal_directory is None:
-            directory = os.path.join(half.directory, "pg_wal")
-            verdict.findings += judge_histories(directory, half.title, self.label, self._manifests.wal_ranges)
+            histories = read_histories(os.path.join(half.directory, "pg_wal"), half.title)
+        verdict.findings += judge_histories(histories, self.label, self._manifests.wal_ranges)
         return verdict
 
     def page_fates(self, pages: Sequence[BlockId]) -> tuple[PageFates | None, bool]:
@@ -187,7 +188,8 @@ class Beyond:
         )
 
     def _wal_source(self) -> WalSource | None:
-        from polarvault.verify.wal_sources import DirectoryWal, tar_wal
+        from polarvault.verify.wal_sources import DirectoryWal
+        from polarvault.verify.wal_tars import tar_wal
 
         given = self._request.wal_directory
         if given is not None:

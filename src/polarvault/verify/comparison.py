@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
+from polarvault.backupset.model import Area, Part
 from polarvault.model.finding import Finding, Severity, problem
 from polarvault.pgfiles.manifest import ManifestFile, checksum
-from polarvault.verify.contents import SETTINGS
+from polarvault.verify.contents import SETTINGS, Contents
 from polarvault.verify.layout import Half
 from polarvault.verify.reading import FileReading
 from polarvault.verify.trees import IgnoreRules, unreadable
 
+_NAMED = 5
 _DAMAGED = "the file is not the one that the server sent: restored, its data is wrong or the server does not start"
 _OTHER_BACKUP = "restore another backup; if this is a copy, compare it with the original and copy the file again"
 
 
-def compare_names(
-    half: Half, expected: Mapping[str, ManifestFile], sizes: Mapping[str, int], ignored: IgnoreRules
-) -> Iterator[Finding]:
-    """Yield a finding for each file that is missing, too much, or of another size."""
+def compare_names(found: Contents, expected: Mapping[str, ManifestFile], ignored: IgnoreRules) -> Iterator[Finding]:
+    """Yield a finding for each file that is missing, too much, or of another size.
+
+    What is missing of a tar that could not be read to its end is one finding: it can be all of the backup.
+    """
+    half, sizes = found.half, found.sizes
     for path, size in sizes.items():
         entry = expected.get(path)
         if entry is None:
@@ -33,12 +38,41 @@ def compare_names(
                 f'"{half.name(path)}" has size {size} on disk but size {entry.size} in the manifest',
                 _DAMAGED, _OTHER_BACKUP,
             )  # fmt: skip
-    for path in expected.keys() - sizes.keys():
-        if not ignored.covers(path):
-            yield problem(
-                "missing-file", half.name(path), f'"{half.name(path)}" is present in the manifest but not on disk',
-                "what was in it cannot be restored", _OTHER_BACKUP,
-            )  # fmt: skip
+    missing = [path for path in expected if path not in sizes and not ignored.covers(path)]
+    behind: dict[Part, list[str]] = {}
+    for path in missing:
+        part = _cut_tar(found, path) if found.cut_tars else None
+        if part is not None:
+            behind.setdefault(part, []).append(path)
+            continue
+        yield problem(
+            "missing-file", half.name(path), f'"{half.name(path)}" is present in the manifest but not on disk',
+            "what was in it cannot be restored", _OTHER_BACKUP,
+        )  # fmt: skip
+    for part, paths in behind.items():
+        yield _behind_damage(found, part, paths)
+
+
+def _cut_tar(found: Contents, path: str) -> Part | None:
+    """Return the tar that a file belongs into, if that could not be read to its end."""
+    oids = {str(part.tablespace_oid): part for part in found.half.tars if part.area is Area.TABLESPACE}
+    top, _, rest = path.partition("/")
+    own = oids.get(rest.partition("/")[0]) if top == "pg_tblspc" else None
+    if own is not None:
+        return own if own in found.cut_tars else None
+    return next((part for part in found.cut_tars if part.area is not Area.TABLESPACE), None)
+
+
+def _behind_damage(found: Contents, part: Part, paths: list[str]) -> Finding:
+    tar, last = os.path.basename(part.path), found.cut_tars[part]
+    count = "1 file" if len(paths) == 1 else f"{len(paths)} files"
+    where = f' behind "{last}"' if last else ""
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    names = ", ".join(f'"{found.half.name(path)}"' for path in paths[:_NAMED])
+    return problem(
+        "missing-file", tar, f"{count} of the manifest could not be read from {tar}{where}: {names}{more}",
+        "what was in them cannot be restored", _OTHER_BACKUP,
+    )  # fmt: skip
 
 
 def compare_reading(reading: FileReading, entry: ManifestFile | None) -> Finding | None:

@@ -47,6 +47,7 @@ def read_compressed_tars(
             tar.run(advance)
         except (IntegrityError, StorageFailed) as problem:
             tar.forget_unfinished()
+            found.cut_tars[part] = tar.last_member
             report(damaged_tar(part, problem.message))
 
     # Here: it loads the logging package, and most backups have no use for it.
@@ -65,6 +66,7 @@ class _TarPass:
         self._part = part
         self._ignored = ignored
         self._checks = checks
+        self.last_member = ""
         self._path: str | None = None
         self._small: list[bytes] | None = None
 
@@ -99,6 +101,7 @@ class _TarPass:
             self._end(self._path)
 
     def _begin(self, member: Member) -> None:
+        self.last_member = member.name
         path = self._path = note_member(self._found, self._part, member, self._ignored, None)
         if path is None:
             return

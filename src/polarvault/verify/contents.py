@@ -44,7 +44,8 @@ class Contents:
 
     sizes: of the files that are compared with the manifest. places: how to read each file. readings: what was read
     already instead (compressed tars). small: contents from there. links: where the links in pg_tblspc lead, and whether
-    that is a directory, by oid. wal_in_data: pg_wal is there and not in a tar of its own.
+    that is a directory, by oid. wal_in_data: pg_wal is there and not in a tar of its own. cut_tars: those that could
+    not be read to their end, and the last member that was seen in each.
     """
 
     half: Half
@@ -54,6 +55,7 @@ class Contents:
     small: dict[str, bytes] = field(default_factory=dict)
     links: dict[int, tuple[str, bool]] = field(default_factory=dict)
     wal_in_data: bool = False
+    cut_tars: dict[Part, str] = field(default_factory=dict)
 
     def read_small(self, path: str, report: Report) -> bytes | None:
         """Return the content of a small file; None when it is not there or cannot be read."""
@@ -95,10 +97,13 @@ def list_tars(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
     for part in half.tars:
         if part.compression is not None or not is_readable_tar(part, report):
             continue
+        last = ""
         try:
             for member, offset in find_members(part):
+                last = member.name
                 note_member(found, part, member, ignored, Place(part.path, member.size, offset))
         except (IntegrityError, StorageFailed) as problem:
+            found.cut_tars[part] = last
             report(damaged_tar(part, problem.message))
     return found
 
@@ -147,9 +152,10 @@ def note_member(found: Contents, part: Part, member: Member, ignored: IgnoreRule
 
 def judge_tars(layout: BackupLayout) -> Iterator[Finding]:
     """Yield a finding for each tar that is there twice, as base.tar and base.tar.gz: a restore refuses to choose."""
-    by_stem: dict[str, list[str]] = {}
+    by_stem: dict[tuple[str, str], list[str]] = {}
     for part in layout.tars:
-        by_stem.setdefault(part.path.partition(".tar")[0], []).append(os.path.basename(part.path))
+        directory, name = os.path.split(part.path)
+        by_stem.setdefault((directory, name.partition(".tar")[0]), []).append(name)
     for names in by_stem.values():
         if len(names) > 1:
             yield Finding(

@@ -156,7 +156,7 @@ class _Run:
                 directories.add(found.half.directory)
                 list_beside_tars(found, listed.entries, tars, self._ignored, self._report)
             if listed.is_known:
-                for finding in compare_names(found.half, listed.entries, found.sizes, self._ignored):
+                for finding in compare_names(found, listed.entries, self._ignored):
                     self._report(finding)
 
     # What it holds

@@ -36,7 +36,7 @@ from polarvault.pgfiles.control import ControlFile
 from polarvault.verify.backup_facts import WalRange
 from polarvault.verify.wal_findings import RangeReport
 from polarvault.verify.wal_sources import SegmentContent, WalSource
-from polarvault.verify.wal_spans import last_byte, range_problem, segments_of
+from polarvault.verify.wal_spans import is_segment_of, last_byte, range_problem
 from polarvault.wal.marks import MarkKind
 from polarvault.wal.pages import LONG_HEADER_BYTES, PAGE_BYTES, Ending, PageSequence, WalEnd, read_page_header
 from polarvault.wal.scan import WalScanner
@@ -54,9 +54,13 @@ _FOREIGN = (Ending.SYSTEM_IDENTIFIER, Ending.SEGMENT_SIZE, Ending.BLOCK_SIZE)
 
 @dataclass(slots=True)
 class WalVerdict:
-    """What was found, and what was read for it; is_complete: False when `stop` ended it."""
+    """What was found, and what was read for it; is_complete: False when `stop` ended it.
+
+    histories: names and contents of timeline history files in a tar with WAL.
+    """
 
     findings: list[Finding] = field(default_factory=list)
+    histories: list[tuple[str, bytes | OSError]] = field(default_factory=list)
     segments: int = 0
     records: int = 0
     bytes_read: int = 0
@@ -90,6 +94,7 @@ def check_wal(
         _Check(verdict, label, control, fates, advance, stop).run(ranges, source, segment_size_bytes, system_identifier)
         if source is not None and verdict.is_complete:
             verdict.findings += _rest_of(source, verdict.findings)
+            verdict.histories = source.histories()
     finally:
         if source is not None:
             source.close()
@@ -158,7 +163,7 @@ class _Check:
         # An empty range is one of a timeline that was left where it began.
         spans = [span for span in spans if span.start != span.end and range_problem(span, size) is None]
         self._seen.system_identifier = self._control.system_identifier if self._control else system_identifier
-        source.prepare(frozenset(segment.file_name for span in spans for segment in segments_of(span, size)))
+        source.prepare(lambda name: is_segment_of(spans, name, size))
         reports = []
         try:
             for position, span in enumerate(spans):
@@ -253,7 +258,7 @@ class _RangeReading:
                     if self._span.end is None:
                         self.report.open_end(segment)
                         return
-                    self.report.missing(segment)
+                    segment = self._pass_missing(segment)
                 else:
                     self._read(segment, content)
             except (IntegrityError, StorageFailed) as problem:
@@ -261,6 +266,18 @@ class _RangeReading:
                 self._drop_scanner(segment.end)
             segment = segment.next()
         self._finish()
+
+    def _pass_missing(self, segment: WalSegment) -> WalSegment:
+        """Report all segments that are missing from here on; return the last one.
+
+        A wrong digit in an LSN makes millions of them. The last one of the range may be there on the next timeline.
+        """
+        last = last_byte(self._span) // self._size
+        number = min(self._source.next_number(segment), last if segment.number < last else last + 1) - 1
+        until = WalSegment(segment.timeline_id, number, self._size)
+        self.report.missing(segment, until)
+        self._drop_scanner(until.end)
+        return until
 
     def _is_done(self) -> bool:
         """Tell whether the end of a range without a known end was found."""

@@ -24,7 +24,7 @@ class RangeReport:
         self._place = place
         self._label = label
         self._findings: list[Finding] = []
-        self._missing: list[WalSegment] = []
+        self._missing: tuple[WalSegment, WalSegment] | None = None
         self._read = 0
         self._records = 0
         # Zeros or old content: the end of the WAL, unless records follow.
@@ -35,7 +35,7 @@ class RangeReport:
     def is_good(self) -> bool:
         """Tell whether every record of the range could be read and is right."""
         return (
-            not self._missing
+            self._missing is None
             and self._unwritten is None
             and all(found.severity is not Severity.PROBLEM for found in self._findings)
         )
@@ -56,11 +56,13 @@ class RangeReport:
             self._unwritten = None
             self._add_damage(segment, where, end)
 
-    def missing(self, segment: WalSegment) -> None:
-        """The segment is not there."""
-        if self._missing and self._missing[-1].number + 1 != segment.number:
+    def missing(self, first: WalSegment, last: WalSegment) -> None:
+        """Segments are not there."""
+        if self._missing is not None and self._missing[1].number + 1 == first.number:
+            first = self._missing[0]
+        else:
             self._end_run()
-        self._missing.append(segment)
+        self._missing = first, last
 
     def found(self) -> None:
         """A segment is there."""
@@ -221,15 +223,15 @@ class RangeReport:
 
     def _end_run(self) -> None:
         """Turn segments that are missing one after the other into one finding."""
-        run, self._missing = self._missing, []
-        if not run:
+        run, self._missing = self._missing, None
+        if run is None:
             return
-        names, verb = run[0].file_name, "is"
-        if len(run) > 1:
-            names, verb = f"{run[0].file_name} to {run[-1].file_name}, {len(run)} segments,", "are"
+        names, verb, count = run[0].file_name, "is", run[1].number - run[0].number + 1
+        if count > 1:
+            names, verb = f"{run[0].file_name} to {run[1].file_name}, {count} segments,", "are"
         begin = max(run[0].start, self._span.start)
         message = (
             f"{names} {verb} not in {self._place} (timeline {run[0].timeline_id}, "
-            f"WAL from {begin} to {self._until(run[-1])})"
+            f"WAL from {begin} to {self._until(run[1])})"
         )
         self._findings.append(problem("wal-missing", run[0].file_name, message, _STOPS, _USE_ARCHIVE))

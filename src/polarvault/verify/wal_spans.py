@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from polarvault.model.segment import WalSegment
 from polarvault.verify.backup_facts import WalRange
 from polarvault.wal.records import check_start
@@ -28,7 +30,13 @@ def last_byte(span: WalRange) -> int:
     return int(span.start) if span.end is None else max(int(span.start), int(span.end) - 1)
 
 
-def segments_of(span: WalRange, size: int) -> list[WalSegment]:
-    """Return the segments that the range lies in."""
-    numbers = range(span.start // size, last_byte(span) // size + 1)
-    return [WalSegment(span.timeline_id, number, size) for number in numbers]
+def is_segment_of(spans: Sequence[WalRange], name: str, size: int) -> bool:
+    """Tell whether a segment's file is needed for one of the ranges."""
+    try:
+        segment = WalSegment.parse(name, size)
+    except ValueError:
+        return False
+    return any(
+        span.timeline_id == segment.timeline_id and span.start // size <= segment.number <= last_byte(span) // size
+        for span in spans
+    )
