@@ -261,6 +261,31 @@ def test_a_timeline_without_its_history_file_is_not_followed(
     assert recover.plan(story.source, story.backup, "--wal", copy)["timeline"] == 2
 
 
+@pytest.mark.parametrize("content", [b"", bytes(60)], ids=["empty", "zeros"])
+def test_a_history_file_at_which_the_server_would_stop_is_found_before_anything_is_written(
+    forked: Forked, recover: Recoveries, workspace: Path, content: bytes
+) -> None:
+    copy = copied(forked.archive, workspace / "wal", forked.story)
+    where = forked.story.source, forked.story.backup, "--wal", copy
+    # The server asks for it when all has been replayed, to see whether 4 is free.
+    (copy / "00000004.history").write_bytes(content)
+    said = recover.refused(*where, "--target", "latest")
+    assert '"00000004.history" in the WAL directories is empty or full of zeros' in said
+    assert f"find {copy} -name '00000004.history*'" in said
+    # A good one elsewhere is what a fetch takes.
+    other = workspace / "other"
+    other.mkdir()
+    (other / "00000004.history").write_bytes((copy / "00000003.history").read_bytes() + b"3\t0/FFFFFFFF\ttest\n")
+    forked.story.source.account.own(other)
+    assert recover.plan(*where, "--wal", other, "--target-timeline", "3")["timeline"] == 3
+
+
+def test_a_wal_directory_may_have_any_name(forked: Forked, recover: Recoveries, workspace: Path) -> None:
+    copy = copied(forked.archive, workspace / '100%full\'s "%f" %p $x', forked.story)
+    server, _ = recover(forked.story.source, forked.story.backup, "--wal", copy, "--target", "latest")
+    assert server.hash_of("accounts") == forked.end[3]
+
+
 def test_wal_that_lacks_the_segment_in_which_a_timeline_began_leads_only_to_its_beginning(
     forked: Forked, recover: Recoveries, workspace: Path
 ) -> None:

@@ -72,6 +72,16 @@ def test_segments_that_a_killed_receiver_did_not_finish_are_all_fetched_again(tm
     assert kept(tmp_path) == (StartPoint(1, Lsn(5 * MB)), [])
 
 
+def test_a_partial_segment_that_somebody_removed_leaves_no_gap(tmp_path: Path) -> None:
+    keep(tmp_path, segment(3).file_name)
+    keep(tmp_path, segment(6).file_name + ".partial", pages=3)
+    keep(tmp_path, segment(7).file_name + ".partial", pages=3)
+    assert kept(tmp_path) == (StartPoint(1, Lsn(4 * MB)), [])
+    # So far apart nobody ever had them open at a time: what is missing was not there at all, and stays so.
+    (tmp_path / segment(3).file_name).unlink()
+    assert kept(tmp_path) == (StartPoint(1, Lsn(6 * MB)), [])
+
+
 def test_a_partial_segment_of_an_older_timeline_is_no_unfinished_one(tmp_path: Path) -> None:
     keep(tmp_path, segment(4).file_name + ".partial", pages=3)
     keep(tmp_path, segment(4, 2).file_name)

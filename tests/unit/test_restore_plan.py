@@ -528,8 +528,11 @@ def test_archiving_is_kept_only_on_request() -> None:
         RestoreRequest("/b", "/t", role=Role.STANDBY, recovery=RecoveryRequest(keep_archiving=True)),
         RestoreRequest("/b", "/t", archiving=Archiving.ON, recovery=RecoveryRequest(keep_archiving=True)),
         RestoreRequest("/b", "/t", settings=(("recovery_target_xid", "5"),), recovery=RecoveryRequest(target=MOMENT)),
+        # Also alone: nobody would look whether it can be reached.
+        RestoreRequest("/b", "/t", settings=(("Recovery_Target_LSN", "0/1"),)),
+        RestoreRequest("/b", "/t", settings=(("recovery_target_timeline", "2"),)),
     ],
-    ids=lambda value: f"{value.role.value} {value.recovery}",
+    ids=lambda value: f"{value.role.value} {value.settings} {value.recovery}",
 )
 def test_recovery_options_that_do_not_fit_are_refused(request_: RestoreRequest) -> None:
     with pytest.raises(UsageError, match="--"):

@@ -74,7 +74,7 @@ def test_a_file_s_name_tells_its_form(name: str, stem: str, compression: str | N
     assert (file.path, file.name, file.compression, file.partial) == (f"/wal/{name}", stem, compression, partial)
 
 
-def test_whole_wins_over_partial_and_plain_over_compressed_and_the_first_directory_over_the_second(
+def test_whole_wins_over_partial_and_the_first_directory_over_the_second_and_plain_over_compressed(
     tmp_path: Path,
 ) -> None:
     whole, part = segment_content(SEGMENT), segment_content(SEGMENT, pages=5)
@@ -83,9 +83,25 @@ def test_whole_wins_over_partial_and_plain_over_compressed_and_the_first_directo
     third = directory(tmp_path / "third", {NAME + ".gz": gzip.compress(whole), NAME: whole})
     assert chosen(first) == f"first/{NAME}.partial"
     assert chosen(first, second) == f"second/{NAME}.gz"
-    assert chosen(first, second, third) == f"third/{NAME}"
+    assert chosen(first, second, third) == f"second/{NAME}.gz"
+    assert chosen(third, second) == f"third/{NAME}"
     assert chosen(third, directory(tmp_path / "fourth", {NAME: whole})) == f"third/{NAME}"
     assert chosen(directory(tmp_path / "empty", {})) is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", bytes(MB), segment_content(SEGMENT, pages=9), segment_content(SEGMENT.next())]
+)
+def test_a_finished_file_that_no_fetch_would_serve_is_passed_over_for_a_good_one(
+    tmp_path: Path, content: bytes
+) -> None:
+    first = directory(tmp_path / "first", {NAME: content})
+    second = directory(tmp_path / "second", {NAME + ".gz": gzip.compress(segment_content(SEGMENT))})
+    assert chosen(first) == f"first/{NAME}"
+    assert chosen(first, second) == f"second/{NAME}.gz"
+    (tmp_path / "first" / NAME).unlink()
+    (tmp_path / "first" / NAME).mkdir()
+    assert chosen(first, second) == f"second/{NAME}.gz"
 
 
 @pytest.mark.parametrize("compression", ["gz", "lz4", "zst"])

@@ -112,7 +112,7 @@ def command(
         force=force,
         jobs=jobs,
         recovery=recovery_request(
-            **recovery, archive_is_unknown=any(name == "restore_command" for name, _ in assignments)
+            **recovery, archive_is_unknown=any(name.lower() == "restore_command" for name, _ in assignments)
         ),
     )
     _run(request, plan_only=plan_only, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -69,10 +70,12 @@ def check_recovery_request(request: RestoreRequest) -> None:
         raise UsageError(
             f"--keep-archiving and --archive {request.archiving.value} exclude one another", hint="give one of them"
         )
-    doubled = [name for name, _ in request.settings if name.startswith("recovery_target")]
-    if recovery.target is not None and doubled:
+    doubled = [name.lower() for name, _ in request.settings if name.lower().startswith("recovery_target")]
+    if doubled and request.role is Role.PRIMARY:
+        # Nobody would look whether that can be reached; and the plan would speak of another target.
         raise UsageError(
-            f"--set {doubled[0]} and {recovery.target.kind.option} exclude one another", hint="leave --set out"
+            f"--set {doubled[0]}: recovery targets are checked before anything is written, by options of their own",
+            hint=f"give it as --{doubled[0].removeprefix('recovery_').replace('_', '-')}",
         )
 
 
@@ -93,6 +96,7 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
         for timeline_id, problem in sorted(problems.items())
         if timeline_id > span.end_timeline_id and request.timeline == LATEST_TIMELINE
     ]
+    _check_histories(stock, history.timeline_id, request)
     files = stock.files(span.start_segment.number)
     chain = check_chain(stock, follow(history, span, files), _system_identifier(plan))
     search, end = _survey(stock, chain, span, request, progress)
@@ -129,6 +133,21 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
     check_readable(plan, account, [file.path for file in needed if not file.in_backup])
     return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
+
+
+def _check_histories(stock: WalStock, timeline_id: int, request: RecoveryRequest) -> None:
+    """Raise WalGap for a history file at which the server would stop when it looks for a free timeline.
+
+    It does that after everything has been replayed (server: findNewestTimeLine counts up from its own timeline).
+    """
+    for newer, name in sorted(stock.unwritten_histories().items()):
+        if newer > timeline_id:
+            raise WalGap(
+                f'"{name}" in the WAL directories is empty or full of zeros: the server asks for it when recovery '
+                "ends, and would fail then",
+                hint="replace it with a good copy; or, if there is none, move it away: "
+                f"find {shlex.join(request.wal_directories)} -name '{name}*'",
+            )
 
 
 def _survey(

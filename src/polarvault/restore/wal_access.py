@@ -6,6 +6,7 @@ When root restores, the server belongs to another user; WAL that root received i
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 
@@ -37,7 +38,9 @@ def check_readable(plan: RestorePlan, account: Account, paths: Sequence[str]) ->
             hint=f"give them access, for example: chown -R {account.name} {directories[0]}; or name another user: "
             "--owner USER",
         )
-    command = restore_command(directories).replace("%f", _ABSENT_FILE).replace("%p", os.devnull).replace("%%", "%")
+    # As the server does it, from left to right: in "%%f" there is no %f.
+    replaced = {"%f": _ABSENT_FILE, "%p": os.devnull, "%%": "%"}
+    command = re.sub("%[fp%]", lambda found: replaced[found[0]], restore_command(directories))
     try:
         outcome = run_program(["sh", "-c", command], account, timeout_s=_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -27,6 +27,7 @@ from polarvault.walarchive.directory import (
     first_bytes,
     is_history_name,
     is_segment_name,
+    is_written,
     read_wal,
 )
 
@@ -102,6 +103,15 @@ class WalStock:
             if timeline_id not in contents and timeline_id > 1:
                 problems[timeline_id] = f"there is WAL of it, but no {history_file_name(timeline_id)}"
         return found, problems
+
+    def unwritten_histories(self) -> dict[int, str]:
+        """Return, by timeline, the names of history files that no fetch serves: the server would stop at each."""
+        contents = {timeline_id: self._given.history(timeline_id) for timeline_id in self._given.timelines()}
+        return {
+            timeline_id: history_file_name(timeline_id)
+            for timeline_id, content in contents.items()
+            if content is not None and not is_written(content)
+        }
 
     def read(self, file: SegmentFile) -> Iterator[memoryview]:
         """Yield a segment's content in order; a view is valid until the next is asked for."""

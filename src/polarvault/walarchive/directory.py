@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from polarvault.errors import IntegrityError
+from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.segment_header import (
     LONG_HEADER_BYTES,
@@ -103,6 +103,11 @@ def is_backup_history_name(name: str) -> bool:
     return len(name) == 40 and is_segment_name(name[:24]) and name[24] == "." and name.endswith(".backup")
 
 
+def is_written(history: bytes) -> bool:
+    """Tell a history file from what a crash of a careless archive_command leaves of it: nothing, or zeros."""
+    return history != b"" and b"\0" not in history
+
+
 def is_pg_wal(directory: str) -> bool:
     """Tell a server's pg_wal from a directory that only receives finished files: the server keeps its notes inside."""
     return os.path.isdir(os.path.join(directory, "archive_status"))
@@ -161,13 +166,15 @@ class WalDirectories:
     def find(self, segment: WalSegment) -> WalFile | None:
         """Return the best file for a segment.
 
-        A finished file wins over one that may end early; among finished ones plain wins over compressed, then an
-        earlier directory over a later one; among the others the one with the longest valid content wins.
+        A finished file wins over one that may end early. Of finished ones the first good one is taken, in the order of
+        the directories and plain before compressed, as a fetch does; of the others the one with the longest valid
+        content.
         """
         found = [file for path in self.paths for file in forms_of(path, segment.file_name)]
         final = [file for file in found if file.is_final]
         if final:
-            return min(final, key=lambda file: file.compression is not None)
+            # One alone is not opened here: an archive may hold many thousands.
+            return next((file for file in final if len(final) == 1 or _looks_good(file, segment)), final[0])
         found = [file for file in found if not _is_recycled(file, segment.start)]
         return longest(found)
 
@@ -192,11 +199,13 @@ class WalDirectories:
         return sorted({int(name[:8], 16) for name in names if is_segment_name(name) or is_history_name(name)})
 
     def history(self, timeline_id: int) -> bytes | None:
-        """Return the content of a timeline's history file, from the first directory that has one."""
-        for path in self.paths:
-            for file in forms_of(path, f"{timeline_id:08X}.history"):
-                return b"".join(map(bytes, read_wal(file)))
-        return None
+        """Return the content of a timeline's history file, the first one that a fetch would serve."""
+        contents = [
+            b"".join(map(bytes, read_wal(file)))
+            for path in self.paths
+            for file in forms_of(path, f"{timeline_id:08X}.history")
+        ]
+        return next((content for content in contents if is_written(content)), contents[0] if contents else None)
 
     def _files(self) -> Iterator[WalFile]:
         for path in self.paths:
@@ -250,6 +259,16 @@ def _valid_end_of_stream(file: WalFile, header: SegmentHeader) -> int:
     if is_valid_page(kept[:16], header, pages):
         pages, last = pages + 1, kept
     return max(0, pages - 1) * header.page_bytes + len(last.rstrip(b"\0"))
+
+
+def _looks_good(file: WalFile, segment: WalSegment) -> bool:
+    """Tell whether a finished file has its segment's first page and, where that is seen without reading it, size."""
+    try:
+        header = parse_segment_header(first_bytes(file))
+        size_bytes = os.path.getsize(file.path) if file.compression is None else segment.size_bytes
+    except (IntegrityError, StorageFailed, OSError):
+        return False
+    return header is not None and (header.page_address, size_bytes) == (segment.start, segment.size_bytes)
 
 
 def _is_recycled(file: WalFile, start: int) -> bool:

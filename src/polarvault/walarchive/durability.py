@@ -136,7 +136,10 @@ class Durability:
         except PolarvaultError:
             raise
         except OSError as problem:
-            raise files.storage_failed(problem, "make durable", file.path) from problem
+            failed = files.storage_failed(problem, "make durable", file.path)
+            if isinstance(problem, FileNotFoundError):
+                failed.hint = "somebody removed it while it was received; start again, and it is fetched anew"
+            raise failed from problem
         self._flushed = Lsn(max(self._flushed, task.lsn))
 
     def _sync_directory(self) -> None:

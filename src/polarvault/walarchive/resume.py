@@ -19,6 +19,9 @@ from polarvault.wal.history import TimelineHistory, TimelineRange
 from polarvault.wal.segment_header import SegmentHeader
 from polarvault.walarchive.directory import WalFile, is_segment_name, read_segment_header, read_wal, wal_file
 
+# More segments than a receiver has open at a time: the one that is received, and the backlog of `durability`.
+_MOST_UNFINISHED = 8
+
 
 @dataclass(frozen=True, slots=True)
 class StartPoint:
@@ -64,17 +67,19 @@ def after_kept_wal(
 def _first_unfinished(
     segment: WalSegment, found: list[tuple[WalFile, WalSegment]], cluster: Cluster, warn: Callable[[str], None]
 ) -> WalSegment:
-    """Step back over segments that are here but not whole: a receiver was killed before it had finished them.
+    """Step back over segments that are not whole, or not here any more: a receiver ended before it had finished them.
 
-    It receives a segment while the one before is still being made durable, so the newest alone does not tell.
+    It receives a segment while the ones before are still being made durable, so the newest alone does not tell.
     """
-    while segment.number > 0:
-        before = replace(segment, number=segment.number - 1)
+    first = segment
+    for distance in range(1, min(_MOST_UNFINISHED, segment.number) + 1):
+        before = replace(segment, number=segment.number - distance)
         files = [file for file, its_segment in found if its_segment == before]
-        if not files or any(_is_whole(file, cluster, warn) for file in files):
-            break
-        segment = before
-    return segment
+        if any(_is_whole(file, cluster, warn) for file in files):
+            return replace(segment, number=before.number + 1)
+        if files:
+            first = before
+    return first
 
 
 def on_servers_history(
