@@ -66,6 +66,10 @@ def test_a_server_killed_under_load_and_shut_down_is_followed(server: Cluster, w
             server.kill()
             running.wait_for("trying again in")
         running.wait_until(lambda: running.status["state"] in ("disconnected", "connecting"), "the status says so")
+        # Nobody knows whether the server comes back: what it sent is durable, and the status says that, too.
+        running.wait_until(
+            lambda: running.status["flushed_lsn"] == running.status["received_lsn"], "what was received is durable"
+        )
         server.start()
         # The end of crash recovery and all that follows.
         running.wait_flushed(end_of_wal(server))

@@ -19,6 +19,7 @@ from polarvault.errors import (
     PolarvaultError,
     ServerError,
     ServerRefused,
+    StorageFailed,
     TimelineDiverged,
     WalGap,
 )
@@ -284,9 +285,20 @@ class _Receiver:
         if isinstance(problem, DiskFull):
             self._wait_for_space()
             return
+        self._make_durable()
         self.reporter.note(f"disconnected; trying again in {pause_s:g} s")
         self._show(force=True)
         self.stop.wait(pause_s)
+
+    def _make_durable(self) -> None:
+        """Sync what was received: the server may be gone for good, and this the only copy of what it sent last."""
+        if self.files is None:
+            return
+        # A disk that fails here fails the next session too, which says so.
+        with contextlib.suppress(StorageFailed):
+            self.files.sync()
+            self.files.wait(SHOW_EVERY_S)
+            self.state.flushed_up_to(self.files.flushed)
 
     def _wait_for_space(self) -> None:
         """Leave the open segment as it is, and come back to it when there is room for a whole one."""
