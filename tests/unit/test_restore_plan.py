@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from polarvault.backupset.model import Area, BackupSource, Form, Inventory, Part, Tablespace
+from polarvault.backupset.manifest_end import load_span
+from polarvault.backupset.model import Area, BackupSource, BackupSpan, Form, Inventory, Part, Tablespace
 from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ClusterState, ControlFile
@@ -413,6 +415,50 @@ def test_halves_of_two_backups_are_noticed() -> None:
         copy = {(Area.SHARED, "polar_non_exclusive_backup_label"): body}
         made = plan(replace(found, files={**found.files, **copy}))
         assert sum("two different backups" in warning for warning in made.warnings) == count
+
+
+SPAN = BackupSpan("/b/backup_manifest", Lsn(0x2000028), Lsn(0x2000100))
+
+
+@pytest.mark.parametrize(
+    ("control", "spans", "reason"),
+    [
+        (replace(CONTROL, checkpoint_lsn=Lsn(0x1000060)), (), "0/1000060 is older than the label's at 0/2000060"),
+        (replace(CONTROL, checkpoint_lsn=Lsn(0x3000060)), (SPAN,), "0/3000060 is from after the backup's end at 0/20"),
+        (CONTROL, (SPAN, replace(SPAN, path="/b.shared/backup_manifest", start_lsn=Lsn(7))), "/b.shared/backup_mani"),
+    ],
+)
+def test_halves_of_two_backups_are_refused(control: ControlFile, spans: tuple[BackupSpan, ...], reason: str) -> None:
+    found = inventory(POLAR_CONF, shared=True, control=control, spans=spans)
+    assert "--shared-from" in refused(BackupUnusable, reason, found)
+    assert "verifybackup" in refused(BackupUnusable, reason, inventory(control=control, spans=spans))
+
+
+def test_a_checkpoint_while_the_backup_was_taken_is_no_contradiction() -> None:
+    plan(inventory(control=replace(CONTROL, checkpoint_lsn=Lsn(0x20000F0)), spans=(SPAN, SPAN)))
+
+
+@pytest.mark.parametrize(
+    ("content", "span"),
+    [
+        (b'{"Files": [],\n"WAL-Ranges": [\n{ "Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000100" }\n],\n'
+         b'"Manifest-Checksum": "00"}\n', (0x2000028, 0x2000100)),
+        (b'"WAL-Ranges": [{"Timeline": 2, "Start-LSN": "0/30", "End-LSN": "0/40"},'
+         b'{"Timeline": 1, "Start-LSN": "0/20", "End-LSN": "0/30"}]', (0x20, 0x40)),
+        (b'"WAL-Ranges": []', None),
+        (b'"WAL-Ranges": [{"Timeline": "x"}]', None),
+        (b'"WAL-Ranges": [7]', None),
+        (b"", None),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_manifest_says_where_the_backup_began(
+    tmp_path: Path, content: bytes, span: tuple[int, int] | None
+) -> None:
+    path = tmp_path / "backup_manifest"
+    path.write_bytes(b" " * 100_000 + content)
+    found = load_span(str(path))
+    assert (found and (found.start_lsn, found.end_lsn)) == span
+    assert load_span(str(tmp_path / "absent")) is None
 
 
 def test_passwords_do_not_reach_the_report() -> None:

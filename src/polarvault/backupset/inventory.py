@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from polarvault.backupset.manifest_end import load_span
 from polarvault.backupset.model import (
     CONTROL_NAME,
     FULL_PAGE_DIRECTORY,
@@ -32,6 +33,8 @@ _SMALL_BYTES = 1 << 20
 _MANIFEST_BYTES = 1 << 30
 # Our tar backups of PolarDB have a manifest for each half; the real tool's one lists both.
 _MANIFEST_NAMES = ("backup_manifest", "backup_manifest.shared")
+# The local half's own manifest names no WAL, because it holds none; what the server sent is kept beside it.
+_SERVER_MANIFEST = "backup_manifest.server"
 ManifestSizes = list[tuple[str, int]]
 _DATABASE_DIRECTORIES = ("base", "global", "log")
 
@@ -108,7 +111,19 @@ def take_inventory(source: BackupSource) -> Inventory:
         control=parse_control(control) if control is not None else None,
         group_readable=bool(found.modes) and all(mode & 0o777 == 0o750 for mode in found.modes),
         file_count=found.file_count,
+        spans=tuple(
+            span
+            for path in _manifest_paths(source, (*_MANIFEST_NAMES, _SERVER_MANIFEST))
+            if (span := load_span(path)) is not None
+        ),
     )
+
+
+def _manifest_paths(source: BackupSource, names: tuple[str, ...] = _MANIFEST_NAMES) -> list[str]:
+    if source.form is Form.TAR_FILE:
+        return []
+    directories = dict.fromkeys(os.path.dirname(part.path) if part.is_tar else part.path for part in source.parts)
+    return [os.path.join(directory, name) for directory in directories for name in names]
 
 
 def _control_keys() -> list[tuple[Area, str]]:
@@ -215,8 +230,7 @@ def load_manifest_sizes(source: BackupSource) -> ManifestSizes | None:
     if source.form is not Form.TAR_DIRECTORY:
         return None
     entries: ManifestSizes = []
-    directories = dict.fromkeys(os.path.dirname(part.path) for part in source.parts)
-    for path in (os.path.join(directory, name) for directory in directories for name in _MANIFEST_NAMES):
+    for path in _manifest_paths(source):
         try:
             if os.path.getsize(path) <= _MANIFEST_BYTES:
                 with open(path, "rb") as stream:

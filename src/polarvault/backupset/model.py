@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ControlFile
 
 SHARED_PREFIX = "polar_shared_data"
@@ -70,6 +71,15 @@ class Tablespace:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupSpan:
+    """Where the backup of a manifest began and ended, by the manifest."""
+
+    path: str
+    start_lsn: Lsn
+    end_lsn: Lsn
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """What a look at the backup found, before anything is written.
 
@@ -87,6 +97,8 @@ class Inventory:
     control: ControlFile | None
     group_readable: bool
     file_count: int
+    spans: tuple[BackupSpan, ...] = ()
+    """Of every manifest that is there: one of each half, or one of both."""
 
     @property
     def has_shared_half(self) -> bool:

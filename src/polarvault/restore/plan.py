@@ -16,6 +16,7 @@ from polarvault.restore.archiving import check_archiving
 from polarvault.restore.follow_checks import check_follow_options, check_system_identifier
 from polarvault.restore.host import Account, Host
 from polarvault.restore.model import RestorePlan, RestoreRequest, Role
+from polarvault.restore.one_backup import check_one_backup
 from polarvault.restore.places import check_targets, is_within, plan_layout, plan_space
 from polarvault.restore.recovery_settings import NO_ARCHIVE_COMMAND
 from polarvault.restore.settings import SettingsPlanner
@@ -39,6 +40,7 @@ def plan_restore(
     check_request(request)
     major = major_version(inventory, source)
     label = _label(inventory, source)
+    check_one_backup(source, inventory, label)
     is_polardb, had_shared_half = _polardb(request, source, inventory)
     if request.host_id is not None and not is_polardb:
         raise UsageError("--hostid is a setting of PolarDB, and the backup is of PostgreSQL", hint="leave it out")
@@ -72,6 +74,7 @@ def settle_plan(
         check_system_identifier(plan.primary, found_in_tar, outcome="what was restored so far has been removed")
     inventory = replace(plan.inventory, control=control, files={**plan.inventory.files, **found})
     label = _label(inventory, plan.source)
+    check_one_backup(plan.source, inventory, label)
     return with_settings(replace(plan, inventory=inventory, label=label), host, account)
 
 

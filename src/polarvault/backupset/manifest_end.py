@@ -1,0 +1,34 @@
+"""The end of a backup_manifest: between which LSNs the backup was taken. Read without the thousands of files before it.
+
+Source: PostgreSQL manual, 76.1 (backup manifest format): WAL-Ranges stands behind all files, before the checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from polarvault.backupset.model import BackupSpan
+from polarvault.model.lsn import Lsn
+
+# A range takes about 80 bytes, and there is one for each timeline that the backup saw.
+_END_BYTES = 64 << 10
+_RANGES = re.compile(rb'"WAL-Ranges"\s*:\s*(\[[^\]]*\])')
+
+
+def load_span(path: str) -> BackupSpan | None:
+    """Return where a manifest says that its backup began and ended; None when there is no manifest that says it.
+
+    Whether a manifest is right is verifybackup's question, and one that is damaged is as good as none here.
+    """
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _END_BYTES))
+            found = _RANGES.search(stream.read(_END_BYTES))
+        ranges = json.loads(found[1]) if found else []
+        # The oldest timeline is the one that recovery begins on; the server names the newest first.
+        ordered = sorted(ranges, key=lambda one: int(one["Timeline"]))
+        return BackupSpan(path, Lsn.parse(ordered[0]["Start-LSN"]), Lsn.parse(ordered[-1]["End-LSN"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
