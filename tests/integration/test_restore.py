@@ -83,6 +83,20 @@ def test_a_restored_primary_answers_and_writes_its_own_timeline(
     assert server.hash_of("written_here")[0] == 1
 
 
+def test_a_backup_without_its_empty_directories_is_restored_and_it_is_said(
+    pg18: Cluster, workspace: Path, restore: Callable[..., tuple[Restored, dict[str, Any]]]
+) -> None:
+    backup = back_up(pg18, workspace / "backup")
+    subprocess.run(["find", backup, "-mindepth", "1", "-type", "d", "-empty", "-delete"], check=True)
+    assert not (backup / "pg_tblspc").exists()
+    verified = run_polarvault("verifybackup", backup)
+    assert "empty directories are missing" in verified.stderr
+    server, result = restore(pg18, backup)
+    assert server.hashes() == pg18.hashes()
+    assert any("pg_notify" in warning for warning in result["warnings"])
+    server.restart()
+
+
 def test_a_restored_standby_stays_read_only_until_it_is_promoted(
     any_pg: Cluster, workspace: Path, restore: Callable[..., tuple[Restored, dict[str, Any]]]
 ) -> None:

@@ -95,6 +95,34 @@ def test_two_halves_in_two_places_are_restored_to_two_places(
     assert not (server.data / "global" / "pg_control").exists()
 
 
+def test_halves_without_their_empty_directories_are_restored_and_it_is_said(
+    polardb: PolarCluster, workspace: Path, restore: Restore
+) -> None:
+    backup = back_up(polardb, workspace / "backup")
+    subprocess.run(["find", backup, "-mindepth", "1", "-type", "d", "-empty", "-delete"], check=True)
+    assert not (backup / "base").exists()
+    verified = run_polarvault("verifybackup", backup)
+    assert "empty directories are missing" in verified.stderr
+    server, result = restore(backup)
+    check_primary(server, result, polardb, server.data / "polar_shared_data")
+    assert any("pg_notify" in warning for warning in result["warnings"])
+    server.restart()
+
+
+def test_halves_of_two_backups_are_refused(polardb: PolarCluster, workspace: Path) -> None:
+    # Ours has a manifest in each half, the real tool's only in the local one.
+    run_polarvault("basebackup", "-d", polardb.conninfo(), "-c", "fast", "-N", "-D", workspace / "old",
+                   "--polardata", workspace / "old_shared")  # fmt: skip
+    back_up(polardb, workspace / "new", f"--polardata={workspace}/new_shared")
+    back_up(polardb, workspace / "newest", f"--polardata={workspace}/newest_shared")
+    for local, shared in (("old", "new"), ("new", "old"), ("new", "newest"), ("newest", "new")):
+        options = ("-D", workspace / "no", "--shared-from", workspace / f"{shared}_shared")
+        refused = run_polarvault("restore", workspace / local, *options, check=False)
+        assert refused.returncode == 1, (local, shared)
+        assert "of two different backups" in refused.stderr
+        assert not (workspace / "no").exists()
+
+
 @pytest.mark.parametrize("form", ["-Fp", "-Ft"])
 def test_merged_halves_run_without_shared_storage(
     polardb: PolarCluster, workspace: Path, restore: Restore, form: str

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
+from polarvault.backupset.skeleton import missing_directories
 from polarvault.errors import BackupUnusable, StartFailed
 from polarvault.pgconf.configuration import Configuration
 from polarvault.pgfiles.control import ControlFile, parse_control
@@ -15,6 +16,8 @@ from polarvault.restore.host import Account, Host
 from polarvault.restore.model import CONTROL_WAITING_NAME, Binaries, RestorePlan
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
 
+# Many databases of a PolarDB have a directory each; these tell enough.
+_SHOWN_DIRECTORIES = 8
 _SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
 
 
@@ -22,12 +25,13 @@ def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mod
     """Make the laid-out files a cluster that starts; return warnings. On return everything is durable."""
     control = _check_control(plan)
     try:
+        warnings = _complete_directories(plan, account, directory_mode)
         _complete_wal_segments(plan, control)
         _link_tablespaces(plan, account, directory_mode)
         _write_files({**plan.files, plan.signal_path: b""}, account, file_mode)
     except OSError as problem:
         raise storage_failed(problem, "complete", plan.layout.local) from problem
-    warnings = check_settings(plan, plan.binaries, account)
+    warnings += check_settings(plan, plan.binaries, account)
     if plan.request.sync:
         for root in plan.layout.outer_roots:
             fsync_tree(root)
@@ -52,6 +56,24 @@ def _check_control(plan: RestorePlan) -> ControlFile:
             hint="give the shared half of this very backup: --shared-from DIRECTORY",
         )
     return control
+
+
+def _complete_directories(plan: RestorePlan, account: Account, directory_mode: int) -> list[str]:
+    """Make the empty directories that whatever copied the backup has dropped; return a warning that names them."""
+    missing = missing_directories(plan.layout.local, plan.layout.shared)
+    for path in missing:
+        os.makedirs(path, exist_ok=True)
+        # A parent can be missing too, and no line of the list names it.
+        while path not in plan.layout.roots:
+            os.chmod(path, directory_mode)
+            if os.geteuid() == 0:
+                os.chown(path, account.uid, account.gid)
+            path = os.path.dirname(path)
+    if not missing:
+        return []
+    shown = ", ".join(os.path.relpath(path, plan.layout.local) for path in missing[:_SHOWN_DIRECTORIES])
+    more = f" and {len(missing) - _SHOWN_DIRECTORIES} more" if len(missing) > _SHOWN_DIRECTORIES else ""
+    return [f"directories that a server needs are missing in the backup and were made, empty: {shown}{more}"]
 
 
 def _complete_wal_segments(plan: RestorePlan, control: ControlFile) -> None:

@@ -18,6 +18,7 @@ from polarvault.pgfiles.manifest import ManifestFile
 from polarvault.verify.beyond import Beyond, BeyondThread, pages_not_checked, usual_blocks_per_segment
 from polarvault.verify.comparison import compare_names, compare_reading, judge_settings
 from polarvault.verify.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
+from polarvault.verify.directories import judge_directories
 from polarvault.verify.layout import BackupLayout, Half, find_layout
 from polarvault.verify.manifests import Expected, read_manifests
 from polarvault.verify.page_findings import PageJudge, partial_page
@@ -98,7 +99,7 @@ class _Run:
         """Go through all checks."""
         manifests = read_manifests(self._layout, self._report)
         contents = [self._list(half) for half in self._layout.halves]
-        for finding in judge_tars(self._layout):
+        for finding in (*judge_tars(self._layout), *judge_directories(self._layout)):
             self._report(finding)
         if self._layout.is_tar:
             self._read_compressed(contents, manifests.algorithm)
