@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -362,3 +363,30 @@ def test_a_full_disk_can_be_left_by_a_signal_and_ends_a_run_without_loop(server:
             running.stop(signal.SIGTERM)
         with receiver(archive, server.conninfo(), "-s", "1", "-n") as running:
             assert "No space left on device" in running.ended(1)
+
+
+def test_a_server_that_was_set_back_to_an_older_state_is_not_received_from(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    server = make_cluster(18, wal_segment_mb=1, settings=KEEP_WAL)
+    archive, older = workspace / "wal", workspace / "older"
+    server.stop()
+    shutil.copytree(server.data, older, copy_function=shutil.copy2)
+    server.start()
+    with receiver(archive, server.conninfo()) as running:
+        running.wait_streaming()
+        wait_same(running, server, write_wal(server, 3 * MB))
+        server.stop()
+        shutil.rmtree(server.data)
+        older.rename(server.data)
+        server.account.own(server.data)
+        server.start()
+        running.wait_for("the server was set back: its WAL ended at 0/")
+        received = segments(archive)
+        # As much as before, and more: nothing in LSN or name tells it from what was there.
+        write_wal(server, 8 * MB)
+        asked = running.status["connections"]
+        running.wait_until(lambda: running.status.get("connections", 0) > asked + 1, "it has asked again")
+        said = running.stop()
+        assert f"move the segments from {segments(archive)[0][:8]}" in said
+    assert segments(archive) == received

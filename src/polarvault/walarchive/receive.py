@@ -41,6 +41,7 @@ from polarvault.wire import commands
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _WARN_AGAIN_S = 300.0
 _READ_REPLICATION_SLOT_SINCE = 150000
+_IN_HOT_STANDBY_SINCE = 140000
 _RETRYABLE = (ConnectionFailed, ConnectionLost, ServerError, ServerRefused, DiskFull, TimelineDiverged, WalGap)
 
 
@@ -72,6 +73,8 @@ class _Receiver:
         self._connector = connector
         self._system_identifier: str | None = None
         self._slot_watch: SlotWatch | None = None
+        # Timeline and end of the WAL of a server that had less than was received from it.
+        self._set_back: tuple[int, Lsn] | None = None
         self._shown = 0.0
         self._warned: dict[str, float] = {}
 
@@ -216,6 +219,7 @@ class _Receiver:
                 or self._slot_position(source, identity)
                 or StartPoint(identity.timeline_id, identity.flush_lsn)
             )
+        self._check_set_back(wanted, identity)
         start = on_servers_history(wanted, history, self._kept_history(wanted.timeline_id), identity.segment_size_bytes)
         if start.remark:
             start = self._after_fork(start, identity, history)
@@ -226,6 +230,29 @@ class _Receiver:
             start = StartPoint(start.timeline_id, segment.start)
             self.files.begin(start.lsn, start.timeline_id)
         return start
+
+    def _check_set_back(self, wanted: StartPoint, identity: ServerIdentity) -> None:
+        """Refuse a primary that has less WAL than was received from it, for as long as it stays on that timeline.
+
+        Once it has written as much again, no name tells its WAL from what it had before, and the archive would hold
+        half of each. A standby may just be behind, and a version 13 does not say whether it is one. WAL that a crash
+        without fsync took from the segment that is being received is fetched again.
+        """
+        if identity.timeline_id != wanted.timeline_id:
+            return
+        finished = wanted.lsn // identity.segment_size_bytes * identity.segment_size_bytes
+        knows_role = identity.version_num >= _IN_HOT_STANDBY_SINCE and not identity.in_recovery
+        if knows_role and identity.flush_lsn < finished:
+            self._set_back = wanted.timeline_id, identity.flush_lsn
+        if self._set_back is None or self._set_back[0] != wanted.timeline_id:
+            return
+        segment = WalSegment.holding(self._set_back[1], wanted.timeline_id, identity.segment_size_bytes)
+        raise TimelineDiverged(
+            f"the server was set back: its WAL ended at {self._set_back[1]}, but up to {wanted.lsn} was received "
+            f"before, on the same timeline {wanted.timeline_id}",
+            hint=f"stop receiving, move the segments from {segment.file_name} on out of the directory (only they hold "
+            "what the server has lost), start receiving again, and take a new base backup",
+        )
 
     def _after_fork(self, fork: StartPoint, identity: ServerIdentity, history: TimelineHistory) -> StartPoint:
         """Return where an earlier run, which has passed the fork as well, left off on the server's history."""
