@@ -53,6 +53,7 @@ def test_every_version_answers_a_role_with_nothing_but_replication(any_pg: Clust
         assert "backup_label" in hidden.message
         assert "shared_preload_libraries" in hidden.message
         for finding in (hidden, functions):
+            assert finding.is_ok
             assert finding.advice
             # The advice is ready to paste: a superuser does, and the finding is gone.
             any_pg.query("".join(line for line in finding.advice.splitlines() if line.startswith("GRANT")))
@@ -62,6 +63,26 @@ def test_every_version_answers_a_role_with_nothing_but_replication(any_pg: Clust
         assert granted.one("backup-label").is_ok
     finally:
         any_pg.query("DROP OWNED BY humble; DROP ROLE humble")
+
+
+@pytest.mark.parametrize("major", [15, 18])
+def test_a_server_as_it_should_be_gives_status_0_to_the_humblest_role(
+    make_cluster: Callable[..., Cluster], workspace: Path, major: int
+) -> None:
+    settings = {"archive_mode": "on", "archive_command": f"cp %p {workspace}/%f"}
+    cluster = make_cluster(major, fill=False, settings=settings)
+    cluster.query("CREATE ROLE humble LOGIN REPLICATION")
+    cluster.query("CREATE ROLE monitor LOGIN REPLICATION IN ROLE pg_monitor")
+    for role in ("humble", "monitor", "postgres"):
+        arguments = ["-h", cluster.directory, "-p", str(cluster.port), "-U", role, "-d", "postgres"]
+        # Programs of its version and no other, wherever the tests have them from.
+        path = {"PATH": f"{cluster.installation.bindir}:{os.environ['PATH']}"}
+        target = ("--target", workspace / "backup")
+        finished = run_polarvault("check", *arguments, *target, environment=path, check=False)
+        assert finished.returncode == 0, finished.stdout
+        assert ", 0 warnings, 0 problems: " in finished.stdout
+        # What would let it see more is there to be read.
+        assert ("GRANT pg_monitor TO" in finished.stdout) == (role == "humble")
 
 
 def test_a_role_without_replication_is_told_how_to_get_it(healthy: Cluster) -> None:

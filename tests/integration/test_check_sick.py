@@ -197,6 +197,40 @@ def test_what_a_backup_does_not_bring_back_is_listed(sick: Sick) -> None:
 
 
 @MAJORS
+def test_indexes_that_come_back_as_broken_as_they_are(sick: Sick) -> None:
+    assert sick.checked.one("invalid-indexes").is_ok
+    assert sick.checked.one("collation-versions").is_ok
+    cluster = sick.cluster
+    cluster.query("CREATE TABLE twice AS SELECT 1 AS n FROM generate_series(1, 2)")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        cluster.query("CREATE UNIQUE INDEX CONCURRENTLY broken ON twice (n)")
+    has_icu = cluster.query("SELECT count(*) > 0 FROM pg_collation WHERE collname = 'de-x-icu'")[0][0]
+    if cluster.installation.major >= 17:
+        cluster.query(
+            "CREATE DATABASE sorted TEMPLATE template0 LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'"
+        )
+        cluster.query("UPDATE pg_database SET datcollversion = '0' WHERE datname = 'sorted'")
+    if has_icu:
+        cluster.query("CREATE COLLATION german (provider = icu, locale = 'de')")
+        cluster.query("CREATE TABLE words (word text COLLATE german)")
+        cluster.query("UPDATE pg_collation SET collversion = '1.0' WHERE collname = 'german'")
+    try:
+        checked = check_server(cluster.conninfo())
+        is_warning(checked, "invalid-indexes", "1 invalid index: postgres: public.broken", subject="public.broken")
+        if has_icu or cluster.installation.major >= 17:
+            finding = checked.one("collation-versions")
+            assert finding.severity is Severity.WARNING
+            assert ("collation public.german of postgres (1.0, now " in finding.message) == has_icu
+            if cluster.installation.major >= 17:
+                assert 'database "sorted" (0, now 1)' in finding.message
+                assert 'REINDEX DATABASE "sorted"; ALTER DATABASE "sorted" REFRESH' in (finding.advice or "")
+    finally:
+        cluster.query("DROP TABLE twice; DROP TABLE IF EXISTS words; DROP COLLATION IF EXISTS german")
+        cluster.query("DROP DATABASE IF EXISTS sorted")
+    assert check_server(cluster.conninfo()).one("invalid-indexes").is_ok
+
+
+@MAJORS
 def test_a_tablespace_whose_place_is_taken_comes_with_its_mapping(sick: Sick) -> None:
     is_warning(sick.checked, "tablespaces", '"archive_disk"', str(sick.tablespace), "is not empty")
     checked = check_server(sick.cluster.conninfo(), target="/backup/monday")

@@ -260,12 +260,12 @@ def test_tablespaces_are_judged_by_their_place_here_and_at_the_server() -> None:
 
 def test_only_what_does_not_come_back_is_warned_of() -> None:
     nothing = ContentFacts(
-        databases=2, unlogged=[], foreign_tables=0, extensions=[], libraries=[], logical_slots=[], subscriptions=[],
-        prepared_transactions=0, oldest_prepared=None,
+        databases=2, unlogged=[], indexes=[], foreign_tables=0, extensions=[], libraries=[], logical_slots=[],
+        subscriptions=[], prepared_transactions=0, oldest_prepared=None,
     )  # fmt: skip
-    assert severities(judge_contents(nothing)) == [OK]
+    assert severities(judge_contents(nothing)) == [OK] * 3
     needs = replace(nothing, foreign_tables=3, extensions=["postgis"], libraries=["pgaudit"])
-    assert severities(judge_contents(needs)) == [OK, OK, OK]
+    assert severities(judge_contents(needs)) == [OK] * 5
     tables = [UnloggedTable(database="app", name=f"t{number}", size_bytes=number << 20) for number in range(7)]
     finding = judge_contents(replace(nothing, unlogged=tables))[0]
     assert finding.message == (
@@ -291,6 +291,10 @@ def test_programs_of_another_version_do_not_count() -> None:
     assert finding.severity is WARNING
     assert "the server is PostgreSQL 18.1, and no programs of PostgreSQL 18 were found" in finding.message
     assert "(found: /usr/bin: version 15.2)" in finding.message
+    # A host that only keeps backups is as it should be.
+    (nothing,) = judge_programs(replace(facts, rejected=[]))
+    assert nothing.severity is OK
+    assert "but not be started or drilled" in nothing.message
 
 
 def test_space_is_compared_with_the_estimate() -> None:
@@ -315,7 +319,8 @@ def test_what_is_hidden_is_one_finding_and_each_failure_another() -> None:
     hidden, failed = judge_unanswered(missed, role="bk", database="app")
     assert hidden.message == 'not visible to role "bk": setting a, backup_label'
     assert (hidden.advice or "").splitlines() == [
-        'as a superuser, in database "app":', 'GRANT pg_monitor TO "bk";', 'GRANT EXECUTE ON FUNCTION f() TO "bk";',
+        'to check it, as a superuser, in database "app":', 'GRANT pg_monitor TO "bk";',
+        'GRANT EXECUTE ON FUNCTION f() TO "bk";',
     ]  # fmt: skip
     assert (failed.check, failed.message) == ("unanswered", "sizes: canceling statement due to lock timeout")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from polarvault.check.indexes import IndexFacts, judge_indexes, read_indexes
 from polarvault.check.session import CheckSession
 from polarvault.errors import ConnectionFailed, ConnectionLost
 from polarvault.model.finding import Finding, ok, warning
@@ -31,6 +32,7 @@ class ContentFacts:
 
     databases: int
     unlogged: Sequence[UnloggedTable]
+    indexes: Sequence[IndexFacts]
     foreign_tables: int
     extensions: Sequence[str]
     libraries: Sequence[str]
@@ -49,6 +51,7 @@ def read_contents(session: CheckSession) -> ContentFacts:
     """Look into every database that accepts connections, and at what belongs to the whole cluster."""
     names = _databases(session)
     unlogged: list[UnloggedTable] = []
+    indexes: list[IndexFacts] = []
     extensions: dict[str, None] = {}
     foreign = 0
     refused: dict[str, str] = {}
@@ -56,6 +59,7 @@ def read_contents(session: CheckSession) -> ContentFacts:
         try:
             with session.in_database(name) as inner:
                 unlogged += _unlogged(inner, name)
+                indexes.append(read_indexes(inner, name))
                 for row in inner.rows("SELECT extname FROM pg_catalog.pg_extension ORDER BY 1") or []:
                     extensions.setdefault(row["extname"] or "")
                 foreign += int(inner.value("SELECT count(*) FROM pg_catalog.pg_foreign_table") or 0)
@@ -70,6 +74,7 @@ def read_contents(session: CheckSession) -> ContentFacts:
     return ContentFacts(
         databases=len(names) - len(refused),
         unlogged=unlogged,
+        indexes=indexes,
         foreign_tables=foreign,
         extensions=[name for name in extensions if name not in _IN_EVERY_DATABASE],
         libraries=[name.strip(' "') for name in libraries if name.strip()],
@@ -129,6 +134,7 @@ def judge_contents(facts: ContentFacts) -> list[Finding]:
         *_judge_logical_slots(facts),
         *_judge_subscriptions(facts),
         *_judge_prepared(facts),
+        *judge_indexes(facts.indexes),
         *_judge_needs(facts),
     ]
 

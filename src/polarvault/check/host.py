@@ -58,18 +58,17 @@ def judge_programs(facts: ProgramFacts) -> list[Finding]:
     if facts.found is not None:
         message = f"{server}; {facts.found.directory} has {facts.found.version}, which starts a restored copy here"
         return [ok("programs", facts.found.directory, message)]
-    others = f" (found: {'; '.join(facts.rejected)})" if facts.rejected else ""
     variable = "POLARDB_BIN" if facts.product.startswith("PolarDB") else "PATH"
-    return [
-        warning(
-            "programs",
-            f"{facts.product} {facts.major}",
-            f"{server}, and no programs of {facts.product} {facts.major} were found on this machine{others}",
-            meaning="backups can be taken and stored here, but not be started, drilled or verified down to their WAL",
-            advice=f"install {facts.product} {facts.major} here or on the host that restores are for, and name its "
-            f"programs in {variable} or with polarvault restore --bindir DIRECTORY",
-        )
-    ]
+    wanted = f"{facts.product} {facts.major}"
+    message = f"{server}, and no programs of {wanted} were found on this machine"
+    meaning = "backups can be taken and stored here, but not be started or drilled"
+    advice = f"install {wanted} here or on the host that restores are for, and name its programs in {variable} or with "
+    advice += "polarvault restore --bindir DIRECTORY"
+    if facts.rejected:
+        # Whoever installed a server here means to start something on this host.
+        return [warning("programs", wanted, f"{message} (found: {'; '.join(facts.rejected)})", meaning, advice)]
+    # A host that only keeps backups has none, and needs none.
+    return [ok("programs", wanted, f"{message}: {meaning}")]
 
 
 def check_clock(session: CheckSession) -> list[Finding]:

@@ -42,9 +42,9 @@ def worst(findings: list[Finding]) -> Severity:
     return max((finding.severity for finding in findings), key=order.index, default=Severity.OK)
 
 
-def ok(check: str, subject: str, message: str) -> Finding:
-    """Return a finding that asks for nothing."""
-    return Finding(severity=Severity.OK, check=check, subject=subject, message=message)
+def ok(check: str, subject: str, message: str, meaning: str | None = None, advice: str | None = None) -> Finding:
+    """Return a finding that asks for nothing; advice: how there could be more, for who wants it."""
+    return Finding(severity=Severity.OK, check=check, subject=subject, message=message, meaning=meaning, advice=advice)
 
 
 def warning(check: str, subject: str, message: str, meaning: str, advice: str) -> Finding:

@@ -73,7 +73,7 @@ def _finding_text(finding: Finding, name_width: int, width: int | None) -> Itera
     yield f"{status}{finding.check:<{name_width}}  {first}"
     for line in rest:
         yield " " * margin + line
-    if finding.is_ok:
+    if finding.is_ok and not finding.advice:
         return
     indent = " " * _STATUS_WIDTH
     if finding.meaning:
