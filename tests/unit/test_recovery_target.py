@@ -127,6 +127,8 @@ def test_without_a_target_nothing_is_planned_and_with_one_the_server_pauses() ->
     assert request(target_xid="5").effective_action is TargetAction.PAUSE
     assert request(target_xid="5", target_action="shutdown").effective_action is TargetAction.SHUTDOWN
     assert request(target_word="latest").effective_action is TargetAction.PROMOTE
+    assert request(target_word="latest", target_action="promote") == request(target_word="latest")
+    assert request(target_action="promote") == request()
     assert request(wal_directories=("/tmp",)).effective_target.kind is TargetKind.LATEST
     assert request(wal_directories=("/tmp",)).is_wanted
     assert request(target_timeline="2").is_wanted

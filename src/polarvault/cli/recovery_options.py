@@ -87,11 +87,14 @@ def recovery_request(
             )
         target = replace(target, inclusive=target_inclusive)
     if target_action is not None and (target is None or target.kind is TargetKind.LATEST):
-        raise UsageError(
-            f"--target-action {target_action} needs a target: at the end of the WAL the server is always promoted",
-            hint="add --target-time, --target-xid, --target-lsn, --target-name or --target immediate; "
-            "or stay in recovery: --as standby",
-        )
+        if target_action != TargetAction.PROMOTE.value:
+            raise UsageError(
+                f"--target-action {target_action} needs a target: at the end of the WAL the server is always promoted",
+                hint="add --target-time, --target-xid, --target-lsn, --target-name or --target immediate; "
+                "or stay in recovery: --as standby",
+            )
+        # It is what happens there anyway, and the server knows no action without a target.
+        target_action = None
     if wal_directories and archive_is_unknown:
         raise UsageError("--wal and --set restore_command exclude one another", hint="give one of them")
     return RecoveryRequest(
