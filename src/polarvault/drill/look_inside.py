@@ -17,6 +17,8 @@ from polarvault.drill.structure import amcheck_is_there, check_structure, no_amc
 from polarvault.errors import StartFailed
 from polarvault.model.finding import Finding, Severity
 
+_MAPS = {"fsm": "free space map", "vm": "visibility map"}
+
 
 def look_inside(server: DrillServer, request: DrillRequest, notes: Notes) -> None:
     """Do what was asked of amcheck, reading, assertions; what is wrong becomes findings."""
@@ -101,6 +103,7 @@ def _read(server: DrillServer, databases: list[str], request: DrillRequest, note
 
 def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request: DrillRequest) -> Iterator[Finding]:
     good = [one for one in relations if not one.problems and not one.skipped]
+    damaged = f"to see which files are damaged: polarvault verifybackup {shlex.quote(request.backup)}"
     for relation in relations:
         for block, words in relation.problems:
             place = "" if block is None else f"block {block}: "
@@ -110,8 +113,17 @@ def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request:
                 subject=f"{dbname}.{relation.schema}.{relation.name}",
                 message=f"{place}{words}",
                 meaning=_meaning(relation),
-                advice="restore another backup; to see which files are damaged: polarvault verifybackup "
-                + shlex.quote(request.backup),
+                advice=f"restore another backup; {damaged}",
+            )
+        for fork, block, words in relation.map_problems:
+            place = "" if block is None else f"block {block}: "
+            yield Finding(
+                severity=Severity.WARNING,
+                check="read-map",
+                subject=f"{dbname}.{relation.schema}.{relation.name}",
+                message=f"{_MAPS[fork]}, {place}{words}",
+                meaning="the server makes such a page anew when it comes to it; but the backup holds damaged bytes",
+                advice=damaged,
             )
     indexes = sum(one.kind == "i" for one in good)
     sequences = sum(one.kind == "S" for one in good)

@@ -100,7 +100,7 @@ class RelationRead:
     """One relation that was read. pages: its size; rows: visible ones, None for an index or after an error.
 
     kind: pg_class.relkind. problems: (block or None, what the server said). belongs_to: the table of an index
-    or a TOAST table.
+    or a TOAST table. map_problems: (fork "fsm" or "vm", block or None, what the server said).
     """
 
     database: str
@@ -112,6 +112,7 @@ class RelationRead:
     problems: tuple[tuple[int | None, str], ...] = ()
     skipped: str | None = None
     belongs_to: str | None = None
+    map_problems: tuple[tuple[str, int | None, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 Tables, materialized views, TOAST tables, catalogs and sequences are counted by a sequential scan; indexes, and all that
 a sample takes, go through the extension pg_prewarm, which reads blocks and looks at nothing else. The server checks a
 page's header, and its checksum where the cluster has checksums (server: bufmgr.c, PageIsVerified).
+
+So do free space and visibility maps. The server itself replaces a bad page of a map by an empty one (freespace.c and
+visibilitymap.c, RBM_ZERO_ON_ERROR), so that nobody would hear of the damage.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -45,7 +49,10 @@ _RELATIONS = """
        AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery()) AND (NOT c.relisshared OR %s)
      ORDER BY c.relpages DESC, 2, 3
 """
-_PAGES = "SELECT pg_relation_size(%s::oid::regclass) / current_setting('block_size')::int8"
+_PAGES = """
+    SELECT pg_relation_size(%s::oid::regclass) / current_setting('block_size')::int8,
+           pg_relation_size(%s::oid::regclass, 'fsm') > 0, pg_relation_size(%s::oid::regclass, 'vm') > 0
+"""
 _LOCKED = "a transaction that the source had open or prepared keeps it locked"
 
 
@@ -117,12 +124,24 @@ class _Reader:
             return self._result(relation, None, skipped="it has never been filled")
         try:
             # Asked one by one, because this takes a lock: a relation that is locked must not hide the others.
-            row = connection.execute(_PAGES, [relation.oid]).fetchone()
+            row = connection.execute(_PAGES, [relation.oid] * 3).fetchone()
         except psycopg.Error as problem:
             if connection.closed:
                 raise
             return self._damaged(connection, relation, problem)
-        return self._read_through(connection, replace(relation, pages=row[0] if row and row[0] else 0))
+        pages, has_fsm, has_vm = row or (0, False, False)
+        found = self._read_through(connection, replace(relation, pages=pages or 0))
+        forks = [fork for fork, is_there in (("fsm", has_fsm), ("vm", has_vm)) if is_there]
+        return replace(found, map_problems=tuple(self._bad_maps(connection, relation, forks)))
+
+    def _bad_maps(
+        self, connection: Connection, relation: _Relation, forks: Iterable[str]
+    ) -> Iterator[tuple[str, int | None, str]]:
+        """Yield the first bad page of each map, and what the server said of it."""
+        for fork in forks if self._prewarm is not None else ():
+            with suppress(_StillLockedError):
+                if (problem := self._load(connection, relation, None, None, fork=fork)) is not None:
+                    yield (fork, *problem)
 
     def _read_through(self, connection: Connection, relation: _Relation) -> RelationRead:
         is_sample = self._request.reading is Reading.SAMPLE and relation.kind != "S"
@@ -195,15 +214,15 @@ class _Reader:
                     break
 
     def _load(
-        self, connection: Connection, relation: _Relation, first: int | None, last: int | None
+        self, connection: Connection, relation: _Relation, first: int | None, last: int | None, *, fork: str = "main"
     ) -> tuple[int | None, str] | None:
         """Read a range of blocks, all for None, into the server's cache; return the first that is bad and why."""
         assert self._prewarm is not None
-        query = sql.SQL("SELECT {}(%s::oid::regclass, 'buffer', 'main', %s::int8, %s::int8)").format(
+        query = sql.SQL("SELECT {}(%s::oid::regclass, 'buffer', %s, %s::int8, %s::int8)").format(
             sql.Identifier(self._prewarm, "pg_prewarm")
         )
         try:
-            connection.execute(query, [relation.oid, first, last])
+            connection.execute(query, [relation.oid, fork, first, last])
         except psycopg.Error as problem:
             if connection.closed:
                 raise

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from polarvault.drill.parallel import work_through
+from polarvault.drill.second_look import Unchecked, index_check, look_again
 from polarvault.drill.server import Connection, DrillServer, printable
 from polarvault.model.finding import Finding, Severity
 from polarvault.restore.binaries import run_program
@@ -28,7 +29,7 @@ _SHOWN_PROBLEMS = 50
 _HEAP_CHECK_SINCE = 14
 _OBJECT = re.compile(r"(?:heap|btree|gin|table|index)\b.*:\Z")
 _INDEXES = """
-    SELECT c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+    SELECT c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname), n.nspname || '.' || c.relname
       FROM pg_index i JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
       JOIN pg_am a ON a.oid = c.relam
      WHERE a.amname = 'btree' AND c.relkind = 'i' AND indisvalid AND indisready AND c.relpersistence <> 't'
@@ -36,7 +37,7 @@ _INDEXES = """
      ORDER BY c.relpages DESC
 """
 _TABLES = """
-    SELECT c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+    SELECT c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname), n.nspname || '.' || c.relname
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
      WHERE a.amname = 'heap' AND c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'
        AND (c.relpersistence <> 'u' OR NOT pg_is_in_recovery())
@@ -54,8 +55,11 @@ class StructureChecked:
 
 @dataclass(frozen=True, slots=True)
 class _Object:
+    """An index or table; name: as SQL writes it, plain_name: as pg_amcheck does."""
+
     oid: int
     name: str
+    plain_name: str
     is_index: bool
 
 
@@ -93,14 +97,53 @@ def check_structure(server: DrillServer, dbname: str, *, jobs: int) -> Structure
         problems, way = _by_program(server, dbname, jobs), "pg_amcheck"
     else:
         problems, way = _by_sql(server, dbname, schema, objects, jobs), "the functions of amcheck"
+    problems, unchecked = _looked_at_again(server, dbname, schema, objects, problems)
+    findings = [_could_not_be_checked(one) for one in unchecked]
+    not_proved = [f"that every row is in the {one.name}: {one.error}" for one in unchecked]
     if problems:
-        return StructureChecked(tuple(_shortened(server, dbname, problems)))
+        return StructureChecked((*_shortened(server, dbname, problems), *findings), tuple(not_proved))
     tables = sum(not one.is_index for one in objects)
     heap = f" and {tables} tables" if tables else ""
-    message = f"{way} found {len(objects) - tables} B-tree indexes{heap} sound"
+    message = f"{way} found {len(objects) - tables - len(unchecked)} B-tree indexes{heap} sound"
     good = Finding(severity=Severity.OK, check=_CHECK, subject=dbname, message=message)
-    only_indexes = f'that tables of database "{dbname}" are sound inside: PostgreSQL 13 checks indexes only'
-    return StructureChecked((good,), () if tables else (only_indexes,))
+    if not tables:
+        not_proved.append(f'that tables of database "{dbname}" are sound inside: PostgreSQL 13 checks indexes only')
+    return StructureChecked((good, *findings), tuple(not_proved))
+
+
+def _looked_at_again(
+    server: DrillServer, dbname: str, schema: str, objects: list[_Object], problems: list[tuple[str, str]]
+) -> tuple[list[tuple[str, str]], list[Unchecked]]:
+    """Split what amcheck complains of into what is damaged, and indexes whose own expressions raise errors."""
+    indexes = {f'btree index "{dbname}.{one.plain_name}"': one for one in objects if one.is_index}
+    suspects = [name for name, _ in problems if name in indexes]
+    unchecked: dict[str, Unchecked] = {}
+
+    def look(connection: Connection, name: str) -> None:
+        oid = indexes[name].oid
+        if (found := look_again(connection, schema, oid, name, parent=not server.in_recovery)) is not None:
+            unchecked[name] = found
+
+    def lost(name: str, problem: psycopg.Error) -> None:
+        """Leave it among the damaged."""
+
+    if suspects:
+        work_through(server, dbname, suspects[:_SHOWN_PROBLEMS], look, lost, jobs=1, settings={})
+    return [found for found in problems if found[0] not in unchecked], list(unchecked.values())
+
+
+def _could_not_be_checked(one: Unchecked) -> Finding:
+    structure = "; its structure is sound" if one.structure_is_sound else ""
+    return Finding(
+        severity=Severity.WARNING,
+        check=_CHECK,
+        subject=one.name,
+        message=f"it could not be compared with its table: {one.error}{structure}",
+        meaning="nobody looked whether every row is in the index; the error comes from a function in the index, or "
+        "from a limit of the server, and is no sign of damage",
+        advice="the source has the same error: SELECT bt_index_check('INDEX', true); a function must name everything "
+        "with its schema, or: ALTER FUNCTION ... SET search_path = ...",
+    )
 
 
 def _extension_schema(server: DrillServer, dbname: str) -> str | None:
@@ -116,11 +159,11 @@ def _extension_schema(server: DrillServer, dbname: str) -> str | None:
 
 
 def _objects(connection: Connection, major: int) -> Iterator[_Object]:
-    for oid, name in connection.execute(_INDEXES).fetchall():
-        yield _Object(oid, printable(name), is_index=True)
+    for oid, name, plain_name in connection.execute(_INDEXES).fetchall():
+        yield _Object(oid, printable(name), printable(plain_name), is_index=True)
     if major >= _HEAP_CHECK_SINCE:
-        for oid, name in connection.execute(_TABLES).fetchall():
-            yield _Object(oid, printable(name), is_index=False)
+        for oid, name, plain_name in connection.execute(_TABLES).fetchall():
+            yield _Object(oid, printable(name), printable(plain_name), is_index=False)
 
 
 def _by_program(server: DrillServer, dbname: str, jobs: int) -> list[tuple[str, str]]:
@@ -157,15 +200,14 @@ def parse_program_output(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _by_sql(server: DrillServer, dbname: str, schema: str, objects: list[_Object], jobs: int) -> list[tuple[str, str]]:
-    index_function = "bt_index_check" if server.in_recovery else "bt_index_parent_check"
-    check_index = sql.SQL("SELECT {}(%s::oid::regclass, true)").format(sql.Identifier(schema, index_function))
+    check_index = index_check(schema, parent=not server.in_recovery, with_rows=True)
     check_table = sql.SQL("SELECT blkno, offnum, msg FROM {}(%s::oid::regclass) LIMIT 10").format(
         sql.Identifier(schema, "verify_heapam")
     )
 
     def check(connection: Connection, one: _Object) -> list[tuple[str, str]]:
         kind = "btree index" if one.is_index else "heap table"
-        name = f'{kind} "{dbname}.{one.name}"'
+        name = f'{kind} "{dbname}.{one.plain_name}"'
         try:
             rows = connection.execute(check_index if one.is_index else check_table, [one.oid]).fetchall()
         except psycopg.Error as problem:

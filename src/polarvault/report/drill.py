@@ -193,6 +193,9 @@ def _relation_json(relation: RelationRead) -> dict[str, Any]:
         "pages": relation.pages,
         "rows": relation.rows,
         "problems": [{"block": block, "message": words} for block, words in relation.problems],
+        "map_problems": [
+            {"fork": fork, "block": block, "message": words} for fork, block, words in relation.map_problems
+        ],
         "skipped": relation.skipped,
     }
 
