@@ -27,7 +27,7 @@ pytestmark = pytest.mark.postgres
 
 # Slow enough that a backup of an empty cluster takes many seconds.
 SLOWLY = ("-r", "1M")
-END_S = 60
+END_S = 120
 
 
 @pytest.fixture(params=[13, 18], ids=["pg13", "pg18"])

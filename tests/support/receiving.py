@@ -28,7 +28,7 @@ from support.cluster import Cluster
 from support.program import command_line, program_environment
 from support.waiting import wait_until
 
-END_S = 60
+END_S = 120
 # Enough for the longest pause of a receiver, 10 s, several times.
 WAIT_S = 60
 STATUS_FILE = ".polarvault-receivewal.json"
