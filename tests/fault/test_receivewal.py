@@ -30,6 +30,7 @@ from support.receiving import (
     forget_slot,
     receiver,
     segments,
+    wait_released,
     wait_same,
     write_wal,
 )
@@ -236,6 +237,7 @@ def test_everything_is_durable_and_told_when_it_is_stopped(server: Cluster, work
             end = write_wal(server, 3 * MB)
             running.wait_until(lambda: Lsn.parse(running.status["received_lsn"]) >= end, "all is received")
             running.stop()
+        wait_released(server, "stopped")
         ((restart,),) = server.query("SELECT restart_lsn FROM pg_replication_slots")
         assert Lsn.parse(restart) >= end
     finally:

@@ -24,6 +24,7 @@ from support.receiving import (
     receiver,
     segments,
     valid_end,
+    wait_released,
     wait_replayed,
     wait_same,
     wal_directory,
@@ -150,8 +151,7 @@ def test_it_stops_at_the_end_position(server: Cluster, workspace: Path) -> None:
     try:
         archive.mkdir()
         run_polarvault("receivewal", "-D", archive, "-d", server.conninfo(), "-E", str(end), "-n", "-S", "mine")
-        active = "SELECT active FROM pg_replication_slots"
-        wait_until(lambda: server.query(active) == [(False,)], "the slot is free")
+        wait_released(server, "mine")
         ((restart,),) = server.query("SELECT restart_lsn FROM pg_replication_slots")
         # What is acknowledged at the end is all that is here, to the byte.
         assert Lsn.parse(restart) >= end
@@ -182,6 +182,7 @@ def test_slots_are_made_used_and_dropped(server: Cluster, workspace: Path) -> No
             wait_until(lambda: (running.status["slot_state"] or {}).get("wal_status") == "reserved", "the slot is seen")
             running.stop()
         assert_same_wal(workspace / "wal", server, up_to=end, since=Lsn.parse(restart))
+        wait_released(server, "mine")
         assert slot("--drop-slot", "-S", "mine", "-v").endswith('dropped replication slot "mine"\n')
         assert server.slots() == []
         assert 'replication slot "mine" does not exist' in slot("--drop-slot", "-S", "mine", check=False)

@@ -292,11 +292,16 @@ def recover(cluster: Cluster, backup: Path, archive: Path, directory: Path) -> C
     return copy
 
 
+def wait_released(cluster: Cluster, slot: str) -> None:
+    """Wait until nobody uses a slot: its WAL sender may end a moment later than the receiver."""
+    wait_until(
+        lambda: not cluster.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active", [slot]),
+        f"nobody uses slot {slot}",
+    )
+
+
 def forget_slot(cluster: Cluster, name: str) -> None:
     """Drop a slot if it is there, once nobody uses it."""
-    wait_until(
-        lambda: not cluster.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active", [name]),
-        f"nobody uses slot {name}",
-    )
+    wait_released(cluster, name)
     with suppress(Exception):
         cluster.query("SELECT pg_drop_replication_slot(%s)", [name])
