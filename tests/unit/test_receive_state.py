@@ -121,9 +121,10 @@ def test_a_status_file_is_read_back_and_says_whether_its_writer_lives(tmp_path: 
     assert read_status(str(tmp_path)) == {"running": True, "state": "streaming"}
     lock.release()
     assert read_status(str(tmp_path)) == {"running": False, "state": "stopped"}
-    (tmp_path / STATUS_NAME).write_text('{"state": ')
-    with pytest.raises(UsageError, match="is damaged"):
-        read_status(str(tmp_path))
+    for damaged in ('{"state": ', "[]", "{}", "1"):
+        (tmp_path / STATUS_NAME).write_text(damaged)
+        with pytest.raises(UsageError, match="is damaged"):
+            read_status(str(tmp_path))
 
 
 def test_a_nearly_full_disk_is_warned_of(tmp_path: Path) -> None:

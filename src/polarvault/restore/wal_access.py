@@ -21,7 +21,11 @@ _ABSENT_FILE = "FFFFFFFF.history"
 _NOT_THERE = 1
 # The first and last files tell who made them; a command line has its limits.
 _LOOKED_AT = 100
-_FIND_UNREADABLE = 'for f; do test -r "$f" || { echo "$f"; exit 1; }; done'
+# A receiver at work renames what it has finished; one that is not there any more is no file that cannot be read.
+_FIND_UNREADABLE = (
+    'n=$1; shift; for f; do if [ "$n" -gt 0 ]; then n=$((n - 1)); test -r "$f" && test -x "$f"; '
+    'else test -r "$f" || test ! -e "$f"; fi || { echo "$f"; exit 1; }; done'
+)
 _TIMEOUT_S = 60.0
 
 
@@ -31,7 +35,8 @@ def check_readable(plan: RestorePlan, account: Account, paths: Sequence[str]) ->
     if not directories or account.uid == os.geteuid():
         return
     sample = [*paths[:_LOOKED_AT], *paths[_LOOKED_AT:][-_LOOKED_AT:]]
-    unreadable = run_program(["sh", "-c", _FIND_UNREADABLE, "sh", *directories, *sample], account).stdout.strip()
+    words = ["sh", "-c", _FIND_UNREADABLE, "sh", str(len(directories)), *directories, *sample]
+    unreadable = run_program(words, account).stdout.strip()
     if unreadable:
         raise StorageFailed(
             f'user {account.name}, who runs the restored server, cannot read "{unreadable}", which recovery needs',

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from polarvault.backupset.model import Area, BackupSource, Inventory, Part, wal_name_of
 from polarvault.backupset.tarstream import read_tar
-from polarvault.errors import IntegrityError, WalGap
+from polarvault.errors import IntegrityError, StorageFailed, WalGap
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds
 from polarvault.restore.reachability import WalEnd
@@ -22,9 +22,9 @@ from polarvault.wal.history import TimelineHistory, history_file_name
 from polarvault.wal.scan import WalScanner
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header
 from polarvault.walarchive.directory import (
+    READ_BYTES,
     WalDirectories,
     WalFile,
-    first_bytes,
     is_history_name,
     is_segment_name,
     is_written,
@@ -40,6 +40,9 @@ _REPEAT_SEARCH_BYTES = 4 << 30
 _LOOK_BACK = 4
 # Every file's first page is looked at, up to this many at either end: a large archive on NFS takes its time.
 _CHECKED_FILES = 500
+_HEADER_PIECE_BYTES = 4096
+# How often to look for a segment that was listed a moment ago.
+_MOST_LOOKS = 20
 
 
 class WalStock:
@@ -68,8 +71,8 @@ class WalStock:
             for timeline_id in directories.timelines():
                 for number in directories.segments(timeline_id):
                     segment = WalSegment(timeline_id, number, self._size)
-                    if number >= first_number and (file := directories.find(segment)) is not None:
-                        found[timeline_id, number] = self._noted(segment, file, in_backup=in_backup)
+                    if number >= first_number and (file := self._noted(directories, segment, in_backup=in_backup)):
+                        found[timeline_id, number] = file
         for name in self._own_tar_wal:
             if is_segment_name(name) and self._tars:
                 segment = WalSegment.parse(name, self._size)
@@ -78,11 +81,24 @@ class WalStock:
                     found[key] = SegmentFile(segment, self._tars[0].path, in_backup=True, partial=True)
         return found
 
-    def _noted(self, segment: WalSegment, file: WalFile, *, in_backup: bool) -> SegmentFile:
-        size = os.path.getsize(file.path) if file.compression is None else None
-        noted = SegmentFile(segment, file.path, in_backup, not file.is_final, size)
-        self._opened[noted] = file
-        return noted
+    def _noted(self, directories: WalDirectories, segment: WalSegment, *, in_backup: bool) -> SegmentFile | None:
+        """Find a segment that was listed; None if it is not there any more.
+
+        A receiver at work gives files their final names: between two looks one seems not to be there at all.
+        """
+        for _ in range(_MOST_LOOKS):
+            try:
+                file = directories.find(segment)
+                size = os.path.getsize(file.path) if file is not None and file.compression is None else None
+            except (StorageFailed, FileNotFoundError) as problem:
+                if not _is_gone(problem):
+                    raise
+                continue
+            if file is not None:
+                noted = SegmentFile(segment, file.path, in_backup, not file.is_final, size)
+                self._opened[noted] = file
+                return noted
+        return None
 
     def histories(self) -> tuple[dict[int, TimelineHistory], dict[int, str]]:
         """Return the history of every timeline that has a good file, and of timeline 1; and why others have none."""
@@ -113,21 +129,35 @@ class WalStock:
             if content is not None and not is_written(content)
         }
 
-    def read(self, file: SegmentFile) -> Iterator[memoryview]:
+    def read(self, file: SegmentFile, *, piece_bytes: int = READ_BYTES) -> Iterator[memoryview]:
         """Yield a segment's content in order; a view is valid until the next is asked for."""
-        opened = self._opened.get(file)
-        if opened is not None:
-            yield from read_wal(opened)
+        if file not in self._opened:
+            for part in self._tars:
+                yield from _member_of(part, file.segment.file_name)
             return
-        for part in self._tars:
-            yield from _member_of(part, file.segment.file_name)
+        views = read_wal(self._opened[file], piece_bytes=piece_bytes)
+        try:
+            first = next(views, None)
+        except StorageFailed as problem:
+            again = self._given.find(file.segment) if _is_gone(problem) else None
+            if again is None:
+                raise
+            # Finished by its receiver since it was found, and renamed.
+            self._opened[file] = again
+            views = read_wal(again, piece_bytes=piece_bytes)
+            first = next(views, None)
+        if first is not None:
+            yield first
+        yield from views
 
     def header(self, file: SegmentFile) -> SegmentHeader | None:
         """Return the facts on a segment's first page; None when no WAL begins there."""
-        opened = self._opened.get(file)
-        if opened is not None:
-            return parse_segment_header(first_bytes(opened))
-        return parse_segment_header(bytes(next(self.read(file), memoryview(b""))[:LONG_HEADER_BYTES]))
+        first = next(self.read(file, piece_bytes=_HEADER_PIECE_BYTES), memoryview(b""))
+        return parse_segment_header(bytes(first[:LONG_HEADER_BYTES]))
+
+
+def _is_gone(problem: BaseException) -> bool:
+    return isinstance(problem, FileNotFoundError) or isinstance(problem.__cause__, FileNotFoundError)
 
 
 def _wal_tars(source: BackupSource) -> list[Part]:

@@ -39,7 +39,7 @@ _SUFFIXES = (
     *(".partial" + suffix for suffix in _WHOLE_SUFFIXES[1:]),
 )
 OTHER_COPY = "take another copy from the server or another WAL directory; pg_waldump shows what a segment holds"
-_READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 _HEX = frozenset("0123456789ABCDEF")
 
 
@@ -314,7 +314,7 @@ def find_segment_header(paths: Sequence[str]) -> SegmentHeader | None:
     return None
 
 
-def read_wal(file: WalFile, *, piece_bytes: int = _READ_BYTES) -> Iterator[memoryview]:
+def read_wal(file: WalFile, *, piece_bytes: int = READ_BYTES) -> Iterator[memoryview]:
     """Yield the plain content of a file in order; a view is valid until the next one is asked for.
 
     A compressed partial that is cut or has a damaged tail ends quietly at the last byte that can be decoded. Of any

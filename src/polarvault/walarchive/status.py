@@ -161,7 +161,9 @@ def read_status(directory: str) -> dict[str, Any]:
     path = os.path.join(directory, STATUS_NAME)
     try:
         with open(path, "rb") as source:
-            found: dict[str, Any] = json.loads(source.read())
+            found = json.loads(source.read())
+        if not isinstance(found, dict) or "state" not in found:
+            raise ValueError("no status")
     except FileNotFoundError:
         raise UsageError(
             f'no receivewal has written to "{directory}" yet',
