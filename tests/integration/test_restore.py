@@ -268,6 +268,23 @@ def test_a_server_that_does_not_start_shows_its_log_and_keeps_the_files(pg15: Cl
     assert (workspace / "r" / "global" / "pg_control").exists()
 
 
+def test_a_server_that_pg_ctl_does_not_wait_for_is_waited_for(
+    pg15: Cluster, workspace: Path, restore: Callable[..., tuple[Restored, dict[str, Any]]]
+) -> None:
+    """A machine so slow that the server has not written its first file when pg_ctl gives up."""
+    slow, real = workspace / "slow", pg15.installation.bindir
+    slow.mkdir()
+    for program in real.iterdir():
+        (slow / program.name).symlink_to(program)
+    (slow / "pg_ctl").unlink()
+    (slow / "pg_ctl").write_text(f'#!/bin/sh\n(sleep 2; exec {real}/pg_ctl "$@") >/dev/null 2>&1 &\nsleep 1\nexit 1\n')
+    (slow / "pg_ctl").chmod(0o755)
+    backup = back_up(pg15, workspace / "backup")
+    server, result = restore(pg15, backup, "--bindir", str(slow), "--target", "immediate", "--target-action", "promote")
+    assert result["outcome"]["ended"] == "promoted"
+    assert server.hashes() == pg15.hashes()
+
+
 def test_a_damaged_tar_leaves_nothing_behind(pg15: Cluster, workspace: Path) -> None:
     backup = back_up(pg15, workspace / "backup", "-Ft")
     base = backup / "base.tar"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LOG_NAME = "polarvault-start.log"
 _LOG_LINES = 15
 _POLL_S = 0.2
+# How long a server may take to its first file or its first word, on a machine that has no time for it.
+_FIRST_SIGN_S = 30.0
 # Against what ALTER ROLE and ALTER DATABASE left: no limit ends a question, no name means somebody else's function.
 _SESSION = "-c statement_timeout=0 -c search_path=pg_catalog,pg_temp"
 
@@ -57,12 +59,15 @@ def launch(plan: RestorePlan, binaries: Binaries, account: Account, *, wait_s: f
     local = plan.layout.local
     log_path = os.path.join(local, LOG_NAME)
     # A fraction of a second would round to no wait at all, which pg_ctl takes for its own default.
-    seconds = str(max(1, int(wait_s)))
-    arguments = [binaries.program("pg_ctl"), "-D", local, "-l", log_path, "-w", "-t", seconds, "start"]
+    seconds = max(1, int(wait_s))
+    arguments = [binaries.program("pg_ctl"), "-D", local, "-l", log_path, "-w", "-t", str(seconds), "start"]
+    began = time.monotonic()
     try:
         outcome = run_program(arguments, account, timeout_s=wait_s + 60)
     except subprocess.TimeoutExpired:
         raise not_ready(plan, log_path) from None
+    if outcome.returncode != 0 and time.monotonic() - began >= seconds:
+        _wait_for_first_sign(plan, log_path)
     if outcome.returncode != 0 and is_gone(plan):
         raise StartFailed(
             f'the restored server in "{local}" did not start',
@@ -70,6 +75,19 @@ def launch(plan: RestorePlan, binaries: Binaries, account: Account, *, wait_s: f
             detail=log_end(plan, log_path),
         )
     return log_path, outcome.returncode == 0
+
+
+def _wait_for_first_sign(plan: RestorePlan, log_path: str) -> None:
+    """Wait for postmaster.pid or a line in the log, after pg_ctl has waited in vain: is it gone, or has it not come?
+
+    A server that fails says why; one that runs has written the file before its first line (server: postmaster.c).
+    """
+    deadline = time.monotonic() + _FIRST_SIGN_S
+    while is_gone(plan) and time.monotonic() < deadline:
+        if os.path.exists(log_path) and os.path.getsize(log_path):
+            return
+        # There is nothing to wait on but the next look.
+        time.sleep(_POLL_S)
 
 
 def is_gone(plan: RestorePlan) -> bool:
