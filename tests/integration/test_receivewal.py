@@ -100,13 +100,16 @@ def _is_usable_up_to(server: Cluster, path: Path, flushed: Lsn, workspace: Path)
     end = valid_end(server.installation, copy)
     if end < flushed:
         # The flushed position may lie inside of a record; then it is that record which ends the copy.
-        listing = run_program(
-            server.installation, "pg_waldump", "-p", str(wal_directory(server)), "-s", str(end), "-n", "1"
-        )
-        assert f"lsn: {end >> 32:X}/{end & 0xFFFFFFFF:08X}" in listing.stdout
-        length = int(listing.stdout.partition("tot): ")[2].split("/")[1].partition(",")[0])
-        assert end + length > flushed
+        wait_until(lambda: record_at(server, end), "the server has flushed the rest of the record")
+        assert end + int(record_at(server, end).partition("tot): ")[2].split("/")[1].partition(",")[0]) > flushed
     return True
+
+
+def record_at(server: Cluster, lsn: Lsn) -> str:
+    """Return what pg_waldump says of the server's record at an LSN; nothing if it is not whole there."""
+    wal = str(wal_directory(server))
+    listing = run_program(server.installation, "pg_waldump", "-p", wal, "-s", str(lsn), "-n", "1").stdout
+    return listing if f"lsn: {lsn >> 32:X}/{lsn & 0xFFFFFFFF:08X}" in listing else ""
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd:3", "5"])

@@ -79,8 +79,9 @@ def test_a_standby_catches_up_under_load_reports_its_lag_and_is_promoted(
     assert follow["slot"]["wal_status"] == "reserved"
     assert "caught up" in said
     assert "without a slot" not in said
-    # Recognisable on the primary by the slot's name.
-    assert primary.query("SELECT application_name, state FROM pg_stat_replication") == [("standby2", "streaming")]
+    # Recognisable on the primary by the slot's name, once the questions of the restore have ended there.
+    senders = "SELECT application_name, state FROM pg_stat_replication"
+    wait_until(lambda: primary.query(senders) == [("standby2", "streaming")], "it streams under this name")
     wait_until_level(standby, primary)
     assert standby.hashes() == primary.hashes()
     standby.promote()
