@@ -188,6 +188,8 @@ BAD: dict[str, tuple[str, Change, str]] = {
     "manifest checksum altered": ("backup_manifest", lambda path: swap_digit(path), "manifest checksum mismatch"),
     "manifest cut": ("backup_manifest", lambda path: cut(path, 5000), "could not parse backup manifest"),
     "manifest without its last line": ("backup_manifest", lambda path: cut(path, -86), "could not parse backup manif"),
+    "manifest without its last byte": ("backup_manifest", lambda path: cut(path, -1), "newline-term|could not parse"),
+    "manifest with an empty line": ("backup_manifest", lambda path: append(path, b"\n"), "manifest checksum mismatch"),
     "manifest empty": ("backup_manifest", lambda path: cut(path, 0), "could not parse backup manifest"),
     "manifest no JSON": ("backup_manifest", lambda path: path.write_text("no\nJSON\n"), "could not parse backup manif"),
     "missing WAL": ("pg_wal", lambda path: first_segment(path).unlink(), "WAL"),

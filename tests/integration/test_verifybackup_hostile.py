@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -101,3 +102,21 @@ def test_a_page_that_only_looks_new_is_found_and_half_a_page_is_named(good: Path
     finished = run_polarvault("verifybackup", str(backup), check=False)
     assert f'1 page with a wrong checksum in "base/1/{cleared.name}": block 1 ' in finished.stderr
     assert f'warning: "base/1/{cut.name}" ends with 4096 bytes of a page of 8192' in finished.stderr
+
+
+def test_json_is_utf_8_whatever_names_there_are(good: Path, workspace: Path) -> None:
+    backup = workspace / "backup"
+    shutil.copytree(good, backup, symlinks=True)
+    name = os.fsdecode(b"\xff\xfe odd\n")
+    (backup / name).write_bytes(b"")
+    # As bytes that are UTF-8: what reads it need not be as lenient as Python is with file names.
+    finished = run_polarvault("verifybackup", "--json", backup, check=False)
+    (found,) = (found for found in json.loads(finished.stdout)["findings"] if found["severity"] == "problem")
+    assert (found["check"], found["subject"]) == ("extra-file", name)
+
+
+def test_a_place_for_wal_that_is_not_there_is_one_finding(good: Path, workspace: Path) -> None:
+    finished = run_polarvault("verifybackup", "-w", workspace / "nowhere", good, check=False)
+    assert finished.returncode == 1
+    assert finished.stderr.count("polarvault: error:") == 1, finished.stderr
+    assert f'could not read "{workspace}/nowhere": No such file or directory' in finished.stderr

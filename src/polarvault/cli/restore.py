@@ -152,7 +152,7 @@ def _print(result: dict[str, object] | Iterator[str]) -> None:
     if isinstance(result, dict):
         import json
 
-        click.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(result, indent=2))
         return
     for line in result:
         click.echo(line)

@@ -74,7 +74,7 @@ def _run(request: VerifyRequest, *, quiet: bool, progress: bool, as_json: bool) 
     with TextReporter(progress=progress, silent=as_json) as reporter:
         result = verify_backup(request, reporter)
     if as_json:
-        click.echo(json.dumps(result_json(result), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(result_json(result), indent=2))
     elif result.is_good and not quiet:
         click.echo("backup successfully verified")
     if not (quiet or as_json):

@@ -57,14 +57,17 @@ def read_damaged_manifest(content: bytes) -> tuple[Manifest | None, IntegrityErr
     What is wrong is said in pg_verifybackup's words, which scripts may look for.
     """
     damage: IntegrityError | None = None
-    end = content.rfind(b'"Manifest-Checksum"')
-    if end < 0:
+    # The checksum is the last line, and is of all others (server: common/parse_manifest.c, verify_manifest_checksum).
+    end = content.rfind(b"\n", 0, -1) + 1
+    if content.rfind(b'"Manifest-Checksum"') < 0:
         damage = IntegrityError("could not parse backup manifest: it has no checksum of its own, so it is incomplete")
+    elif not content.endswith(b"\n"):
+        damage = IntegrityError("could not parse backup manifest: last line not newline-terminated")
     try:
         fields = json.loads(content.decode(), parse_constant=_refuse_constant)
         if damage is None:
             calculated, stored = hashlib.sha256(content[:end]).hexdigest(), fields["Manifest-Checksum"]
-            if calculated != stored:
+            if calculated != stored.lower():
                 damage = IntegrityError(f"manifest checksum mismatch: its SHA-256 is {calculated}, it says {stored}")
         version = fields["PostgreSQL-Backup-Manifest-Version"]
         if version not in (1, 2):

@@ -29,10 +29,11 @@ def judge_directories(layout: BackupLayout) -> Iterator[Finding]:
         return
     shown = ", ".join(os.path.relpath(path, layout.path) for path in missing[:_SHOWN])
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    count = "1 empty directory is" if len(missing) == 1 else f"{len(missing)} empty directories are"
     yield warning(
         "missing-directory",
         layout.path,
-        f"{len(missing)} empty directories are missing: {shown}{more}",
+        f"{count} missing: {shown}{more}",
         "a server does not start without them; whatever copied the backup leaves empty directories out",
         "restore with: polarvault restore  (it makes them); or make them by hand: mkdir -p",
     )

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from polarvault.backupset.model import Area, Part, wal_name_of
 from polarvault.backupset.tarstream import find_members, read_tar
-from polarvault.errors import IntegrityError
+from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind, TarEvent
 from polarvault.storage.files import storage_failed
@@ -49,7 +49,7 @@ class _SeekableTar:
         self._part = part
         self._found: dict[str, Extent] | None = None
         self._histories: list[Extent] = []
-        self._problem: IntegrityError | None = None
+        self._problem: IntegrityError | StorageFailed | None = None
 
     @property
     def place(self) -> str:
@@ -94,7 +94,7 @@ class _SeekableTar:
                         self._found[name] = extent
                     elif _is_history(self._part, member):
                         self._histories.append(extent)
-            except IntegrityError as problem:
+            except (IntegrityError, StorageFailed) as problem:
                 # What stands before the damage can be used; who asks for more is told.
                 self._problem = problem
         return self._found
