@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 
 from polarvault.demo.account import server_account
+from polarvault.demo.programs import Installation
 from polarvault.errors import StartFailed
 from support.cluster import PASSWORD, Cluster
 from support.polar_cluster import PolarCluster
@@ -82,6 +84,17 @@ def test_a_copied_data_directory_can_be_adopted(
     shutil.copytree(source.data, copied)
     server_account().own(copied)
     assert start_restored(18, copied).hashes() == expected
+
+
+def test_the_port_of_a_server_that_does_not_run_is_not_given_away(
+    installation: Callable[[int], Installation], workspace: Path
+) -> None:
+    cluster = Cluster(installation(18), workspace)
+    with socket.socket() as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", cluster.port))
+        with pytest.raises(ConnectionRefusedError):
+            other.connect(("127.0.0.1", cluster.port))
 
 
 @pytest.mark.polardb
