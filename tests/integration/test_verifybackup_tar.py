@@ -296,6 +296,21 @@ def test_what_is_behind_the_end_of_a_cut_tar_is_one_finding(lab: Lab) -> None:
         assert "file of the manifest could not be read from" in ours("-n", lab.directory / "gz").errors
 
 
+def test_a_tar_may_be_called_tgz_and_an_empty_one_lacks_everything(lab: Lab) -> None:
+    backup = lab.directory / "gz"
+    (backup / "base.tar.gz").rename(backup / "base.tgz")
+    try:
+        assert ours(backup).output == GOOD
+        assert theirs(lab.installation, "-n", backup).is_good
+    finally:
+        (backup / "base.tgz").rename(backup / "base.tar.gz")
+    with set_aside(lab.base, aside=lab.directory) as base:
+        cut(base, 0)
+        found = [found[1:] for found in findings("-n", lab.tar)]
+        assert found.count(("missing-file", "base.tar")) == 1
+        assert [check for check, _ in found].count("missing-file") == 1
+
+
 def test_files_that_are_no_tars_are_not_opened(lab: Lab) -> None:
     for name in ("base.tar", "pg_wal.tar", f"{lab.oid}.tar"):
         with set_aside(lab.tar / name, aside=lab.directory) as path:

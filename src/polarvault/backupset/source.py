@@ -11,7 +11,8 @@ from polarvault.backupset.model import DESCRIPTION_NAME, SHARED_PREFIX, Area, Ba
 from polarvault.errors import BackupUnusable, UsageError
 from polarvault.storage.files import open_regular, storage_failed
 
-_TAR_NAME = re.compile(r"(base|data|pg_wal|[0-9]+)\.tar(?:\.(gz|lz4|zst))?\Z")
+# pg_verifybackup takes .tgz, too.
+_TAR_NAME = re.compile(r"(base|data|pg_wal|[0-9]+)\.(?:tar(?:\.(gz|lz4|zst))?|(tgz))\Z")
 _MAGIC = {b"\x1f\x8b": "gz", b"\x04\x22\x4d\x18": "lz4", b"\x28\xb5\x2f\xfd": "zst"}
 
 
@@ -55,7 +56,7 @@ def tar_parts(directory: str, names: set[str]) -> list[Part]:
     for name in sorted(names):
         if (match := _TAR_NAME.match(name)) is None:
             continue
-        stem, compression = match[1], match[2]
+        stem, compression = match[1], "gz" if match[3] else match[2]
         area = {"base": Area.LOCAL, "data": Area.SHARED, "pg_wal": Area.WAL}.get(stem, Area.TABLESPACE)
         oid = int(stem) if area is Area.TABLESPACE else 0
         parts.append(Part(area, os.path.join(directory, name), True, compression, oid))

@@ -284,7 +284,7 @@ def _parsed_label(content: bytes | None) -> BackupLabel | None:
 
 def _compression_of(path: str) -> str | None:
     suffix = path.rpartition(".")[2]
-    return suffix if suffix in ("gz", "lz4", "zst") else None
+    return "gz" if suffix == "tgz" else suffix if suffix in ("gz", "lz4", "zst") else None
 
 
 def pages_not_checked(reason: str) -> Finding:

@@ -49,6 +49,9 @@ def read_compressed_tars(
             tar.forget_unfinished()
             found.cut_tars[part] = tar.last_member
             report(damaged_tar(part, problem.message))
+        else:
+            if not tar.last_member:
+                found.cut_tars[part] = ""
 
     # Here: it loads the logging package, and most backups have no use for it.
     from concurrent.futures import ThreadPoolExecutor

@@ -105,6 +105,9 @@ def list_tars(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
         except (IntegrityError, StorageFailed) as problem:
             found.cut_tars[part] = last
             report(damaged_tar(part, problem.message))
+        else:
+            if not last:
+                found.cut_tars[part] = last  # An empty file is a right tar, too, and no tar of a backup.
     return found
 
 
@@ -155,7 +158,7 @@ def judge_tars(layout: BackupLayout) -> Iterator[Finding]:
     by_stem: dict[tuple[str, str], list[str]] = {}
     for part in layout.tars:
         directory, name = os.path.split(part.path)
-        by_stem.setdefault((directory, name.partition(".tar")[0]), []).append(name)
+        by_stem.setdefault((directory, name.partition(".")[0]), []).append(name)
     for names in by_stem.values():
         if len(names) > 1:
             yield Finding(
