@@ -26,6 +26,7 @@ from support.receiving import (
     END_S,
     KEEP_WAL,
     assert_same_wal,
+    content_of,
     end_of_wal,
     forget_slot,
     receiver,
@@ -367,28 +368,39 @@ def test_a_full_disk_can_be_left_by_a_signal_and_ends_a_run_without_loop(server:
             assert "No space left on device" in running.ended(1)
 
 
-def test_a_server_that_was_set_back_to_an_older_state_is_not_received_from(
+def put_back(server: Cluster, older: Path) -> None:
+    """Stop a server and start it with the data directory that it had before."""
+    server.stop()
+    shutil.rmtree(server.data)
+    shutil.copytree(older, server.data)
+    server.account.own(server.data)
+    server.start()
+
+
+def test_a_server_that_was_put_back_to_an_older_state_is_not_received_from(
     make_cluster: Callable[..., Cluster], workspace: Path
 ) -> None:
     server = make_cluster(18, wal_segment_mb=1, settings=KEEP_WAL)
     archive, older = workspace / "wal", workspace / "older"
     server.stop()
-    shutil.copytree(server.data, older, copy_function=shutil.copy2)
+    shutil.copytree(server.data, older)
     server.start()
+    # Somewhere in the middle of a segment, and other bytes than those that come after.
+    server.query("SELECT pg_logical_emit_message(false, 'first', repeat('history', 20000))")
     with receiver(archive, server.conninfo()) as running:
         running.wait_streaming()
-        wait_same(running, server, write_wal(server, 3 * MB))
-        server.stop()
-        shutil.rmtree(server.data)
-        older.rename(server.data)
-        server.account.own(server.data)
-        server.start()
-        running.wait_for("the server was set back: its WAL ended at 0/")
+        wait_same(running, server, write_wal(server, 2 * MB))
         received = segments(archive)
+        put_back(server, older)
+        running.wait_for("the server was set back: its WAL ended at 0/")
         # As much as before, and more: nothing in LSN or name tells it from what was there.
-        write_wal(server, 8 * MB)
+        write_wal(server, 4 * MB)
         asked = running.status["connections"]
         running.wait_until(lambda: running.status.get("connections", 0) > asked + 1, "it has asked again")
-        said = running.stop()
-        assert f"move the segments from {segments(archive)[0][:8]}" in said
+        assert f"move the segments from {segments(archive)[0][:8]}" in running.stop()
     assert segments(archive) == received
+    contents = {name: content_of(archive / name) for name in received}
+    # A new receiver, which did not see the server when it was behind.
+    with receiver(archive, server.conninfo(), "-n") as running:
+        assert "does not continue what the directory holds up to there" in running.ended(1)
+    assert {name: content_of(archive / name) for name in segments(archive)} == contents

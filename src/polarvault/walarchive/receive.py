@@ -29,6 +29,7 @@ from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
 from polarvault.server.wal_source import WalSource, open_wal_source
 from polarvault.wal.history import TimelineHistory, history_file_name
+from polarvault.walarchive.continuity import continuity
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import Cluster, StartPoint, after_kept_wal, continues, on_servers_history
 from polarvault.walarchive.session import SHOW_EVERY_S, UNDEFINED_OBJECT, Reporter, Session, no_such_slot
@@ -73,8 +74,8 @@ class _Receiver:
         self._connector = connector
         self._system_identifier: str | None = None
         self._slot_watch: SlotWatch | None = None
-        # Timeline and end of the WAL of a server that had less than was received from it.
-        self._set_back: tuple[int, Lsn] | None = None
+        # Servers, by address and timeline, that write another history than what is here.
+        self._diverged: dict[tuple[str, int], TimelineDiverged] = {}
         self._shown = 0.0
         self._warned: dict[str, float] = {}
 
@@ -146,13 +147,18 @@ class _Receiver:
         )
         with contextlib.closing(source):
             history, fetched = self._history(source, identity.timeline_id)
-            start = self._start_point(source, identity, history)
+            start = self._start_point(source, identity, history, _address(connection))
             # Not before: a history that what is here does not belong to would lead recovery astray.
             for name, content in fetched.items():
                 self.files.add_history(name, content)
             if self.request.slot is not None and self._slot_watch is None:
                 self._watch_slot(self.request.slot, identity.segment_size_bytes)
-            Session(self, self.files, source, identity).run(start)
+            session = Session(self, self.files, source, identity, continuity(self.files, history))
+            try:
+                session.run(start)
+            except TimelineDiverged as problem:
+                self._diverged[_address(connection), start.timeline_id] = problem
+                raise
 
     def _check_cluster(self, identity: ServerIdentity) -> None:
         """Refuse to go on from another cluster: one of several hosts may be a wrong one."""
@@ -208,7 +214,9 @@ class _Receiver:
             found = source.query(f"TIMELINE_HISTORY {timeline_id}")
         return found.value(0, 0), found.value(0, 1).encode("utf-8", "surrogateescape")
 
-    def _start_point(self, source: WalSource, identity: ServerIdentity, history: TimelineHistory) -> StartPoint:
+    def _start_point(
+        self, source: WalSource, identity: ServerIdentity, history: TimelineHistory, address: str
+    ) -> StartPoint:
         """Find out where to go on, and have the files ready for it."""
         assert self.files is not None
         wanted = StartPoint(self.files.timeline_id, self.files.received)
@@ -219,7 +227,7 @@ class _Receiver:
                 or self._slot_position(source, identity)
                 or StartPoint(identity.timeline_id, identity.flush_lsn)
             )
-        self._check_set_back(wanted, identity)
+        self._check_history(wanted, identity, address)
         start = on_servers_history(wanted, history, self._kept_history(wanted.timeline_id), identity.segment_size_bytes)
         if start.remark:
             start = self._after_fork(start, identity, history)
@@ -231,7 +239,7 @@ class _Receiver:
             self.files.begin(start.lsn, start.timeline_id)
         return start
 
-    def _check_set_back(self, wanted: StartPoint, identity: ServerIdentity) -> None:
+    def _check_history(self, wanted: StartPoint, identity: ServerIdentity, address: str) -> None:
         """Refuse a primary that has less WAL than was received from it, for as long as it stays on that timeline.
 
         Once it has written as much again, no name tells its WAL from what it had before, and the archive would hold
@@ -240,19 +248,19 @@ class _Receiver:
         """
         if identity.timeline_id != wanted.timeline_id:
             return
+        key = address, wanted.timeline_id
         finished = wanted.lsn // identity.segment_size_bytes * identity.segment_size_bytes
         knows_role = identity.version_num >= _IN_HOT_STANDBY_SINCE and not identity.in_recovery
         if knows_role and identity.flush_lsn < finished:
-            self._set_back = wanted.timeline_id, identity.flush_lsn
-        if self._set_back is None or self._set_back[0] != wanted.timeline_id:
-            return
-        segment = WalSegment.holding(self._set_back[1], wanted.timeline_id, identity.segment_size_bytes)
-        raise TimelineDiverged(
-            f"the server was set back: its WAL ended at {self._set_back[1]}, but up to {wanted.lsn} was received "
-            f"before, on the same timeline {wanted.timeline_id}",
-            hint=f"stop receiving, move the segments from {segment.file_name} on out of the directory (only they hold "
-            "what the server has lost), start receiving again, and take a new base backup",
-        )
+            segment = WalSegment.holding(identity.flush_lsn, wanted.timeline_id, identity.segment_size_bytes)
+            self._diverged[key] = TimelineDiverged(
+                f"the server was set back: its WAL ended at {identity.flush_lsn}, but up to {wanted.lsn} was received "
+                f"before, on the same timeline {wanted.timeline_id}",
+                hint=f"stop receiving, move the segments from {segment.file_name} on out of the directory (only they "
+                "hold what the server has lost), start receiving again, and take a new base backup",
+            )
+        if key in self._diverged:
+            raise self._diverged[key]
 
     def _after_fork(self, fork: StartPoint, identity: ServerIdentity, history: TimelineHistory) -> StartPoint:
         """Return where an earlier run, which has passed the fork as well, left off on the server's history."""

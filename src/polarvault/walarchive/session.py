@@ -6,11 +6,12 @@ import contextlib
 import time
 from typing import Protocol
 
-from polarvault.errors import ConnectionLost, PolarvaultError, ServerError, WalGap
+from polarvault.errors import ConnectionLost, PolarvaultError, ServerError, TimelineDiverged, WalGap
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.identity import ServerIdentity
 from polarvault.server.wal_source import TimelineEnds, WalSource
+from polarvault.walarchive.continuity import Continuity
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import StartPoint
 from polarvault.walarchive.status import ReceiverState
@@ -18,6 +19,7 @@ from polarvault.walarchive.stop import StopRequest
 from polarvault.walarchive.wal_files import WalFiles
 from polarvault.walarchive.watch import disk_warning
 from polarvault.wire import commands
+from polarvault.wire.wal_messages import WalBatch
 
 # The status file and the line on a terminal; both cost next to nothing.
 SHOW_EVERY_S = 1.0
@@ -67,11 +69,19 @@ class Receiver(Protocol):
 class Session:
     """Streams over one connection."""
 
-    def __init__(self, receiver: Receiver, files: WalFiles, source: WalSource, identity: ServerIdentity) -> None:
+    def __init__(
+        self,
+        receiver: Receiver,
+        files: WalFiles,
+        source: WalSource,
+        identity: ServerIdentity,
+        continuity: Continuity | None,
+    ) -> None:
         self._receiver = receiver
         self._files = files
         self._source = source
         self._identity = identity
+        self._continuity = continuity
         self._status_sent = self._synced = self._heard_at = time.monotonic()
         self._heard = False
         self._asked_at: float | None = None
@@ -119,6 +129,8 @@ class Session:
             if isinstance(found, TimelineEnds):
                 return found
             if found.size:
+                if self._continuity is not None:
+                    self._check_continuity(found)
                 files.write(found)
             if found.server_end:
                 self._heard = True
@@ -134,6 +146,19 @@ class Session:
                 self._check_silence()
                 self._housekeeping()
         return None
+
+    def _check_continuity(self, batch: WalBatch) -> None:
+        """Before the first WAL is written: what is here must not become half of one history and half of another."""
+        assert self._continuity is not None
+        try:
+            self._continuity.check(batch.views)
+        except TimelineDiverged:
+            # A record that came in several pieces is found to be wrong when some have been written: the next server
+            # that is asked sends the segment again.
+            self._files.end_segment()
+            raise
+        if self._continuity.is_settled():
+            self._continuity = None
 
     def _check_silence(self) -> None:
         """Ask a silent server for a sign of life; one that has none, or a network that lost it, is left.
@@ -189,6 +214,7 @@ class Session:
         self._receiver.reporter.step(f"switched to timeline {ends.timeline_id} at {ends.start}")
         # The new timeline repeats the segment from its first byte, under a name of its own.
         files.end_segment()
+        self._continuity = None
         name, content = self._receiver.timeline_history(self._source, ends.timeline_id)
         files.add_history(name, content)
         segment = WalSegment.holding(ends.start, ends.timeline_id, self._identity.segment_size_bytes)

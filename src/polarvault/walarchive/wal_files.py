@@ -11,7 +11,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.storage import files
 from polarvault.walarchive.durability import Durability, Step
-from polarvault.walarchive.segment_file import SegmentFile, open_segment
+from polarvault.walarchive.segment_file import PlainSegment, SegmentFile, open_segment
 from polarvault.wire.wal_messages import WalBatch
 
 
@@ -65,6 +65,12 @@ class WalFiles:
         """Tell whether the next byte continues an open segment of this timeline, or begins the one after."""
         at_start = self.received % self.segment_size_bytes == 0
         return timeline_id == self.timeline_id != 0 and (self._file is not None or at_start)
+
+    @property
+    def open_plain_path(self) -> str | None:
+        """The file that the next byte belongs into, if it has others already and can be read; None else."""
+        file = self._file
+        return file.path if isinstance(file, PlainSegment) else None
 
     def begin(self, lsn: Lsn, timeline_id: int) -> None:
         """Start over at the first byte of a segment."""

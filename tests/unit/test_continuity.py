@@ -1,0 +1,104 @@
+"""WAL that is received goes on where the directory's ends, or is refused: it may be another history's."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polarvault.errors import TimelineDiverged
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from polarvault.wal.history import TimelineHistory
+from polarvault.walarchive.continuity import continuity
+from support.wal_bytes import XLOG, WalBuilder
+
+MB = 1 << 20
+SWITCH = 0x40
+
+
+@dataclass
+class Files:
+    """What the check asks of the files that are received."""
+
+    directory: str
+    received: Lsn
+    open_plain_path: str | None = None
+    timeline_id: int = 1
+    segment_size_bytes: int = MB
+
+
+def written(seed: int, *, longest: int = 9000) -> WalBuilder:
+    """Return two segments and more of records, from segment 1 on."""
+    chosen, builder = random.Random(seed), WalBuilder()
+    while len(builder.content) < 3 * MB:
+        builder.add(chosen.randbytes(chosen.randrange(1, longest)))
+    return builder
+
+
+def pieces(content: bytes, size: int) -> Iterator[memoryview]:
+    return (memoryview(content)[at : at + size] for at in range(0, len(content), size))
+
+
+def check(files: Files, following: bytes, *, piece_bytes: int = 100_000) -> bool:
+    """Return whether anything could be said; raise TimelineDiverged if it does not continue."""
+    found: Any = continuity(files, TimelineHistory(1))  # type: ignore[arg-type]
+    if found is None:
+        return False
+    for piece in pieces(following, piece_bytes):
+        found.check([piece])
+    return bool(found.is_settled())
+
+
+def keep(directory: Path, content: bytes, suffix: str = "") -> None:
+    name = WalSegment(1, 1, MB).file_name + suffix
+    (directory / name).write_bytes(gzip.compress(content, 1) if suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("longest", [300, 9000, 400_000])
+def test_the_next_segment_has_to_continue_the_one_that_is_here(tmp_path: Path, suffix: str, longest: int) -> None:
+    one, other = written(1, longest=longest), written(2, longest=longest)
+    keep(tmp_path, one.content[:MB], suffix)
+    files = Files(str(tmp_path), Lsn(2 * MB))
+    for piece_bytes in (100_000, 7):
+        assert check(files, one.content[MB : MB + 700_000], piece_bytes=piece_bytes)
+        with pytest.raises(TimelineDiverged, match=r"from 0/200000 on .* does not continue what the directory holds"):
+            check(files, other.content[MB : MB + 700_000], piece_bytes=piece_bytes)
+
+
+def test_a_segment_that_is_open_has_to_be_continued(tmp_path: Path) -> None:
+    one, other = written(1), written(2)
+    open_file = tmp_path / "open"
+    ends = [end for _, end in one.records if MB < end - one.start < 2 * MB]
+    for end in (ends[3], ends[20], ends[-1]):
+        open_file.write_bytes(one.content[MB : end - one.start].ljust(MB, b"\0"))
+        files = Files(str(tmp_path), Lsn(end), str(open_file))
+        assert check(files, one.content[end - one.start :][:100_000])
+        with pytest.raises(TimelineDiverged):
+            check(files, other.content[end - one.start :][:100_000])
+
+
+def test_nothing_is_said_where_nothing_can_be_known(tmp_path: Path) -> None:
+    other = written(2).content[MB:]
+    # No segment, one that is not finished, one that is damaged.
+    files = Files(str(tmp_path), Lsn(2 * MB))
+    assert not check(files, other)
+    keep(tmp_path, written(1).content[:MB], ".partial")
+    assert not check(files, other)
+    keep(tmp_path, bytes(MB))
+    assert check(files, other)
+    # Behind a segment that was switched early there is nothing that could be continued.
+    switched = WalBuilder()
+    switched.add(b"record")
+    switched.add(rmgr=XLOG, info=SWITCH)
+    keep(tmp_path, bytes(switched.content))
+    assert check(files, other)
+    # An open compressed segment; the very first byte.
+    assert not check(Files(str(tmp_path), Lsn(2 * MB + 8192)), other)
+    assert not check(Files(str(tmp_path), Lsn(0)), other)
