@@ -161,6 +161,8 @@ def test_wal_that_ends_within_the_backup_is_a_gap_for_every_target() -> None:
     for target in (RecoveryTarget(TargetKind.LATEST), RecoveryTarget(TargetKind.IMMEDIATE), time_target(1)):
         problem = refused(WalGap, target, (INSIDE,), end=short)
         assert "does not reach the end of the backup at 0/200190" in problem.message
+        # All segments up to there are at hand, so the one that is not valid to its end is to blame.
+        assert problem.message.endswith('"/w/3" is valid only up to 0/20012C (zeros)')
 
 
 def test_a_backup_whose_end_nobody_knows_is_not_trusted() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polarvault.backupset.manifest_end import load_span
-from polarvault.backupset.model import Area, BackupSource, BackupSpan, Form, Inventory, Part, Tablespace
+from polarvault.backupset.model import Area, BackupSource, Form, Inventory, ManifestSpan, Part, Tablespace
 from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ClusterState, ControlFile
@@ -417,7 +417,7 @@ def test_halves_of_two_backups_are_noticed() -> None:
         assert sum("two different backups" in warning for warning in made.warnings) == count
 
 
-SPAN = BackupSpan("/b/backup_manifest", Lsn(0x2000028), Lsn(0x2000100))
+SPAN = ManifestSpan("/b/backup_manifest", Lsn(0x2000028), Lsn(0x2000100), 1)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ SPAN = BackupSpan("/b/backup_manifest", Lsn(0x2000028), Lsn(0x2000100))
         (CONTROL, (SPAN, replace(SPAN, path="/b.shared/backup_manifest", start_lsn=Lsn(7))), "/b.shared/backup_mani"),
     ],
 )
-def test_halves_of_two_backups_are_refused(control: ControlFile, spans: tuple[BackupSpan, ...], reason: str) -> None:
+def test_halves_of_two_backups_are_refused(control: ControlFile, spans: tuple[ManifestSpan, ...], reason: str) -> None:
     found = inventory(POLAR_CONF, shared=True, control=control, spans=spans)
     assert "--shared-from" in refused(BackupUnusable, reason, found)
     assert "verifybackup" in refused(BackupUnusable, reason, inventory(control=control, spans=spans))

@@ -9,7 +9,7 @@ import json
 import os
 import re
 
-from polarvault.backupset.model import BackupSpan
+from polarvault.backupset.model import ManifestSpan
 from polarvault.model.lsn import Lsn
 
 # A range takes about 80 bytes, and there is one for each timeline that the backup saw.
@@ -17,7 +17,7 @@ _END_BYTES = 64 << 10
 _RANGES = re.compile(rb'"WAL-Ranges"\s*:\s*(\[[^\]]*\])')
 
 
-def load_span(path: str) -> BackupSpan | None:
+def load_span(path: str) -> ManifestSpan | None:
     """Return where a manifest says that its backup began and ended; None when there is no manifest that says it.
 
     Whether a manifest is right is verifybackup's question, and one that is damaged is as good as none here.
@@ -29,6 +29,7 @@ def load_span(path: str) -> BackupSpan | None:
         ranges = json.loads(found[1]) if found else []
         # The oldest timeline is the one that recovery begins on; the server names the newest first.
         ordered = sorted(ranges, key=lambda one: int(one["Timeline"]))
-        return BackupSpan(path, Lsn.parse(ordered[0]["Start-LSN"]), Lsn.parse(ordered[-1]["End-LSN"]))
+        first, last = ordered[0], ordered[-1]
+        return ManifestSpan(path, Lsn.parse(first["Start-LSN"]), Lsn.parse(last["End-LSN"]), int(last["Timeline"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None

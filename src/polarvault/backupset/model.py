@@ -71,12 +71,13 @@ class Tablespace:
 
 
 @dataclass(frozen=True, slots=True)
-class BackupSpan:
+class ManifestSpan:
     """Where the backup of a manifest began and ended, by the manifest."""
 
     path: str
     start_lsn: Lsn
     end_lsn: Lsn
+    end_timeline_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Inventory:
     control: ControlFile | None
     group_readable: bool
     file_count: int
-    spans: tuple[BackupSpan, ...] = ()
+    spans: tuple[ManifestSpan, ...] = ()
     """Of every manifest that is there: one of each half, or one of both."""
 
     @property

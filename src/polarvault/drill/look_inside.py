@@ -112,7 +112,7 @@ def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request:
                 check="read-index" if relation.kind == "i" else "read-table",
                 subject=f"{dbname}.{relation.schema}.{relation.name}",
                 message=f"{place}{words}",
-                meaning=_meaning(relation),
+                meaning=_meaning(relation, is_page=block is not None),
                 advice=f"restore another backup; {damaged}",
             )
         for fork, block, words in relation.map_problems:
@@ -140,12 +140,12 @@ def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request:
     )
 
 
-def _meaning(relation: RelationRead) -> str:
+def _meaning(relation: RelationRead, *, is_page: bool) -> str:
     if relation.kind == "i":
         return f"queries that use this index of table {relation.belongs_to} fail, and so do writes to the table"
     if relation.kind == "t":
         return f"queries that need a long value of table {relation.belongs_to} fail"
-    return "queries that come to this page fail"
+    return "queries that come to this page fail" if is_page else "queries of it fail"
 
 
 def _bytes_read(server: DrillServer, request: DrillRequest, notes: Notes) -> int:

@@ -145,7 +145,8 @@ def _start(
     result: RestoreResult, binaries: Binaries, account: Account, notes: Notes, reporter: Reporter
 ) -> DrillServer:
     plan = result.plan
-    with notes.part(Part.RECOVERY, f"starting PostgreSQL {binaries.version}, recovery to {_target(plan)}"):
+    product = "PolarDB" if binaries.is_polardb else "PostgreSQL"
+    with notes.part(Part.RECOVERY, f"starting {product} {binaries.version}, recovery to {_target(plan)}"):
         result = start_restored(result, binaries, account, watch=reporter.replayed)
         if result.server is None or result.recovery is None:
             raise StartFailed("the restored server shut down at its target, so that nobody can look into it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import time
@@ -56,6 +57,11 @@ _CHOOSE_ENCODING = """
     SELECT pg_catalog.set_config('client_encoding', 'UTF8', false)
      WHERE pg_catalog.getdatabaseencoding() OPERATOR(pg_catalog.<>) ALL (ARRAY['SQL_ASCII'::name, 'MULE_INTERNAL'])
 """
+# What a login says when it is not the role that is missing: files, pages, the relation map.
+_BROKEN_CATALOG = re.compile(
+    r"could not (?:open|read) (?:file|block)|could not access status|subdirectory .* is missing|invalid page"
+    r"|relation mapping file|catalog is missing|cache lookup failed"
+)
 _STOP_WAIT_S = 600
 _FREE_SLOT_WAIT_S = 20.0
 _FREE_SLOT_POLL_S = 0.05
@@ -212,11 +218,14 @@ def reach(plan: RestorePlan, binaries: Binaries, account: Account, started: Star
     raise StartFailed(
         "the restored server is up, but no superuser of it could be found to look inside"
         + (f": {str(problem).strip()}" if problem else ""),
-        hint=_way_in(str(problem)),
+        hint=way_in(str(problem), plan.source.path),
     ) from problem
 
 
-def _way_in(refusal: str) -> str:
+def way_in(refusal: str, backup: str) -> str:
+    """Return what to do when no login succeeds; refusal: what the server said."""
+    if _BROKEN_CATALOG.search(refusal):
+        return f"its catalogs are damaged; see which files: polarvault verifybackup {shlex.quote(backup)}"
     if "could not access file" in refusal:
         return (
             "install the library beside the server programs, or do without: "

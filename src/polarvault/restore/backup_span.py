@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from polarvault.backupset.model import BackupSource, Inventory
+from polarvault.backupset.model import Inventory
 from polarvault.errors import BackupUnusable
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment, is_segment_size
@@ -20,12 +20,6 @@ from polarvault.restore.model import RestorePlan
 from polarvault.restore.wal_chain import BackupSpan
 from polarvault.storage.files import storage_failed
 
-_MANIFEST = "backup_manifest"
-# The ranges stand behind the list of files, with a checksum of 100 bytes after them; each takes some 90 bytes.
-_MANIFEST_TAIL_BYTES = 64 << 10
-_RANGE = re.compile(
-    rb'"Timeline":\s*(\d+),\s*"Start-LSN":\s*"([0-9A-F]+/[0-9A-F]+)",\s*"End-LSN":\s*"([0-9A-F]+/[0-9A-F]+)"'
-)
 _STOP_LINE = re.compile(r"STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+)")
 _STOP_TIMELINE = re.compile(r"STOP TIMELINE: (\d+)")
 _STOP_TIME = re.compile(r"STOP TIME: (.*)")
@@ -38,15 +32,14 @@ def load_span(plan: RestorePlan, wal_directories: Sequence[str]) -> BackupSpan:
     if plan.label is None:
         return span
     control = plan.inventory.control
-    ranges = _manifest_ranges(plan.source)
-    if ranges:
-        timeline_id, end = ranges[-1]
-        span = replace(span, end_lsn=end, end_timeline_id=timeline_id)
+    manifest = next(iter(plan.inventory.spans), None)
+    if manifest is not None:
+        span = replace(span, end_lsn=manifest.end_lsn, end_timeline_id=manifest.end_timeline_id)
     noted = _backup_history(span, plan, wal_directories)
     if noted is not None:
         end, timeline_id, time = noted
         span = replace(span, end_time=time)
-        if not ranges:
+        if manifest is None:
             span = replace(span, end_lsn=end, end_timeline_id=timeline_id)
     if plan.label.is_from_standby and control is not None and control.minimum_recovery_lsn:
         # What the server itself waits for; the manifest was written a little later.
@@ -87,24 +80,6 @@ def _segment_size(inventory: Inventory, start_segment: str) -> int:
             hint="unpack the tar files first and restore the directory",
         )
     return size
-
-
-def _manifest_ranges(source: BackupSource) -> list[tuple[int, Lsn]]:
-    """Return timeline and end of every WAL range of the manifest beside or in the backup, in its order."""
-    directory = source.path if os.path.isdir(source.path) else os.path.dirname(source.path)
-    try:
-        with open(os.path.join(directory, _MANIFEST), "rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - _MANIFEST_TAIL_BYTES))
-            tail = stream.read()
-    except FileNotFoundError:
-        return []
-    except OSError as problem:
-        raise storage_failed(problem, "read", os.path.join(directory, _MANIFEST)) from problem
-    _, found, ranges = tail.rpartition(b'"WAL-Ranges"')
-    if not found or not os.path.isdir(source.path):
-        return []
-    return sorted((int(m[1]), Lsn.parse(m[3].decode())) for m in _RANGE.finditer(ranges))
 
 
 def _backup_history(

@@ -18,6 +18,11 @@ _VERSION = re.compile(r"postgres \(PostgreSQL\) (\d+)(\S*)")
 _QUESTION_TIMEOUT_S = 30
 
 
+# "2026-11-23 06:57:25.524 UTC [18510] LOG:  invalid value for parameter ..."; errors in a file come before the FATAL.
+_SAYS = re.compile(r"\b(?:LOG|ERROR|FATAL|PANIC):  ")
+_PARAMETER = re.compile(r'parameter "([^"]+)"')
+
+
 class ProgramFailed(StartFailed):
     """A server program could not answer; what it said is in the message."""
 
@@ -93,11 +98,23 @@ def ask_setting(
     instead = ["-c", f"config_file={config_file}"] if config_file else []
     outcome = run_program([binaries.program("postgres"), "-C", name, "-D", directory, *instead], account)
     if outcome.returncode != 0:
-        raise ProgramFailed(
-            f"postgres -C {name} -D {directory} failed: {outcome.stderr.strip() or 'no message'}",
-            hint="correct the settings of the source, or change them with --set name=value",
-        )
+        raise refused_settings(binaries, f"postgres -C {name} -D {directory}", outcome.stderr.strip())
     return outcome.stdout.rstrip("\n")
+
+
+def refused_settings(binaries: Binaries, command: str, said: str) -> ProgramFailed:
+    """Say in one line which setting it was; the whole text of the server is the detail."""
+    hint = "correct the settings of the source, or change them with --set name=value"
+    lines = [line for line in said.splitlines() if _SAYS.search(line)]
+    words = _SAYS.split(lines[0], maxsplit=1)[-1].strip() if lines else " ".join(said.split()) or "no message"
+    if match := _PARAMETER.search(words):
+        hint = f"choose a value that fits this host: --set {match[1]}=VALUE"
+        if match[1] == "max_stack_depth":
+            hint += ", such as 2MB; or start it where `ulimit -s` is as large as on the source"
+    where = os.path.join(binaries.directory, "postgres")
+    return ProgramFailed(
+        f"{where} does not accept the restored settings ({command}): {words}", detail=said or None, hint=hint
+    )
 
 
 def _candidates(major: int, environment: Mapping[str, str]) -> Iterator[str]:

@@ -128,10 +128,11 @@ def major_version(inventory: Inventory, source: BackupSource) -> int:
 def _label(inventory: Inventory, source: BackupSource) -> BackupLabel | None:
     control = inventory.control
     if not inventory.has_control:
-        raise BackupUnusable(
-            f'"{source.path}" holds no global/pg_control',
-            hint="the backup is incomplete; for PolarDB, name the shared half: --shared-from DIRECTORY",
-        )
+        shared = next((part.path for part in source.parts if part.area is Area.SHARED), None)
+        hint = "the backup is incomplete; for PolarDB, name the shared half: --shared-from DIRECTORY"
+        if shared is not None:
+            hint = "the shared half is incomplete; see what else is missing: polarvault verifybackup " + source.path
+        raise BackupUnusable(f'"{shared or source.path}" holds no global/pg_control', hint=hint)
     content = inventory.file("backup_label")
     if content is None:
         # Only a copy of a server that was shut down is complete without it (manual, 26.3.4).

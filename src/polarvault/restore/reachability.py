@@ -7,7 +7,7 @@ comes out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from polarvault.errors import TargetUnreachable, WalGap
@@ -27,7 +27,8 @@ _OLDER_BACKUP = (
 class WalEnd:
     """Where valid WAL ends: just past the last whole record, why, and the last transaction that ends before it.
 
-    path: the last file that was read. is_broken: more segments follow, so that WAL is damaged or incomplete there.
+    path: the last file that was read. is_broken: WAL is damaged or incomplete there, because more segments follow, or
+    (is_before_backup_end) because the backup ends behind it and all its segments are there.
     """
 
     lsn: Lsn
@@ -35,6 +36,7 @@ class WalEnd:
     path: str
     last_transaction: WalMark | None = None
     is_broken: bool = False
+    is_before_backup_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,9 @@ def check_consistency(span: BackupSpan, chain: WalChain, search: TargetSearch, e
     if consistent is not None and end.lsn >= consistent:
         return consistent
     where = f"end of the backup at {consistent}" if consistent else "record that ends the backup"
+    if consistent is not None and chain.files and consistent <= chain.end:
+        # Every segment up to there is at hand.
+        end = replace(end, is_broken=True, is_before_backup_end=True)
     raise _gap(
         chain, end, f'the WAL does not reach the {where}, without which "{span.path}" cannot be used', seen, zone
     )
@@ -244,7 +249,8 @@ def _not_found(
 def _gap(chain: WalChain, end: WalEnd, problem: str, seen: Reachable, zone: tzinfo | None) -> WalGap:
     # WAL that stops being valid inside a segment is that segment's fault, not that of the first one missing.
     if end.is_broken:
-        why = f'"{end.path}" is valid only up to {end.lsn} ({end.reason}), and more segments follow'
+        more = "" if end.is_before_backup_end else ", and more segments follow"
+        why = f'"{end.path}" is valid only up to {end.lsn} ({end.reason}){more}'
         hint = "look for another copy of that segment and name its directory first: --wal DIR"
     elif chain.limit is not None:
         why = (
