@@ -62,7 +62,10 @@ def change(source: Cluster, statement: str) -> tuple[int, datetime]:
 def archive_all(source: Cluster, archive: Path) -> None:
     """Switch segments and wait until everything written so far is in the archive."""
     segment = switch_wal(source)
-    wait_until(lambda: (archive / segment).exists(), f"{segment} is archived")
+    ((size,),) = source.query("SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'")
+    path = archive / segment
+    # `cp` writes it piece by piece under its final name.
+    wait_until(lambda: path.exists() and path.stat().st_size == size, f"{segment} is archived")
 
 
 def back_up(source: Cluster, backup: Path, options: Sequence[str] = ()) -> Path:
