@@ -109,6 +109,20 @@ def test_halves_without_their_empty_directories_are_restored_and_it_is_said(
     server.restart()
 
 
+def test_a_shared_half_inside_the_local_one_is_restored_to_its_own_place(
+    polardb: PolarCluster, workspace: Path, restore: Restore
+) -> None:
+    backup = workspace / "backup"
+    words = ("basebackup", "-d", polardb.conninfo(), "-c", "fast", "-N", "-D", backup)
+    same = run_polarvault(*words, "--polardata", backup, check=False)
+    assert (same.returncode, backup.exists()) == (1, False)
+    assert "each half needs one of its own" in same.stderr
+    run_polarvault(*words, "--polardata", backup / "inside")
+    server, result = restore(backup)
+    check_primary(server, result, polardb, server.data / "polar_shared_data")
+    assert not (server.data / "inside").exists()
+
+
 def test_halves_of_two_backups_are_refused(polardb: PolarCluster, workspace: Path) -> None:
     # Ours has a manifest in each half, the real tool's only in the local one.
     run_polarvault("basebackup", "-d", polardb.conninfo(), "-c", "fast", "-N", "-D", workspace / "old",

@@ -361,6 +361,14 @@ def test_backup_and_target_must_not_lie_inside_one_another(target: str) -> None:
         plan_restore(asked, source, inventory(), FakeHost(), Account("postgres", 1, 1))
 
 
+@pytest.mark.parametrize("mark", ["/srv/live/PG_VERSION", "/srv/live/global/pg_control"])
+def test_a_target_inside_of_a_cluster_is_refused(mark: str) -> None:
+    host = FakeHost(files={mark: b""})
+    found = inventory(POLAR_CONF, shared=True)
+    refused(UsageError, 'in "/srv/live"', found, host=host, shared_target="/srv/live/deep/in")
+    plan(found, host=host, shared_target="/srv/alive/in")
+
+
 def test_targets_must_not_lie_inside_one_another_but_the_shared_half_may_be_nested() -> None:
     found = inventory(POLAR_CONF, shared=True)
     assert plan(found, shared_target="/t/inside").layout.shared == "/t/inside"

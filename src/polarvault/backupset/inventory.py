@@ -12,7 +12,6 @@ from polarvault.backupset.model import (
     CONTROL_NAME,
     FULL_PAGE_DIRECTORY,
     SHARED_LABEL_NAME,
-    SHARED_PREFIX,
     Area,
     BackupSource,
     Form,
@@ -90,7 +89,7 @@ def take_inventory(source: BackupSource) -> Inventory:
         manifest = None
     for part in source.parts:
         if not part.is_tar:
-            _scan_tree(found, part)
+            _scan_tree(found, part, source.inside_local if part.area is Area.LOCAL else frozenset())
         elif part.area is Area.SHARED and part.compression is not None and manifest is not None:
             # Reading it twice would double the time of a restore. pg_control is looked at when it is unpacked.
             found.sizes[Area.SHARED] = sum(size for name, size in manifest if not name.startswith("pg_tblspc/"))
@@ -130,11 +129,10 @@ def _control_keys() -> list[tuple[Area, str]]:
     return [(Area.SHARED, CONTROL_NAME), (Area.LOCAL, CONTROL_NAME)]
 
 
-def _scan_tree(found: _Findings, part: Part) -> None:
+def _scan_tree(found: _Findings, part: Part, skip: frozenset[str]) -> None:
     found.sizes.setdefault(part.area, 0)
     found.modes.append(os.stat(part.path).st_mode)
-    skip = {SHARED_PREFIX} if part.area is Area.LOCAL else set()
-    for name, entry_path, status, kind in walk_tree(part.path, skip_top=skip):
+    for name, entry_path, status, kind in walk_tree(part.path, skip=skip):
         # Holes stay holes, so what a file occupies is what its copy needs.
         size = min(status.st_size, status.st_blocks * 512) if kind is MemberKind.FILE else 0
         found.add(part.area, name, kind, size)
@@ -147,9 +145,9 @@ def _scan_tree(found: _Findings, part: Part) -> None:
 
 
 def walk_tree(
-    root: str, *, skip_top: set[str] | frozenset[str] = frozenset()
+    root: str, *, skip: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, str, os.stat_result, MemberKind]]:
-    """Yield name, path, status and kind of everything below root, parents first.
+    """Yield name, path, status and kind of everything below root, parents first; nothing of the names in skip.
 
     pg_wal may be a link to another disk, and files may be links: both are followed, because the restored copy must
     not share anything with the backup. Links in pg_tblspc are reported as links; other links to directories too.
@@ -163,7 +161,7 @@ def walk_tree(
             raise storage_failed(problem, "read directory", os.path.join(root, prefix)) from problem
         for entry in entries:
             name = prefix + entry.name
-            if name in skip_top:
+            if name in skip:
                 continue
             try:
                 is_link, is_directory, status = entry.is_symlink(), entry.is_dir(), entry.stat()

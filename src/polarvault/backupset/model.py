@@ -60,6 +60,15 @@ class BackupSource:
         """Return the parts that hold an area."""
         return [part for part in self.parts if part.area is area]
 
+    @property
+    def inside_local(self) -> frozenset[str]:
+        """Names in a plain local half that are no part of it: the shared half, wherever --polardata has put it."""
+        roots = [part.path.rstrip("/") + "/" for part in self.parts_of(Area.LOCAL) if not part.is_tar]
+        shared = [part.path for part in self.parts_of(Area.SHARED) if not part.is_tar]
+        return frozenset(
+            {SHARED_PREFIX} | {path.removeprefix(root) for root in roots for path in shared if path.startswith(root)}
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Tablespace:

@@ -98,6 +98,9 @@ def _contradictions(request: BackupRequest) -> list[tuple[bool, str]]:
          "--no-manifest and --manifest-checksums are incompatible options"),
         (not request.manifest and request.manifest_force_encode,
          "--no-manifest and --manifest-force-encode are incompatible options"),
+        (plain and not target and None not in (request.directory, request.polardata)
+         and os.path.abspath(request.directory or "") == os.path.abspath(request.polardata or ""),
+         "-D and --polardata name the same directory, but each half needs one of its own in plain mode"),
         (bool(request.polar_disk_name) and request.polardata is None,
          "--polar_disk_name needs --polardata, the directory on that disk"),
         (bool(request.polar_disk_name) != bool(request.polar_host_id),

@@ -21,7 +21,8 @@ def finish_wal(
     """Return when all WAL up to the stop LSN has been received and checked; raise WalIncomplete otherwise."""
     if wal is not None:
         wal.stop_at(received.stop_lsn)
-    if context.identity.shared_storage and not context.identity.in_recovery:
+    is_polardb = context.identity.shared_storage or context.identity.polar_version is not None
+    if is_polardb and not context.identity.in_recovery:
         _flush_stop_record(context, connector)
     if wal is None or sink is None:
         return
@@ -61,7 +62,8 @@ def check_backup_end(sink: WalSink, received: ReceivedBackup, segment_size_bytes
 def _flush_stop_record(context: BackupContext, connector: Connector) -> None:
     """Make PolarDB write the stop record out now.
 
-    Without WAIT the server does not flush it; the next flush comes up to 20 s later (facts 1.6). A logical message with
+    Without WAIT the server does not flush it, with shared storage or without; the next flush comes up to 20 s later
+    (facts 1.6). A logical message with
     a flush of its own costs nothing and needs no privilege.
     """
     try:

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from polarvault.backupset.inventory import walk_tree
-from polarvault.backupset.model import SHARED_PREFIX, Area, Part
+from polarvault.backupset.model import Area, Part
 from polarvault.backupset.tarstream import read_tar
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind
 from polarvault.restore.host import Account
@@ -75,10 +75,10 @@ class LayOut:
 
     def _tree_tasks(self, part: Part) -> Iterator[Callable[[], None]]:
         """Make the directories at once and yield copies in batches, so that listing and copying overlap."""
-        skip = {SHARED_PREFIX} if part.area is Area.LOCAL else set()
+        skip = self._plan.source.inside_local if part.area is Area.LOCAL else frozenset[str]()
         batch: list[tuple[str, str]] = []
         size = 0
-        for name, path, status, kind in walk_tree(part.path, skip_top=skip):
+        for name, path, status, kind in walk_tree(part.path, skip=skip):
             target = self._target(part, name, kind)
             if target is None or kind is MemberKind.SYMLINK:
                 continue

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Form, Inventory
+from polarvault.backupset.model import CONTROL_NAME, SHARED_PREFIX, Area, BackupSource, Form, Inventory
 from polarvault.errors import StorageFailed, TargetNotEmpty, UsageError
 from polarvault.restore.host import Host
 from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, SpaceNeed
@@ -59,6 +59,11 @@ def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, ho
                 raise UsageError(
                     f'target "{path}" and backup "{other}" lie inside one another', hint="choose another target"
                 )
+        if (cluster := _cluster_around(target, host)) is not None:
+            raise UsageError(
+                f'target "{path}" lies inside of the database cluster, or backup of one, in "{cluster}"',
+                hint="choose a place outside: whoever backs that up or removes it would take the copy for a part of it",
+            )
         if not host.is_free_target(path):
             mapped = next((oid for oid, place in layout.tablespaces.items() if place == path), None)
             raise TargetNotEmpty(
@@ -72,6 +77,16 @@ def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, ho
             nested_shared = place == layout.local and path == layout.shared and target != other
             if (is_within(target, other) or is_within(other, target)) and not nested_shared:
                 raise UsageError(f'targets "{place}" and "{path}" lie inside one another', hint="choose another place")
+
+
+def _cluster_around(target: str, host: Host) -> str | None:
+    """Return the nearest directory above a target that holds a cluster, or a half of one."""
+    parent = os.path.dirname(target)
+    while parent != os.path.dirname(parent):
+        if any(host.exists(os.path.join(parent, name)) for name in ("PG_VERSION", CONTROL_NAME)):
+            return parent
+        parent = os.path.dirname(parent)
+    return None
 
 
 def is_within(path: str, directory: str) -> bool:
