@@ -14,6 +14,14 @@ from pathlib import Path
 import pytest
 
 from polarvault.demo.programs import Installation
+from polarvault.model.lsn import Lsn
+from polarvault.model.relation import BlockId
+from polarvault.verify.backup_facts import WalRange
+from polarvault.verify.page_fates import PageFates
+from polarvault.verify.page_findings import Fate
+from polarvault.verify.relation_paths import relation_of
+from polarvault.verify.wal import check_wal
+from polarvault.verify.wal_sources import DirectoryWal
 from support.backups import back_up
 from support.cluster import Cluster
 from support.polar_cluster import PolarCluster
@@ -304,3 +312,32 @@ def test_two_halves_of_any_server_in_tars(two_archives: Pair, workspace: Path) -
     damage_tars(backup, workspace)
     shutil.move(backup / "data.tar", workspace / "data.tar")
     assert not ours(backup).is_good
+
+
+# Torn pages
+
+
+@pytest.mark.polardb
+def test_without_full_page_writes_the_wal_repairs_no_torn_page(polar: PolarCluster) -> None:
+    polar.query("CREATE TABLE torn AS SELECT n, repeat('x', 500) AS filler FROM generate_series(1, 200) n")
+    ((path,),) = polar.query("SELECT pg_relation_filepath('torn')")
+    found = relation_of(path[path.index("base/") :])
+    assert found is not None
+    page = BlockId(*found, 0)
+    fates = {}
+    for setting in ("off", "on"):
+        polar.query(f"ALTER SYSTEM SET full_page_writes = {setting}")
+        polar.reload()
+        polar.query("CHECKPOINT")
+        ((start,),) = polar.query("SELECT pg_current_wal_insert_lsn()::text")
+        polar.query("UPDATE torn SET n = n + 1 WHERE n % 7 = 0")
+        ((end,),) = polar.query("SELECT pg_current_wal_flush_lsn()::text")
+        asked = fates[setting] = PageFates([page])
+        span = WalRange(1, Lsn.parse(start), Lsn.parse(end))
+        verdict = check_wal([span], DirectoryWal([str(polar.shared / "pg_wal")]), segment_size_bytes=None, fates=asked)
+        # What was flushed last may end within a record.
+        assert verdict.records > 0
+    polar.query("ALTER SYSTEM RESET full_page_writes")
+    polar.reload()
+    assert fates["off"].fate(page) is Fate.CHANGED
+    assert fates["on"].fate(page) is Fate.REPAIRED
