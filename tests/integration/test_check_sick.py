@@ -6,6 +6,7 @@ One server has as many illnesses as fit together; what needs a moment of its own
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ import pytest
 from polarvault.model.finding import Severity
 from support.checking import Checked, check_server
 from support.cluster import Cluster
-from support.program import run_polarvault
+from support.program import run_polarvault, start_polarvault
 from support.servers import ServerPool, missing_reason
 from support.waiting import wait_until
 
@@ -75,14 +76,16 @@ def lose_a_slot(cluster: Cluster) -> None:
     cluster.query("SELECT pg_create_physical_replication_slot('too_late', true)")
     write_segments(cluster, 4)
 
-    def is_lost() -> bool:
-        # The checkpointer may read the new limit a moment later than our session.
-        cluster.query("CHECKPOINT")
-        return cluster.query("SELECT wal_status FROM pg_replication_slots") == [("lost",)]
-
-    wait_until(is_lost, "the slot is lost")
+    # The checkpointer may read the new limit a moment later than our session.
+    wait_until(lambda: is_lost(cluster), "the slot is lost")
     cluster.query("ALTER SYSTEM RESET max_slot_wal_keep_size")
     cluster.reload()
+
+
+def is_lost(cluster: Cluster) -> bool:
+    """Checkpoint, and tell whether the only slot is lost."""
+    cluster.query("CHECKPOINT")
+    return cluster.query("SELECT wal_status FROM pg_replication_slots") == [("lost",)]
 
 
 def write_segments(cluster: Cluster, count: int) -> None:
@@ -303,6 +306,40 @@ def test_an_archiver_without_a_command_and_one_that_keeps_nothing(sick: Sick) ->
     finally:
         sick.cluster.query("ALTER SYSTEM RESET archive_command")
         sick.cluster.reload()
+
+
+@pytest.mark.parametrize("major", [15, 18])
+def test_an_archiver_that_hangs_and_a_reader_that_is_too_slow(
+    make_cluster: Callable[..., Cluster], workspace: Path, major: int
+) -> None:
+    settings = {
+        "archive_mode": "on", "archive_command": "exec sleep 10000",
+        "max_slot_wal_keep_size": "1MB", "wal_sender_timeout": "0", "checkpoint_timeout": "1d",
+    }  # fmt: skip
+    cluster = make_cluster(major, wal_segment_mb=1, settings=settings)
+    connect = ("-h", cluster.directory, "-p", str(cluster.port), "-U", "postgres", "-S", "slow")
+    cluster.query("SELECT pg_create_physical_replication_slot('slow', true)")
+    (workspace / "wal").mkdir()
+    receiver = start_polarvault("receivewal", *connect, "-D", workspace / "wal", "-n")
+    try:
+        active = "SELECT active FROM pg_replication_slots"
+        wait_until(lambda: cluster.query(active) == [(True,)], "the receiver reads from its slot")
+        receiver.send_signal(signal.SIGSTOP)
+        write_segments(cluster, 12)
+        ready = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
+        wait_until(lambda: cluster.query(ready)[0][0] >= 10, "segments wait for the archiver")
+        checked = check_server(cluster.conninfo())
+        is_warning(checked, "archive-backlog", "the archiver is behind; ", " files (", " of WAL at most) wait")
+        assert checked.one("archiving").is_ok
+        is_warning(checked, "slot-behind", 'physical slot "slow" is ', "behind and loses its WAL", subject="slow")
+        receiver.kill()
+        wait_for_walsenders(cluster, 0)
+        is_warning(check_server(cluster.conninfo()), "slot-inactive", "; it loses this WAL at the next checkpoint")
+        wait_until(lambda: is_lost(cluster), "the slot is lost")
+        is_warning(check_server(cluster.conninfo()), "slot-lost", "the server removed WAL that it should have held")
+    finally:
+        receiver.kill()
+        receiver.communicate()
 
 
 @MAJORS

@@ -14,7 +14,8 @@ from polarvault.model.units import format_bytes
 class SlotFacts:
     """A slot; held_bytes is the WAL from its restart_lsn to now, None for a slot that holds none.
 
-    wal_status is the server's word: reserved, extended, unreserved, lost. reason and since come from PostgreSQL 17.
+    wal_status is the server's word: reserved, extended, unreserved, lost. safe_bytes: how much more WAL may be written
+    before the slot can be lost, None without a limit. reason and since come from PostgreSQL 17.
     """
 
     name: str
@@ -24,8 +25,17 @@ class SlotFacts:
     wal_status: str | None
     restart_lsn: str | None
     held_bytes: int | None
+    safe_bytes: int | None = None
     reason: str | None = None
     since: str | None = None
+
+    @property
+    def loses_wal(self) -> bool:
+        """Tell whether the next checkpoint removes WAL that the slot needs.
+
+        Up to max_wal_size the server goes on calling such a slot reserved, and loses it all the same.
+        """
+        return self.wal_status == "unreserved" or (self.safe_bytes is not None and self.safe_bytes <= 0)
 
 
 def check_slots(session: CheckSession) -> list[Finding]:
@@ -57,6 +67,7 @@ def read_slots(session: CheckSession) -> list[SlotFacts] | None:
             wal_status=row.get("wal_status"),
             restart_lsn=row["restart_lsn"],
             held_bytes=max(int(row["held"]), 0) if row["held"] is not None else None,
+            safe_bytes=int(safe) if (safe := row.get("safe_wal_size")) is not None else None,
             reason=row.get("invalidation_reason"),
             since=row.get("inactive_since"),
         )
@@ -92,7 +103,7 @@ def _judge(slot: SlotFacts, limit_bytes: int | None) -> Finding | None:
             advice=f"{drop}\nthen make the slot anew, rebuild its standby, or take a new backup",
         )
     if slot.active or slot.synced:
-        if slot.wal_status != "unreserved":
+        if not slot.loses_wal:
             return None
         return warning(
             "slot-behind",
@@ -104,7 +115,7 @@ def _judge(slot: SlotFacts, limit_bytes: int | None) -> Finding | None:
     if slot.restart_lsn is None:
         return None
     since = f" since {slot.since[:19]} UTC" if slot.since else ""
-    soon = "; it loses this WAL at the next checkpoint" if slot.wal_status == "unreserved" else ""
+    soon = "; it loses this WAL at the next checkpoint" if slot.loses_wal else ""
     return warning(
         "slot-inactive",
         slot.name,
