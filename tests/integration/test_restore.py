@@ -246,6 +246,18 @@ def test_programs_of_another_version_are_refused_before_anything_is_written(
     assert not (workspace / "r").exists()
 
 
+def test_a_path_that_pg_ctl_cannot_start_in_is_refused_before_anything_is_written(
+    pg15: Cluster, workspace: Path
+) -> None:
+    backup = back_up(pg15, workspace / "backup")
+    target = workspace / "it's $HOME"
+    port = Cluster(pg15.installation, workspace).port
+    finished = run_polarvault("restore", backup, "-D", target, "--start", "--port", str(port), check=False)
+    assert finished.returncode == 2
+    assert "with $ in its path" in finished.stderr
+    assert not target.exists()
+
+
 def test_a_port_that_is_taken_is_refused_before_anything_is_written(pg15: Cluster, workspace: Path) -> None:
     backup = back_up(pg15, workspace / "backup")
     finished = run_polarvault("restore", backup, "-D", workspace / "r", "--start", check=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.model import CONTROL_NAME, Area
 from polarvault.backupset.source import find_backup
-from polarvault.errors import BackupUnusable, Interrupted, StartFailed
+from polarvault.errors import BackupUnusable, Interrupted, StartFailed, UsageError
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.restore.binaries import find_binaries, missing_binaries
 from polarvault.restore.finish import finish
@@ -193,6 +193,13 @@ def _undo(plan: RestorePlan, targets: Targets) -> None:
 
 
 def _check_startable(plan: RestorePlan) -> None:
+    # pg_ctl starts the server through a shell and puts the path between double quotes (bin/pg_ctl/pg_ctl.c).
+    odd = next((character for character in plan.layout.local if character in '$`"\\'), None)
+    if odd is not None:
+        raise UsageError(
+            f"pg_ctl cannot start a server in a directory with {odd} in its path: {plan.layout.local}",
+            hint="choose a directory without it, or leave --start out",
+        )
     missing = missing_wal(plan.inventory, plan.label) if plan.label else None
     supplied = any(name == "restore_command" for name, _ in plan.request.settings)
     streamed = plan.request.role is Role.STANDBY and plan.request.primary_conninfo
