@@ -155,6 +155,19 @@ def test_what_no_directory_has_is_not_there(wal: Path, target: Path) -> None:
     assert not fetcher(wal).fetch(NAME, str(target))
 
 
+@pytest.mark.parametrize("name", [NAME, "00000003.history"])
+def test_a_form_that_cannot_be_read_is_not_the_end_of_the_wal(wal: Path, target: Path, name: str) -> None:
+    (wal / f"{name}.sha256").write_bytes(b"of something that was here")
+    assert not fetcher(wal).fetch(name, str(target))
+    (wal / f"{name}.xz").write_bytes(b"\xfd7zXZ")
+    # Nor is it replaced by a partial one, which ends earlier.
+    (wal / f"{NAME}.partial").write_bytes(CONTENT[:PAGE_BYTES])
+    with pytest.raises(StorageFailed, match=rf"{name}\.xz\" is compressed or encrypted in a way") as caught:
+        fetcher(wal).fetch(name, str(target))
+    assert "unpack it" in str(caught.value.hint)
+    assert not target.exists()
+
+
 def test_a_directory_that_cannot_be_asked_is_not_the_end_of_the_wal(wal: Path, target: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     with pytest.raises(StorageFailed, match=f'WAL directory "{gone}" cannot be read: No such file') as caught:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # A file that is being copied into the directory is waited for as long as it grows, and this long when it does not.
 DEFAULT_GRACE_S = 10.0
 _POLL_S = 0.1
+# What other archive_commands make of a segment.
+_FOREIGN_SUFFIXES = (".bz2", ".xz", ".lzma", ".lzo", ".br", ".gpg", ".enc")
 # Each time a file was renamed or removed between finding and opening it; more often is no coincidence.
 _MOST_LOOKS = 20
 
@@ -107,6 +109,7 @@ class Fetcher:
             raise problems[0]
         has_empty = self._check_directories()
         self._look_again(name, found)
+        self._check_foreign_forms(name)
         best = longest([file for file in found if self._holds_wal(file)])
         if best is not None:
             self._serve(best, target)
@@ -155,6 +158,17 @@ class Fetcher:
                     hint=f"mount its file system or correct --wal; try as the server's user: ls {directory}",
                 ) from problem
         return empty
+
+    def _check_foreign_forms(self, name: str) -> None:
+        """Raise StorageFailed if the file is there in a form that cannot be read: that is not the end of the WAL."""
+        for directory in self._directories:
+            for suffix in _FOREIGN_SUFFIXES:
+                path = os.path.join(directory, name + suffix)
+                if os.path.exists(path):
+                    raise StorageFailed(
+                        f'"{path}" is compressed or encrypted in a way that is not understood here',
+                        hint="unpack it in the directory; .gz, .lz4 and .zst are read as they are",
+                    )
 
     def _holds_wal(self, file: WalFile) -> bool:
         """Tell whether a file that may end early holds anything of its segment."""
