@@ -81,24 +81,35 @@ def records_about(marks: Marks, relations: Mapping[RelationFile, Sequence[int]],
     WAL, for records in front of the first page header that was read.
     """
     words, bodies = marks.words, bytes(marks.bodies)
-    starts = words[_BODY::ENTRY_WORDS].tolist()
-    numbers = {number for number, code in enumerate(words[_CODE::ENTRY_WORDS].tolist()) if code >> 8 == RMGR_DATABASE}
+    starts, ends = words[_BODY::ENTRY_WORDS].tolist(), words[_BODY_BYTES::ENTRY_WORDS].tolist()
+    ends = [start + length for start, length in zip(starts, ends, strict=True)]
+    rmgrs = [code >> 8 for code in words[_CODE::ENTRY_WORDS].tolist()]
+    numbers = {number for number, rmgr in enumerate(rmgrs) if rmgr == RMGR_DATABASE}
+    about_files = [number for number, rmgr in enumerate(rmgrs) if rmgr in (RMGR_TRANSACTION, RMGR_STORAGE)]
     for relation, blocks in relations.items():
-        strings = [struct.pack("<I", block) for block in blocks]
         needle = _RELATION.pack(*relation)
-        at = bodies.find(needle)
-        while at >= 0:
-            number = bisect_right(starts, at) - 1
-            first = number * ENTRY_WORDS
-            end = starts[number] + words[first + _BODY_BYTES]
-            is_about_files = words[first + _CODE] >> 8 in (RMGR_TRANSACTION, RMGR_STORAGE)
-            if not strings or is_about_files or any(bodies.find(wanted, at, end) >= 0 for wanted in strings):
-                numbers.add(number)
-            at = bodies.find(needle, max(end, at + 1))
+        if not blocks:
+            numbers.update(_holding(bodies, needle, starts, ends))
+            continue
+        numbers.update(number for number in about_files if bodies.find(needle, starts[number], ends[number]) >= 0)
+        # Of a busy relation there are many more records than of one of its blocks.
+        for block in blocks:
+            for number in _holding(bodies, struct.pack("<I", block), starts, ends):
+                if bodies.find(needle, starts[number], ends[number]) >= 0:
+                    numbers.add(number)
     for number in sorted(numbers):
         lsn, _, _, _, code, more, at, length = words[number * ENTRY_WORDS : (number + 1) * ENTRY_WORDS].tolist()
         body = bodies[at : at + length]
         yield KeptRecord(lsn, code >> 8, code & 0xFF, more & 0xFFFF or magic, more >> 16, body)
+
+
+def _holding(content: bytes, needle: bytes, starts: list[int], ends: list[int]) -> Iterator[int]:
+    """Yield the numbers of the bodies that hold a byte string, and of some that it only begins in."""
+    at = content.find(needle)
+    while at >= 0:
+        number = bisect_right(starts, at) - 1
+        yield number
+        at = content.find(needle, max(ends[number], at + 1))
 
 
 def block_references(record: KeptRecord) -> list[BlockReference]:
