@@ -174,21 +174,27 @@ def test_slots_are_made_used_and_dropped(server: Cluster, workspace: Path) -> No
         ((kind, restart),) = server.query("SELECT slot_type, restart_lsn FROM pg_replication_slots")
         assert kind == "physical"
         assert restart is not None
-        assert 'replication slot "mine" already exists' in slot("--create-slot", "-S", "mine", check=False)
+        refused = slot("--create-slot", "-S", "mine", check=False)
+        assert 'replication slot "mine" already exists' in refused
+        assert "drop it first: --drop-slot -S mine" in refused
         assert slot("--create-slot", "--if-not-exists", "-S", "mine") == ""
         # What was written since the slot was made is received by an empty directory.
         end = write_wal(server, 2 * MB)
         with receiver(workspace / "wal", server.conninfo(), "-S", "mine", "-s", "1") as running:
             running.wait_flushed(end)
             assert server.query("SELECT active FROM pg_replication_slots") == [(True,)]
-            assert "is active for PID" in slot("--drop-slot", "-S", "mine", check=False)
+            refused = slot("--drop-slot", "-S", "mine", check=False)
+            assert "is active for PID" in refused
+            assert "pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'mine'" in refused
             wait_until(lambda: (running.status["slot_state"] or {}).get("wal_status") == "reserved", "the slot is seen")
             running.stop()
         assert_same_wal(workspace / "wal", server, up_to=end, since=Lsn.parse(restart))
         wait_released(server, "mine")
         assert slot("--drop-slot", "-S", "mine", "-v").endswith('dropped replication slot "mine"\n')
         assert server.slots() == []
-        assert 'replication slot "mine" does not exist' in slot("--drop-slot", "-S", "mine", check=False)
+        refused = slot("--drop-slot", "-S", "mine", check=False)
+        assert 'replication slot "mine" does not exist' in refused
+        assert "FROM pg_replication_slots" in refused
     finally:
         forget_slot(server, "mine")
 

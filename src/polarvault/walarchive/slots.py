@@ -7,6 +7,13 @@ from polarvault.server.connection import Connector
 from polarvault.wire import commands
 
 _DUPLICATE_OBJECT = "42710"
+# What to do about the server's refusal, by its SQLSTATE; the name of the slot goes in.
+_NEXT_STEPS = {
+    _DUPLICATE_OBJECT: "use it as it is (-S {0}), say --if-not-exists, or drop it first: --drop-slot -S {0}",
+    "42704": "see which slots there are: SELECT slot_name, slot_type, active FROM pg_replication_slots",
+    "55006": "stop what receives with it, or, to end that from here: "
+    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{0}'",
+}
 
 
 def create_slot(connector: Connector, name: str, *, if_not_exists: bool) -> None:
@@ -16,7 +23,7 @@ def create_slot(connector: Connector, name: str, *, if_not_exists: bool) -> None
         connection.query(commands.create_physical_slot_command(name, connection.server_version_num))
     except ServerError as problem:
         if not (if_not_exists and problem.sqlstate == _DUPLICATE_OBJECT):
-            raise
+            raise _with_next_step(problem, name)
     finally:
         connection.close()
 
@@ -26,5 +33,14 @@ def drop_slot(connector: Connector, name: str) -> None:
     connection = connector.replication()
     try:
         connection.query(f"DROP_REPLICATION_SLOT {commands.quote_identifier(name)}")
+    except ServerError as problem:
+        raise _with_next_step(problem, name)
     finally:
         connection.close()
+
+
+def _with_next_step(problem: ServerError, name: str) -> ServerError:
+    next_step = _NEXT_STEPS.get(problem.sqlstate)
+    if next_step is not None and problem.hint is None:
+        problem.hint = next_step.format(name)
+    return problem
