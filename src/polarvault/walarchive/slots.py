@@ -23,7 +23,8 @@ def create_slot(connector: Connector, name: str, *, if_not_exists: bool) -> None
         connection.query(commands.create_physical_slot_command(name, connection.server_version_num))
     except ServerError as problem:
         if not (if_not_exists and problem.sqlstate == _DUPLICATE_OBJECT):
-            raise _with_next_step(problem, name)
+            _add_next_step(problem, name)
+            raise
     finally:
         connection.close()
 
@@ -34,13 +35,13 @@ def drop_slot(connector: Connector, name: str) -> None:
     try:
         connection.query(f"DROP_REPLICATION_SLOT {commands.quote_identifier(name)}")
     except ServerError as problem:
-        raise _with_next_step(problem, name)
+        _add_next_step(problem, name)
+        raise
     finally:
         connection.close()
 
 
-def _with_next_step(problem: ServerError, name: str) -> ServerError:
+def _add_next_step(problem: ServerError, name: str) -> None:
     next_step = _NEXT_STEPS.get(problem.sqlstate)
     if next_step is not None and problem.hint is None:
         problem.hint = next_step.format(name)
-    return problem
