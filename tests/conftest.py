@@ -69,6 +69,8 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+# Before pytest's own: that one then brings tests with the same parameter of a module's fixture together again.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     shuffled = random.Random(hypothesis_core.global_force_seed)
     # Whole modules change places, so that fixtures of a module are set up once.
