@@ -456,6 +456,8 @@ def test_a_checkpoint_while_the_backup_was_taken_is_no_contradiction() -> None:
         (b'"WAL-Ranges": []', None),
         (b'"WAL-Ranges": [{"Timeline": "x"}]', None),
         (b'"WAL-Ranges": [7]', None),
+        (b'"WAL-Ranges": [{"Timeline": 1e400, "Start-LSN": "0/20", "End-LSN": "0/30"}]', None),
+        (b'"WAL-Ranges": [{"Timeline": 1, "Start-LSN": 5, "End-LSN": null}]', None),
         (b"", None),
     ],
 )  # fmt: skip

@@ -31,5 +31,5 @@ def load_span(path: str) -> ManifestSpan | None:
         ordered = sorted(ranges, key=lambda one: int(one["Timeline"]))
         first, last = ordered[0], ordered[-1]
         return ManifestSpan(path, Lsn.parse(first["Start-LSN"]), Lsn.parse(last["End-LSN"]), int(last["Timeline"]))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return None
