@@ -26,10 +26,10 @@ from polarvault.demo.programs import reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel
-from polarvault.verify.backup_facts import WalRange
-from polarvault.verify.reading import FileTask, read_in_this_thread
-from polarvault.verify.wal import check_wal
-from polarvault.verify.wal_sources import DirectoryWal
+from polarvault.verify.facts.backup import WalRange
+from polarvault.verify.files.reading import FileTask, read_in_this_thread
+from polarvault.verify.wal.check import check_wal
+from polarvault.verify.wal.sources import DirectoryWal
 
 _SEGMENT_BYTES = 16 << 20
 

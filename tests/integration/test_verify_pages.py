@@ -21,11 +21,11 @@ from polarvault.demo.programs import Installation
 from polarvault.model.lsn import Lsn
 from polarvault.model.relation import BlockId, RelationFile
 from polarvault.pgfiles.manifest import checksum
-from polarvault.verify.backup_facts import WalRange
-from polarvault.verify.page_fates import PageFates
-from polarvault.verify.page_findings import Fate
-from polarvault.verify.wal import check_wal
-from polarvault.verify.wal_sources import DirectoryWal
+from polarvault.verify.facts.backup import WalRange
+from polarvault.verify.pages.fates import PageFates
+from polarvault.verify.pages.findings import Fate
+from polarvault.verify.wal.check import check_wal
+from polarvault.verify.wal.sources import DirectoryWal
 from polarvault.wal.compiled.reader import CompiledReader
 from polarvault.wal.scan import PlainReader
 from support.backups import run_program

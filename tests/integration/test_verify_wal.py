@@ -21,10 +21,10 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ControlFile, parse_control
-from polarvault.verify.facts import BackupFacts, WalRange, judge_facts
-from polarvault.verify.wal import WalVerdict, check_wal
-from polarvault.verify.wal_sources import DirectoryWal, WalSource
-from polarvault.verify.wal_tars import tar_wal
+from polarvault.verify.facts.judge import BackupFacts, WalRange, judge_facts
+from polarvault.verify.wal.check import WalVerdict, check_wal
+from polarvault.verify.wal.sources import DirectoryWal, WalSource
+from polarvault.verify.wal.tars import tar_wal
 from support.backups import back_up, back_up_with_postgres, open_plain, run_program
 from support.busy_backups import back_up_during, write_wal
 from support.cluster import Cluster

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from polarvault.pgfiles.crc32c import combine
 from polarvault.pgfiles.manifest import Manifest, ManifestFile, encode_manifest, read_damaged_manifest
-from polarvault.verify.expected import split_entries
+from polarvault.verify.manifest.expected import split_entries
 
 MANY = settings(max_examples=300)
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarvault.model.lsn import Lsn
-from polarvault.restore.recovery_target import RecoveryTarget, TargetKind
-from polarvault.restore.target_search import WATCHED_KINDS, TargetSearch
+from polarvault.recovery.search import WATCHED_KINDS, TargetSearch
+from polarvault.recovery.target import RecoveryTarget, TargetKind
 from polarvault.wal.scan import MarkKind, WalScanner
 from support.wal_bytes import TRANSACTION, XLOG, WalBuilder
 

@@ -8,7 +8,7 @@ from typing import Any
 import google_crc32c
 
 from polarvault.model.lsn import Lsn
-from polarvault.verify.facts import BackupFacts, WalRange
+from polarvault.verify.facts.judge import BackupFacts, WalRange
 
 SYSTEM_IDENTIFIER = 7711101783964903611
 _CRC = {1300: 288, 1700: 288, 1800: 292}

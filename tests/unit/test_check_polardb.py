@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from polarvault.check.polardb_monitor import quote_literal
-from polarvault.check.polardb_node import (
+from polarvault.check.polardb.monitor import quote_literal
+from polarvault.check.polardb.node import (
     PolarNodeFacts,
     ReplicaSettings,
     judge_polardb_node,
     judge_replica_settings,
     primary_address,
 )
-from polarvault.check.polardb_pages import TornPageFacts, judge_torn_pages
-from polarvault.check.polardb_replicas import Applied, Progress, ReplicaFacts, ReplicaSlot, judge_replicas
-from polarvault.check.polardb_storage import StorageFacts, fetch_member_bytes, judge_storage
-from polarvault.check.polardb_tablespaces import SharedTablespace, judge_tablespaces
-from polarvault.check.polardb_wal import WalCostFacts, WalsenderLimitFacts, judge_wal_costs, judge_walsender_limit
+from polarvault.check.polardb.pages import TornPageFacts, judge_torn_pages
+from polarvault.check.polardb.replicas import Applied, Progress, ReplicaFacts, ReplicaSlot, judge_replicas
+from polarvault.check.polardb.storage import StorageFacts, fetch_member_bytes, judge_storage
+from polarvault.check.polardb.tablespaces import SharedTablespace, judge_tablespaces
+from polarvault.check.polardb.wal import WalCostFacts, WalsenderLimitFacts, judge_wal_costs, judge_walsender_limit
 from polarvault.model.finding import Finding, Severity, worst
 from polarvault.model.lsn import Lsn
 

@@ -9,9 +9,9 @@ import pytest
 from polarvault.backupset.model import Area, Inventory, Tablespace
 from polarvault.errors import StorageFailed
 from polarvault.model.lsn import Lsn
+from polarvault.recovery.side_effects import check_new_tablespaces
 from polarvault.restore.model import RestoreRequest
-from polarvault.restore.places import plan_layout
-from polarvault.restore.side_effects import check_new_tablespaces
+from polarvault.restore.plan.places import plan_layout
 from polarvault.wal.scan import MarkKind, WalMark
 
 

@@ -10,7 +10,8 @@ import pytest
 from polarvault.errors import PolarvaultError, TargetUnreachable, WalGap
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.restore.reachability import (
+from polarvault.recovery.chain import BackupSpan, SegmentFile, WalChain
+from polarvault.recovery.reachability import (
     WalEnd,
     check_stop,
     describe_reachable,
@@ -18,9 +19,8 @@ from polarvault.restore.reachability import (
     show_time,
     what_is_reachable,
 )
-from polarvault.restore.recovery_target import RecoveryTarget, TargetKind, parse_target_time
-from polarvault.restore.target_search import TargetSearch
-from polarvault.restore.wal_chain import BackupSpan, SegmentFile, WalChain
+from polarvault.recovery.search import TargetSearch
+from polarvault.recovery.target import RecoveryTarget, TargetKind, parse_target_time
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind, WalMark
 

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import pytest
 
 from polarvault.model.lsn import Lsn
+from polarvault.recovery.span import parse_backup_history, parse_time
+from polarvault.recovery.watch import ReplayState
 from polarvault.report.recovery import ReplayPrinter
-from polarvault.restore.backup_span import parse_backup_history, parse_time
-from polarvault.restore.recovery_watch import ReplayState
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 MB = 1 << 20

@@ -10,7 +10,7 @@ import pytest
 from polarvault.cli.recovery_options import recovery_request
 from polarvault.errors import UsageError
 from polarvault.model.lsn import Lsn
-from polarvault.restore.recovery_target import (
+from polarvault.recovery.target import (
     RecoveryRequest,
     TargetAction,
     TargetKind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from polarvault.drill.server import way_in
-from polarvault.restore.binaries import refused_settings
+from polarvault.instance.programs import refused_settings
 from polarvault.restore.model import Binaries
 
 STACK = """2026-11-23 06:57:24.796 UTC [18477] LOG:  invalid value for parameter "max_stack_depth": 7168

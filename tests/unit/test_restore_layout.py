@@ -16,11 +16,11 @@ from polarvault.backupset.model import Area, Form, Part
 from polarvault.backupset.source import find_backup
 from polarvault.backupset.tarstream import read_tar, scan_tar
 from polarvault.errors import BackupUnusable, IntegrityError, TargetNotEmpty, UsageError
+from polarvault.instance.host import Account
 from polarvault.pgfiles.tar import TERMINATOR, MemberData, MemberKind, encode_header, encode_member
-from polarvault.restore.host import Account
 from polarvault.restore.model import Layout
-from polarvault.restore.routing import Router
-from polarvault.restore.targets import Targets
+from polarvault.restore.plan.routing import Router
+from polarvault.restore.write.targets import Targets
 
 FILE, DIRECTORY = MemberKind.FILE, MemberKind.DIRECTORY
 PLAIN = Router(Layout("/l", None, {16384: "/ts"}), two_halves=False)

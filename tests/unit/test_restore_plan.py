@@ -11,18 +11,11 @@ import pytest
 from polarvault.backupset.manifest_end import load_span
 from polarvault.backupset.model import Area, BackupSource, Form, Inventory, ManifestSpan, Part, Tablespace
 from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
+from polarvault.instance.host import Account, Host
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ClusterState, ControlFile
-from polarvault.report.recovery import recovery_json, recovery_text
-from polarvault.report.restore import hide_secrets, plan_json, plan_text, settings_table
-from polarvault.report.units import format_bytes
-from polarvault.restore.host import Account, Host
-from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest, Role
-from polarvault.restore.places import check_space
-from polarvault.restore.plan import plan_restore, with_settings
-from polarvault.restore.reachability import RecoveryPlan
-from polarvault.restore.recovery import check_recovery_request, plan_recovery
-from polarvault.restore.recovery_target import (
+from polarvault.recovery.reachability import RecoveryPlan
+from polarvault.recovery.target import (
     RecoveryRequest,
     RecoveryTarget,
     TargetAction,
@@ -32,6 +25,13 @@ from polarvault.restore.recovery_target import (
     parse_target_time,
     parse_target_xid,
 )
+from polarvault.report.recovery import recovery_json, recovery_text
+from polarvault.report.restore import hide_secrets, plan_json, plan_text, settings_table
+from polarvault.report.units import format_bytes
+from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest, Role
+from polarvault.restore.plan.places import check_space
+from polarvault.restore.plan.plan import plan_restore, with_settings
+from polarvault.restore.plan.recovery import check_recovery_request, plan_recovery
 
 LABEL = b"""START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
 CHECKPOINT LOCATION: 0/2000060

@@ -10,24 +10,24 @@ import pytest
 
 from polarvault.backupset.model import Area
 from polarvault.errors import ServerRefused, UsageError
+from polarvault.instance.walreceiver_log import diagnose
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.pgfiles.tar import MemberKind
+from polarvault.recovery.chain import BackupSpan
 from polarvault.report.standby import FollowPrinter
-from polarvault.restore.archiving import archive_settings, archive_warnings, check_archiving
-from polarvault.restore.follow import FollowState
-from polarvault.restore.follow_checks import (
+from polarvault.restore.model import Archiving, Layout, RestorePlan, RestoreRequest, Role
+from polarvault.restore.plan.archiving import archive_settings, archive_warnings, check_archiving
+from polarvault.restore.standby.follow import FollowState
+from polarvault.restore.standby.follow_checks import (
     application_name,
     check_follow_options,
     check_follows,
     hot_standby_shortfalls,
     last_held_segment,
 )
-from polarvault.restore.model import Archiving, Layout, RestorePlan, RestoreRequest, Role
-from polarvault.restore.primary import Primary, SlotState
-from polarvault.restore.replica import LocalHalfRouter, check_replica_options, prove_storage
-from polarvault.restore.wal_chain import BackupSpan
-from polarvault.restore.walreceiver_log import diagnose
+from polarvault.restore.standby.primary import Primary, SlotState
+from polarvault.restore.standby.replica import LocalHalfRouter, check_replica_options, prove_storage
 from polarvault.server.identity import ServerIdentity
 from polarvault.wal.history import TimelineHistory
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from polarvault.model.lsn import Lsn
-from polarvault.restore.recovery_target import RecoveryTarget, TargetKind
-from polarvault.restore.target_search import TargetSearch, stop_at
+from polarvault.recovery.search import TargetSearch, stop_at
+from polarvault.recovery.target import RecoveryTarget, TargetKind
 from polarvault.wal.scan import MarkKind, WalMark
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

@@ -9,7 +9,7 @@ import pytest
 
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
-from polarvault.verify.facts import WalRange, judge_facts
+from polarvault.verify.facts.judge import WalRange, judge_facts
 from support.small_files import (
     IN_ARCHIVE_RECOVERY,
     SYSTEM_IDENTIFIER,

@@ -12,10 +12,10 @@ import pytest
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.manifest import checksum
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage, load_kernel, page_checksum
-from polarvault.verify.page_findings import PageJudge
-from polarvault.verify.reading import KEPT_PAGES, FileReading, FileTask, read_files, read_in_this_thread
-from polarvault.verify.relation_paths import relation_of, unlogged_path
-from polarvault.verify.trees import IgnoreRules, list_tree
+from polarvault.verify.files.reading import KEPT_PAGES, FileReading, FileTask, read_files, read_in_this_thread
+from polarvault.verify.files.trees import IgnoreRules, list_tree
+from polarvault.verify.pages.findings import PageJudge
+from polarvault.verify.pages.relation_paths import relation_of, unlogged_path
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
-from polarvault.verify.facts import WalRange
-from polarvault.verify.wal import WalVerdict, check_wal
-from polarvault.verify.wal_sources import next_in, numbers_of
-from polarvault.verify.wal_tars import tar_wal
+from polarvault.verify.facts.judge import WalRange
+from polarvault.verify.wal.check import WalVerdict, check_wal
+from polarvault.verify.wal.sources import next_in, numbers_of
+from polarvault.verify.wal.tars import tar_wal
 from polarvault.wal.segment_header import SegmentHeader, parse_segment_header
 from support.small_files import label_bytes
 from support.wal_bytes import HEAP, PAGE, XLOG, WalBuilder

@@ -11,7 +11,7 @@ import pytest
 from polarvault.backupset.model import BackupSource, Form, Inventory
 from polarvault.errors import StorageFailed
 from polarvault.model.segment import WalSegment
-from polarvault.restore.wal_survey import WalStock
+from polarvault.recovery.survey import WalStock
 from support.wal_segments import segment_content
 
 MB = 1 << 20

@@ -15,7 +15,7 @@ from polarvault.check.files import check_files
 from polarvault.check.host import check_clock, check_programs
 from polarvault.check.node import check_node
 from polarvault.check.pages import check_pages
-from polarvault.check.polardb import check_polardb
+from polarvault.check.polardb.run import check_polardb
 from polarvault.check.reach import open_session
 from polarvault.check.role import check_role
 from polarvault.check.session import CheckSession

@@ -113,8 +113,8 @@ def _run(request: DrillRequest, prefix: str, *, as_json: bool) -> int:
     import secrets
 
     from polarvault.drill.run import run_drill
+    from polarvault.instance.host import Host
     from polarvault.report.drill import DrillPrinter, drill_json, drill_text
-    from polarvault.restore.host import Host
 
     report = run_drill(
         request, Host(), DrillPrinter(_say), clock=lambda: datetime.now(UTC), draw=secrets.randbelow(1 << 30)

@@ -12,7 +12,7 @@ import click
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
-    from polarvault.restore.recovery_target import RecoveryRequest, RecoveryTarget
+    from polarvault.recovery.target import RecoveryRequest, RecoveryTarget
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -75,7 +75,7 @@ def recovery_request(
 
     archive_is_unknown: a --set restore_command was given.
     """
-    from polarvault.restore.recovery_target import RecoveryRequest, TargetAction, TargetKind, parse_timeline
+    from polarvault.recovery.target import RecoveryRequest, TargetAction, TargetKind, parse_timeline
 
     target = _target(target_time, target_xid, target_lsn, target_name, target_word)
     if target_inclusive is not None:
@@ -110,7 +110,7 @@ def recovery_request(
 def _target(
     time: str | None, xid: str | None, lsn: str | None, name: str | None, word: str | None
 ) -> RecoveryTarget | None:
-    from polarvault.restore import recovery_target as targets
+    from polarvault.recovery import target as targets
 
     parsers: list[tuple[str, str | None, Callable[[str], RecoveryTarget]]] = [
         ("--target-time", time, targets.parse_target_time),

@@ -119,11 +119,11 @@ def command(
 
 
 def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
+    from polarvault.instance.host import Host
     from polarvault.report.recovery import replay_printer, scan_printer
     from polarvault.report.restore import plan_json, plan_text, result_json, result_text
     from polarvault.report.standby import FollowPrinter
-    from polarvault.restore.host import Host
-    from polarvault.restore.places import check_space
+    from polarvault.restore.plan.places import check_space
     from polarvault.restore.run import prepare, restore_backup
 
     host = Host()

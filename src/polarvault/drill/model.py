@@ -8,10 +8,10 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from polarvault.model.finding import Finding, Severity
-from polarvault.restore.recovery_target import RecoveryRequest
+from polarvault.recovery.target import RecoveryRequest
 
 if TYPE_CHECKING:
-    from polarvault.restore.recovery_watch import RecoveryOutcome
+    from polarvault.recovery.watch import RecoveryOutcome
 
 
 class Reading(Enum):

@@ -25,8 +25,8 @@ from polarvault.model.finding import Finding, Severity
 
 if TYPE_CHECKING:
     from polarvault.drill.server import DrillServer
+    from polarvault.recovery.watch import RecoveryOutcome
     from polarvault.restore.model import RestorePlan
-    from polarvault.restore.recovery_watch import RecoveryOutcome
 
 Clock = Callable[[], datetime]
 

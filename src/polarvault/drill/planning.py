@@ -7,10 +7,10 @@ from dataclasses import replace
 from polarvault.drill.isolation import choose_port, private_settings, settings_of_version
 from polarvault.drill.model import DrillRequest
 from polarvault.drill.scratch import Scratch
-from polarvault.restore.host import Account, Host
+from polarvault.instance.host import Account, Host
+from polarvault.recovery.target import RecoveryRequest, RecoveryTarget, TargetAction, TargetKind
 from polarvault.restore.model import RestorePlan, RestoreRequest
-from polarvault.restore.plan import with_settings
-from polarvault.restore.recovery_target import RecoveryRequest, RecoveryTarget, TargetAction, TargetKind
+from polarvault.restore.plan.plan import with_settings
 
 
 def restore_request(request: DrillRequest, scratch: Scratch, draw: int) -> RestoreRequest:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from polarvault.drill.model import Part
 
 if TYPE_CHECKING:
-    from polarvault.restore.recovery_watch import ReplayState
+    from polarvault.recovery.watch import ReplayState
 
 
 class Reporter(Protocol):

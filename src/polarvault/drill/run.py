@@ -20,11 +20,11 @@ from polarvault.drill.reporter import Reporter
 from polarvault.drill.scratch import Scratch, check_parent, leftovers, removal
 from polarvault.drill.server import DrillServer, command_line, copy_log, last_lines, reach
 from polarvault.errors import Interrupted, PolarvaultError, StartFailed, UsageError
+from polarvault.instance.host import Account, Host
 from polarvault.model.finding import Finding, Severity
-from polarvault.restore.host import Account, Host
+from polarvault.recovery.target import TargetAction
 from polarvault.restore.model import Binaries, RestorePlan
-from polarvault.restore.places import check_space
-from polarvault.restore.recovery_target import TargetAction
+from polarvault.restore.plan.places import check_space
 from polarvault.restore.run import RestoreResult, prepare, start_restored, write_files
 
 

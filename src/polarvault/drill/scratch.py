@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from polarvault.drill.isolation import HBA, fits_socket
 from polarvault.drill.processes import postmaster_of, started_at
 from polarvault.errors import StorageFailed, UsageError
+from polarvault.instance.host import Account
+from polarvault.instance.start import acting_as
 from polarvault.model.finding import Finding, Severity
-from polarvault.restore.host import Account
-from polarvault.restore.start import acting_as
 from polarvault.storage.files import storage_failed
 
 _PREFIX = "polarvault-drill-"

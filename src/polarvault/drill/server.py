@@ -19,11 +19,11 @@ from psycopg.adapt import Loader
 from psycopg.conninfo import make_conninfo
 
 from polarvault.errors import StartFailed
+from polarvault.instance.host import Account
+from polarvault.instance.programs import run_program
+from polarvault.instance.start import LOG_NAME, StartedServer, likely_superusers, log_end
 from polarvault.pgfiles.control import ClusterState, parse_control
-from polarvault.restore.binaries import run_program
-from polarvault.restore.host import Account
 from polarvault.restore.model import Binaries, RestorePlan
-from polarvault.restore.start import LOG_NAME, StartedServer, likely_superusers, log_end
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

@@ -19,8 +19,8 @@ from psycopg import sql
 from polarvault.drill.parallel import work_through
 from polarvault.drill.second_look import Unchecked, index_check, look_again
 from polarvault.drill.server import Connection, DrillServer, printable
+from polarvault.instance.programs import run_program
 from polarvault.model.finding import Finding, Severity
-from polarvault.restore.binaries import run_program
 
 _CHECK = "amcheck"
 _FOUND_CORRUPTION = 2

@@ -14,7 +14,7 @@ from polarvault.report.units import format_bytes
 
 if TYPE_CHECKING:
     from polarvault.drill.model import BackupFacts, DrillReport, Part, PartTime, RelationRead
-    from polarvault.restore.recovery_watch import ReplayState
+    from polarvault.recovery.watch import ReplayState
 
 SCHEMA_VERSION = 1
 _LINE_EVERY_S = 5.0

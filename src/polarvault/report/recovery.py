@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any
 
+from polarvault.recovery.reachability import RecoveryPlan, describe_record, show_time
+from polarvault.recovery.settings import target_setting
+from polarvault.recovery.target import TargetAction, TargetKind
 from polarvault.report.units import format_bytes
-from polarvault.restore.reachability import RecoveryPlan, describe_record, show_time
-from polarvault.restore.recovery_settings import target_setting
-from polarvault.restore.recovery_target import TargetAction, TargetKind
 
 if TYPE_CHECKING:
+    from polarvault.recovery.survey import ScanProgress
+    from polarvault.recovery.watch import RecoveryOutcome, ReplayState
     from polarvault.restore.model import RestorePlan
-    from polarvault.restore.recovery_watch import RecoveryOutcome, ReplayState
-    from polarvault.restore.wal_survey import ScanProgress
 
 _LINE_EVERY_S = 5.0
 _SHOWN_POINTS = 10

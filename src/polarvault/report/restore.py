@@ -11,12 +11,12 @@ from polarvault.report.recovery import outcome_json, outcome_text, recovery_json
 from polarvault.report.standby import follow_json, follow_text, primary_json, primary_text
 from polarvault.report.units import format_bytes
 from polarvault.restore.model import Change, RestorePlan, Role
-from polarvault.restore.plan import missing_wal
+from polarvault.restore.plan.plan import missing_wal
 
 if TYPE_CHECKING:
-    from polarvault.restore.host import Account
+    from polarvault.instance.host import Account
+    from polarvault.instance.start import StartedServer
     from polarvault.restore.run import RestoreResult
-    from polarvault.restore.start import StartedServer
 
 SCHEMA_VERSION = 1
 # A connection string keyword, or the password part of a URI; values may be quoted as libpq allows.

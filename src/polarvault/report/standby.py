@@ -10,9 +10,9 @@ from polarvault.report.units import format_bytes
 from polarvault.restore.model import RestorePlan, Role
 
 if TYPE_CHECKING:
-    from polarvault.restore.follow import FollowState
-    from polarvault.restore.primary import SlotState
     from polarvault.restore.run import RestoreResult
+    from polarvault.restore.standby.follow import FollowState
+    from polarvault.restore.standby.primary import SlotState
 
 _PRINT_EVERY_S = 2.0
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from polarvault.backupset.model import CONTROL_NAME, BackupSource, Inventory
 from polarvault.pgfiles.backup_label import BackupLabel
-from polarvault.restore.recovery_target import RecoveryRequest
+from polarvault.recovery.target import RecoveryRequest
 
 if TYPE_CHECKING:
-    from polarvault.restore.primary import Primary
-    from polarvault.restore.reachability import RecoveryPlan
+    from polarvault.recovery.reachability import RecoveryPlan
+    from polarvault.restore.standby.primary import Primary
 
 # pg_control lies under this name until everything else is durable, so that a broken restore cannot be started.
 CONTROL_WAITING_NAME = "global/pg_control.polarvault"

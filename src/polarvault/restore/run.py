@@ -10,17 +10,17 @@ from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.model import CONTROL_NAME, Area
 from polarvault.backupset.source import find_backup
 from polarvault.errors import BackupUnusable, Interrupted, StartFailed, UsageError
+from polarvault.instance.host import Account, Host
+from polarvault.instance.programs import find_binaries, missing_binaries
+from polarvault.instance.start import StartedServer, start_server
 from polarvault.pgconf.configuration import Configuration, MemoryReader
-from polarvault.restore.binaries import find_binaries, missing_binaries
-from polarvault.restore.finish import finish
-from polarvault.restore.held_slot import held_slot
-from polarvault.restore.host import Account, Host
-from polarvault.restore.lay_out import LayOut, Progress
 from polarvault.restore.model import CONTROL_WAITING_NAME, Binaries, RestorePlan, RestoreRequest, Role
-from polarvault.restore.places import check_space
-from polarvault.restore.plan import missing_wal, plan_restore, settle_plan, with_settings
-from polarvault.restore.recovery import backups_in, check_recovery_request, choose_backup, plan_recovery
-from polarvault.restore.replica import (
+from polarvault.restore.plan.places import check_space
+from polarvault.restore.plan.plan import missing_wal, plan_restore, settle_plan, with_settings
+from polarvault.restore.plan.recovery import backups_in, check_recovery_request, choose_backup, plan_recovery
+from polarvault.restore.plan.routing import Router
+from polarvault.restore.standby.held_slot import held_slot
+from polarvault.restore.standby.replica import (
     LocalHalfRouter,
     begin_replica,
     disarm,
@@ -28,14 +28,14 @@ from polarvault.restore.replica import (
     plan_replica,
     prove_storage,
 )
-from polarvault.restore.routing import Router
-from polarvault.restore.start import StartedServer, start_server
-from polarvault.restore.targets import Targets
+from polarvault.restore.write.finish import finish
+from polarvault.restore.write.lay_out import LayOut, Progress
+from polarvault.restore.write.targets import Targets
 
 if TYPE_CHECKING:
-    from polarvault.restore.follow import FollowReport, Show
-    from polarvault.restore.recovery_watch import RecoveryOutcome, Watch
-    from polarvault.restore.wal_survey import ScanProgress
+    from polarvault.recovery.survey import ScanProgress
+    from polarvault.recovery.watch import RecoveryOutcome, Watch
+    from polarvault.restore.standby.follow import FollowReport, Show
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def prepare(
     if request.primary_conninfo is None:
         return plan, account
     # Here and below: what speaks to a primary loads libpq, which a plain restore can do without.
-    from polarvault.restore.following import settle_with_primary
+    from polarvault.restore.standby.following import settle_with_primary
 
     return settle_with_primary(plan, host, account), account
 
@@ -144,12 +144,12 @@ def start_restored(
     """
     plan = result.plan
     if plan.recovery is not None:
-        from polarvault.restore.recovery_watch import start_and_recover
+        from polarvault.recovery.watch import start_and_recover
 
         server, recovered = start_and_recover(plan, binaries, account, watch)
         return replace(result, server=server, recovery=recovered)
     if plan.primary is not None:
-        from polarvault.restore.follow import start_following
+        from polarvault.restore.standby.follow import start_following
 
         following, follow = start_following(plan, binaries, account, show)
         return replace(result, server=following, follow=follow)

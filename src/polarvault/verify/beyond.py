@@ -15,17 +15,17 @@ from polarvault.model.relation import BlockId
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label, parse_tablespace_map
 from polarvault.pgfiles.control import ControlFile, parse_control
 from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel, relation_segment
-from polarvault.verify.contents import Contents, Report
+from polarvault.verify.files.contents import Contents, Report
+from polarvault.verify.files.trees import IgnoreRules
 from polarvault.verify.layout import BackupLayout
-from polarvault.verify.manifests import Manifests
-from polarvault.verify.page_findings import PageJudge
+from polarvault.verify.manifest.manifests import Manifests
+from polarvault.verify.pages.findings import PageJudge
 from polarvault.verify.request import VerifyRequest
-from polarvault.verify.trees import IgnoreRules
 
 if TYPE_CHECKING:
-    from polarvault.verify.page_fates import PageFates
-    from polarvault.verify.wal import WalVerdict
-    from polarvault.verify.wal_sources import WalSource
+    from polarvault.verify.pages.fates import PageFates
+    from polarvault.verify.wal.check import WalVerdict
+    from polarvault.verify.wal.sources import WalSource
 
 # Relation segments of PostgreSQL and of PolarDB, until pg_control says it.
 _USUAL_BLOCKS, _POLARDB_BLOCKS = 131072, 16777216
@@ -71,8 +71,8 @@ class Beyond:
         """Judge pg_control, backup_label and the tablespaces."""
         # Here, in a thread of its own: it loads while files are read.
         from polarvault.model.finding import problem
-        from polarvault.verify.backup_facts import BackupFacts
-        from polarvault.verify.facts import judge_facts
+        from polarvault.verify.facts.backup import BackupFacts
+        from polarvault.verify.facts.judge import judge_facts
 
         layout, local, data = self._layout, self._contents[0], self._contents[-1]
         findings = []
@@ -153,7 +153,7 @@ class Beyond:
         if not self._request.check_wal:
             return None
         # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
-        from polarvault.verify.history import judge_histories, read_histories
+        from polarvault.verify.facts.history import judge_histories, read_histories
 
         verdict = self._read_wal(None, stop)
         half = self._contents[-1].half
@@ -167,14 +167,14 @@ class Beyond:
         """Look up in the WAL what becomes of pages; None when it is not to be read. Tell whether all of it could be."""
         if not self._request.check_wal:
             return None, False
-        from polarvault.verify.page_fates import PageFates
+        from polarvault.verify.pages.fates import PageFates
 
         fates = PageFates(pages)
         verdict = self._read_wal(fates, lambda: False)
         return fates, all(finding.severity is not Severity.PROBLEM for finding in verdict.findings)
 
     def _read_wal(self, fates: PageFates | None, stop: Callable[[], bool]) -> WalVerdict:
-        from polarvault.verify.wal import check_wal
+        from polarvault.verify.wal.check import check_wal
 
         return check_wal(
             self._manifests.wal_ranges,
@@ -188,8 +188,8 @@ class Beyond:
         )
 
     def _wal_source(self) -> WalSource | None:
-        from polarvault.verify.wal_sources import DirectoryWal
-        from polarvault.verify.wal_tars import tar_wal
+        from polarvault.verify.wal.sources import DirectoryWal
+        from polarvault.verify.wal.tars import tar_wal
 
         given = self._request.wal_directory
         if given is not None:

@@ -16,16 +16,16 @@ from typing import Protocol
 from polarvault.model.finding import Finding, Severity
 from polarvault.pgfiles.manifest import ManifestFile
 from polarvault.verify.beyond import Beyond, BeyondThread, pages_not_checked, usual_blocks_per_segment
-from polarvault.verify.comparison import compare_names, compare_reading, judge_settings
-from polarvault.verify.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
-from polarvault.verify.directories import judge_directories
+from polarvault.verify.files.comparison import compare_names, compare_reading, judge_settings
+from polarvault.verify.files.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
+from polarvault.verify.files.directories import judge_directories
+from polarvault.verify.files.reading import FileReading, FileTask, read_files
+from polarvault.verify.files.trees import IgnoreRules
 from polarvault.verify.layout import BackupLayout, Half, find_layout
-from polarvault.verify.manifests import Expected, read_manifests
-from polarvault.verify.page_findings import PageJudge, partial_page
-from polarvault.verify.reading import FileReading, FileTask, read_files
-from polarvault.verify.relation_paths import unlogged_path
+from polarvault.verify.manifest.manifests import Expected, read_manifests
+from polarvault.verify.pages.findings import PageJudge, partial_page
+from polarvault.verify.pages.relation_paths import unlogged_path
 from polarvault.verify.request import VerifyRequest
-from polarvault.verify.trees import IgnoreRules
 
 # A thread that imports the compiler must not hold up those that read.
 _SWITCH_INTERVAL_S = 0.0005
@@ -131,7 +131,7 @@ class _Run:
             return
         # Here: what only compressed tars need would slow down every start.
         from polarvault.pgfiles.pages import load_kernel
-        from polarvault.verify.compressed import StreamChecks, read_compressed_tars
+        from polarvault.verify.files.compressed import StreamChecks, read_compressed_tars
 
         wants_pages = self._request.pages or (self._request.pages is None and self._request.check_checksums)
         checks = StreamChecks(

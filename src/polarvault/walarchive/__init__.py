@@ -2,5 +2,5 @@
 
 `receive` starts the half that writes (`polarvault receivewal`); `directory` and `fetch` are the half that reads
 (`polarvault wal fetch` and everybody who needs archived WAL). Owns file names and their forms (whole, partial,
-compressed). What the WAL says is read in `wal`; when to recover and to where is decided in `restore`.
+compressed). What the WAL says is read in `wal`; when to recover and to where is decided in `recovery`.
 """

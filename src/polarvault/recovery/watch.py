@@ -1,0 +1,298 @@
+"""Start a server that recovers to a target, watch its replay, and say where it stopped.
+
+What the server says of itself comes first: SQL once it lets us in, then the history file of its new timeline. Before
+it is consistent, or if it never lets us in, the title of its startup process names the segment being replayed, and the
+log tells the rest; a log in another language than English then tells less.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from polarvault.errors import IntegrityError, StartFailed
+from polarvault.instance.host import Account
+from polarvault.instance.start import (
+    StartedServer,
+    ask_server,
+    ask_value,
+    check_timeline,
+    connect_server,
+    describe_from_files,
+    is_gone,
+    launch,
+    not_ready,
+    server_address,
+)
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from polarvault.pgfiles.control import ClusterState, parse_control
+from polarvault.recovery.log import RecoveryLog
+from polarvault.recovery.target import TargetAction
+from polarvault.restore.model import Binaries, RestorePlan
+from polarvault.wal.history import TimelineHistory
+
+if TYPE_CHECKING:
+    import psycopg
+
+_POLL_S = 0.2
+# pg_ctl only has to see that the server lives; from then on it is watched here.
+_LAUNCH_WAIT_S = 1.0
+_TITLE_SEGMENT = re.compile(rb"recovering ([0-9A-F]{24})")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayState:
+    """How far replay has come: LSN up to which WAL is applied, time of the last transaction, where known."""
+
+    lsn: Lsn | None
+    time: datetime | None
+    start_lsn: Lsn | None
+    end_lsn: Lsn | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryOutcome:
+    """How a recovery ended. ended: paused, promoted or shut down; reason: the server's own words, where it left any.
+
+    lsn: up to which WAL is applied; time: of the last transaction that is.
+    """
+
+    ended: TargetAction
+    lsn: Lsn | None
+    time: datetime | None
+    reason: str | None
+    timeline_id: int | None
+
+
+Watch = Callable[[ReplayState], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    in_recovery: bool
+    paused: bool
+    lsn: Lsn | None
+    time: datetime | None
+
+
+def start_and_recover(
+    plan: RestorePlan, binaries: Binaries, account: Account, watch: Watch
+) -> tuple[StartedServer | None, RecoveryOutcome]:
+    """Start the server, wait until recovery has ended as its target says, and return both; watch is called meanwhile.
+
+    The server is None when the target's action was to shut down. Raises StartFailed, files left in place, with the end
+    of the log when recovery failed, and when it took longer than the request's timeout.
+    """
+    assert plan.recovery is not None
+    deadline = time.monotonic() + plan.request.timeout_s
+    log = RecoveryLog(plan)
+    log_path = ""
+    try:
+        log_path, _ = launch(plan, binaries, account, wait_s=_LAUNCH_WAIT_S)
+        watcher = _Watcher(plan, account, log, log_path)
+        while True:
+            if is_gone(plan):
+                return None, _shut_down(plan, log, log_path)
+            ended = watcher.look(watch)
+            if ended is not None:
+                return ended
+            if time.monotonic() > deadline:
+                raise not_ready(plan, log_path)
+            # Replay takes as long as it takes; there is nothing to wait on but the next answer.
+            time.sleep(_POLL_S)
+    except StartFailed as problem:
+        # A quick recovery can be over before pg_ctl has looked for the first time.
+        if log_path or log.stopped is None or not is_gone(plan):
+            raise _explained(problem, log) from problem
+        return None, _shut_down(plan, log, log_path)
+
+
+class _Watcher:
+    """Looks at the server again and again; keeps a connection as long as it lasts."""
+
+    def __init__(self, plan: RestorePlan, account: Account, log: RecoveryLog, log_path: str) -> None:
+        self._plan = plan
+        self._account = account
+        self._log = log
+        self._log_path = log_path
+        self._connection: psycopg.Connection[Any] | None = None
+        self._last: _Observed | None = None
+
+    def look(self, watch: Watch) -> tuple[StartedServer, RecoveryOutcome] | None:
+        """Return server and outcome when recovery has ended with a running server; otherwise report and return None."""
+        plan = self._plan
+        assert plan.recovery is not None
+        seen = self._observe() or self._observe_from_outside()
+        if seen is None:
+            return None
+        self._last = seen
+        span = plan.recovery.span
+        watch(ReplayState(seen.lsn, seen.time, span.start_lsn if span else None, plan.recovery.end_lsn))
+        if seen.in_recovery and not seen.paused:
+            return None
+        return self._finished(seen)
+
+    def _observe(self) -> _Observed | None:
+        """Ask by SQL; None while the server does not let us in."""
+        import psycopg
+
+        try:
+            if self._connection is None:
+                host, port = server_address(self._plan.layout.local)
+                self._connection = connect_server(self._account, host, port, self._plan.request.superuser)
+            return _ask_replay(self._connection)
+        except (psycopg.Error, StartFailed):
+            # Starting up, not consistent yet, shutting down, or a pg_hba.conf that keeps us out.
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _observe_from_outside(self) -> _Observed | None:
+        lsn = replayed_segment_start(self._plan)
+        in_recovery = os.path.exists(self._plan.signal_path)
+        if lsn is None and in_recovery and not self._log.paused:
+            return None
+        if self._log.paused or not in_recovery:
+            return _Observed(in_recovery, self._log.paused, *_stop_in_log(self._plan, self._log))
+        return _Observed(in_recovery, False, lsn, None)
+
+    def _finished(self, seen: _Observed) -> tuple[StartedServer, RecoveryOutcome]:
+        import psycopg
+
+        plan = self._plan
+        self.close()
+        host, port = server_address(plan.layout.local)
+        try:
+            server = ask_server(plan, self._account, host, port, self._log_path)
+        except psycopg.OperationalError as refused:
+            server = describe_from_files(plan, host, port, self._log_path, str(refused).strip())
+        if seen.in_recovery:
+            stopped = self._log.stopped
+            self._check_reached(seen, stopped is not None)
+            outcome = RecoveryOutcome(
+                TargetAction.PAUSE, seen.lsn, seen.time, stopped.text if stopped else None, server.timeline_id
+            )
+            return server, outcome
+        check_timeline(plan, server)
+        lsn, reason = end_of_recovery(plan, server.timeline_id)
+        time = seen.time or self._log.last_time
+        return server, RecoveryOutcome(TargetAction.PROMOTE, lsn or seen.lsn, time, reason, server.timeline_id)
+
+    def _check_reached(self, seen: _Observed, has_stopped: bool) -> None:
+        """Raise StartFailed for a pause on the way: hot standby that lacks settings pauses too (14 and later)."""
+        plan = self._plan
+        assert plan.recovery is not None
+        end = plan.recovery.end_lsn
+        if has_stopped or end is None or seen.lsn is None or seen.lsn >= end:
+            return
+        raise StartFailed(
+            f'the restored server in "{plan.layout.local}" paused at LSN {seen.lsn}, before its target at {end}',
+            hint=f"{self._log.path} says why; remove the cause and restart the server: it goes on to the target",
+            detail=self._log.end,
+        )
+
+
+def _ask_replay(connection: psycopg.Connection[Any]) -> _Observed:
+    in_recovery = bool(ask_value(connection, "SELECT pg_is_in_recovery()"))
+    # Both stay at their last value after recovery (manual, 9.28.4).
+    lsn = ask_value(connection, "SELECT pg_last_wal_replay_lsn()")
+    time = ask_value(connection, "SELECT pg_last_xact_replay_timestamp()")
+    paused = False
+    if in_recovery:
+        # "pause requested" is not there yet; 13 knows only the request, which at a target is the pause itself.
+        query = (
+            "SELECT pg_get_wal_replay_pause_state() = 'paused'"
+            if connection.info.server_version >= 140000
+            else "SELECT pg_is_wal_replay_paused()"
+        )
+        paused = bool(ask_value(connection, query))
+        if paused:
+            # Asked again: before the pause replay may have gone on between the two questions.
+            lsn = ask_value(connection, "SELECT pg_last_wal_replay_lsn()")
+            time = ask_value(connection, "SELECT pg_last_xact_replay_timestamp()")
+    return _Observed(in_recovery, paused, Lsn.parse(lsn) if lsn else None, time)
+
+
+def _shut_down(plan: RestorePlan, log: RecoveryLog, log_path: str) -> RecoveryOutcome:
+    """Return the outcome of a server that is not there any more: fine if it was to shut down at its target."""
+    assert plan.recovery is not None
+    with open(plan.layout.control_path, "rb") as stream:
+        control = parse_control(stream.read())
+    stopped = log.stopped
+    wanted = plan.recovery.action is not TargetAction.PROMOTE
+    if not wanted or stopped is None or control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
+        raise StartFailed(
+            f'the restored server in "{plan.layout.local}" stopped before recovery had ended',
+            hint=f"the restored files are left in place; the whole log: {log.path}",
+            detail=log.end,
+        )
+    return RecoveryOutcome(TargetAction.SHUTDOWN, *_stop_in_log(plan, log), stopped.text, control.timeline_id)
+
+
+def _stop_in_log(plan: RestorePlan, log: RecoveryLog) -> tuple[Lsn | None, datetime | None]:
+    """Return LSN and time at which a server stopped that cannot be asked.
+
+    The log says that it stopped at its target, and rarely more; the plan knows which record that is.
+    """
+    assert plan.recovery is not None
+    stopped, last = log.stopped, plan.recovery.last_transaction
+    if stopped is None:
+        return None, log.last_time
+    return plan.recovery.end_lsn or stopped.lsn, log.last_time or (last.time if last else None)
+
+
+def _explained(problem: StartFailed, log: RecoveryLog) -> StartFailed:
+    """Put the server's FATAL line into the message; the end of the log stays the detail."""
+    fatal = log.fatal
+    if fatal is None or fatal in problem.message:
+        return problem
+    return StartFailed(f"{problem.message}: {fatal}", hint=problem.hint, detail=problem.detail)
+
+
+def end_of_recovery(plan: RestorePlan, timeline_id: int) -> tuple[Lsn | None, str | None]:
+    """Return where the new timeline begins and the server's reason for it, from its history file."""
+    path = os.path.join(plan.layout.data, "pg_wal", f"{timeline_id:08X}.history")
+    try:
+        with open(path, "rb") as stream:
+            history = TimelineHistory.parse(stream.read(), timeline_id)
+    except (OSError, IntegrityError):
+        return None, None
+    last = history.entries[-1]
+    return last.switch_lsn, last.reason or None
+
+
+def replayed_segment_start(plan: RestorePlan) -> Lsn | None:
+    """Return the start of the segment that the startup process says it replays; None if there is no such process."""
+    control = plan.inventory.control
+    try:
+        with open(os.path.join(plan.layout.local, "postmaster.pid"), encoding="utf-8") as stream:
+            postmaster = int(stream.readline())
+        names = os.listdir("/proc")
+    except (OSError, ValueError):
+        return None
+    for name in names:
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stream:
+                parent = int(stream.read().rpartition(")")[2].split()[1])
+            if parent != postmaster:
+                continue
+            with open(f"/proc/{name}/cmdline", "rb") as raw:
+                match = _TITLE_SEGMENT.search(raw.read())
+        except (OSError, ValueError, IndexError):
+            continue  # It ended while we looked.
+        if match is not None and control is not None:
+            return WalSegment.parse(match[1].decode(), control.wal_segment_size).start
+    return None

@@ -1,0 +1,126 @@
+"""Where everything goes: target directories, tablespaces, space; and what may not be a target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from polarvault.backupset.model import CONTROL_NAME, SHARED_PREFIX, Area, BackupSource, Form, Inventory
+from polarvault.errors import StorageFailed, TargetNotEmpty, UsageError
+from polarvault.instance.host import Host
+from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, SpaceNeed
+
+
+def plan_layout(request: RestoreRequest, inventory: Inventory, *, had_shared_half: bool) -> Layout:
+    """Decide where each area goes."""
+    shared = None
+    if had_shared_half and not request.merge:
+        shared = request.shared_target or os.path.join(request.target, SHARED_PREFIX)
+    elif request.shared_target is not None:
+        raise UsageError("--polardata: the backup has no shared half", hint="leave --polardata out")
+    if request.merge and not had_shared_half:
+        raise UsageError("--merge: the backup has no shared half to merge", hint="leave --merge out")
+    spaces = {} if shared or request.merge else _map_tablespaces(_tablespace_mapping(request, inventory), inventory)
+    return Layout(request.target, shared, spaces, merged=request.merge)
+
+
+def _tablespace_mapping(request: RestoreRequest, inventory: Inventory) -> Mapping[str, str]:
+    if request.confined_to is None:
+        return request.tablespace_mapping
+    own = os.path.join(request.confined_to, "tablespaces")
+    return {space.location: os.path.join(own, str(space.oid)) for space in inventory.tablespaces}
+
+
+def _map_tablespaces(mapping: Mapping[str, str], inventory: Inventory) -> dict[int, str]:
+    mapping = {os.path.normpath(old): new for old, new in mapping.items()}
+    known = {os.path.normpath(space.location): space for space in inventory.tablespaces}
+    for old in mapping.keys() - known.keys():
+        present = ", ".join(sorted(known)) or "none"
+        raise UsageError(f'-T: the backup has no tablespace at "{old}"', hint=f"its tablespaces: {present}")
+    # The links of a plain backup point at the backup's own files: never use those in place.
+    homeless = [location for location, space in known.items() if space.copy is not None and location not in mapping]
+    if homeless:
+        raise UsageError(
+            f"tablespaces of the backup need a place of their own: {', '.join(homeless)}",
+            hint="add " + " ".join(f"-T {location}=NEW_DIRECTORY" for location in homeless),
+        )
+    return {space.oid: mapping.get(location, location) for location, space in known.items()}
+
+
+def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, host: Host) -> None:
+    """Refuse targets that hold something, and targets, backup and tablespaces that lie inside one another."""
+    sources = {host.real_path(part.path) for part in source.parts} | {host.real_path(source.path)}
+    sources |= {host.real_path(space.copy) for space in inventory.tablespaces if space.copy}
+    targets = [host.real_path(path) for path in layout.roots]
+    for path, target in zip(layout.roots, targets, strict=True):
+        for other in sources:
+            if is_within(target, other) or is_within(other, target):
+                raise UsageError(
+                    f'target "{path}" and backup "{other}" lie inside one another', hint="choose another target"
+                )
+        if (cluster := _cluster_around(target, host)) is not None:
+            raise UsageError(
+                f'target "{path}" lies inside of the database cluster, or backup of one, in "{cluster}"',
+                hint="choose a place outside: whoever backs that up or removes it would take the copy for a part of it",
+            )
+        if not host.is_free_target(path):
+            mapped = next((oid for oid, place in layout.tablespaces.items() if place == path), None)
+            raise TargetNotEmpty(
+                f'directory "{path}" exists but is not empty',
+                hint=f"relocate tablespace {mapped}: -T {path}=NEW_DIRECTORY"
+                if mapped is not None
+                else "remove or empty it yourself, or choose another directory; it was not touched",
+            )
+    for index, (path, target) in enumerate(zip(layout.roots, targets, strict=True)):
+        for place, other in list(zip(layout.roots, targets, strict=True))[:index]:
+            nested_shared = place == layout.local and path == layout.shared and target != other
+            if (is_within(target, other) or is_within(other, target)) and not nested_shared:
+                raise UsageError(f'targets "{place}" and "{path}" lie inside one another', hint="choose another place")
+
+
+def _cluster_around(target: str, host: Host) -> str | None:
+    """Return the nearest directory above a target that holds a cluster, or a half of one."""
+    parent = os.path.dirname(target)
+    while parent != os.path.dirname(parent):
+        if any(host.exists(os.path.join(parent, name)) for name in ("PG_VERSION", CONTROL_NAME)):
+            return parent
+        parent = os.path.dirname(parent)
+    return None
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Tell whether a normalised path is a directory or lies below it."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def plan_space(layout: Layout, inventory: Inventory, source: BackupSource, host: Host) -> list[SpaceNeed]:
+    """Add up what each file system has to take; copies that share extents take nothing."""
+    needs: dict[str, int] = {layout.local: 0, layout.data: 0}
+    for area, size in inventory.sizes.items():
+        place = layout.data if area in (Area.SHARED, Area.WAL) else layout.local
+        needs[place] += size
+    for oid, place in layout.tablespaces.items():
+        needs[place] = needs.get(place, 0) + inventory.tablespace_sizes.get(oid, 0)
+    if source.form is Form.PLAIN and all(
+        host.shares_extents(part.path, layout.data if part.area is Area.SHARED else layout.local)
+        for part in source.parts
+    ):
+        needs = dict.fromkeys(needs, 0)
+    by_device: dict[int, SpaceNeed] = {}
+    for place, needed in needs.items():
+        device, available = host.available_bytes(place)
+        seen = by_device.get(device)
+        total = needed + (seen.needed if seen else 0)
+        by_device[device] = replace(seen, needed=total) if seen else SpaceNeed(place, total, available)
+    return list(by_device.values())
+
+
+def check_space(plan: RestorePlan) -> None:
+    """Raise when a file system lacks the space that the plan needs."""
+    for need in plan.space:
+        if need.needed > need.available:
+            raise StorageFailed(
+                f'not enough space for "{need.path}": {need.needed} bytes are needed, {need.available} are free',
+                hint="free space or choose another target (df -h); nothing was written",
+            )

@@ -1,0 +1,307 @@
+"""Plan a restore: everything that can be refused is refused here, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from polarvault.backupset.model import CONTROL_NAME, SHARED_LABEL_NAME, Area, BackupSource, Inventory
+from polarvault.backupset.one_backup import check_one_backup
+from polarvault.errors import BackupUnusable, UsageError
+from polarvault.instance.host import Account, Host
+from polarvault.pgconf.configuration import Configuration, MemoryReader
+from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
+from polarvault.pgfiles.control import ClusterState, parse_control
+from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, Wanted, names_directory, uses_shared_storage
+from polarvault.recovery.settings import NO_ARCHIVE_COMMAND
+from polarvault.restore.model import RestorePlan, RestoreRequest, Role
+from polarvault.restore.plan.archiving import check_archiving
+from polarvault.restore.plan.places import check_targets, is_within, plan_layout, plan_space
+from polarvault.restore.plan.settings import SettingsPlanner
+from polarvault.restore.standby.follow_checks import check_follow_options, check_system_identifier
+from polarvault.walarchive.restore_command import restore_command
+
+# pg_hba.conf for a backup that has none; without one the server does not start.
+_MINIMAL_HBA = b"""# Written by polarvault restore: the backup holds no pg_hba.conf.
+local   all             all                                     peer
+host    all             all             127.0.0.1/32            scram-sha-256
+host    all             all             ::1/128                 scram-sha-256
+"""
+
+
+def plan_restore(
+    request: RestoreRequest, source: BackupSource, inventory: Inventory, host: Host, account: Account
+) -> RestorePlan:
+    """Decide everything about a restore; raise with the next step for whatever would not work.
+
+    The result names no programs and knows nothing of a primary yet; run.py adds both. A replica has a plan of its own.
+    """
+    check_request(request)
+    major = major_version(inventory, source)
+    label = _label(inventory, source)
+    check_one_backup(source, inventory, label)
+    is_polardb, had_shared_half = _polardb(request, source, inventory)
+    if request.host_id is not None and not is_polardb:
+        raise UsageError("--hostid is a setting of PolarDB, and the backup is of PostgreSQL", hint="leave it out")
+    layout = plan_layout(request, inventory, had_shared_half=had_shared_half)
+    check_targets(layout, source, inventory, host)
+    plan = RestorePlan(
+        request=request,
+        source=source,
+        inventory=inventory,
+        layout=layout,
+        label=label,
+        major_version=major,
+        is_polardb=is_polardb,
+        changes=(),
+        files={},
+        signal_path=os.path.join(layout.local, request.role.signal_file),
+        space=tuple(plan_space(layout, inventory, source, host)),
+        warnings=(),
+        binaries=None,
+    )
+    return with_settings(plan, host, account)
+
+
+def settle_plan(
+    plan: RestorePlan, found: Mapping[tuple[Area, str], bytes], host: Host, account: Account
+) -> RestorePlan:
+    """Complete a plan that was made without reading a compressed tar to its end, from what was unpacked since."""
+    control = parse_control(found[Area.SHARED, CONTROL_NAME])
+    if plan.primary is not None:
+        found_in_tar = str(control.system_identifier)
+        check_system_identifier(plan.primary, found_in_tar, outcome="what was restored so far has been removed")
+    inventory = replace(plan.inventory, control=control, files={**plan.inventory.files, **found})
+    label = _label(inventory, plan.source)
+    check_one_backup(plan.source, inventory, label)
+    return with_settings(replace(plan, inventory=inventory, label=label), host, account)
+
+
+def with_settings(
+    plan: RestorePlan, host: Host, account: Account, *, replica_settings: tuple[Wanted, ...] = ()
+) -> RestorePlan:
+    """Return the plan with its settings, files and warnings worked out, also anew after it changed."""
+    planner = _plan_settings(plan, host, account, replica_settings)
+    is_replica = plan.request.role is Role.REPLICA
+    warnings = [] if is_replica else _source_warnings(plan)
+    warnings += plan.recovery.warnings if plan.recovery else ()
+    warnings += _half_warnings(plan) + _port_warnings(plan, planner.configuration, host)
+    files = dict(planner.configuration.edited())
+    if plan.inventory.file("pg_hba.conf") is None and not planner.configuration.value("hba_file"):
+        warnings.append("the backup holds no pg_hba.conf: one that admits local users is written")
+        files[os.path.join(plan.layout.local, "pg_hba.conf")] = _MINIMAL_HBA
+    return replace(
+        plan,
+        changes=tuple(planner.changes),
+        files=files,
+        warnings=(*warnings, *planner.warnings, *plan.follow_warnings),
+    )
+
+
+def check_request(request: RestoreRequest) -> None:
+    """Raise UsageError for options that exclude each other or have no sense."""
+    check_follow_options(request)
+    check_archiving(request)
+    if request.merge and request.shared_target:
+        raise UsageError("--merge puts both halves into -D; it excludes --polardata")
+    if request.host_id is not None and request.host_id < 1:
+        raise UsageError(f"--hostid {request.host_id}: a host number is 1 or more")
+    if request.port is not None and not 1 <= request.port <= 65535:
+        raise UsageError(f"--port {request.port}: a port is a number from 1 to 65535")
+
+
+def major_version(inventory: Inventory, source: BackupSource) -> int:
+    """Return the backup's major version; raise BackupUnusable when it is unknown or not supported."""
+    content = inventory.file("PG_VERSION")
+    text = (content or b"").decode("ascii", "replace").strip()
+    if not text.isdigit():
+        raise BackupUnusable(
+            f'"{source.path}" holds no PG_VERSION' if content is None else f"PG_VERSION says {text!r}",
+            hint="the backup is incomplete, or is not a base backup of PostgreSQL 13 or later",
+        )
+    if not 13 <= int(text) <= 18:
+        raise BackupUnusable(f"the backup is of PostgreSQL {text}; versions 13 to 18 can be restored")
+    return int(text)
+
+
+def _label(inventory: Inventory, source: BackupSource) -> BackupLabel | None:
+    control = inventory.control
+    if not inventory.has_control:
+        shared = next((part.path for part in source.parts if part.area is Area.SHARED), None)
+        hint = "the backup is incomplete; for PolarDB, name the shared half: --shared-from DIRECTORY"
+        if shared is not None:
+            hint = "the shared half is incomplete; see what else is missing: polarvault verifybackup " + source.path
+        raise BackupUnusable(f'"{shared or source.path}" holds no global/pg_control', hint=hint)
+    content = inventory.file("backup_label")
+    if content is None:
+        # Only a copy of a server that was shut down is complete without it (manual, 26.3.4).
+        if control is not None and control.state.is_clean:
+            return None
+        raise BackupUnusable(
+            f'"{source.path}" holds no backup_label: recovery would silently start from the wrong checkpoint',
+            hint="use another backup, or put back the backup_label that belongs to this one",
+        )
+    label = parse_backup_label(content)
+    if label.incremental_from_lsn is not None:
+        raise BackupUnusable(
+            f'"{source.path}" is an incremental backup',
+            hint="combine it first: pg_combinebackup FULL INCR -o DIRECTORY",
+        )
+    is_replica = (Area.LOCAL, "replica.signal") in inventory.names
+    in_production = control is not None and control.state is ClusterState.IN_PRODUCTION
+    if is_replica or (label.is_from_standby and in_production):
+        raise BackupUnusable(
+            f'"{source.path}" was taken from a PolarDB read-only node: its label does not fit its pg_control, '
+            "and the server refuses it",
+            hint="take the backup from the primary or a standby",
+        )
+    return label
+
+
+def _polardb(request: RestoreRequest, source: BackupSource, inventory: Inventory) -> tuple[bool, bool]:
+    """Tell whether the backup is PolarDB's, and whether it has a shared half, possibly merged already."""
+    reader = MemoryReader(
+        {"/" + name: content for (area, name), content in inventory.files.items() if area is Area.LOCAL}
+    )
+    value = Configuration("/", reader).value
+    is_polardb = (
+        inventory.has_shared_half
+        or bool(source.description.get("polardb"))
+        or (Area.LOCAL, "polar_settings.conf") in inventory.names
+        or value(SHARED_STORAGE_MODE) is not None
+    )
+    if inventory.has_shared_half or not uses_shared_storage(value):
+        return is_polardb, inventory.has_shared_half
+    has_data = (Area.LOCAL, "global/pg_control") in inventory.files
+    if not has_data:
+        raise BackupUnusable(
+            f'"{source.path}" is only the local half of a PolarDB backup: '
+            f"{DATADIR} was {value(DATADIR)!r}, and the shared half is not here",
+            hint="name the directory that --polardata named when the backup was taken: --shared-from DIRECTORY",
+        )
+    if not request.merge:
+        raise BackupUnusable(
+            f'"{source.path}" holds both halves of a PolarDB backup in one name space, '
+            "so that the halves can no longer be told apart",
+            hint="restore it into one directory, as an instance without shared storage: --merge",
+        )
+    return True, True
+
+
+def _source_warnings(plan: RestorePlan) -> list[str]:
+    request, inventory, label = plan.request, plan.inventory, plan.label
+    warnings = []
+    if label is None:
+        warnings.append("the backup has no backup_label; pg_control says that the server was shut down cleanly")
+    elif (missing := missing_wal(inventory, label)) is not None:
+        command = {name for name, _ in request.settings} & {"restore_command"}
+        from_primary = request.role is Role.STANDBY and request.primary_conninfo
+        if not (command or from_primary or request.recovery.wal_directories):
+            warnings.append(
+                f"the backup does not hold WAL segment {missing}, which recovery needs first: "
+                "name the directory that holds it: --wal DIR"
+            )
+    if request.merge or inventory.has_shared_half:
+        warnings += [
+            f'tablespace {space.oid} ("{space.location}") is left out: PolarDB cannot use tablespaces on shared storage'
+            for space in inventory.tablespaces
+        ]
+    return warnings
+
+
+def _half_warnings(plan: RestorePlan) -> list[str]:
+    """Compare the label with its copy in the shared half; a concurrent backup can have replaced that copy."""
+    content = plan.inventory.file(SHARED_LABEL_NAME, Area.SHARED)
+    label = plan.inventory.file("backup_label")
+    if not content or label is None or content.splitlines()[0] == label.splitlines()[0]:
+        return []
+    return [
+        "the halves may be of two different backups: the label in the shared half names another start "
+        f"({content.splitlines()[0].decode('ascii', 'replace')})"
+    ]
+
+
+def _port_warnings(plan: RestorePlan, configuration: Configuration, host: Host) -> list[str]:
+    port = configuration.value("port") or "5432"
+    addresses = configuration.value("listen_addresses")
+    is_local = addresses is None or any(word in addresses for word in ("*", "localhost", "127.0.0.1", "0.0.0.0"))
+    if not (port.isdigit() and is_local and host.port_is_taken(int(port))):
+        return []
+    if plan.request.start:
+        raise UsageError(
+            f"port {port} is in use on this machine, so the restored server could not start; nothing was written",
+            hint="choose another one: --port N",
+        )
+    return [f"port {port} is in use on this machine: choose another one with --port before the server is started"]
+
+
+def missing_wal(inventory: Inventory, label: BackupLabel) -> str | None:
+    """Return the name of the WAL segment that recovery starts with when the backup does not hold it."""
+    return None if label.start_segment in inventory.wal else label.start_segment
+
+
+def _restore_command(plan: RestorePlan, host: Host) -> str | None:
+    """Return the restore_command to write; None leaves one that --set names, or none, in place."""
+    request = plan.request
+    if any(name == "restore_command" for name, _ in request.settings):
+        return None
+    if request.recovery.wal_directories and request.role is not Role.REPLICA:
+        control = plan.inventory.control
+        directories = request.recovery.wal_directories
+        return restore_command(
+            directories,
+            system_identifier=control.system_identifier if control else None,
+            # What holds WAL now and is empty later is a file system that is not mounted any more.
+            refuse_empty=all(host.list_names(directory) for directory in directories),
+        )
+    return NO_ARCHIVE_COMMAND if request.role is Role.PRIMARY else None
+
+
+def _plan_settings(
+    plan: RestorePlan, host: Host, account: Account, replica_settings: tuple[Wanted, ...]
+) -> SettingsPlanner:
+    inventory, layout = plan.inventory, plan.layout
+    files = {
+        os.path.join(layout.local, name): content
+        for (area, name), content in inventory.files.items()
+        if area is Area.LOCAL
+    }
+    cluster_file = None
+    cluster_settings = inventory.file("global/polar_settings.conf", Area.SHARED)
+    if cluster_settings is not None:
+        cluster_file = os.path.join(layout.data, "global/polar_settings.conf")
+        files[cluster_file] = cluster_settings
+    known = frozenset(os.path.join(layout.local, name) for area, name in inventory.names if area is Area.LOCAL)
+
+    def is_ours(path: str) -> bool:
+        return is_within(path, layout.local) or path == cluster_file
+
+    def exists(path: str) -> bool:
+        return path in known if is_ours(path) else host.exists(path)
+
+    is_confined = plan.request.confined_to is not None
+    reader = MemoryReader(files, fallback=None if is_confined else host, is_ours=is_ours, directories=known)
+    planner = SettingsPlanner(
+        configuration=Configuration(layout.local, reader, cluster_file=cluster_file),
+        layout=layout,
+        request=plan.request,
+        exists=exists,
+        usable_socket_directory=lambda path: host.is_writable_directory(path, account),
+        direct_io=layout.shared is None or host.takes_direct_io(layout.shared),
+        is_polardb=plan.is_polardb,
+        had_shared_half=inventory.has_shared_half or layout.merged,
+        control=inventory.control,
+        recovery=plan.recovery,
+        restore_command=_restore_command(plan, host),
+        primary_settings=plan.primary.settings if plan.primary else {},
+        replica_settings=replica_settings,
+    )
+    planner.plan()
+    # Only --set can have undone it; it would start a second writer on somebody's storage (facts 4.2).
+    if layout.shared and not names_directory(planner.configuration.value(DATADIR), layout.shared):
+        raise UsageError(
+            f"--set {DATADIR}={planner.configuration.value(DATADIR)} does not name the restored shared half",
+            hint=f"leave it out; --polardata decides where the shared half goes (now {layout.shared})",
+        )
+    return planner

@@ -1,0 +1,263 @@
+"""Plan recovery beyond a backup: survey the WAL, decide, and choose among several backups. Nothing is written."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.model import BackupSource
+from polarvault.backupset.source import find_backup
+from polarvault.errors import (
+    BackupUnusable,
+    PolarvaultError,
+    TargetUnreachable,
+    TimelineDiverged,
+    UsageError,
+    WalGap,
+)
+from polarvault.instance.host import Account
+from polarvault.pgfiles.backup_label import parse_backup_label
+from polarvault.recovery.access import check_readable
+from polarvault.recovery.chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
+from polarvault.recovery.reachability import (
+    RecoveryPlan,
+    WalEnd,
+    check_consistency,
+    check_stop,
+    plan_warnings,
+    what_is_reachable,
+)
+from polarvault.recovery.search import StopPoint, TargetSearch
+from polarvault.recovery.side_effects import check_new_tablespaces, hot_standby_needs
+from polarvault.recovery.span import load_span
+from polarvault.recovery.survey import (
+    ScanProgress,
+    WalStock,
+    broken_segment,
+    check_chain,
+    find_end,
+    scan,
+)
+from polarvault.recovery.target import LATEST_TIMELINE, RecoveryRequest, TargetKind
+from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest, Role
+from polarvault.wal.history import TimelineHistory
+from polarvault.wal.scan import MarkKind
+
+# What means "not this backup, but perhaps an older one".
+_OTHER_BACKUP_MAY_DO = (TargetUnreachable, TimelineDiverged, WalGap)
+
+
+def check_recovery_request(request: RestoreRequest) -> None:
+    """Raise UsageError for options about recovery that have no sense together or for the role."""
+    recovery = request.recovery
+    if request.role is not Role.PRIMARY:
+        wrong = [
+            (recovery.target is not None and recovery.target.kind.option),
+            (recovery.timeline != LATEST_TIMELINE and "--target-timeline"),
+            (recovery.keep_archiving and "--keep-archiving"),
+            # The server PANICs when a replica has a restore_command (facts 3).
+            (request.role is Role.REPLICA and recovery.wal_directories and "--wal"),
+        ]
+        if option := next(filter(None, wrong), None):
+            raise UsageError(
+                f"{option} is for a server that is to be a primary, not a {request.role.value}",
+                hint="leave --as out; with --target-action pause the recovered server stays read-only",
+            )
+    if recovery.keep_archiving and request.archiving is not Archiving.OFF:
+        raise UsageError(
+            f"--keep-archiving and --archive {request.archiving.value} exclude one another", hint="give one of them"
+        )
+    doubled = [name.lower() for name, _ in request.settings if name.lower().startswith("recovery_target")]
+    if doubled and request.role is Role.PRIMARY:
+        # Nobody would look whether that can be reached; and the plan would speak of another target.
+        raise UsageError(
+            f"--set {doubled[0]}: recovery targets are checked before anything is written, by options of their own",
+            hint=f"give it as --{doubled[0].removeprefix('recovery_').replace('_', '-')}",
+        )
+
+
+def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -> RecoveryPlan:
+    """Decide how recovery goes; raise WalGap, TimelineDiverged or TargetUnreachable when it cannot reach the target.
+
+    account: the user that will run the server, who has to be able to read the WAL.
+    """
+    request = plan.request.recovery
+    if request.archive_is_unknown:
+        return _unchecked(request)
+    span = load_span(plan, request.wal_directories)
+    stock = WalStock(plan.source, plan.inventory, request.wal_directories, span.segment_size_bytes)
+    histories, problems = stock.histories()
+    history, warnings = choose_timeline(request.timeline, span, histories)
+    warnings += [
+        f"timeline {timeline_id} is not followed: {problem}"
+        for timeline_id, problem in sorted(problems.items())
+        if timeline_id > span.end_timeline_id and request.timeline == LATEST_TIMELINE
+    ]
+    _check_histories(stock, history.timeline_id, request)
+    files = stock.files(span.start_segment.number)
+    chain = check_chain(stock, follow(history, span, files), _system_identifier(plan))
+    search, end = _survey(stock, chain, span, request, progress)
+    others = [t for t, h in sorted(histories.items()) if h != history and divergence(h, span) is None]
+    seen = what_is_reachable(span, chain, search, end, others)
+    check_stop(span, chain, search, end, seen)
+    target = request.effective_target
+    stop = search.stop
+    if target.kind is TargetKind.IMMEDIATE:
+        consistent = check_consistency(span, chain, search, end, seen)
+        stop = StopPoint(consistent, False, consistent, MarkKind.BACKUP_END)
+    last = search.last_transaction if stop is not None else end.last_transaction
+    if stop is not None:
+        chain = settled_timeline(chain, span, histories, files, stop.applied_up_to)
+        history = chain.history
+    applied_up_to = end.lsn if stop is None else stop.applied_up_to
+    side_effects = [mark for mark in search.side_effects if mark.lsn < applied_up_to]
+    check_new_tablespaces(side_effects, plan.major_version, confined=plan.request.confined_to is not None)
+    zone = target.time.tzinfo if target.time else None
+    made = RecoveryPlan(
+        target=target,
+        action=request.effective_action,
+        span=span,
+        timeline_id=history.timeline_id,
+        timeline_setting=_timeline_setting(history, histories, span),
+        stop=stop,
+        last_transaction=last,
+        reachable=seen,
+        wal_directories=request.wal_directories,
+        warnings=(*warnings, *plan_warnings(span, search, zone)),
+        zone=zone,
+        hot_standby_needs=hot_standby_needs(side_effects),
+    )
+    needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
+    check_readable(plan, account, [file.path for file in needed if not file.in_backup])
+    return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
+
+
+def _check_histories(stock: WalStock, timeline_id: int, request: RecoveryRequest) -> None:
+    """Raise WalGap for a history file at which the server would stop when it looks for a free timeline.
+
+    It does that after everything has been replayed (server: findNewestTimeLine counts up from its own timeline).
+    """
+    for newer, name in sorted(stock.unwritten_histories().items()):
+        if newer > timeline_id:
+            raise WalGap(
+                f'"{name}" in the WAL directories is empty or full of zeros: the server asks for it when recovery '
+                "ends, and would fail then",
+                hint="replace it with a good copy; or, if there is none, move it away: "
+                f"find {shlex.join(request.wal_directories)} -name '{name}*'",
+            )
+
+
+def _survey(
+    stock: WalStock, chain: WalChain, span: BackupSpan, request: RecoveryRequest, progress: ScanProgress
+) -> tuple[TargetSearch, WalEnd]:
+    target = request.effective_target
+    search = TargetSearch(target, span.start_lsn, span.start_lsn, span.end_lsn)
+    end = scan(stock, chain, search, progress)
+    if end is not None:
+        return search, end
+    end = find_end(stock, chain, span)
+    broken = broken_segment(stock, chain, span)
+    if broken is None:
+        return search, end
+    if search.stop is not None and search.stop.applied_up_to > broken.lsn:
+        search.stop = None
+    return search, broken
+
+
+def _unchecked(request: RecoveryRequest) -> RecoveryPlan:
+    warning = (
+        "the WAL archive behind --set restore_command cannot be looked into, so that nobody knows yet whether the "
+        "target can be reached: name its directory with --wal instead, if there is one"
+    )
+    return RecoveryPlan(
+        target=request.effective_target,
+        action=request.effective_action,
+        span=None,
+        timeline_id=0,
+        timeline_setting=str(request.timeline),
+        stop=None,
+        last_transaction=None,
+        reachable=None,
+        warnings=(warning,),
+        is_checked=False,
+        zone=request.target.time.tzinfo if request.target and request.target.time else None,
+    )
+
+
+def _timeline_setting(history: TimelineHistory, histories: Mapping[int, TimelineHistory], span: BackupSpan) -> str:
+    # The server wants the history file of a timeline that is named by number, and timeline 1 never has one.
+    if history.timeline_id == span.end_timeline_id and history.timeline_id not in histories:
+        return "current"
+    return str(history.timeline_id)
+
+
+def _system_identifier(plan: RestorePlan) -> int | None:
+    if plan.inventory.control is not None:
+        return plan.inventory.control.system_identifier
+    claimed = str(plan.source.description.get("system_identifier", ""))
+    return int(claimed) if claimed.isdigit() else None
+
+
+def choose_backup(request: RestoreRequest, plan_one: Callable[[RestoreRequest], RestorePlan]) -> RestorePlan:
+    """Plan the newest backup below request.backup that reaches the target; the plan says why newer ones do not.
+
+    plan_one plans the restore of one backup, its recovery included.
+    """
+    rejected: list[tuple[str, str]] = []
+    problem: PolarvaultError | None = None
+    for path in backups_in(request.backup):
+        try:
+            plan = plan_one(replace(request, backup=path))
+        except (*_OTHER_BACKUP_MAY_DO, BackupUnusable) as refused:
+            # The newest one's account of what can be reached is the most useful one.
+            problem = problem or refused
+            rejected.append((path, refused.message))
+        else:
+            recovery = replace(plan.recovery, rejected=tuple(rejected)) if plan.recovery else None
+            return replace(plan, recovery=recovery)
+    assert problem is not None
+    lines = "\n  ".join(f"{path}: {why}" for path, why in rejected)
+    raise TargetUnreachable(
+        f'none of the {len(rejected)} backups in "{request.backup}" reaches {request.recovery.effective_target}',
+        detail=f"newest first:\n  {lines}" + (f"\n{problem.detail}" if problem.detail else ""),
+        hint=problem.hint,
+    ) from problem
+
+
+def backups_in(directory: str) -> list[str]:
+    """Return the backups directly below a directory, newest first; none when it is a backup itself or no directory.
+
+    Newest means the one that starts last in the WAL, whatever its name says.
+    """
+    if not os.path.isdir(directory) or _looks_like_backup(directory):
+        return []
+    found: list[tuple[int, str]] = []
+    for name in sorted(os.listdir(directory)):
+        path = os.path.join(directory, name)
+        if os.path.isdir(path) and _looks_like_backup(path):
+            found.append((_start_lsn(path), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _looks_like_backup(directory: str) -> bool:
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return False
+    return "PG_VERSION" in names or any(name.startswith("base.tar") for name in names)
+
+
+def _start_lsn(path: str) -> int:
+    """Return where a backup starts; -1 for one that cannot be read: it is tried last, and refused with its reason."""
+    try:
+        source: BackupSource = find_backup(path)
+        if all(not part.is_tar for part in source.parts):
+            with open(os.path.join(path, "backup_label"), "rb") as stream:
+                return parse_backup_label(stream.read()).start_lsn
+        content = take_inventory(source).file("backup_label")
+        return parse_backup_label(content).start_lsn if content else -1
+    except (PolarvaultError, OSError):
+        return -1

@@ -1,0 +1,158 @@
+"""After the files are laid out: links, settings, signal file, checks, durability, and pg_control last of all."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from polarvault.backupset.skeleton import missing_directories
+from polarvault.errors import BackupUnusable, StartFailed
+from polarvault.instance.host import Account, Host
+from polarvault.instance.programs import ProgramFailed, ask_setting
+from polarvault.pgconf.configuration import Configuration
+from polarvault.pgfiles.control import ControlFile, parse_control
+from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true, names_directory
+from polarvault.restore.model import CONTROL_WAITING_NAME, Binaries, RestorePlan
+from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
+
+# Many databases of a PolarDB have a directory each; these tell enough.
+_SHOWN_DIRECTORIES = 8
+_SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
+
+
+def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mode: int) -> list[str]:
+    """Make the laid-out files a cluster that starts; return warnings. On return everything is durable."""
+    control = _check_control(plan)
+    try:
+        warnings = _complete_directories(plan, account, directory_mode)
+        _complete_wal_segments(plan, control)
+        _link_tablespaces(plan, account, directory_mode)
+        _write_files({**plan.files, plan.signal_path: b""}, account, file_mode)
+    except OSError as problem:
+        raise storage_failed(problem, "complete", plan.layout.local) from problem
+    warnings += check_settings(plan, plan.binaries, account)
+    if plan.request.sync:
+        for root in plan.layout.outer_roots:
+            fsync_tree(root)
+    _put_control_in_place(plan)
+    return warnings
+
+
+def _check_control(plan: RestorePlan) -> ControlFile:
+    path = os.path.join(plan.layout.data, CONTROL_WAITING_NAME)
+    try:
+        with open(path, "rb") as stream:
+            control = parse_control(stream.read())
+    except FileNotFoundError:
+        raise BackupUnusable(
+            f'"{plan.source.path}" holds no global/pg_control', hint="the backup is incomplete; restore another one"
+        ) from None
+    claimed = plan.source.description.get("system_identifier")
+    if claimed is not None and str(claimed) != str(control.system_identifier):
+        raise BackupUnusable(
+            f"the halves do not belong together: the description names system identifier {claimed}, "
+            f"pg_control {control.system_identifier}",
+            hint="give the shared half of this very backup: --shared-from DIRECTORY",
+        )
+    return control
+
+
+def _complete_directories(plan: RestorePlan, account: Account, directory_mode: int) -> list[str]:
+    """Make the empty directories that whatever copied the backup has dropped; return a warning that names them."""
+    missing = missing_directories(plan.layout.local, plan.layout.shared)
+    for path in missing:
+        os.makedirs(path, exist_ok=True)
+        # A parent can be missing too, and no line of the list names it.
+        while path not in plan.layout.roots:
+            os.chmod(path, directory_mode)
+            if os.geteuid() == 0:
+                os.chown(path, account.uid, account.gid)
+            path = os.path.dirname(path)
+    if not missing:
+        return []
+    shown = ", ".join(os.path.relpath(path, plan.layout.local) for path in missing[:_SHOWN_DIRECTORIES])
+    more = f" and {len(missing) - _SHOWN_DIRECTORIES} more" if len(missing) > _SHOWN_DIRECTORIES else ""
+    return [f"directories that a server needs are missing in the backup and were made, empty: {shown}{more}"]
+
+
+def _complete_wal_segments(plan: RestorePlan, control: ControlFile) -> None:
+    """Give every WAL segment its full length: the server refuses shorter ones, and a hole costs nothing."""
+    directory = os.path.join(plan.layout.data, "pg_wal")
+    for name in os.listdir(directory) if os.path.isdir(directory) else []:
+        path = os.path.join(directory, name)
+        if _SEGMENT.match(name) and os.path.getsize(path) < control.wal_segment_size:
+            os.truncate(path, control.wal_segment_size)
+
+
+def _link_tablespaces(plan: RestorePlan, account: Account, directory_mode: int) -> None:
+    directory = os.path.join(plan.layout.local, "pg_tblspc")
+    if plan.layout.tablespaces and not os.path.isdir(directory):
+        os.mkdir(directory, directory_mode)
+    for oid, location in plan.layout.tablespaces.items():
+        link = os.path.join(directory, str(oid))
+        os.symlink(location, link)
+        if os.geteuid() == 0:
+            os.chown(link, account.uid, account.gid, follow_symlinks=False)
+
+
+def _write_files(files: Mapping[str, bytes], account: Account, file_mode: int) -> None:
+    for path, content in files.items():
+        # Not synced one by one: fsync_tree does all of them at the end.
+        write_durably(path, content, mode=file_mode, sync=False)
+        if os.geteuid() == 0:
+            os.chown(path, account.uid, account.gid)
+
+
+def _put_control_in_place(plan: RestorePlan) -> None:
+    # The rename makes the restore valid, so everything before it must be durable, and it must be durable itself.
+    waiting = os.path.join(plan.layout.data, CONTROL_WAITING_NAME)
+    try:
+        os.rename(waiting, plan.layout.control_path)
+    except OSError as problem:
+        raise storage_failed(problem, "rename", waiting) from problem
+    if plan.request.sync:
+        fsync_parent(plan.layout.control_path)
+
+
+def check_settings(plan: RestorePlan, binaries: Binaries | None, account: Account) -> list[str]:
+    """Prove that a start would use the restored places and not the source's; return warnings.
+
+    A restored local half that still names live storage starts as a second writer there and destroys data: PolarDB has
+    no lock on it (facts 4.2). The server's own reading counts; our reading of the files is the fallback.
+    """
+    files = Configuration(plan.layout.local, Host(), cluster_file=_cluster_file(plan))
+    _check_datadir(files.value(DATADIR), plan)
+    if plan.layout.merged and is_true(files.value(SHARED_STORAGE_MODE)):
+        raise _points_elsewhere(SHARED_STORAGE_MODE, "on", "off", plan)
+    if binaries is None:
+        return ["no fitting server programs were found, so `postgres -C` could not confirm the settings"]
+    try:
+        directory = ask_setting(binaries, plan.layout.local, "data_directory", account)
+        if plan.layout.shared:
+            _check_datadir(ask_setting(binaries, plan.layout.local, DATADIR, account), plan)
+    except ProgramFailed as problem:
+        if plan.is_polardb or plan.request.start:
+            raise
+        return [problem.message]
+    if os.path.realpath(directory) != os.path.realpath(plan.layout.local):
+        raise _points_elsewhere("data_directory", directory, plan.layout.local, plan)
+    return []
+
+
+def _cluster_file(plan: RestorePlan) -> str | None:
+    path = os.path.join(plan.layout.data, "global/polar_settings.conf")
+    return path if os.path.exists(path) else None
+
+
+def _check_datadir(found: str | None, plan: RestorePlan) -> None:
+    if plan.layout.shared and not names_directory(found, plan.layout.shared):
+        raise _points_elsewhere(DATADIR, found, plan.layout.shared, plan)
+
+
+def _points_elsewhere(name: str, found: str | None, expected: str, plan: RestorePlan) -> StartFailed:
+    return StartFailed(
+        f"the restored settings still point elsewhere: {name} is {found!r} and must be {expected!r}",
+        hint=f"a start could damage the source; look for {name} in the settings and in --set; nothing is left in "
+        f"{plan.layout.local}",
+    )
