@@ -40,7 +40,7 @@ class Heard:
 
 
 def scanned(stream: bytes, cuts: list[int]) -> Heard:
-    """Feed the stream in pieces, as `RawWalSource` does: an unread rest is moved to the front of the buffer."""
+    """Feed the stream in pieces, as `RawWalConnection` does: an unread rest is moved to the front of the buffer."""
     scanner, heard = WalMessageScanner(START), Heard()
     sizes = itertools.cycle(cuts)
     position, rest = 0, b""

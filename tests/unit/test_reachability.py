@@ -10,9 +10,9 @@ import pytest
 from polarvault.errors import PolarvaultError, TargetUnreachable, WalGap
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.chain import BackupSpan, SegmentFile, WalChain
+from polarvault.recovery.chain import BackupSpan, ChainSegment, WalChain
 from polarvault.recovery.reachability import (
-    WalEnd,
+    ValidWalEnd,
     check_stop,
     describe_reachable,
     plan_warnings,
@@ -30,7 +30,7 @@ assert NOON is not None
 SPAN = BackupSpan("/b", Lsn(2 * MB + 40), 1, Lsn(2 * MB + 400), 1, MB, start_time=NOON - timedelta(minutes=5))
 CHAIN = WalChain(
     TimelineHistory(1),
-    tuple(SegmentFile(WalSegment(1, n, MB), f"/w/{n}", size_bytes=MB) for n in (2, 3)),
+    tuple(ChainSegment(WalSegment(1, n, MB), f"/w/{n}", size_bytes=MB) for n in (2, 3)),
     WalSegment(1, 4, MB),
 )
 
@@ -43,7 +43,7 @@ def commit(lsn: int, xid: int, minute: float) -> WalMark:
 INSIDE = commit(2 * MB + 100, 7, -2)
 FIRST, SECOND = commit(2 * MB + 1000, 8, 1), commit(3 * MB + 1000, 9, 2)
 POINT = WalMark(MarkKind.RESTORE_POINT, Lsn(3 * MB + 500), Lsn(3 * MB + 600), 0, NOON, "p")
-END = WalEnd(Lsn(3 * MB + 2000), "zeros", "/w/3", SECOND)
+END = ValidWalEnd(Lsn(3 * MB + 2000), "zeros", "/w/3", SECOND)
 
 
 def time_target(minute: float) -> RecoveryTarget:
@@ -57,7 +57,7 @@ def judge(
     *,
     span: BackupSpan = SPAN,
     chain: WalChain = CHAIN,
-    end: WalEnd = END,
+    end: ValidWalEnd = END,
     others: tuple[int, ...] = (),
 ) -> TargetSearch:
     """Search and judge; raises what a user would see."""
@@ -132,7 +132,7 @@ def test_a_missing_transaction_and_lsn_are_named() -> None:
     assert "the WAL ends at 0/3007D0 (zeros)" in refused(TargetUnreachable, target).message
 
 
-GAP = replace(CHAIN, later=SegmentFile(WalSegment(1, 6, MB), "/w/6"))
+GAP = replace(CHAIN, later=ChainSegment(WalSegment(1, 6, MB), "/w/6"))
 BROKEN = replace(END, is_broken=True)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from polarvault.drill.server import way_in
+from polarvault.instance.model import Binaries
 from polarvault.instance.programs import refused_settings
-from polarvault.restore.model import Binaries
 
 STACK = """2026-11-23 06:57:24.796 UTC [18477] LOG:  invalid value for parameter "max_stack_depth": 7168
 2026-11-23 06:57:24.796 UTC [18477] DETAIL:  "max_stack_depth" must not exceed 2560kB.

@@ -16,7 +16,7 @@ from polarvault.backupset.model import Area, Form, Part
 from polarvault.backupset.source import find_backup
 from polarvault.backupset.tarstream import read_tar, scan_tar
 from polarvault.errors import BackupUnusable, IntegrityError, TargetNotEmpty, UsageError
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account
 from polarvault.pgfiles.tar import TERMINATOR, MemberData, MemberKind, encode_header, encode_member
 from polarvault.restore.model import Layout
 from polarvault.restore.plan.routing import Router

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.backupset.manifest_end import load_span
+from polarvault.backupset.manifest_end import load_manifest_span
 from polarvault.backupset.model import Area, BackupSource, Form, Inventory, ManifestSpan, Part, Tablespace
 from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account, Role
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ClusterState, ControlFile
 from polarvault.recovery.reachability import RecoveryPlan
@@ -28,7 +29,7 @@ from polarvault.recovery.target import (
 from polarvault.report.recovery import recovery_json, recovery_text
 from polarvault.report.restore import hide_secrets, plan_json, plan_text, settings_table
 from polarvault.report.units import format_bytes
-from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_space
 from polarvault.restore.plan.plan import plan_restore, with_settings
 from polarvault.restore.plan.recovery import check_recovery_request, plan_recovery
@@ -466,9 +467,9 @@ def test_the_end_of_a_manifest_says_where_the_backup_began(
 ) -> None:
     path = tmp_path / "backup_manifest"
     path.write_bytes(b" " * 100_000 + content)
-    found = load_span(str(path))
+    found = load_manifest_span(str(path))
     assert (found and (found.start_lsn, found.end_lsn)) == span
-    assert load_span(str(tmp_path / "absent")) is None
+    assert load_manifest_span(str(tmp_path / "absent")) is None
 
 
 def test_passwords_do_not_reach_the_report() -> None:

@@ -10,13 +10,14 @@ import pytest
 
 from polarvault.backupset.model import Area
 from polarvault.errors import ServerRefused, UsageError
+from polarvault.instance.model import Role
 from polarvault.instance.walreceiver_log import diagnose
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.recovery.chain import BackupSpan
 from polarvault.report.standby import FollowPrinter
-from polarvault.restore.model import Archiving, Layout, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import Archiving, Layout, RestorePlan, RestoreRequest
 from polarvault.restore.plan.archiving import archive_settings, archive_warnings, check_archiving
 from polarvault.restore.standby.follow import FollowState
 from polarvault.restore.standby.follow_checks import (

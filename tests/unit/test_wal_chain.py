@@ -11,7 +11,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.recovery.chain import (
     BackupSpan,
-    SegmentFile,
+    ChainSegment,
     WalChain,
     choose_timeline,
     divergence,
@@ -35,7 +35,7 @@ def span(start: int, end: int | None, *, timeline_id: int = 1, size: int = MB) -
 def files(*names: tuple[int, int], size: int = MB, partial: Iterable[tuple[int, int]] = ()) -> Mapping:  # type: ignore[type-arg]
     """Segments by timeline and number."""
     return {
-        (t, n): SegmentFile(WalSegment(t, n, size), f"/w/{t}-{n}", partial=(t, n) in partial, size_bytes=size)
+        (t, n): ChainSegment(WalSegment(t, n, size), f"/w/{t}-{n}", partial=(t, n) in partial, size_bytes=size)
         for t, n in names
     }
 

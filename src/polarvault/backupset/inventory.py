@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from polarvault.backupset.manifest_end import load_span
+from polarvault.backupset.manifest_end import load_manifest_span
 from polarvault.backupset.model import (
     CONTROL_NAME,
     FULL_PAGE_DIRECTORY,
@@ -113,7 +113,7 @@ def take_inventory(source: BackupSource) -> Inventory:
         spans=tuple(
             span
             for path in _manifest_paths(source, (*_MANIFEST_NAMES, _SERVER_MANIFEST))
-            if (span := load_span(path)) is not None
+            if (span := load_manifest_span(path)) is not None
         ),
     )
 

@@ -17,7 +17,7 @@ _END_BYTES = 64 << 10
 _RANGES = re.compile(rb'"WAL-Ranges"\s*:\s*(\[[^\]]*\])')
 
 
-def load_span(path: str) -> ManifestSpan | None:
+def load_manifest_span(path: str) -> ManifestSpan | None:
     """Return where a manifest says that its backup began and ended; None when there is no manifest that says it.
 
     Whether a manifest is right is verifybackup's question, and one that is damaged is as good as none here.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 
-from polarvault.basebackup.reporter import Reporter
+from polarvault.basebackup.reporter import BackupReporter
 from polarvault.errors import CheckpointBlocked, PolarvaultError, ServerError
 from polarvault.server.connection import Connection, Connector
 
@@ -29,7 +29,7 @@ class CheckpointWatch:
     """`tick` is called about once a second while the server prepares the backup."""
 
     def __init__(
-        self, connector: Connector, reporter: Reporter, *, is_polardb: bool, backend_pid: int, patience_s: float,
+        self, connector: Connector, reporter: BackupReporter, *, is_polardb: bool, backend_pid: int, patience_s: float,
         spread: bool,
     ) -> None:  # fmt: skip
         self._connector = connector

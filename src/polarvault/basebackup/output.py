@@ -12,7 +12,7 @@ from polarvault.basebackup import halves
 from polarvault.basebackup.archive_writer import ArchiveWriter
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.halves import ArchiveNames, HalfManifests
-from polarvault.basebackup.reporter import Reporter
+from polarvault.basebackup.reporter import BackupReporter
 from polarvault.basebackup.request import BackupRequest
 from polarvault.model.compression import Compression
 from polarvault.model.lsn import Lsn
@@ -30,7 +30,7 @@ class BackupContext:
 
     request: BackupRequest
     identity: ServerIdentity
-    reporter: Reporter
+    reporter: BackupReporter
     created: CreatedPaths
     recovery_settings: bytes | None = None
     page_check: PageCheck | None = None

@@ -17,7 +17,7 @@ class BackupProgress:
     current: str
 
 
-class Reporter(Protocol):
+class BackupReporter(Protocol):
     """Receives what happens, in the backup's main thread."""
 
     def step(self, text: str) -> None:

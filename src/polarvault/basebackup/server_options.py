@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polarvault.basebackup.node_role import refuse_replica
-from polarvault.basebackup.reporter import Reporter
+from polarvault.basebackup.reporter import BackupReporter
 from polarvault.basebackup.request import BackupRequest
 from polarvault.errors import ServerRefused
 from polarvault.server.connection import Connector
@@ -40,7 +40,7 @@ def base_backup_options(request: BackupRequest, identity: ServerIdentity) -> Bas
 
 
 def refuse_impossible(
-    request: BackupRequest, identity: ServerIdentity, connector: Connector, reporter: Reporter
+    request: BackupRequest, identity: ServerIdentity, connector: Connector, reporter: BackupReporter
 ) -> None:
     """Refuse what this server cannot do, before it starts a checkpoint for it."""
     if request.incremental is not None and identity.version_num < 170000:

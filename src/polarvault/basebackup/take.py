@@ -19,7 +19,7 @@ from polarvault.basebackup.no_output import NoOutput
 from polarvault.basebackup.output import BackupContext, Output
 from polarvault.basebackup.plain_output import PlainOutput
 from polarvault.basebackup.receiver import Receiver, judge_pages, receive
-from polarvault.basebackup.reporter import Reporter
+from polarvault.basebackup.reporter import BackupReporter
 from polarvault.basebackup.request import BackupRequest
 from polarvault.basebackup.server_options import base_backup_options, refuse_impossible
 from polarvault.basebackup.stdout_output import StdoutOutput
@@ -55,7 +55,7 @@ class BackupOutcome:
     closing_notes: list[str] = field(default_factory=list)
 
 
-def take_base_backup(request: BackupRequest, connector: Connector, reporter: Reporter) -> BackupOutcome:
+def take_base_backup(request: BackupRequest, connector: Connector, reporter: BackupReporter) -> BackupOutcome:
     """Take one base backup as asked; on failure leave behind what pg_basebackup would leave behind."""
     with ExitStack() as closing:
         connection = connector.replication()
@@ -207,7 +207,7 @@ def _begin(context: BackupContext, backup: BaseBackup, connection: Connection, c
     return start
 
 
-def _pass_on(reporter: Reporter, notice: ServerError) -> None:
+def _pass_on(reporter: BackupReporter, notice: ServerError) -> None:
     reporter.warning(notice.message) if notice.severity == "WARNING" else reporter.note(notice.message)
 
 

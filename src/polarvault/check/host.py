@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
 from polarvault.errors import UsageError
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import find_binaries
 from polarvault.model.finding import Finding, ok, warning
-from polarvault.restore.model import Binaries
 
 _CLOCKS_DIFFER_S = 5.0
 

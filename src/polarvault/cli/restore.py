@@ -85,7 +85,8 @@ def command(
     BACKUP is a directory in plain format, a directory of tar files (compressed or not), or a tar file. The backup
     itself is never changed, and a target that is not empty is never touched.
     """
-    from polarvault.restore.model import Archiving, RestoreRequest, Role
+    from polarvault.instance.model import Role
+    from polarvault.restore.model import Archiving, RestoreRequest
 
     assignments = tuple(assignment(text) for text in settings)
     request = RestoreRequest(

@@ -19,7 +19,7 @@ from polarvault.drill.model import (
     Reading,
     RelationRead,
 )
-from polarvault.drill.reporter import Reporter
+from polarvault.drill.reporter import DrillReporter
 from polarvault.errors import IntegrityError, PolarvaultError, StartFailed
 from polarvault.model.finding import Finding, Severity
 
@@ -41,7 +41,7 @@ _MEANINGS = {
 class Notes:
     """Collects findings and times; `report` makes the report of them."""
 
-    def __init__(self, request: DrillRequest, reporter: Reporter, clock: Clock) -> None:
+    def __init__(self, request: DrillRequest, reporter: DrillReporter, clock: Clock) -> None:
         self.findings: list[Finding] = []
         self.not_proved: list[str] = []
         self.relations: list[RelationRead] = []

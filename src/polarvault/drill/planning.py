@@ -7,7 +7,8 @@ from dataclasses import replace
 from polarvault.drill.isolation import choose_port, private_settings, settings_of_version
 from polarvault.drill.model import DrillRequest
 from polarvault.drill.scratch import Scratch
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account
 from polarvault.recovery.target import RecoveryRequest, RecoveryTarget, TargetAction, TargetKind
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.plan import with_settings

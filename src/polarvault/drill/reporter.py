@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from polarvault.recovery.watch import ReplayState
 
 
-class Reporter(Protocol):
+class DrillReporter(Protocol):
     """What a drill has to say on its way."""
 
     def begins(self, part: Part, what: str) -> None:

@@ -16,14 +16,15 @@ from polarvault.drill.model import DrillReport, DrillRequest, KeptCopy, Part
 from polarvault.drill.notes import Clock, Notes
 from polarvault.drill.planning import restore_request, with_settings_of_version
 from polarvault.drill.processes import stop_whatever_runs
-from polarvault.drill.reporter import Reporter
+from polarvault.drill.reporter import DrillReporter
 from polarvault.drill.scratch import Scratch, check_parent, leftovers, removal
 from polarvault.drill.server import DrillServer, command_line, copy_log, last_lines, reach
 from polarvault.errors import Interrupted, PolarvaultError, StartFailed, UsageError
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account, Binaries
 from polarvault.model.finding import Finding, Severity
 from polarvault.recovery.target import TargetAction
-from polarvault.restore.model import Binaries, RestorePlan
+from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.places import check_space
 from polarvault.restore.run import RestoreResult, prepare, start_restored, write_files
 
@@ -39,7 +40,7 @@ def check_request(request: DrillRequest) -> None:
         )
 
 
-def run_drill(request: DrillRequest, host: Host, reporter: Reporter, *, clock: Clock, draw: int) -> DrillReport:
+def run_drill(request: DrillRequest, host: Host, reporter: DrillReporter, *, clock: Clock, draw: int) -> DrillReport:
     """Do the whole drill and return its report; raise Interrupted, and UsageError for what check_request refuses.
 
     clock: the present time, aware. draw: a random number, for the port. On return no process of the drill is left, and
@@ -71,7 +72,7 @@ def run_drill(request: DrillRequest, host: Host, reporter: Reporter, *, clock: C
 
 
 def _drill_noting_errors(
-    request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, reporter: Reporter, draw: int
+    request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, reporter: DrillReporter, draw: int
 ) -> None:
     try:
         _drill(request, scratch, host, notes, reporter, draw)
@@ -81,7 +82,9 @@ def _drill_noting_errors(
         notes.fail(problem)
 
 
-def _drill(request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, reporter: Reporter, draw: int) -> None:
+def _drill(
+    request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, reporter: DrillReporter, draw: int
+) -> None:
     with notes.part(Part.PLAN, f'looking at "{request.backup}"'):
         plan, account = prepare(restore_request(request, scratch, draw), host, reporter.scanned)
         plan = with_settings_of_version(plan, host, account)
@@ -121,7 +124,7 @@ def _newer_backups(plan: RestorePlan) -> Iterator[Finding]:
 class _Copied:
     """Adds up the steps of a copy for the reporter; several threads call it, a step lost there is no harm."""
 
-    def __init__(self, total: int, reporter: Reporter) -> None:
+    def __init__(self, total: int, reporter: DrillReporter) -> None:
         self._done = 0
         self._total = total
         self._reporter = reporter
@@ -131,7 +134,7 @@ class _Copied:
         self._reporter.copied(self._done, self._total)
 
 
-def _copy(plan: RestorePlan, host: Host, account: Account, notes: Notes, reporter: Reporter) -> RestoreResult:
+def _copy(plan: RestorePlan, host: Host, account: Account, notes: Notes, reporter: DrillReporter) -> RestoreResult:
     size = plan.inventory.total_bytes
     with notes.part(Part.COPY, f"restoring to {plan.layout.local}", lambda: size):
         plan, warnings = write_files(plan, host, account, _Copied(size, reporter))
@@ -142,7 +145,7 @@ def _copy(plan: RestorePlan, host: Host, account: Account, notes: Notes, reporte
 
 
 def _start(
-    result: RestoreResult, binaries: Binaries, account: Account, notes: Notes, reporter: Reporter
+    result: RestoreResult, binaries: Binaries, account: Account, notes: Notes, reporter: DrillReporter
 ) -> DrillServer:
     plan = result.plan
     product = "PolarDB" if binaries.is_polardb else "PostgreSQL"

@@ -19,11 +19,11 @@ from psycopg.adapt import Loader
 from psycopg.conninfo import make_conninfo
 
 from polarvault.errors import StartFailed
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import run_program
 from polarvault.instance.start import LOG_NAME, StartedServer, likely_superusers, log_end
 from polarvault.pgfiles.control import ClusterState, parse_control
-from polarvault.restore.model import Binaries, RestorePlan
+from polarvault.restore.model import RestorePlan
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -189,7 +189,7 @@ class DrillServer:
             raise StartFailed(
                 f"the drill's server did not stop in an orderly way: pg_ctl stop ended with {outcome.returncode}, "
                 f"pg_control says {state.name.lower().replace('_', ' ')}",
-                detail=log_end(self.plan, os.path.join(local, LOG_NAME)),
+                detail=log_end(self.plan.instance, os.path.join(local, LOG_NAME)),
             )
         return state.name.lower().replace("_", " ")
 

@@ -5,22 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-from dataclasses import dataclass
 
 from polarvault.errors import UsageError
+from polarvault.instance.model import Account
 from polarvault.storage.files import is_empty_or_absent, storage_failed
 
 # statfs types of file systems that share extents: a copy there may take no space at all.
 _REFLINK_FILE_SYSTEMS = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """The user that owns the restored files and runs the server."""
-
-    name: str
-    uid: int
-    gid: int
 
 
 def existing_ancestor(path: str) -> str:

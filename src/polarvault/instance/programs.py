@@ -11,8 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
 from polarvault.errors import StartFailed
-from polarvault.instance.host import Account
-from polarvault.restore.model import Binaries
+from polarvault.instance.model import Account, Binaries
 
 _VERSION = re.compile(r"postgres \(PostgreSQL\) (\d+)(\S*)")
 _QUESTION_TIMEOUT_S = 30

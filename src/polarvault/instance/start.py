@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polarvault.errors import StartFailed
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.instance.programs import run_program
 from polarvault.pgfiles.control import parse_control
-from polarvault.restore.model import Binaries, RestorePlan, Role
 
 if TYPE_CHECKING:
     import psycopg
@@ -43,20 +42,20 @@ class StartedServer:
     note: str | None = None
 
 
-def start_server(plan: RestorePlan, binaries: Binaries, account: Account) -> StartedServer:
+def start_server(instance: Instance, binaries: Binaries, account: Account) -> StartedServer:
     """Start the server and wait for its role; raise StartFailed with the end of its log, files left in place."""
-    local, timeout_s = plan.layout.local, plan.request.timeout_s
+    local, timeout_s = instance.data_directory, instance.timeout_s
     deadline = time.monotonic() + timeout_s
-    log_path, ready = launch(plan, binaries, account, wait_s=timeout_s)
+    log_path, ready = launch(instance, binaries, account, wait_s=timeout_s)
     if not ready:
-        raise not_ready(plan, log_path)
+        raise not_ready(instance, log_path)
     host, port = server_address(local)
-    return _wait_for_role(plan, account, host, port, log_path, deadline)
+    return _wait_for_role(instance, account, host, port, log_path, deadline)
 
 
-def launch(plan: RestorePlan, binaries: Binaries, account: Account, *, wait_s: float) -> tuple[str, bool]:
+def launch(instance: Instance, binaries: Binaries, account: Account, *, wait_s: float) -> tuple[str, bool]:
     """Start the server; return its log and whether it took connections within wait_s. Raise StartFailed if it ended."""
-    local = plan.layout.local
+    local = instance.data_directory
     log_path = os.path.join(local, LOG_NAME)
     # A fraction of a second would round to no wait at all, which pg_ctl takes for its own default.
     seconds = max(1, int(wait_s))
@@ -65,68 +64,68 @@ def launch(plan: RestorePlan, binaries: Binaries, account: Account, *, wait_s: f
     try:
         outcome = run_program(arguments, account, timeout_s=wait_s + 60)
     except subprocess.TimeoutExpired:
-        raise not_ready(plan, log_path) from None
+        raise not_ready(instance, log_path) from None
     if outcome.returncode != 0 and time.monotonic() - began >= seconds:
-        _wait_for_first_sign(plan, log_path)
-    if outcome.returncode != 0 and is_gone(plan):
+        _wait_for_first_sign(instance, log_path)
+    if outcome.returncode != 0 and is_gone(instance):
         raise StartFailed(
             f'the restored server in "{local}" did not start',
-            hint=f"the restored files are left in place; the whole log: {newest_log(plan, log_path)}",
-            detail=log_end(plan, log_path),
+            hint=f"the restored files are left in place; the whole log: {newest_log(instance, log_path)}",
+            detail=log_end(instance, log_path),
         )
     return log_path, outcome.returncode == 0
 
 
-def _wait_for_first_sign(plan: RestorePlan, log_path: str) -> None:
+def _wait_for_first_sign(instance: Instance, log_path: str) -> None:
     """Wait for postmaster.pid or a line in the log, after pg_ctl has waited in vain: is it gone, or has it not come?
 
     A server that fails says why; one that runs has written the file before its first line (server: postmaster.c).
     """
     deadline = time.monotonic() + _FIRST_SIGN_S
-    while is_gone(plan) and time.monotonic() < deadline:
+    while is_gone(instance) and time.monotonic() < deadline:
         if os.path.exists(log_path) and os.path.getsize(log_path):
             return
         # There is nothing to wait on but the next look.
         time.sleep(_POLL_S)
 
 
-def is_gone(plan: RestorePlan) -> bool:
+def is_gone(instance: Instance) -> bool:
     """Tell whether no server runs on the restored directory any more."""
-    return not os.path.exists(os.path.join(plan.layout.local, "postmaster.pid"))
+    return not os.path.exists(os.path.join(instance.data_directory, "postmaster.pid"))
 
 
 def _wait_for_role(
-    plan: RestorePlan, account: Account, host: str, port: int, log_path: str, deadline: float
+    instance: Instance, account: Account, host: str, port: int, log_path: str, deadline: float
 ) -> StartedServer:
     import psycopg
 
     problem: psycopg.Error | None = None
     while True:
         try:
-            server = ask_server(plan, account, host, port, log_path)
-            if plan.request.role is not Role.PRIMARY or not server.in_recovery:
-                check_timeline(plan, server)
+            server = ask_server(instance, account, host, port, log_path)
+            if instance.role is not Role.PRIMARY or not server.in_recovery:
+                check_timeline(instance, server)
                 return server
         except psycopg.OperationalError as refused:
             # pg_ctl has seen it ready, so what is refused now is we: pg_hba.conf or a password.
             problem = refused
-            if is_gone(plan):
+            if is_gone(instance):
                 raise StartFailed(
-                    f'the restored server in "{plan.layout.local}" stopped again',
-                    hint=f"the restored files are left in place; the whole log: {newest_log(plan, log_path)}",
-                    detail=log_end(plan, log_path),
+                    f'the restored server in "{instance.data_directory}" stopped again',
+                    hint=f"the restored files are left in place; the whole log: {newest_log(instance, log_path)}",
+                    detail=log_end(instance, log_path),
                 ) from refused
             if "starting up" not in str(refused) and "shutting down" not in str(refused):
-                return describe_from_files(plan, host, port, log_path, str(problem).strip())
+                return describe_from_files(instance, host, port, log_path, str(problem).strip())
         if time.monotonic() > deadline:
-            raise not_ready(plan, log_path)
+            raise not_ready(instance, log_path)
         # Recovery takes as long as it takes; there is nothing to wait on but the next answer.
         time.sleep(_POLL_S)
 
 
-def ask_server(plan: RestorePlan, account: Account, host: str, port: int, log_path: str) -> StartedServer:
+def ask_server(instance: Instance, account: Account, host: str, port: int, log_path: str) -> StartedServer:
     """Log in and ask what the server is; raise psycopg.OperationalError while it does not let us in."""
-    with connect_server(account, host, port, plan.request.superuser) as connection:
+    with connect_server(account, host, port, instance.superuser) as connection:
         in_recovery = bool(ask_value(connection, "SELECT pg_is_in_recovery()"))
         if in_recovery:
             lsn = ask_value(connection, "SELECT pg_last_wal_replay_lsn()")
@@ -136,17 +135,17 @@ def ask_server(plan: RestorePlan, account: Account, host: str, port: int, log_pa
             # The name of the segment being written carries the timeline; pg_control may lag behind it.
             timeline = int(ask_value(connection, "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"), 16)
         version = ask_value(connection, "SELECT version()")
-        node_type = _node_type(connection, plan, in_recovery=in_recovery)
+        node_type = _node_type(connection, instance, in_recovery=in_recovery)
     return StartedServer(
         host, port, str(version).split(" on ")[0], in_recovery, node_type, str(lsn), timeline, log_path
     )
 
 
-def _node_type(connection: psycopg.Connection[Any], plan: RestorePlan, *, in_recovery: bool) -> str:
-    if plan.is_polardb and ask_value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'polar_node_type'"):
+def _node_type(connection: psycopg.Connection[Any], instance: Instance, *, in_recovery: bool) -> str:
+    if instance.is_polardb and ask_value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'polar_node_type'"):
         return str(ask_value(connection, "SELECT polar_node_type()"))
     # Without the extension polar_monitor no SQL tells a replica from a standby; its signal file does.
-    if plan.request.role is Role.REPLICA and in_recovery and os.path.exists(plan.signal_path):
+    if instance.role is Role.REPLICA and in_recovery and os.path.exists(instance.signal_path):
         return "replica"
     return "standby" if in_recovery else "primary"
 
@@ -194,23 +193,21 @@ def acting_as(account: Account) -> Iterator[None]:
         os.seteuid(0)
 
 
-def check_timeline(plan: RestorePlan, server: StartedServer) -> None:
+def check_timeline(instance: Instance, server: StartedServer) -> None:
     """Raise StartFailed when a primary goes on on its source's timeline."""
-    control = plan.inventory.control
-    source = plan.label.timeline_id if plan.label else control.timeline_id if control else 0
-    if plan.request.role is Role.PRIMARY and server.timeline_id <= source:
+    if instance.role is Role.PRIMARY and server.timeline_id <= instance.source_timeline_id:
         raise StartFailed(
             f"the restored server writes timeline {server.timeline_id}, the source's own",
-            hint=f"stop it before it archives anything: pg_ctl -D {plan.layout.local} stop",
+            hint=f"stop it before it archives anything: pg_ctl -D {instance.data_directory} stop",
         )
 
 
-def describe_from_files(plan: RestorePlan, host: str, port: int, log_path: str, why: str) -> StartedServer:
+def describe_from_files(instance: Instance, host: str, port: int, log_path: str, why: str) -> StartedServer:
     """Say what the files tell of a server that does not let us log in."""
-    with open(plan.layout.control_path, "rb") as stream:
+    with open(instance.control_path, "rb") as stream:
         control = parse_control(stream.read())
     # A signal file goes away when recovery ends.
-    in_recovery = os.path.exists(plan.signal_path)
+    in_recovery = os.path.exists(instance.signal_path)
     note = f"the server is up, but did not let us log in to ask more: {why}"
     return StartedServer(
         host, port, None, in_recovery, None, str(control.checkpoint_lsn), control.timeline_id, log_path, note
@@ -227,35 +224,35 @@ def server_address(local: str) -> tuple[str, int]:
         raise StartFailed(f'"{local}/postmaster.pid" cannot be read: the server stopped again') from problem
 
 
-def not_ready(plan: RestorePlan, log_path: str) -> StartFailed:
+def not_ready(instance: Instance, log_path: str) -> StartFailed:
     """Return the error for a server that takes longer than the request allows."""
     return StartFailed(
-        f'the restored server in "{plan.layout.local}" was not ready after {plan.request.timeout_s:g} s',
+        f'the restored server in "{instance.data_directory}" was not ready after {instance.timeout_s:g} s',
         hint="it is still running and may still be in recovery: watch its log "
-        f"({newest_log(plan, log_path)}), or give --timeout a larger number next time",
-        detail=log_end(plan, log_path),
+        f"({newest_log(instance, log_path)}), or give --timeout a larger number next time",
+        detail=log_end(instance, log_path),
     )
 
 
-def log_files(plan: RestorePlan) -> list[str]:
+def log_files(instance: Instance) -> list[str]:
     """Return every file that may be the server's log: with logging_collector on it is not pg_ctl's."""
-    candidates = [os.path.join(plan.layout.local, LOG_NAME)]
-    directory = os.path.join(plan.layout.local, "log")
+    candidates = [os.path.join(instance.data_directory, LOG_NAME)]
+    directory = os.path.join(instance.data_directory, "log")
     if os.path.isdir(directory):
         candidates += [os.path.join(directory, name) for name in os.listdir(directory)]
     return [path for path in candidates if os.path.isfile(path)]
 
 
-def newest_log(plan: RestorePlan, log_path: str) -> str:
+def newest_log(instance: Instance, log_path: str) -> str:
     """Return the log that was written to last."""
-    written = [path for path in log_files(plan) if os.path.getsize(path)]
+    written = [path for path in log_files(instance) if os.path.getsize(path)]
     return max(written, key=os.path.getmtime, default=log_path)
 
 
-def log_end(plan: RestorePlan, log_path: str) -> str:
+def log_end(instance: Instance, log_path: str) -> str:
     """Return the last lines of the newest log, or why it cannot be read."""
     try:
-        with open(newest_log(plan, log_path), encoding="utf-8", errors="replace") as stream:
+        with open(newest_log(instance, log_path), encoding="utf-8", errors="replace") as stream:
             return "\n".join(stream.read()[-20000:].splitlines()[-_LOG_LINES:])
     except OSError as problem:
         return f"the log could not be read: {problem.strerror}"

@@ -11,9 +11,8 @@ import subprocess
 from collections.abc import Sequence
 
 from polarvault.errors import StorageFailed
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account
 from polarvault.instance.programs import run_program
-from polarvault.restore.model import RestorePlan
 from polarvault.walarchive.restore_command import restore_command
 
 # No server asks for this file before four thousand million timelines.
@@ -29,9 +28,11 @@ _FIND_UNREADABLE = (
 _TIMEOUT_S = 60.0
 
 
-def check_readable(plan: RestorePlan, account: Account, paths: Sequence[str]) -> None:
-    """Raise StorageFailed if the account cannot read these WAL files or cannot run our restore_command."""
-    directories = plan.request.recovery.wal_directories
+def check_readable(directories: Sequence[str], account: Account, paths: Sequence[str]) -> None:
+    """Raise StorageFailed if the account cannot read these WAL files or cannot run our restore_command.
+
+    directories: those that the restore_command is to look in; nothing is asked without any.
+    """
     if not directories or account.uid == os.geteuid():
         return
     sample = [*paths[:_LOOKED_AT], *paths[_LOOKED_AT:][-_LOOKED_AT:]]

@@ -19,7 +19,7 @@ from polarvault.wal.history import TimelineHistory, history_file_name
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentFile:
+class ChainSegment:
     """One segment that is there; in_backup: in the backup's own pg_wal. size_bytes: None unless stored plainly."""
 
     segment: WalSegment
@@ -65,9 +65,9 @@ class WalChain:
     """
 
     history: TimelineHistory
-    files: tuple[SegmentFile, ...]
+    files: tuple[ChainSegment, ...]
     missing: WalSegment
-    later: SegmentFile | None = None
+    later: ChainSegment | None = None
     limit: Lsn | None = None
 
     @property
@@ -85,7 +85,7 @@ class WalChain:
         """The LSN behind the last segment; recovery cannot go further."""
         return self.limit or (self.files[-1].segment.end if self.files else self.missing.start)
 
-    def since(self, lsn: int) -> Sequence[SegmentFile]:
+    def since(self, lsn: int) -> Sequence[ChainSegment]:
         """Return the files from the one that holds the LSN on."""
         return [file for file in self.files if file.segment.end > lsn]
 
@@ -144,11 +144,11 @@ def divergence(history: TimelineHistory, span: BackupSpan) -> str | None:
     )
 
 
-def follow(history: TimelineHistory, span: BackupSpan, files: Mapping[tuple[int, int], SegmentFile]) -> WalChain:
+def follow(history: TimelineHistory, span: BackupSpan, files: Mapping[tuple[int, int], ChainSegment]) -> WalChain:
     """Return the chain of segments from the backup's start on; files: by timeline and segment number."""
     size = span.segment_size_bytes
     number, timeline_id = span.start_segment.number, 0
-    found: list[SegmentFile] = []
+    found: list[ChainSegment] = []
     while True:
         tried = [r.timeline_id for r in reversed(history.ranges) if r.start // size <= number]
         file = next((files[t, number] for t in tried if t >= timeline_id and (t, number) in files), None)
@@ -169,7 +169,7 @@ def settled_timeline(
     chain: WalChain,
     span: BackupSpan,
     histories: Mapping[int, TimelineHistory],
-    files: Mapping[tuple[int, int], SegmentFile],
+    files: Mapping[tuple[int, int], ChainSegment],
     stop_lsn: Lsn,
 ) -> WalChain:
     """Return the chain of the timeline that recovery stops on, which may be an ancestor of the wanted one.
@@ -187,8 +187,8 @@ def settled_timeline(
 
 
 def _later(
-    history: TimelineHistory, files: Mapping[tuple[int, int], SegmentFile], missing: WalSegment
-) -> SegmentFile | None:
+    history: TimelineHistory, files: Mapping[tuple[int, int], ChainSegment], missing: WalSegment
+) -> ChainSegment | None:
     """Return the first segment of the history behind the missing one."""
     behind = [
         file

@@ -5,24 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from polarvault.backupset.model import Area, Part
+from polarvault.backupset.model import Area, BackupSource, Part
 from polarvault.backupset.tarstream import read_tar
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberBegins, MemberData
-from polarvault.restore.model import RestorePlan
 from polarvault.storage.files import storage_failed
 from polarvault.wal.scan import WalScanner
 
 _READ_BYTES = 1 << 20
 
 
-def end_of_held_wal(plan: RestorePlan, segment: WalSegment) -> Lsn | None:
+def end_of_held_wal(source: BackupSource, segment: WalSegment) -> Lsn | None:
     """Return the LSN behind the last record of a segment in the backup; None when its bytes are not easy to get at.
 
     After a switch that is the start of the next segment.
     """
-    pieces = _plain(plan, segment.file_name) or _in_wal_tar(plan, segment.file_name)
+    pieces = _plain(source, segment.file_name) or _in_wal_tar(source, segment.file_name)
     if pieces is None:
         return None
     scanner = WalScanner(segment.start, segment.size_bytes)
@@ -31,8 +30,8 @@ def end_of_held_wal(plan: RestorePlan, segment: WalSegment) -> Lsn | None:
     return scanner.next_lsn
 
 
-def _plain(plan: RestorePlan, name: str) -> Iterator[memoryview] | None:
-    for part in plan.source.parts:
+def _plain(source: BackupSource, name: str) -> Iterator[memoryview] | None:
+    for part in source.parts:
         path = os.path.join(part.path, "pg_wal", name)
         if not part.is_tar and os.path.isfile(path):
             return _file(path)
@@ -48,9 +47,9 @@ def _file(path: str) -> Iterator[memoryview]:
         raise storage_failed(problem, "read", path) from problem
 
 
-def _in_wal_tar(plan: RestorePlan, name: str) -> Iterator[memoryview] | None:
+def _in_wal_tar(source: BackupSource, name: str) -> Iterator[memoryview] | None:
     """Read pg_wal.tar; WAL at the end of a tar with the whole database is not looked for."""
-    parts = plan.source.parts_of(Area.WAL)
+    parts = source.parts_of(Area.WAL)
     return _tar(parts[0], name) if parts else None
 
 

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from polarvault.instance.model import Instance
 from polarvault.instance.start import LOG_NAME
 from polarvault.model.lsn import Lsn
-from polarvault.restore.model import RestorePlan
 
 _LINES = 15
 # "recovery stopping before commit of transaction 740, time ...", "recovery stopping at restore point "x", time ...",
@@ -40,9 +40,9 @@ class StopLine:
 class RecoveryLog:
     """The log files of one start; made before the server is started."""
 
-    def __init__(self, plan: RestorePlan) -> None:
-        self._main = os.path.join(plan.layout.local, LOG_NAME)
-        self._directory = os.path.join(plan.layout.local, "log")
+    def __init__(self, instance: Instance) -> None:
+        self._main = os.path.join(instance.data_directory, LOG_NAME)
+        self._directory = os.path.join(instance.data_directory, "log")
         self._before = {path: os.path.getsize(path) for path in self._files()}
 
     def _files(self) -> list[str]:

@@ -24,7 +24,7 @@ _OLDER_BACKUP = (
 
 
 @dataclass(frozen=True, slots=True)
-class WalEnd:
+class ValidWalEnd:
     """Where valid WAL ends: just past the last whole record, why, and the last transaction that ends before it.
 
     path: the last file that was read. is_broken: WAL is damaged or incomplete there, because more segments follow, or
@@ -94,7 +94,7 @@ def show_time(time: datetime | None, zone: tzinfo | None) -> str:
 
 
 def what_is_reachable(
-    span: BackupSpan, chain: WalChain, search: TargetSearch, end: WalEnd, others: Sequence[int]
+    span: BackupSpan, chain: WalChain, search: TargetSearch, end: ValidWalEnd, others: Sequence[int]
 ) -> Reachable:
     """Put together what can be reached, for the plan and for every refusal."""
     last = end.last_transaction or search.last_transaction
@@ -135,7 +135,9 @@ def describe_reachable(reachable: Reachable, zone: tzinfo | None) -> str:
     return "what can be reached:\n  " + "\n  ".join(lines)
 
 
-def check_consistency(span: BackupSpan, chain: WalChain, search: TargetSearch, end: WalEnd, seen: Reachable) -> Lsn:
+def check_consistency(
+    span: BackupSpan, chain: WalChain, search: TargetSearch, end: ValidWalEnd, seen: Reachable
+) -> Lsn:
     """Return where the backup is consistent; raise WalGap when the WAL ends before that."""
     zone = search.target.time.tzinfo if search.target.time else None
     consistent = search.consistent_lsn or span.end_lsn
@@ -150,7 +152,7 @@ def check_consistency(span: BackupSpan, chain: WalChain, search: TargetSearch, e
     )
 
 
-def check_stop(span: BackupSpan, chain: WalChain, search: TargetSearch, end: WalEnd, seen: Reachable) -> None:
+def check_stop(span: BackupSpan, chain: WalChain, search: TargetSearch, end: ValidWalEnd, seen: Reachable) -> None:
     """Raise when the server would not stop at the target: not found, or too early."""
     target = search.target
     zone = target.time.tzinfo if target.time else None
@@ -206,7 +208,7 @@ def describe_record(stop: StopPoint, zone: tzinfo | None) -> str:
 
 
 def _not_found(
-    chain: WalChain, end: WalEnd, target: RecoveryTarget, seen: Reachable, zone: tzinfo | None
+    chain: WalChain, end: ValidWalEnd, target: RecoveryTarget, seen: Reachable, zone: tzinfo | None
 ) -> TargetUnreachable | WalGap:
     if chain.has_gap or end.is_broken:
         return _gap(chain, end, f"{target} is not in the WAL that can be reached", seen, zone)
@@ -246,7 +248,7 @@ def _not_found(
     )
 
 
-def _gap(chain: WalChain, end: WalEnd, problem: str, seen: Reachable, zone: tzinfo | None) -> WalGap:
+def _gap(chain: WalChain, end: ValidWalEnd, problem: str, seen: Reachable, zone: tzinfo | None) -> WalGap:
     # WAL that stops being valid inside a segment is that segment's fault, not that of the first one missing.
     if end.is_broken:
         more = "" if end.is_before_backup_end else ", and more segments follow"

@@ -25,7 +25,7 @@ def target_setting(kind: TargetKind) -> str | None:
     return _SETTING.get(kind)
 
 
-def recovery_settings(
+def archive_recovery_settings(
     plan: RecoveryPlan | None, restore_command: str | None, hot_standby: str | None
 ) -> Iterator[Wanted]:
     """Yield the settings of a primary's recovery; restore_command None leaves the user's own alone.

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from polarvault.backupset.model import Inventory
+from polarvault.backupset.model import BackupSource, Inventory
 from polarvault.errors import BackupUnusable
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment, is_segment_size
+from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.chain import BackupSpan
-from polarvault.restore.model import RestorePlan
 from polarvault.storage.files import storage_failed
 
 _STOP_LINE = re.compile(r"STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+)")
@@ -26,38 +26,40 @@ _STOP_TIME = re.compile(r"STOP TIME: (.*)")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (\S+)")
 
 
-def load_span(plan: RestorePlan, wal_directories: Sequence[str]) -> BackupSpan:
+def load_backup_span(
+    source: BackupSource, inventory: Inventory, label: BackupLabel | None, wal_directories: Sequence[str]
+) -> BackupSpan:
     """Return the backup's span; end_lsn stays None when only the WAL itself can tell."""
-    span = _start_of(plan)
-    if plan.label is None:
+    span = _start_of(source, inventory, label)
+    if label is None:
         return span
-    control = plan.inventory.control
-    manifest = next(iter(plan.inventory.spans), None)
+    control = inventory.control
+    manifest = next(iter(inventory.spans), None)
     if manifest is not None:
         span = replace(span, end_lsn=manifest.end_lsn, end_timeline_id=manifest.end_timeline_id)
-    noted = _backup_history(span, plan, wal_directories)
+    noted = _backup_history(span, source, wal_directories)
     if noted is not None:
         end, timeline_id, time = noted
         span = replace(span, end_time=time)
         if manifest is None:
             span = replace(span, end_lsn=end, end_timeline_id=timeline_id)
-    if plan.label.is_from_standby and control is not None and control.minimum_recovery_lsn:
+    if label.is_from_standby and control is not None and control.minimum_recovery_lsn:
         # What the server itself waits for; the manifest was written a little later.
         span = replace(span, end_lsn=control.minimum_recovery_lsn)
     return span
 
 
-def _start_of(plan: RestorePlan) -> BackupSpan:
-    label, control = plan.label, plan.inventory.control
+def _start_of(source: BackupSource, inventory: Inventory, label: BackupLabel | None) -> BackupSpan:
+    control = inventory.control
     if label is None:
         # A copy of a server that was shut down is consistent at its last checkpoint, or where its recovery had got to.
         assert control is not None
         end = Lsn(max(control.checkpoint_lsn + 1, control.minimum_recovery_lsn))
         return BackupSpan(
-            plan.source.path, control.redo_lsn, control.timeline_id, end, control.timeline_id,
+            source.path, control.redo_lsn, control.timeline_id, end, control.timeline_id,
             control.wal_segment_size, control.checkpoint_time, control.checkpoint_time,
         )  # fmt: skip
-    size = control.wal_segment_size if control is not None else _segment_size(plan.inventory, label.start_segment)
+    size = control.wal_segment_size if control is not None else _segment_size(inventory, label.start_segment)
     if WalSegment.holding(label.start_lsn, int(label.start_segment[:8], 16), size).file_name != label.start_segment:
         raise BackupUnusable(
             f"backup_label names segment {label.start_segment} for LSN {label.start_lsn}, which does not fit segments "
@@ -68,7 +70,7 @@ def _start_of(plan: RestorePlan) -> BackupSpan:
     # The checkpoint began the backup. A later one in pg_control was made while it ran.
     is_first = control is not None and control.checkpoint_lsn == label.checkpoint_lsn
     start_time = control.checkpoint_time if control is not None and is_first else parse_time(label.start_time)
-    return BackupSpan(plan.source.path, label.start_lsn, timeline_id, None, timeline_id, size, start_time)
+    return BackupSpan(source.path, label.start_lsn, timeline_id, None, timeline_id, size, start_time)
 
 
 def _segment_size(inventory: Inventory, start_segment: str) -> int:
@@ -83,12 +85,12 @@ def _segment_size(inventory: Inventory, start_segment: str) -> int:
 
 
 def _backup_history(
-    span: BackupSpan, plan: RestorePlan, wal_directories: Sequence[str]
+    span: BackupSpan, source: BackupSource, wal_directories: Sequence[str]
 ) -> tuple[Lsn, int, datetime | None] | None:
     """Read the .backup file that the server leaves in pg_wal, and so in the WAL archive, when a backup ends."""
     offset = span.start_lsn % span.segment_size_bytes
     name = f"{span.start_segment.file_name}.{offset:08X}.backup"
-    own = [os.path.join(part.path, "pg_wal") for part in plan.source.parts if not part.is_tar]
+    own = [os.path.join(part.path, "pg_wal") for part in source.parts if not part.is_tar]
     for directory in (*wal_directories, *own):
         try:
             with open(os.path.join(directory, name), encoding="utf-8", errors="replace") as stream:

@@ -14,8 +14,8 @@ from polarvault.backupset.tarstream import read_tar
 from polarvault.errors import IntegrityError, StorageFailed, WalGap
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds
-from polarvault.recovery.chain import BackupSpan, SegmentFile, WalChain
-from polarvault.recovery.reachability import WalEnd
+from polarvault.recovery.chain import BackupSpan, ChainSegment, WalChain
+from polarvault.recovery.reachability import ValidWalEnd
 from polarvault.recovery.search import RecordFinder, TargetSearch
 from polarvault.recovery.target import RecoveryTarget, TargetKind
 from polarvault.wal.history import TimelineHistory, history_file_name
@@ -56,7 +56,7 @@ class WalStock:
         own = [os.path.join(part.path, "pg_wal") for part in source.parts if not part.is_tar]
         self._own = WalDirectories([path for path in own if os.path.isdir(path)], segment_size_bytes)
         self._tars = _wal_tars(source)
-        self._opened: dict[SegmentFile, WalFile] = {}
+        self._opened: dict[ChainSegment, WalFile] = {}
         self._own_tar_wal = inventory.wal if self._tars else {}
         self._tar_histories = {
             name.rpartition("/")[2]: content
@@ -64,9 +64,9 @@ class WalStock:
             if is_history_name(name.rpartition("/")[2])
         }
 
-    def files(self, first_number: int) -> dict[tuple[int, int], SegmentFile]:
+    def files(self, first_number: int) -> dict[tuple[int, int], ChainSegment]:
         """Return every segment from a number on, by timeline and number; the WAL directories come before the backup."""
-        found: dict[tuple[int, int], SegmentFile] = {}
+        found: dict[tuple[int, int], ChainSegment] = {}
         for directories, in_backup in ((self._own, True), (self._given, False)):
             for timeline_id in directories.timelines():
                 for number in directories.segments(timeline_id):
@@ -78,10 +78,10 @@ class WalStock:
                 segment = WalSegment.parse(name, self._size)
                 key = (segment.timeline_id, segment.number)
                 if segment.number >= first_number and key not in found:
-                    found[key] = SegmentFile(segment, self._tars[0].path, in_backup=True, partial=True)
+                    found[key] = ChainSegment(segment, self._tars[0].path, in_backup=True, partial=True)
         return found
 
-    def _noted(self, directories: WalDirectories, segment: WalSegment, *, in_backup: bool) -> SegmentFile | None:
+    def _noted(self, directories: WalDirectories, segment: WalSegment, *, in_backup: bool) -> ChainSegment | None:
         """Find a segment that was listed; None if it is not there any more.
 
         A receiver at work gives files their final names: between two looks one seems not to be there at all.
@@ -95,7 +95,7 @@ class WalStock:
                     raise
                 continue
             if file is not None:
-                noted = SegmentFile(segment, file.path, in_backup, not file.is_final, size)
+                noted = ChainSegment(segment, file.path, in_backup, not file.is_final, size)
                 self._opened[noted] = file
                 return noted
         return None
@@ -129,7 +129,7 @@ class WalStock:
             if content is not None and not is_written(content)
         }
 
-    def read(self, file: SegmentFile, *, piece_bytes: int = READ_BYTES) -> Iterator[memoryview]:
+    def read(self, file: ChainSegment, *, piece_bytes: int = READ_BYTES) -> Iterator[memoryview]:
         """Yield a segment's content in order; a view is valid until the next is asked for."""
         if file not in self._opened:
             for part in self._tars:
@@ -150,7 +150,7 @@ class WalStock:
             yield first
         yield from views
 
-    def header(self, file: SegmentFile) -> SegmentHeader | None:
+    def header(self, file: ChainSegment) -> SegmentHeader | None:
         """Return the facts on a segment's first page; None when no WAL begins there."""
         first = next(self.read(file, piece_bytes=_HEADER_PIECE_BYTES), memoryview(b""))
         return parse_segment_header(bytes(first[:LONG_HEADER_BYTES]))
@@ -193,7 +193,7 @@ def check_chain(stock: WalStock, chain: WalChain, system_identifier: int | None)
     return chain
 
 
-def _is_its_segment(stock: WalStock, file: SegmentFile, system_identifier: int | None) -> bool:
+def _is_its_segment(stock: WalStock, file: ChainSegment, system_identifier: int | None) -> bool:
     header = stock.header(file)
     segment = file.segment
     if header is None or header.page_address != segment.start:
@@ -214,7 +214,7 @@ def _is_its_segment(stock: WalStock, file: SegmentFile, system_identifier: int |
     return True
 
 
-def scan(stock: WalStock, chain: WalChain, search: TargetSearch, progress: ScanProgress) -> WalEnd | None:
+def scan(stock: WalStock, chain: WalChain, search: TargetSearch, progress: ScanProgress) -> ValidWalEnd | None:
     """Read WAL until the target is decided; return where valid WAL ends if it was read to its end, else None.
 
     Everything that recovery will apply is read: damage on the way ends it early, without an error from the server when
@@ -222,7 +222,7 @@ def scan(stock: WalStock, chain: WalChain, search: TargetSearch, progress: ScanP
     """
     files = chain.since(search.start_lsn)
     if not files:
-        return WalEnd(chain.end, "no segment follows", "")
+        return ValidWalEnd(chain.end, "no segment follows", "")
     scanner = WalScanner(files[0].segment.start, files[0].segment.size_bytes)
     lsn = search.target.lsn
     finder = None if lsn is None else RecordFinder(lsn, files[0].segment.size_bytes)
@@ -236,7 +236,7 @@ def scan(stock: WalStock, chain: WalChain, search: TargetSearch, progress: ScanP
             return None
         if reason is not None or position == len(files) - 1:
             broken = reason is not None and position < len(files) - 1
-            return WalEnd(
+            return ValidWalEnd(
                 scanner.next_lsn, reason or "the last segment ends", file.path, search.last_transaction, broken
             )
     return None
@@ -245,7 +245,7 @@ def scan(stock: WalStock, chain: WalChain, search: TargetSearch, progress: ScanP
 def _scan_file(
     stock: WalStock,
     chain: WalChain,
-    file: SegmentFile,
+    file: ChainSegment,
     scanner: WalScanner,
     finder: RecordFinder | None,
     search: TargetSearch,
@@ -278,10 +278,10 @@ def _is_decided(search: TargetSearch, scanner: WalScanner) -> bool:
     return kind is not TargetKind.NAME or scanner.next_lsn - search.stop.lsn > _REPEAT_SEARCH_BYTES
 
 
-def find_end(stock: WalStock, chain: WalChain, span: BackupSpan) -> WalEnd:
+def find_end(stock: WalStock, chain: WalChain, span: BackupSpan) -> ValidWalEnd:
     """Return where the valid WAL of a chain ends, reading only its last segments."""
     target = RecoveryTarget(TargetKind.LATEST)
-    end: WalEnd | None = None
+    end: ValidWalEnd | None = None
     looked = 0
     for file in reversed(chain.files):
         search = TargetSearch(target, file.segment.start, span.start_lsn, span.end_lsn)
@@ -290,16 +290,16 @@ def find_end(stock: WalStock, chain: WalChain, span: BackupSpan) -> WalEnd:
         if end is None:
             if scanner.next_lsn <= file.segment.start:
                 continue
-            end = WalEnd(scanner.next_lsn, reason or "the last segment ends", file.path)
+            end = ValidWalEnd(scanner.next_lsn, reason or "the last segment ends", file.path)
         looked += 1
         if search.last_transaction is not None:
             return replace(end, last_transaction=search.last_transaction)
         if looked >= _LOOK_BACK:
             break
-    return end or WalEnd(span.start_lsn, "there is no valid WAL", "")
+    return end or ValidWalEnd(span.start_lsn, "there is no valid WAL", "")
 
 
-def broken_segment(stock: WalStock, chain: WalChain, span: BackupSpan) -> WalEnd | None:
+def broken_segment(stock: WalStock, chain: WalChain, span: BackupSpan) -> ValidWalEnd | None:
     """Return where WAL ends too early in a file that may be short although others follow; None when none does.
 
     A partial segment before others is what a receiver leaves that was started anew in another directory.
@@ -311,5 +311,5 @@ def broken_segment(stock: WalStock, chain: WalChain, span: BackupSpan) -> WalEnd
         scanner = WalScanner(file.segment.start, file.segment.size_bytes)
         reason = _scan_file(stock, chain, file, scanner, None, search)
         if reason is not None:
-            return WalEnd(scanner.next_lsn, reason, file.path, search.last_transaction, is_broken=True)
+            return ValidWalEnd(scanner.next_lsn, reason, file.path, search.last_transaction, is_broken=True)
     return None

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from polarvault.errors import IntegrityError, StartFailed
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account, Binaries, Instance
 from polarvault.instance.start import (
     StartedServer,
     ask_server,
@@ -33,8 +33,8 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.control import ClusterState, parse_control
 from polarvault.recovery.log import RecoveryLog
+from polarvault.recovery.reachability import RecoveryPlan
 from polarvault.recovery.target import TargetAction
-from polarvault.restore.model import Binaries, RestorePlan
 from polarvault.wal.history import TimelineHistory
 
 if TYPE_CHECKING:
@@ -82,41 +82,43 @@ class _Observed:
 
 
 def start_and_recover(
-    plan: RestorePlan, binaries: Binaries, account: Account, watch: Watch
+    instance: Instance, plan: RecoveryPlan, binaries: Binaries, account: Account, watch: Watch
 ) -> tuple[StartedServer | None, RecoveryOutcome]:
     """Start the server, wait until recovery has ended as its target says, and return both; watch is called meanwhile.
 
     The server is None when the target's action was to shut down. Raises StartFailed, files left in place, with the end
     of the log when recovery failed, and when it took longer than the request's timeout.
     """
-    assert plan.recovery is not None
-    deadline = time.monotonic() + plan.request.timeout_s
-    log = RecoveryLog(plan)
+    deadline = time.monotonic() + instance.timeout_s
+    log = RecoveryLog(instance)
     log_path = ""
     try:
-        log_path, _ = launch(plan, binaries, account, wait_s=_LAUNCH_WAIT_S)
-        watcher = _Watcher(plan, account, log, log_path)
+        log_path, _ = launch(instance, binaries, account, wait_s=_LAUNCH_WAIT_S)
+        watcher = _Watcher(instance, plan, account, log, log_path)
         while True:
-            if is_gone(plan):
-                return None, _shut_down(plan, log, log_path)
+            if is_gone(instance):
+                return None, _shut_down(instance, plan, log, log_path)
             ended = watcher.look(watch)
             if ended is not None:
                 return ended
             if time.monotonic() > deadline:
-                raise not_ready(plan, log_path)
+                raise not_ready(instance, log_path)
             # Replay takes as long as it takes; there is nothing to wait on but the next answer.
             time.sleep(_POLL_S)
     except StartFailed as problem:
         # A quick recovery can be over before pg_ctl has looked for the first time.
-        if log_path or log.stopped is None or not is_gone(plan):
+        if log_path or log.stopped is None or not is_gone(instance):
             raise _explained(problem, log) from problem
-        return None, _shut_down(plan, log, log_path)
+        return None, _shut_down(instance, plan, log, log_path)
 
 
 class _Watcher:
     """Looks at the server again and again; keeps a connection as long as it lasts."""
 
-    def __init__(self, plan: RestorePlan, account: Account, log: RecoveryLog, log_path: str) -> None:
+    def __init__(
+        self, instance: Instance, plan: RecoveryPlan, account: Account, log: RecoveryLog, log_path: str
+    ) -> None:
+        self._instance = instance
         self._plan = plan
         self._account = account
         self._log = log
@@ -127,13 +129,12 @@ class _Watcher:
     def look(self, watch: Watch) -> tuple[StartedServer, RecoveryOutcome] | None:
         """Return server and outcome when recovery has ended with a running server; otherwise report and return None."""
         plan = self._plan
-        assert plan.recovery is not None
         seen = self._observe() or self._observe_from_outside()
         if seen is None:
             return None
         self._last = seen
-        span = plan.recovery.span
-        watch(ReplayState(seen.lsn, seen.time, span.start_lsn if span else None, plan.recovery.end_lsn))
+        span = plan.span
+        watch(ReplayState(seen.lsn, seen.time, span.start_lsn if span else None, plan.end_lsn))
         if seen.in_recovery and not seen.paused:
             return None
         return self._finished(seen)
@@ -144,8 +145,8 @@ class _Watcher:
 
         try:
             if self._connection is None:
-                host, port = server_address(self._plan.layout.local)
-                self._connection = connect_server(self._account, host, port, self._plan.request.superuser)
+                host, port = server_address(self._instance.data_directory)
+                self._connection = connect_server(self._account, host, port, self._instance.superuser)
             return _ask_replay(self._connection)
         except (psycopg.Error, StartFailed):
             # Starting up, not consistent yet, shutting down, or a pg_hba.conf that keeps us out.
@@ -159,8 +160,8 @@ class _Watcher:
         self._connection = None
 
     def _observe_from_outside(self) -> _Observed | None:
-        lsn = replayed_segment_start(self._plan)
-        in_recovery = os.path.exists(self._plan.signal_path)
+        lsn = replayed_segment_start(self._instance)
+        in_recovery = os.path.exists(self._instance.signal_path)
         if lsn is None and in_recovery and not self._log.paused:
             return None
         if self._log.paused or not in_recovery:
@@ -170,13 +171,12 @@ class _Watcher:
     def _finished(self, seen: _Observed) -> tuple[StartedServer, RecoveryOutcome]:
         import psycopg
 
-        plan = self._plan
         self.close()
-        host, port = server_address(plan.layout.local)
+        host, port = server_address(self._instance.data_directory)
         try:
-            server = ask_server(plan, self._account, host, port, self._log_path)
+            server = ask_server(self._instance, self._account, host, port, self._log_path)
         except psycopg.OperationalError as refused:
-            server = describe_from_files(plan, host, port, self._log_path, str(refused).strip())
+            server = describe_from_files(self._instance, host, port, self._log_path, str(refused).strip())
         if seen.in_recovery:
             stopped = self._log.stopped
             self._check_reached(seen, stopped is not None)
@@ -184,20 +184,20 @@ class _Watcher:
                 TargetAction.PAUSE, seen.lsn, seen.time, stopped.text if stopped else None, server.timeline_id
             )
             return server, outcome
-        check_timeline(plan, server)
-        lsn, reason = end_of_recovery(plan, server.timeline_id)
+        check_timeline(self._instance, server)
+        lsn, reason = end_of_recovery(self._instance, server.timeline_id)
         time = seen.time or self._log.last_time
         return server, RecoveryOutcome(TargetAction.PROMOTE, lsn or seen.lsn, time, reason, server.timeline_id)
 
     def _check_reached(self, seen: _Observed, has_stopped: bool) -> None:
         """Raise StartFailed for a pause on the way: hot standby that lacks settings pauses too (14 and later)."""
         plan = self._plan
-        assert plan.recovery is not None
-        end = plan.recovery.end_lsn
+        end = plan.end_lsn
         if has_stopped or end is None or seen.lsn is None or seen.lsn >= end:
             return
         raise StartFailed(
-            f'the restored server in "{plan.layout.local}" paused at LSN {seen.lsn}, before its target at {end}',
+            f'the restored server in "{self._instance.data_directory}" paused at LSN {seen.lsn}, before its target at '
+            f"{end}",
             hint=f"{self._log.path} says why; remove the cause and restart the server: it goes on to the target",
             detail=self._log.end,
         )
@@ -224,32 +224,30 @@ def _ask_replay(connection: psycopg.Connection[Any]) -> _Observed:
     return _Observed(in_recovery, paused, Lsn.parse(lsn) if lsn else None, time)
 
 
-def _shut_down(plan: RestorePlan, log: RecoveryLog, log_path: str) -> RecoveryOutcome:
+def _shut_down(instance: Instance, plan: RecoveryPlan, log: RecoveryLog, log_path: str) -> RecoveryOutcome:
     """Return the outcome of a server that is not there any more: fine if it was to shut down at its target."""
-    assert plan.recovery is not None
-    with open(plan.layout.control_path, "rb") as stream:
+    with open(instance.control_path, "rb") as stream:
         control = parse_control(stream.read())
     stopped = log.stopped
-    wanted = plan.recovery.action is not TargetAction.PROMOTE
+    wanted = plan.action is not TargetAction.PROMOTE
     if not wanted or stopped is None or control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
         raise StartFailed(
-            f'the restored server in "{plan.layout.local}" stopped before recovery had ended',
+            f'the restored server in "{instance.data_directory}" stopped before recovery had ended',
             hint=f"the restored files are left in place; the whole log: {log.path}",
             detail=log.end,
         )
     return RecoveryOutcome(TargetAction.SHUTDOWN, *_stop_in_log(plan, log), stopped.text, control.timeline_id)
 
 
-def _stop_in_log(plan: RestorePlan, log: RecoveryLog) -> tuple[Lsn | None, datetime | None]:
+def _stop_in_log(plan: RecoveryPlan, log: RecoveryLog) -> tuple[Lsn | None, datetime | None]:
     """Return LSN and time at which a server stopped that cannot be asked.
 
     The log says that it stopped at its target, and rarely more; the plan knows which record that is.
     """
-    assert plan.recovery is not None
-    stopped, last = log.stopped, plan.recovery.last_transaction
+    stopped, last = log.stopped, plan.last_transaction
     if stopped is None:
         return None, log.last_time
-    return plan.recovery.end_lsn or stopped.lsn, log.last_time or (last.time if last else None)
+    return plan.end_lsn or stopped.lsn, log.last_time or (last.time if last else None)
 
 
 def _explained(problem: StartFailed, log: RecoveryLog) -> StartFailed:
@@ -260,9 +258,9 @@ def _explained(problem: StartFailed, log: RecoveryLog) -> StartFailed:
     return StartFailed(f"{problem.message}: {fatal}", hint=problem.hint, detail=problem.detail)
 
 
-def end_of_recovery(plan: RestorePlan, timeline_id: int) -> tuple[Lsn | None, str | None]:
+def end_of_recovery(instance: Instance, timeline_id: int) -> tuple[Lsn | None, str | None]:
     """Return where the new timeline begins and the server's reason for it, from its history file."""
-    path = os.path.join(plan.layout.data, "pg_wal", f"{timeline_id:08X}.history")
+    path = os.path.join(instance.wal_directory, f"{timeline_id:08X}.history")
     try:
         with open(path, "rb") as stream:
             history = TimelineHistory.parse(stream.read(), timeline_id)
@@ -272,11 +270,10 @@ def end_of_recovery(plan: RestorePlan, timeline_id: int) -> tuple[Lsn | None, st
     return last.switch_lsn, last.reason or None
 
 
-def replayed_segment_start(plan: RestorePlan) -> Lsn | None:
+def replayed_segment_start(instance: Instance) -> Lsn | None:
     """Return the start of the segment that the startup process says it replays; None if there is no such process."""
-    control = plan.inventory.control
     try:
-        with open(os.path.join(plan.layout.local, "postmaster.pid"), encoding="utf-8") as stream:
+        with open(os.path.join(instance.data_directory, "postmaster.pid"), encoding="utf-8") as stream:
             postmaster = int(stream.readline())
         names = os.listdir("/proc")
     except (OSError, ValueError):
@@ -293,6 +290,6 @@ def replayed_segment_start(plan: RestorePlan) -> Lsn | None:
                 match = _TITLE_SEGMENT.search(raw.read())
         except (OSError, ValueError, IndexError):
             continue  # It ended while we looked.
-        if match is not None and control is not None:
-            return WalSegment.parse(match[1].decode(), control.wal_segment_size).start
+        if match is not None and instance.segment_size_bytes is not None:
+            return WalSegment.parse(match[1].decode(), instance.segment_size_bytes).start
     return None

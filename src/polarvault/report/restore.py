@@ -7,14 +7,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from polarvault.instance.model import Role
 from polarvault.report.recovery import outcome_json, outcome_text, recovery_json, recovery_text
 from polarvault.report.standby import follow_json, follow_text, primary_json, primary_text
 from polarvault.report.units import format_bytes
-from polarvault.restore.model import Change, RestorePlan, Role
+from polarvault.restore.model import Change, RestorePlan
 from polarvault.restore.plan.plan import missing_wal
 
 if TYPE_CHECKING:
-    from polarvault.instance.host import Account
+    from polarvault.instance.model import Account
     from polarvault.instance.start import StartedServer
     from polarvault.restore.run import RestoreResult
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from polarvault.instance.model import Role
 from polarvault.report.units import format_bytes
-from polarvault.restore.model import RestorePlan, Role
+from polarvault.restore.model import RestorePlan
 
 if TYPE_CHECKING:
     from polarvault.restore.run import RestoreResult

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from polarvault.backupset.model import CONTROL_NAME, BackupSource, Inventory
+from polarvault.instance.model import Binaries, Instance, Role
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.target import RecoveryRequest
 
@@ -18,19 +19,6 @@ if TYPE_CHECKING:
 
 # pg_control lies under this name until everything else is durable, so that a broken restore cannot be started.
 CONTROL_WAITING_NAME = "global/pg_control.polarvault"
-
-
-class Role(Enum):
-    """What the restored server is to be."""
-
-    PRIMARY = "primary"
-    STANDBY = "standby"
-    REPLICA = "replica"
-
-    @property
-    def signal_file(self) -> str:
-        """The file whose presence makes the server take the role."""
-        return "recovery.signal" if self is Role.PRIMARY else f"{self.value}.signal"
 
 
 class Archiving(Enum):
@@ -125,20 +113,6 @@ class SpaceNeed:
 
 
 @dataclass(frozen=True, slots=True)
-class Binaries:
-    """Server programs that fit the backup."""
-
-    directory: str
-    major: int
-    version: str
-    is_polardb: bool
-
-    def program(self, name: str) -> str:
-        """Return the path of a program."""
-        return os.path.join(self.directory, name)
-
-
-@dataclass(frozen=True, slots=True)
 class RestorePlan:
     """Everything a restore will do; `--plan` prints it, `apply` follows it."""
 
@@ -161,3 +135,20 @@ class RestorePlan:
     follow_warnings: tuple[str, ...] = ()
     live_datadir: str | None = None
     """Replica: polar_datadir of the primary's own storage, which the restore never writes to."""
+
+    @property
+    def instance(self) -> Instance:
+        """The server that the restore makes, as those see it who start it and watch it."""
+        control = self.inventory.control
+        return Instance(
+            data_directory=self.layout.local,
+            control_path=self.layout.control_path,
+            wal_directory=os.path.join(self.layout.data, "pg_wal"),
+            role=self.request.role,
+            signal_path=self.signal_path,
+            is_polardb=self.is_polardb,
+            source_timeline_id=self.label.timeline_id if self.label else control.timeline_id if control else 0,
+            segment_size_bytes=control.wal_segment_size if control is not None else None,
+            superuser=self.request.superuser,
+            timeout_s=self.request.timeout_s,
+        )

@@ -10,11 +10,12 @@ from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.model import CONTROL_NAME, Area
 from polarvault.backupset.source import find_backup
 from polarvault.errors import BackupUnusable, Interrupted, StartFailed, UsageError
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account, Binaries, Role
 from polarvault.instance.programs import find_binaries, missing_binaries
 from polarvault.instance.start import StartedServer, start_server
 from polarvault.pgconf.configuration import Configuration, MemoryReader
-from polarvault.restore.model import CONTROL_WAITING_NAME, Binaries, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_space
 from polarvault.restore.plan.plan import missing_wal, plan_restore, settle_plan, with_settings
 from polarvault.restore.plan.recovery import backups_in, check_recovery_request, choose_backup, plan_recovery
@@ -146,14 +147,14 @@ def start_restored(
     if plan.recovery is not None:
         from polarvault.recovery.watch import start_and_recover
 
-        server, recovered = start_and_recover(plan, binaries, account, watch)
+        server, recovered = start_and_recover(plan.instance, plan.recovery, binaries, account, watch)
         return replace(result, server=server, recovery=recovered)
     if plan.primary is not None:
         from polarvault.restore.standby.follow import start_following
 
         following, follow = start_following(plan, binaries, account, show)
         return replace(result, server=following, follow=follow)
-    return replace(result, server=start_server(plan, binaries, account))
+    return replace(result, server=start_server(plan.instance, binaries, account))
 
 
 def write_files(plan: RestorePlan, host: Host, account: Account, progress: Progress) -> tuple[RestorePlan, list[str]]:

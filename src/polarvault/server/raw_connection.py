@@ -1,7 +1,7 @@
 """Protocol messages straight from the socket, once libpq has logged in.
 
 libpq is idle from then on (its own buffer is empty once ReadyForQuery has been read) and only owns the socket; the raw
-way never mixes with it. `transport.RawTransport` and `wal_source.RawWalSource` build on this.
+way never mixes with it. `transport.RawTransport` and `wal_connection.RawWalConnection` build on this.
 """
 
 from __future__ import annotations

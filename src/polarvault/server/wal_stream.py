@@ -20,7 +20,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity
-from polarvault.server.wal_source import StreamShutDown, TimelineEnds, WalSource, open_wal_source
+from polarvault.server.wal_connection import StreamShutDown, TimelineEnds, WalConnection, open_wal_connection
 from polarvault.wire import commands
 from polarvault.wire.wal_messages import WalBatch
 
@@ -74,7 +74,7 @@ class WalStream:
         self._slot = slot
         self._status_interval_s = status_interval_s
         self._connection: Connection | None = None
-        self._source: WalSource | None = None
+        self._source: WalConnection | None = None
         self._thread: threading.Thread | None = None
         self._stop_lsn: Lsn | None = None
         self._cancelled = threading.Event()
@@ -110,7 +110,7 @@ class WalStream:
         """Begin streaming at the start of the LSN's segment."""
         assert self._connection is not None
         segment = WalSegment.holding(start_lsn, timeline_id, self._identity.segment_size_bytes)
-        self._source = open_wal_source(self._connection, self._wake_reader, lambda notice: None)
+        self._source = open_wal_connection(self._connection, self._wake_reader, lambda notice: None)
         if timeline_id > 1:
             history = self._source.query(f"TIMELINE_HISTORY {timeline_id}")
             content = history.value(0, 1).encode("utf-8", "surrogateescape")
@@ -210,7 +210,7 @@ class WalStream:
                     segment, flushed = segment.next(), self.received
         return segment, flushed
 
-    def _next_batch(self, source: WalSource) -> WalBatch:
+    def _next_batch(self, source: WalConnection) -> WalBatch:
         """Return what has come, after a short wait at most; raise when the stream ended."""
         try:
             found = source.receive(_POLL_S, eager=self._stop_lsn is not None)

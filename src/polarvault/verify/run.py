@@ -31,7 +31,7 @@ from polarvault.verify.request import VerifyRequest
 _SWITCH_INTERVAL_S = 0.0005
 
 
-class Reporter(Protocol):
+class VerifyReporter(Protocol):
     """Hears what is found, as soon as it is."""
 
     def finding(self, finding: Finding) -> None:
@@ -65,7 +65,7 @@ class FirstProblem(Exception):
     """Ends the run at the first problem, when that is wanted."""
 
 
-def verify_backup(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
+def verify_backup(request: VerifyRequest, reporter: VerifyReporter) -> VerifyResult:
     """Verify a backup; raises BackupUnusable when there is none, and UsageError."""
     layout = find_layout(request)
     result = VerifyResult(layout)
@@ -83,7 +83,9 @@ def verify_backup(request: VerifyRequest, reporter: Reporter) -> VerifyResult:
 
 
 class _Run:
-    def __init__(self, request: VerifyRequest, layout: BackupLayout, result: VerifyResult, reporter: Reporter) -> None:
+    def __init__(
+        self, request: VerifyRequest, layout: BackupLayout, result: VerifyResult, reporter: VerifyReporter
+    ) -> None:
         self._request = request
         self._layout = layout
         self._result = result

@@ -27,12 +27,12 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
-from polarvault.server.wal_source import WalSource, open_wal_source
+from polarvault.server.wal_connection import WalConnection, open_wal_connection
 from polarvault.wal.history import TimelineHistory, history_file_name
 from polarvault.walarchive.continuity import continuity
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import Cluster, StartPoint, after_kept_wal, continues, on_servers_history
-from polarvault.walarchive.session import SHOW_EVERY_S, UNDEFINED_OBJECT, Reporter, Session, no_such_slot
+from polarvault.walarchive.session import SHOW_EVERY_S, UNDEFINED_OBJECT, ReceiveReporter, Session, no_such_slot
 from polarvault.walarchive.status import DirectoryLock, ReceiverState, write_status
 from polarvault.walarchive.stop import StopRequest
 from polarvault.walarchive.wal_files import WalFiles
@@ -46,7 +46,7 @@ _IN_HOT_STANDBY_SINCE = 140000
 _RETRYABLE = (ConnectionFailed, ConnectionLost, ServerError, ServerRefused, DiskFull, TimelineDiverged, WalGap)
 
 
-def receive_wal(request: ReceiveRequest, connector: Connector, reporter: Reporter, stop: StopRequest) -> None:
+def receive_wal(request: ReceiveRequest, connector: Connector, reporter: ReceiveReporter, stop: StopRequest) -> None:
     """Receive until a stop is requested or the end LSN is reached; both are success.
 
     On return and on failure everything received is durable. Raises what cannot be retried; the first connection, and
@@ -65,7 +65,9 @@ def receive_wal(request: ReceiveRequest, connector: Connector, reporter: Reporte
 
 
 class _Receiver:
-    def __init__(self, request: ReceiveRequest, connector: Connector, reporter: Reporter, stop: StopRequest) -> None:
+    def __init__(
+        self, request: ReceiveRequest, connector: Connector, reporter: ReceiveReporter, stop: StopRequest
+    ) -> None:
         self.request = request
         self.reporter = reporter
         self.stop = stop
@@ -142,7 +144,7 @@ class _Receiver:
         self._check_cluster(identity)
         if self.files is None:
             self.files = self._open_files(identity)
-        source = open_wal_source(
+        source = open_wal_connection(
             connection, self.stop.wake_descriptor, lambda notice: self.reporter.note(notice.message)
         )
         with contextlib.closing(source):
@@ -188,7 +190,7 @@ class _Receiver:
             ),
         )
 
-    def _history(self, source: WalSource, timeline_id: int) -> tuple[TimelineHistory, dict[str, bytes]]:
+    def _history(self, source: WalConnection, timeline_id: int) -> tuple[TimelineHistory, dict[str, bytes]]:
         """Fetch the history of the server's timeline; return it and the files that the directory lacks.
 
         The ancestors' too: recovery looks for the newest timeline by counting up from the backup's, and stops at the
@@ -208,14 +210,14 @@ class _Receiver:
                     self.reporter.note(f"no history of timeline {ancestor} to be had: {problem.message}")
         return history, {name: content for name, content in fetched.items() if not self.files.has_history(name)}
 
-    def timeline_history(self, source: WalSource, timeline_id: int) -> tuple[str, bytes]:
+    def timeline_history(self, source: WalConnection, timeline_id: int) -> tuple[str, bytes]:
         """Fetch name and content of a history file."""
         with self.stop.interruptible():
             found = source.query(f"TIMELINE_HISTORY {timeline_id}")
         return found.value(0, 0), found.value(0, 1).encode("utf-8", "surrogateescape")
 
     def _start_point(
-        self, source: WalSource, identity: ServerIdentity, history: TimelineHistory, address: str
+        self, source: WalConnection, identity: ServerIdentity, history: TimelineHistory, address: str
     ) -> StartPoint:
         """Find out where to go on, and have the files ready for it."""
         assert self.files is not None
@@ -281,7 +283,7 @@ class _Receiver:
         except FileNotFoundError:
             return None
 
-    def _slot_position(self, source: WalSource, identity: ServerIdentity) -> StartPoint | None:
+    def _slot_position(self, source: WalConnection, identity: ServerIdentity) -> StartPoint | None:
         """Return where the slot holds WAL back from, so that an empty directory begins without a gap."""
         slot = self.request.slot
         if slot is None:

@@ -10,7 +10,7 @@ from polarvault.errors import ConnectionLost, PolarvaultError, ServerError, Time
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.identity import ServerIdentity
-from polarvault.server.wal_source import TimelineEnds, WalSource
+from polarvault.server.wal_connection import TimelineEnds, WalConnection
 from polarvault.walarchive.continuity import Continuity
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import StartPoint
@@ -29,7 +29,7 @@ UNDEFINED_OBJECT = "42704"
 _UNDEFINED_FILE, _NOT_IN_PREREQUISITE_STATE = "58P01", "55000"
 
 
-class Reporter(Protocol):
+class ReceiveReporter(Protocol):
     """Receives what happens."""
 
     def step(self, text: str) -> None:
@@ -52,11 +52,11 @@ class Receiver(Protocol):
     """What outlives the session."""
 
     request: ReceiveRequest
-    reporter: Reporter
+    reporter: ReceiveReporter
     stop: StopRequest
     state: ReceiverState
 
-    def timeline_history(self, source: WalSource, timeline_id: int) -> tuple[str, bytes]:
+    def timeline_history(self, source: WalConnection, timeline_id: int) -> tuple[str, bytes]:
         """Fetch name and content of a history file."""
 
     def warn(self, text: str, key: str) -> None:
@@ -73,7 +73,7 @@ class Session:
         self,
         receiver: Receiver,
         files: WalFiles,
-        source: WalSource,
+        source: WalConnection,
         identity: ServerIdentity,
         continuity: Continuity | None,
     ) -> None:

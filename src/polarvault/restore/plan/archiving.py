@@ -7,8 +7,9 @@ off, and archiving is only switched on together with a command of its own.
 from __future__ import annotations
 
 from polarvault.errors import UsageError
+from polarvault.instance.model import Role
 from polarvault.polardb.settings import Wanted
-from polarvault.restore.model import Archiving, RestoreRequest, Role
+from polarvault.restore.model import Archiving, RestoreRequest
 
 _MODE_WHY = {
     Archiving.OFF: "a copy must not write into the source's WAL archive",

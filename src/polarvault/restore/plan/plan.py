@@ -9,13 +9,14 @@ from dataclasses import replace
 from polarvault.backupset.model import CONTROL_NAME, SHARED_LABEL_NAME, Area, BackupSource, Inventory
 from polarvault.backupset.one_backup import check_one_backup
 from polarvault.errors import BackupUnusable, UsageError
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account, Role
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ClusterState, parse_control
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, Wanted, names_directory, uses_shared_storage
 from polarvault.recovery.settings import NO_ARCHIVE_COMMAND
-from polarvault.restore.model import RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.archiving import check_archiving
 from polarvault.restore.plan.places import check_targets, is_within, plan_layout, plan_space
 from polarvault.restore.plan.settings import SettingsPlanner

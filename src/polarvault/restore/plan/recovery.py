@@ -18,13 +18,13 @@ from polarvault.errors import (
     UsageError,
     WalGap,
 )
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account, Role
 from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.recovery.access import check_readable
 from polarvault.recovery.chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
 from polarvault.recovery.reachability import (
     RecoveryPlan,
-    WalEnd,
+    ValidWalEnd,
     check_consistency,
     check_stop,
     plan_warnings,
@@ -32,7 +32,7 @@ from polarvault.recovery.reachability import (
 )
 from polarvault.recovery.search import StopPoint, TargetSearch
 from polarvault.recovery.side_effects import check_new_tablespaces, hot_standby_needs
-from polarvault.recovery.span import load_span
+from polarvault.recovery.span import load_backup_span
 from polarvault.recovery.survey import (
     ScanProgress,
     WalStock,
@@ -42,7 +42,7 @@ from polarvault.recovery.survey import (
     scan,
 )
 from polarvault.recovery.target import LATEST_TIMELINE, RecoveryRequest, TargetKind
-from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind
 
@@ -87,7 +87,7 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
     request = plan.request.recovery
     if request.archive_is_unknown:
         return _unchecked(request)
-    span = load_span(plan, request.wal_directories)
+    span = load_backup_span(plan.source, plan.inventory, plan.label, request.wal_directories)
     stock = WalStock(plan.source, plan.inventory, request.wal_directories, span.segment_size_bytes)
     histories, problems = stock.histories()
     history, warnings = choose_timeline(request.timeline, span, histories)
@@ -131,7 +131,7 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
         hot_standby_needs=hot_standby_needs(side_effects),
     )
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
-    check_readable(plan, account, [file.path for file in needed if not file.in_backup])
+    check_readable(request.wal_directories, account, [file.path for file in needed if not file.in_backup])
     return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
 
 
@@ -152,7 +152,7 @@ def _check_histories(stock: WalStock, timeline_id: int, request: RecoveryRequest
 
 def _survey(
     stock: WalStock, chain: WalChain, span: BackupSpan, request: RecoveryRequest, progress: ScanProgress
-) -> tuple[TargetSearch, WalEnd]:
+) -> tuple[TargetSearch, ValidWalEnd]:
     target = request.effective_target
     search = TargetSearch(target, span.start_lsn, span.start_lsn, span.end_lsn)
     end = scan(stock, chain, search, progress)

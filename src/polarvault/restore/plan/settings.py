@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from polarvault.errors import UsageError
+from polarvault.instance.model import Role
 from polarvault.pgconf.configuration import POLAR_FILE, Configuration
 from polarvault.pgconf.grammar import quote_value
 from polarvault.pgfiles.control import ControlFile
@@ -22,8 +23,8 @@ from polarvault.polardb.settings import (
     shared_storage_settings,
 )
 from polarvault.recovery.reachability import RecoveryPlan
-from polarvault.recovery.settings import recovery_settings
-from polarvault.restore.model import Change, Layout, RestoreRequest, Role
+from polarvault.recovery.settings import archive_recovery_settings
+from polarvault.restore.model import Change, Layout, RestoreRequest
 from polarvault.restore.plan.archiving import archive_settings, archive_warnings
 from polarvault.restore.standby.follow_checks import hot_standby_shortfalls
 
@@ -236,7 +237,9 @@ class SettingsPlanner:
 
     def _role_settings(self) -> Iterator[Wanted]:
         if self.request.role is Role.PRIMARY:
-            yield from recovery_settings(self.recovery, self.restore_command, self.configuration.value("hot_standby"))
+            yield from archive_recovery_settings(
+                self.recovery, self.restore_command, self.configuration.value("hot_standby")
+            )
             yield from self._raised_for_hot_standby("as the source had it, which hot standby demands")
             if self.configuration.value("synchronous_standby_names"):
                 self._disable("synchronous_standby_names", "commits would wait for standbys of the source")

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 
 from polarvault.errors import PolarvaultError, StartFailed
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account, Binaries, Role
 from polarvault.instance.start import (
     StartedServer,
     ask_server,
@@ -31,7 +31,7 @@ from polarvault.instance.start import (
 )
 from polarvault.instance.walreceiver_log import Diagnosis, diagnose
 from polarvault.model.lsn import Lsn
-from polarvault.restore.model import Binaries, RestorePlan, Role
+from polarvault.restore.model import RestorePlan
 from polarvault.restore.standby.follow_checks import supplies_wal
 from polarvault.restore.standby.primary import SlotState, ask_slot, ask_slots, connector_to
 from polarvault.server.connection import Connection
@@ -99,15 +99,15 @@ def start_following(
     """
     deadline = time.monotonic() + plan.request.timeout_s
     log = _NewLog(plan)
-    log_path, _ = launch(plan, binaries, account, wait_s=min(_LAUNCH_WAIT_S, plan.request.timeout_s))
+    log_path, _ = launch(plan.instance, binaries, account, wait_s=min(_LAUNCH_WAIT_S, plan.request.timeout_s))
     host, port = server_address(plan.layout.local)
     try:
         state = _Watch(plan, account, log, show).until_caught_up(host, port, deadline)
-        server = ask_server(plan, account, host, port, log_path)
+        server = ask_server(plan.instance, account, host, port, log_path)
     except psycopg.OperationalError as refused:
-        if is_gone(plan):
+        if is_gone(plan.instance):
             raise _stopped(plan, log_path) from refused
-        return describe_from_files(plan, host, port, log_path, str(refused).strip()), None
+        return describe_from_files(plan.instance, host, port, log_path, str(refused).strip()), None
     return server, _report(plan, account, server, state)
 
 
@@ -117,12 +117,12 @@ class _NewLog:
     def __init__(self, plan: RestorePlan) -> None:
         self._plan = plan
         # The backup may have brought the source's own log files along.
-        self._sizes = {path: os.path.getsize(path) for path in log_files(plan)}
+        self._sizes = {path: os.path.getsize(path) for path in log_files(plan.instance)}
 
     def text(self) -> str:
         """Return the new lines, at most the last megabyte of each file."""
         found = []
-        for path in log_files(self._plan):
+        for path in log_files(self._plan.instance):
             with suppress(OSError), open(path, "rb") as stream:
                 begin = max(self._sizes.get(path, 0), os.fstat(stream.fileno()).st_size - _LOG_BYTES)
                 stream.seek(begin)
@@ -168,7 +168,7 @@ class _Watch:
             with connect_server(self._account, host, port) as connection:
                 row = connection.execute(_STATE_QUERY.encode()).fetchone()
         except psycopg.OperationalError as refused:
-            if is_gone(self._plan) or not _is_not_ready(str(refused)):
+            if is_gone(self._plan.instance) or not _is_not_ready(str(refused)):
                 raise
             return None
         assert row is not None
@@ -200,13 +200,13 @@ class _Watch:
             raise self._not_streaming(found)
 
     def _not_streaming(self, found: Diagnosis | None) -> StartFailed:
-        local = self._plan.layout.local
+        local, instance = self._plan.layout.local, self._plan.instance
         reason = found.reason if found else f"nothing came within {self._plan.request.timeout_s:g} s"
         hint = f"{found.hint}. " if found else ""
         return StartFailed(
             f'the {self._plan.request.role.value} in "{local}" does not stream: {reason}',
-            hint=f"{hint}It keeps running and tries again every few seconds; its log: {newest_log(self._plan, '')}",
-            detail=None if found else log_end(self._plan, ""),
+            hint=f"{hint}It keeps running and tries again every few seconds; its log: {newest_log(instance, '')}",
+            detail=None if found else log_end(instance, ""),
         )
 
 
@@ -229,8 +229,8 @@ def _is_not_ready(words: str) -> bool:
 def _stopped(plan: RestorePlan, log_path: str) -> StartFailed:
     return StartFailed(
         f'the restored server in "{plan.layout.local}" stopped again',
-        hint=f"the restored files are left in place; the whole log: {newest_log(plan, log_path)}",
-        detail=log_end(plan, log_path),
+        hint=f"the restored files are left in place; the whole log: {newest_log(plan.instance, log_path)}",
+        detail=log_end(plan.instance, log_path),
     )
 
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from polarvault.errors import ServerRefused, UsageError
+from polarvault.instance.model import Role
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.restore.model import RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import RestorePlan, RestoreRequest
 
 if TYPE_CHECKING:
     from polarvault.recovery.chain import BackupSpan

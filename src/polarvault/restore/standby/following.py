@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from polarvault.errors import BackupUnusable, ServerRefused
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account, Role
 from polarvault.model.lsn import Lsn
 from polarvault.recovery.chain import BackupSpan
 from polarvault.recovery.held_wal import end_of_held_wal
-from polarvault.recovery.span import load_span
-from polarvault.restore.model import RestorePlan, Role
+from polarvault.recovery.span import load_backup_span
+from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.plan import with_settings
 from polarvault.restore.standby.follow_checks import application_name, check_follows, last_held_segment, supplies_wal
 from polarvault.restore.standby.primary import Primary, ask_primary, why_wal_is_missing
@@ -43,7 +44,7 @@ def settle_with_primary(plan: RestorePlan, host: Host, account: Account) -> Rest
 
 def _span(plan: RestorePlan) -> BackupSpan | None:
     try:
-        return load_span(plan, plan.request.recovery.wal_directories)
+        return load_backup_span(plan.source, plan.inventory, plan.label, plan.request.recovery.wal_directories)
     except BackupUnusable:
         if plan.inventory.control is not None:
             raise
@@ -59,7 +60,7 @@ def _check_wal(plan: RestorePlan, primary: Primary) -> list[str]:
     refusal = _refusal(plan, primary, lsn)
     if refusal is None:
         return []
-    end = end_of_held_wal(plan, segment) if segment.file_name in plan.inventory.wal else lsn
+    end = end_of_held_wal(plan.source, segment) if segment.file_name in plan.inventory.wal else lsn
     if end is None:
         return [f"the primary no longer has the WAL from {lsn} ({refusal}), which may be in the backup up to its end"]
     if end >= segment.end:

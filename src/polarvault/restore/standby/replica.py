@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from polarvault.backupset.model import CONTROL_NAME, Area, BackupSource, Form, Inventory, area_of
 from polarvault.errors import BackupUnusable, IntegrityError, ServerRefused, StartFailed, StorageFailed, UsageError
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account, Role
 from polarvault.instance.programs import ask_setting
 from polarvault.pgconf.configuration import MAIN_FILE, Configuration, MemoryReader
 from polarvault.pgfiles.control import parse_control
@@ -33,7 +34,7 @@ from polarvault.polardb.settings import (
     split_protocol,
     uses_shared_storage,
 )
-from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, Role
+from polarvault.restore.model import Layout, RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_targets, is_within, plan_space
 from polarvault.restore.plan.plan import check_request, major_version, with_settings
 from polarvault.restore.plan.routing import Router

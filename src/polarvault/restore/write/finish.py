@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 from polarvault.backupset.skeleton import missing_directories
 from polarvault.errors import BackupUnusable, StartFailed
-from polarvault.instance.host import Account, Host
+from polarvault.instance.host import Host
+from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import ProgramFailed, ask_setting
 from polarvault.pgconf.configuration import Configuration
 from polarvault.pgfiles.control import ControlFile, parse_control
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true, names_directory
-from polarvault.restore.model import CONTROL_WAITING_NAME, Binaries, RestorePlan
+from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
 
 # Many databases of a PolarDB have a directory each; these tell enough.

@@ -11,7 +11,7 @@ from functools import partial
 from polarvault.backupset.inventory import walk_tree
 from polarvault.backupset.model import Area, Part
 from polarvault.backupset.tarstream import read_tar
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router

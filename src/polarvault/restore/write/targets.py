@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from polarvault.errors import TargetNotEmpty
-from polarvault.instance.host import Account
+from polarvault.instance.model import Account
 from polarvault.storage.files import is_empty_or_absent, storage_failed
 
 _REMOVE_ATTEMPTS = 20

@@ -46,7 +46,7 @@ class StreamShutDown(ConnectionLost):
     """The server ended the stream in an orderly way: it is being shut down, or the WAL sender was."""
 
 
-class WalSource(Protocol):
+class WalConnection(Protocol):
     """A stream of WAL from one connection."""
 
     def start(self, command: str, position: Lsn) -> TimelineEnds | None:
@@ -72,11 +72,11 @@ class WalSource(Protocol):
         """Give back what the stream has of its own; the connection is closed by whoever opened it."""
 
 
-def open_wal_source(connection: Connection, wake: int, on_notice: Callable[[ServerError], None]) -> WalSource:
+def open_wal_connection(connection: Connection, wake: int, on_notice: Callable[[ServerError], None]) -> WalConnection:
     """Choose the fast way where the bytes on the socket are ours to read; wake is the read end of a pipe."""
     if connection.is_encrypted:
-        return LibpqWalSource(connection, wake)
-    return RawWalSource(connection, wake, on_notice)
+        return LibpqWalConnection(connection, wake)
+    return RawWalConnection(connection, wake, on_notice)
 
 
 def timeline_ends(result: ResultSet | None) -> TimelineEnds:
@@ -88,7 +88,7 @@ def timeline_ends(result: ResultSet | None) -> TimelineEnds:
     return TimelineEnds(int(result.value(0, 0)), Lsn.parse(result.value(0, 1)))
 
 
-class RawWalSource(RawConnection):
+class RawWalConnection(RawConnection):
     """Receives up to a megabyte at a time; payloads are views of the receive buffer."""
 
     def __init__(self, connection: Connection, wake: int, on_notice: Callable[[ServerError], None]) -> None:
@@ -215,7 +215,7 @@ class RawWalSource(RawConnection):
         return any(ready == descriptor for ready, _ in self._arrival.poll(max(0.0, timeout_s) * 1000))
 
 
-class LibpqWalSource:
+class LibpqWalConnection:
     """Reads through PQgetCopyData, because only libpq can decrypt the stream."""
 
     def __init__(self, connection: Connection, wake: int) -> None:
