@@ -175,7 +175,7 @@ def test_a_stream_with_a_bad_tar_header_is_refused(workspace: Path) -> None:
     assert "base.tar" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (workspace / "backup").exists()
-    assert tampering.slots == set() or all(name.startswith("polarvault_") for name in tampering.slots)
+    assert tampering.slots == set() or all(name.startswith("pg_basebackup_") for name in tampering.slots)
 
 
 # Signals

@@ -169,7 +169,7 @@ def test_slots_are_made_used_and_dropped(server: Cluster, workspace: Path) -> No
     def slot(*options: str, check: bool = True) -> str:
         return run_polarvault("receivewal", "-d", server.conninfo(), *options, check=check).stderr
 
-    assert slot("--create-slot", "-S", "mine") == ""
+    assert slot("--create-slot", "--reserve-wal", "-S", "mine") == ""
     try:
         ((kind, restart),) = server.query("SELECT slot_type, restart_lsn FROM pg_replication_slots")
         assert kind == "physical"
@@ -284,7 +284,7 @@ def test_another_cluster_behind_one_of_several_hosts_is_refused_later_too(
 @pytest.mark.parametrize("major", [13, 16, 17])
 def test_other_versions_give_their_wal_too(make_cluster: Callable[..., Cluster], workspace: Path, major: int) -> None:
     cluster = make_cluster(major, wal_segment_mb=1, settings=KEEP_WAL, fill=False)
-    run_polarvault("receivewal", "-d", cluster.conninfo(), "--create-slot", "-S", "mine")
+    run_polarvault("receivewal", "-d", cluster.conninfo(), "--create-slot", "--reserve-wal", "-S", "mine")
     start = end_of_wal(cluster)
     end = write_wal(cluster, 2 * MB)
     with receiver(workspace / "wal", cluster.conninfo(), "-S", "mine", "--synchronous", "-Z", "gzip:1") as running:

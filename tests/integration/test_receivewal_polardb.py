@@ -57,7 +57,7 @@ def wait_and_compare(running: Receiver, server: PolarCluster, size_bytes: int) -
 def test_segments_of_a_gigabyte_take_what_is_in_them(make_polardb: MakePolardb, workspace: Path) -> None:
     cluster = make_polardb(wal_segment_mb=1024, fill=False)
     archive, own = workspace / "wal", wal_directory(cluster)
-    run_polarvault("receivewal", "-d", cluster.conninfo(), "--create-slot", "-S", "vault")
+    run_polarvault("receivewal", "-d", cluster.conninfo(), "--create-slot", "--reserve-wal", "-S", "vault")
     with receiver(archive, cluster.conninfo(), "-S", "vault", "--synchronous") as running:
         end = write_wal(cluster, 20 * MB)
         running.wait_flushed(end)
@@ -138,7 +138,7 @@ def test_a_recorded_stream_is_received_byte_for_byte(
     replay_server: ReplayServer, tmp_path: Path, options: list[str]
 ) -> None:
     conninfo = f"host=127.0.0.1 port={replay_server.port} user=postgres"
-    run_polarvault("receivewal", "-d", conninfo, "--create-slot", "-S", "vault")
+    run_polarvault("receivewal", "-d", conninfo, "--create-slot", "--reserve-wal", "-S", "vault")
     end = Lsn.parse(replay_server.index["wal_stop"])
     run_polarvault("receivewal", "-D", tmp_path, "-d", conninfo, "-S", "vault", "-n", "-E", str(end), *options)
     command = next(e["command"] for e in replay_server.index["exchanges"] if "START_REPLICATION" in e["command"])

@@ -142,15 +142,14 @@ def _open_wal(context: BackupContext, connector: Connector) -> WalStream | None:
     if not context.streams_wal:
         return None
     request = context.request
-    slot = SlotPlan.choose(
-        name=request.slot, create=request.create_slot, no_slot=request.no_slot, process_id=os.getpid()
-    )
-    stream = WalStream(connector, context.identity, slot, status_interval_s=request.status_interval_s)
+    plan = SlotPlan.choose(name=request.slot, create=request.create_slot, no_slot=request.no_slot)
+    stream = WalStream(connector, context.identity, plan, status_interval_s=request.status_interval_s)
     try:
         stream.open()
     except BaseException:
         stream.close(failed=True)
         raise
+    slot = stream.slot
     if slot.temporary:
         context.reporter.step(f'created temporary replication slot "{slot.name}"')
     elif slot.create:

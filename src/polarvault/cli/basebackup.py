@@ -84,7 +84,8 @@ def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
     from polarvault.server.connection import Connector
 
     names = ("dbname", "host", "port", "username", "no_password", "password")
-    connector = Connector(connection_settings(**{name: options[name] for name in names}))
+    given = {name: options[name] for name in names}
+    connector = Connector(connection_settings(**given, application_name="pg_basebackup"))
     with TextReporter(verbose=request.verbose, progress=request.progress) as reporter:
         outcome = take_base_backup(request, connector, reporter)
     if as_json:

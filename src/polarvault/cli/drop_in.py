@@ -89,11 +89,18 @@ def connection_options(function: Function) -> Function:
 
 
 def connection_settings(
-    *, dbname: str | None, host: str | None, port: str | None, username: str | None, no_password: bool, password: bool
+    *,
+    dbname: str | None,
+    host: str | None,
+    port: str | None,
+    username: str | None,
+    no_password: bool,
+    password: bool,
+    application_name: str | None = None,
 ) -> ConnectionSettings:
-    """Turn the options into settings."""
+    """Turn the options into settings; application_name is what the program that we stand in for calls itself."""
     # Here: it loads libpq, which not every drop-in command needs.
-    from polarvault.server.connection import ConnectionSettings, PasswordPolicy
+    from polarvault.server.connection import APPLICATION_NAME, ConnectionSettings, PasswordPolicy
 
     policy = PasswordPolicy.WHEN_NEEDED
     if password:
@@ -102,7 +109,10 @@ def connection_settings(
         policy = PasswordPolicy.NEVER
     if dbname is not None and "=" not in dbname and "://" not in dbname:
         dbname = f"dbname='{dbname}'"
-    return ConnectionSettings(dbname, host, port, username, policy, prompt=_ask_password)
+    return ConnectionSettings(
+        dbname, host, port, username, policy,
+        application_name=application_name or APPLICATION_NAME, prompt=_ask_password,
+    )  # fmt: skip
 
 
 def _ask_password(text: str) -> str:

@@ -36,6 +36,7 @@ _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 @connection_options
 @click.option("--create-slot", is_flag=True, help="Create a new replication slot, and exit.")
 @click.option("--drop-slot", is_flag=True, help="Drop the replication slot, and exit.")
+@click.option("--reserve-wal", is_flag=True, help="With --create-slot: hold WAL back from now on, not from first use.")
 @click.option("--status", "show_status", is_flag=True, help="Print what the receiver of this directory does, as JSON.")
 @click.version_option(__version__, "-V", "--version", message="polarvault receivewal (Polarvault) %(version)s")
 @click.argument("rest", nargs=-1)
@@ -52,7 +53,8 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
     request = _request(options)
     from polarvault.server.connection import Connector
 
-    connector = Connector(connection_settings(**{name: options[name] for name in _CONNECTION}))
+    given = {name: options[name] for name in _CONNECTION}
+    connector = Connector(connection_settings(**given, application_name="pg_receivewal"))
     if request is None:
         return _change_slot(connector, options)
     return _receive(request, connector, verbose=options["verbose"])
@@ -61,6 +63,8 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
 def _check_actions(options: dict[str, Any]) -> None:
     if options["create_slot"] and options["drop_slot"]:
         raise UsageError("cannot use --create-slot together with --drop-slot")
+    if options["reserve_wal"] and not options["create_slot"]:
+        raise UsageError("--reserve-wal needs --create-slot", hint="a slot that is in use reserves WAL already")
     for name in ("create_slot", "drop_slot"):
         if options[name] and options["slot"] is None:
             raise UsageError(f"--{name.replace('_', '-')} needs a slot to be specified using --slot")
@@ -74,7 +78,9 @@ def _change_slot(connector: Connector, options: dict[str, Any]) -> int:
     if options["drop_slot"]:
         drop_slot(connector, options["slot"])
     else:
-        create_slot(connector, options["slot"], if_not_exists=options["if_not_exists"])
+        create_slot(
+            connector, options["slot"], if_not_exists=options["if_not_exists"], reserve_wal=options["reserve_wal"]
+        )
     if options["verbose"]:
         done = "dropped" if options["drop_slot"] else "created"
         click.echo(f'polarvault: {done} replication slot "{options["slot"]}"', err=True)

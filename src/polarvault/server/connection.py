@@ -43,6 +43,9 @@ class ConnectionSettings:
     port: str | None = None
     user: str | None = None
     password_policy: PasswordPolicy = PasswordPolicy.WHEN_NEEDED
+    # What the server calls us unless the user has named us. The drop-in commands go by the name of the program that they
+    # replace: synchronous_standby_names and monitoring may know it.
+    application_name: str = APPLICATION_NAME
     # Asks a person for the password; kept so that the second and third connection do not ask again.
     prompt: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
 
@@ -100,8 +103,8 @@ class Connector:
 
     def _connect(self, parameters: Mapping[str, str]) -> Connection:
         wanted = dict(parameters)
-        wanted.setdefault("fallback_application_name", APPLICATION_NAME)
         settings = self._settings
+        wanted.setdefault("fallback_application_name", settings.application_name)
         if settings.password_policy is PasswordPolicy.FORCE and self._password is None:
             self._password = self._ask("Password: ")
         while True:

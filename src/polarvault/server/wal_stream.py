@@ -12,7 +12,7 @@ import os
 import select
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from polarvault.errors import PolarvaultError, ServerError, ServerRefused, WalIncomplete
@@ -56,11 +56,15 @@ class SlotPlan:
     create: bool = False
 
     @classmethod
-    def choose(cls, *, name: str | None, create: bool, no_slot: bool, process_id: int) -> SlotPlan:
+    def choose(cls, *, name: str | None, create: bool, no_slot: bool) -> SlotPlan:
         """Apply pg_basebackup's rules: without -S a temporary slot, unless --no-slot."""
         if name is not None:
             return cls(name, create=create)
-        return cls(None) if no_slot else cls(f"polarvault_{process_id}", temporary=True, create=True)
+        return cls(None) if no_slot else cls(None, temporary=True, create=True)
+
+    def named_after(self, backend_pid: int) -> SlotPlan:
+        """Give a temporary slot pg_basebackup's name for it: what watches slots knows that pattern."""
+        return replace(self, name=f"pg_basebackup_{backend_pid}") if self.temporary else self
 
 
 class WalStream:
@@ -85,6 +89,11 @@ class WalStream:
         self.received = Lsn(0)
 
     @property
+    def slot(self) -> SlotPlan:
+        """The slot in use; a temporary one has its name once the stream is open."""
+        return self._slot
+
+    @property
     def failure(self) -> BaseException | None:
         """What ended the stream before its time."""
         return self._failure
@@ -98,6 +107,7 @@ class WalStream:
                 f"the WAL connection reached cluster {found}, the backup cluster {self._identity.system_identifier}",
                 hint="give one host, or target_session_attrs, so that both connections reach the same server",
             )
+        self._slot = self._slot.named_after(self._connection.pgconn.backend_pid)
         if self._slot.create and self._slot.name is not None:
             self._connection.query(
                 commands.create_physical_slot_command(
@@ -180,20 +190,29 @@ class WalStream:
         source = self._source
         assert source is not None
         flushed = segment.start
-        next_status = time.monotonic() + self._status_interval_s
+        # The first at once, as pg_basebackup does: it gives a slot that reserves no WAL yet its restart_lsn, and the
+        # backup may be over before a second one is due.
+        next_status = time.monotonic()
         while not self._cancelled.is_set():
             if self._stop_lsn is not None and self.received >= self._stop_lsn:
                 if self.received > segment.start:
                     sink.segment_done(segment)
                 source.end()
                 return
+            if self._status_interval_s > 0 and time.monotonic() >= next_status:
+                self._send_status(source, flushed)
+                next_status = time.monotonic() + self._status_interval_s
             batch = self._next_batch(source)
             segment, flushed = self._store(sink, segment, flushed, batch)
-            if batch.reply_now or (self._status_interval_s > 0 and time.monotonic() >= next_status):
-                source.send_status(written=self.received, flushed=flushed)
+            if batch.reply_now:
+                self._send_status(source, flushed)
                 next_status = time.monotonic() + self._status_interval_s
             if batch.is_empty:
                 self._drain_wake()
+
+    def _send_status(self, source: WalSource, flushed: Lsn) -> None:
+        # Without a slot no flush position, as pg_basebackup: with one, the backup would be a synchronous standby.
+        source.send_status(written=self.received, flushed=flushed if self._slot.name is not None else Lsn(0))
 
     def _store(self, sink: WalSink, segment: WalSegment, flushed: Lsn, batch: WalBatch) -> tuple[WalSegment, Lsn]:
         for view in batch.views:

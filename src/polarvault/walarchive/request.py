@@ -27,6 +27,15 @@ class ReceiveRequest:
     silence_limit_s: float = 60.0
     compression: Compression
 
+    @property
+    def reports_flush(self) -> bool:
+        """Tell whether the server hears what is durable here.
+
+        As pg_receivewal: only with a slot, which needs it, or when asked to be synchronous. Who reports it becomes the
+        synchronous standby under synchronous_standby_names = '*', and every commit would wait for the next status.
+        """
+        return self.slot is not None or self.synchronous
+
 
 def check_compression(compression: Compression) -> None:
     """Refuse what makes no sense for WAL segments."""

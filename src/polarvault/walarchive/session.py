@@ -111,9 +111,13 @@ class Session:
         )
         try:
             with self._receiver.stop.interruptible():
-                return self._source.start(command, start.lsn)
+                ends = self._source.start(command, start.lsn)
         except ServerError as problem:
             raise self._explained(problem) from problem
+        if ends is None and self._receiver.request.status_interval_s > 0:
+            # At once, as pg_receivewal does on every timeline: a new slot gets its restart_lsn by this.
+            self._acknowledge(self._files.flushed)
+        return ends
 
     def _stream(self) -> TimelineEnds | None:
         """Receive until a stop (None) or the end of the timeline."""
@@ -173,7 +177,7 @@ class Session:
             return
         if self._asked_at is None:
             self._asked_at = now
-            self._source.send_status(written=self._files.received, flushed=self._files.flushed, reply_now=True)
+            self._acknowledge(self._files.flushed, reply_now=True)
         elif now - self._asked_at >= half_s:
             raise ConnectionLost(
                 f"nothing came from the server for {request.silence_limit_s:g} s, not even when it was asked",
@@ -191,7 +195,11 @@ class Session:
                 self._receiver.warn(warning, "disk")
         flushed = self._files.flushed
         # News about flushed WAL lets the server remove segments; a second more or less does not matter for that.
-        has_news = flushed > self._acknowledged and now - self._status_sent >= SHOW_EVERY_S
+        has_news = (
+            self._receiver.request.reports_flush
+            and flushed > self._acknowledged
+            and now - self._status_sent >= SHOW_EVERY_S
+        )
         if interval > 0 and (has_news or now - self._status_sent >= interval):
             self._acknowledge(flushed)
         self._receiver.state.flushed_up_to(flushed)
@@ -205,8 +213,9 @@ class Session:
     def _sync_every(self) -> float:
         return min(self._receiver.request.status_interval_s or _SYNC_EVERY_S, _SYNC_EVERY_S)
 
-    def _acknowledge(self, flushed: Lsn) -> None:
-        self._source.send_status(written=self._files.received, flushed=flushed)
+    def _acknowledge(self, flushed: Lsn, *, reply_now: bool = False) -> None:
+        reported = flushed if self._receiver.request.reports_flush else Lsn(0)
+        self._source.send_status(written=self._files.received, flushed=reported, reply_now=reply_now)
         self._acknowledged, self._status_sent = flushed, time.monotonic()
 
     def _next_timeline(self, ends: TimelineEnds) -> StartPoint:
@@ -254,8 +263,9 @@ class Session:
 
 def no_such_slot(slot: str) -> ServerError:
     """Say that the slot is missing, and how to make it."""
+    hint = f"create it: polarvault receivewal --create-slot -S {slot}, with the same connection options"
     return ServerError(
         f'replication slot "{slot}" does not exist',
         sqlstate=UNDEFINED_OBJECT,
-        hint=f"create it: polarvault receivewal --create-slot -S {slot}, with the same connection options",
+        hint=hint if slot else "-S was given an empty name: a shell variable without a value, perhaps",
     )

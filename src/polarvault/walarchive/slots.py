@@ -16,11 +16,16 @@ _NEXT_STEPS = {
 }
 
 
-def create_slot(connector: Connector, name: str, *, if_not_exists: bool) -> None:
-    """Create a physical slot that reserves WAL from now on; raise ServerError."""
+def create_slot(connector: Connector, name: str, *, if_not_exists: bool, reserve_wal: bool) -> None:
+    """Create a physical slot; raise ServerError.
+
+    It holds WAL back from its first use on, as one that pg_receivewal makes; with reserve_wal from now on.
+    """
     connection = connector.replication()
     try:
-        connection.query(commands.create_physical_slot_command(name, connection.server_version_num))
+        connection.query(
+            commands.create_physical_slot_command(name, connection.server_version_num, reserve_wal=reserve_wal)
+        )
     except ServerError as problem:
         if not (if_not_exists and problem.sqlstate == _DUPLICATE_OBJECT):
             _add_next_step(problem, name)

@@ -103,5 +103,5 @@ def start_replication_command(start: str, timeline_id: int, *, slot: str | None)
     PolarDB's POLAR_REPL_MODE clause is left out on purpose: without it the server behaves as PostgreSQL does, and its
     'replica' mode would stream no WAL and throttle the primary (facts 1.1).
     """
-    through = f"SLOT {quote_identifier(slot)} " if slot else ""
+    through = f"SLOT {quote_identifier(slot)} " if slot is not None else ""
     return f"START_REPLICATION {through}{start} TIMELINE {timeline_id}"
