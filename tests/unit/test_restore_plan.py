@@ -27,7 +27,7 @@ from polarvault.recovery.target import (
     parse_target_xid,
 )
 from polarvault.report.recovery import recovery_json, recovery_text
-from polarvault.report.restore import hide_secrets, plan_json, plan_text, settings_table
+from polarvault.report.restore import plan_json, plan_text, settings_table
 from polarvault.report.units import format_bytes
 from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_space
@@ -473,9 +473,6 @@ def test_the_end_of_a_manifest_says_where_the_backup_began(
 
 
 def test_passwords_do_not_reach_the_report() -> None:
-    assert hide_secrets("host=a password=geheim x=1") == "host=a password=******** x=1"
-    assert hide_secrets("password = 'a b\\' c' x=1") == "password = ******** x=1"
-    assert hide_secrets("postgresql://u:geheim@h/d") == "postgresql://u:********@h/d"
     made = plan(inventory(), role=Role.STANDBY, primary_conninfo="host=a password=geheim")
     assert "geheim" not in str(plan_json(made)) + "\n".join(plan_text(made))
 

@@ -15,6 +15,9 @@ CONTROL_NAME = "global/pg_control"
 SHARED_LABEL_NAME = "polar_non_exclusive_backup_label"
 DESCRIPTION_NAME = "polarvault_backup.json"
 FULL_PAGE_DIRECTORY = "polar_fullpage"
+# The path of a backup that comes as one tar through a pipe.
+STANDARD_INPUT = "-"
+_COMPRESSION_MAGIC = {b"\x1f\x8b": "gz", b"\x04\x22\x4d\x18": "lz4", b"\x28\xb5\x2f\xfd": "zst"}
 
 
 class Area(Enum):
@@ -123,6 +126,11 @@ class Inventory:
     def file(self, name: str, area: Area = Area.LOCAL) -> bytes | None:
         """Return the content of a small file of the backup."""
         return self.files.get((area, name))
+
+
+def compression_of(head: bytes) -> str | None:
+    """Return the compression of a file by its first bytes; None for none that we undo."""
+    return next((kind for magic, kind in _COMPRESSION_MAGIC.items() if head.startswith(magic)), None)
 
 
 def area_of(area: Area, name: str) -> tuple[Area, str]:

@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Mapping
 
-from polarvault.backupset.model import DESCRIPTION_NAME, SHARED_PREFIX, Area, BackupSource, Form, Part
+from polarvault.backupset.foreign import HEAD_BYTES, refuse_foreign, refuse_foreign_names
+from polarvault.backupset.model import DESCRIPTION_NAME, SHARED_PREFIX, Area, BackupSource, Form, Part, compression_of
+from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.errors import BackupUnusable, UsageError
 from polarvault.storage.files import open_regular, storage_failed
 
 # pg_verifybackup takes .tgz, too.
 _TAR_NAME = re.compile(r"(base|data|pg_wal|[0-9]+)\.(?:tar(?:\.(gz|lz4|zst))?|(tgz))\Z")
-_MAGIC = {b"\x1f\x8b": "gz", b"\x04\x22\x4d\x18": "lz4", b"\x28\xb5\x2f\xfd": "zst"}
 
 
 def find_backup(
@@ -46,6 +47,7 @@ def find_backup(
         raise _not_a_backup(path, names)
     parts = [Part(Area.LOCAL, path)]
     if shared is not None:
+        _refuse_incomplete(shared, _list(shared), force=force)
         parts.append(Part(Area.SHARED, shared))
     return BackupSource(path, Form.PLAIN, tuple(parts), description)
 
@@ -103,6 +105,12 @@ def _looks_shared(directory: str) -> bool:
 
 
 def _refuse_incomplete(path: str, names: set[str], *, force: bool) -> None:
+    if MARKER_NAME in names and not force:
+        raise BackupUnusable(
+            f'"{path}" holds {MARKER_NAME}: the backup is still being made, or was cut off before its end',
+            hint="see whether it is still being made: ps -ef | grep basebackup; else use another backup, or accept "
+            "that files may be missing or damaged: --force",
+        )
     if "backup_manifest.tmp" in names and "backup_manifest" not in names and not force:
         raise BackupUnusable(
             f'"{path}" holds backup_manifest.tmp but no backup_manifest: the backup was interrupted or found bad pages',
@@ -131,6 +139,7 @@ def _not_a_backup(path: str, names: set[str]) -> BackupUnusable:
             f'"{path}" has global and base but no PG_VERSION: it looks like the shared half of a PolarDB backup',
             hint=f"give the local half, and this one as --shared-from {path}",
         )
+    refuse_foreign_names(path, names)
     return BackupUnusable(
         f'"{path}" is not a backup: it holds neither PG_VERSION nor base.tar',
         hint="give the directory that -D of the backup command named, or a tar file",
@@ -139,11 +148,12 @@ def _not_a_backup(path: str, names: set[str]) -> BackupUnusable:
 
 def _sniff(path: str) -> str | None:
     try:
-        with open(path, "rb") as stream:
-            start = stream.read(4)
+        with open_regular(path) as stream:
+            head = stream.read(HEAD_BYTES)
     except OSError as problem:
         raise storage_failed(problem, "read", path) from problem
-    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    refuse_foreign(path, head)
+    return compression_of(head)
 
 
 def _list(directory: str) -> set[str]:

@@ -10,10 +10,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from polarvault.backupset.model import Part
-from polarvault.errors import IntegrityError, PolarvaultError, RemoteProtocolError
+from polarvault.backupset.foreign import HEAD_BYTES, refuse_foreign
+from polarvault.backupset.model import STANDARD_INPUT, Area, Part, compression_of
+from polarvault.errors import BackupUnusable, IntegrityError, PolarvaultError, RemoteProtocolError
 from polarvault.pgfiles.tar import BLOCK_BYTES, Member, MemberBegins, MemberData, TarEvent, TarReader
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 
 _CHUNK_BYTES = 1 << 20
 _ZEROS = memoryview(bytes(_CHUNK_BYTES))
@@ -31,6 +32,58 @@ def read_tar(part: Part) -> Iterator[TarEvent]:
         reader.finish()
     except RemoteProtocolError as problem:
         raise _damaged(part, problem.message) from problem
+
+
+def read_tar_stream(stream: BinaryIO, path: str = STANDARD_INPUT) -> Iterator[TarEvent]:
+    """Yield every event of one tar from a stream that is read once and never rewound, as `read_tar` does.
+
+    Compression by gzip, lz4 or zstd is told by the first bytes. path: what messages call it. Raises BackupUnusable for
+    an encrypted stream, IntegrityError for one that is cut, damaged or empty.
+    """
+    head = b""
+    try:
+        # A pipe gives what there is.
+        while len(head) < HEAD_BYTES and (more := stream.read(HEAD_BYTES - len(head))):
+            head += more
+    except OSError as problem:
+        raise storage_failed(problem, "read", path) from problem
+    refuse_foreign(path, head)
+    part = Part(Area.LOCAL, path, is_tar=True, compression=compression_of(head))
+    if not head:
+        raise _damaged(part, "it is empty")
+    reader = TarReader(what_to_call(path))
+    try:
+        for chunk in _plain_bytes(part, _Begun(head, stream)):
+            yield from reader.feed([chunk])
+        reader.finish()
+    except RemoteProtocolError as problem:
+        raise _damaged(part, problem.message) from problem
+
+
+class _Begun:
+    """A stream whose first bytes were read already."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self._head = head
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        if self._head:
+            head, self._head = self._head[:size], self._head[size:]
+            return head
+        return self._stream.read(size)
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self._head:
+            head = self.read(len(buffer))
+            buffer[: len(head)] = head
+            return len(head)
+        return int(self._stream.readinto(buffer))  # type: ignore[attr-defined]
+
+
+def what_to_call(path: str) -> str:
+    """Return what messages call a tar."""
+    return "standard input" if path == STANDARD_INPUT else f'"{path}"'
 
 
 def scan_tar(part: Part, wants: Callable[[Member], bool]) -> Iterator[tuple[Member, bytes | None]]:
@@ -113,16 +166,35 @@ def _zeros(length: int) -> Iterator[memoryview]:
 
 
 def _damaged(part: Part, why: str) -> PolarvaultError:
+    if part.path == STANDARD_INPUT:
+        return IntegrityError(
+            f"the tar on standard input is damaged or incomplete: {why}",
+            hint="see whether the command before the pipe ended well, and send it again",
+        )
+    try:
+        with open_regular(part.path) as stream:
+            refuse_foreign(part.path, stream.read(HEAD_BYTES))
+    except OSError:
+        pass  # Whatever it is, what is wrong is known already.
+    except BackupUnusable as foreign:
+        return foreign
     return IntegrityError(
         f'tar file "{part.path}" is damaged or incomplete: {why}', hint="check the file's size and copy it again"
     )
 
 
 def _decompressed(part: Part) -> Iterator[memoryview]:
+    try:
+        with open_regular(part.path) as stream:
+            yield from _plain_bytes(part, stream)
+    except OSError as problem:
+        raise storage_failed(problem, "read", part.path) from problem
+
+
+def _plain_bytes(part: Part, stream: Any) -> Iterator[memoryview]:
     ways = {None: _plain, "gz": _gunzip, "lz4": _lz4, "zst": _zstd}
     try:
-        with open(part.path, "rb", buffering=0) as stream:
-            yield from ways[part.compression](stream)
+        yield from ways[part.compression](stream)
     except OSError as problem:
         raise storage_failed(problem, "read", part.path) from problem
     except (zlib.error, RuntimeError, EOFError) as problem:

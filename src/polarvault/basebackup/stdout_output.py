@@ -25,6 +25,7 @@ from polarvault.polardb.layout import SHARED_HALF_NAME
 from polarvault.server.base_backup import ArchiveBegins, BackupStart
 from polarvault.server.wal_stream import WalSink
 from polarvault.storage import files
+from polarvault.storage.copying import data_ranges
 
 _COPY_BYTES = 1 << 20
 
@@ -145,7 +146,7 @@ class StdoutOutput:
         self._below.write([encode_header(name, size, mtime=int(time.time()))])
         position = 0
         with open(path, "rb", buffering=0) as source:
-            for start, end in [*files.data_ranges(source.fileno(), size), (size, size)]:
+            for start, end in [*data_ranges(source.fileno(), size), (size, size)]:
                 if start > position:
                     self._below.write_zeros(start - position)
                 position = start

@@ -36,3 +36,14 @@ def _power_of_x(exponent: int) -> int:
         factor = _multiply(factor, factor)
         exponent >>= 1
     return result
+
+
+@functools.lru_cache(maxsize=256)
+def crc_of_zeros(count: int) -> int:
+    """Return the CRC-32C of that many zero bytes, doubling its way up."""
+    if count < 2:
+        # Of one zero byte; the register begins and ends inverted, so it is not 0.
+        return 0x527D5351 if count else 0
+    half = crc_of_zeros(count // 2)
+    doubled = combine(half, half, count // 2)
+    return combine(doubled, crc_of_zeros(1), 1) if count % 2 else doubled

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polarvault.instance.model import Role
+from polarvault.model.secrets import hide_secrets
 from polarvault.report.recovery import outcome_json, outcome_text, recovery_json, recovery_text
 from polarvault.report.standby import follow_json, follow_text, primary_json, primary_text
 from polarvault.report.units import format_bytes
@@ -20,19 +20,7 @@ if TYPE_CHECKING:
     from polarvault.restore.run import RestoreResult
 
 SCHEMA_VERSION = 1
-# A connection string keyword, or the password part of a URI; values may be quoted as libpq allows.
-_SECRETS = (
-    (re.compile(r"(\b(?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE), r"\1********"),
-    (re.compile(r"(postgres(?:ql)?://[^:@/\s]*:)[^@\s]*@"), r"\1********@"),
-)
 _CELL_LIMIT = 64
-
-
-def hide_secrets(text: str) -> str:
-    """Replace passwords in a setting's value; a summary ends up in logs and tickets."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def settings_table(changes: Sequence[Change], local: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Local files: durable writes, sparse files, fast copies. The one place that calls fsync.
+"""Local files: durable writes. Beside `below` the one place that calls fsync; copies are made by `copying`.
 
 Theory: a file is durable after fsync of the file and of the directory that names it; a rename after fsync of the
 directory. Writeback is started early (`start_writeback`) so that the fsync at the end finds little left to do.
@@ -16,15 +16,12 @@ from polarvault.errors import DiskFull, StorageFailed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import BinaryIO
 
 _SYNC_FILE_RANGE_WRITE = 2
-_FICLONE = 0x40049409
 # fsync waits for the disk, not for a core, so more threads than cores are right.
 _SYNC_THREADS = 8
-# Large enough to cost nothing, small enough that an interrupted copy of a 128 GB segment stops soon.
-_COPY_STEP_BYTES = 64 << 20
 
 
 def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) -> StorageFailed:
@@ -164,85 +161,6 @@ def write_durably(path: str | os.PathLike[str], content: bytes, *, mode: int = 0
         raise storage_failed(problem, "write", path) from problem
     if sync:
         fsync_parent(path)
-
-
-def copy_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    mode: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> str:
-    """Copy one file, cheapest way first: reflink, copy_file_range, plain copy; holes stay holes. Return the way.
-
-    The target must not exist. The source is only ever opened for reading. progress is called with the bytes of each
-    step; it may raise to abandon the copy, which leaves the target unfinished.
-    """
-    with open(source, "rb", buffering=0) as reading:
-        status = os.fstat(reading.fileno())
-        with open(target, "xb", buffering=0) as writing:
-            os.fchmod(writing.fileno(), status.st_mode & 0o7777 if mode is None else mode)
-            return copy_content(reading.fileno(), writing.fileno(), status.st_size, progress)
-
-
-def copy_content(source: int, target: int, size: int, progress: Callable[[int], None] | None = None) -> str:
-    """Copy the first `size` bytes between open files as `copy_file` does; the target must be empty. Return the way.
-
-    The target gets exactly that size; a source that is longer or shorter is never cloned as a whole.
-    """
-    if os.fstat(source).st_size == size and _reflink(source, target):
-        return "reflink"
-    return _copy_extents(source, target, size, progress)
-
-
-def _reflink(source: int, target: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        return False  # Not btrfs, XFS or another file system that shares extents: copy instead.
-    return True
-
-
-def data_ranges(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """Return (start, end) of every stretch of the first `size` bytes that is no hole; moves the position."""
-    found: list[tuple[int, int]] = []
-    offset = 0
-    while offset < size:
-        try:
-            start = os.lseek(descriptor, offset, os.SEEK_DATA)
-            end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
-        except OSError as problem:
-            if problem.errno == errno.ENXIO:
-                break  # Only a hole is left.
-            start, end = offset, size
-        if start < end:
-            found.append((start, end))
-        offset = max(end, start)
-    return found
-
-
-def _copy_extents(source: int, target: int, size: int, progress: Callable[[int], None] | None) -> str:
-    os.ftruncate(target, size)
-    for start, end in data_ranges(source, size):
-        while start < end:
-            copied = _copy_some(source, target, start, end - start)
-            if copied == 0:
-                break
-            start += copied
-    return "copy"
-
-
-def _copy_some(source: int, target: int, offset: int, length: int) -> int:
-    try:
-        return os.copy_file_range(source, target, min(length, _COPY_STEP_BYTES), offset, offset)
-    except OSError as problem:
-        # Across file systems on old kernels, or where the file system does not implement it.
-        if problem.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-    content = os.pread(source, min(length, 1 << 20), offset)
-    return os.pwrite(target, content, offset) if content else 0
 
 
 def is_empty_or_absent(directory: str | os.PathLike[str]) -> bool:

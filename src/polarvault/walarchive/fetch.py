@@ -15,7 +15,8 @@ import os
 import time
 
 from polarvault.errors import IntegrityError, PolarvaultError, StorageFailed, UsageError
-from polarvault.storage.files import copy_content, storage_failed
+from polarvault.storage.copying import copy_content
+from polarvault.storage.files import storage_failed
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header, valid_bytes
 from polarvault.walarchive.directory import (
     OTHER_COPY,

@@ -15,7 +15,8 @@ from polarvault.instance.model import Account
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router
-from polarvault.storage.files import copy_file, storage_failed, write_all
+from polarvault.storage.copying import copy_content
+from polarvault.storage.files import open_regular, storage_failed, write_all
 
 # Files copied per task: most files of a cluster are tiny, and a task for each would cost more than the copy.
 _BATCH_FILES = 64
@@ -106,10 +107,11 @@ class LayOut:
                 raise _Stopped
             try:
                 self._make_directory(os.path.dirname(target))
-                way = copy_file(source, target, mode=self.file_mode, progress=self._advance)
+                with open_regular(source) as reading, open(target, "xb", buffering=0) as writing:
+                    os.fchmod(writing.fileno(), self.file_mode)
+                    size = os.fstat(reading.fileno()).st_size
+                    copy_content(reading.fileno(), writing.fileno(), size, self._advance)
                 self._own(target)
-                if way == "reflink":
-                    self._progress(os.stat(target).st_blocks * 512)
             except OSError as problem:
                 raise storage_failed(problem, "restore", target) from problem
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from polarvault.backupset.model import Part
 from polarvault.backupset.tarstream import read_tar
 from polarvault.errors import IntegrityError, StorageFailed
+from polarvault.pgfiles.digest import new_digest
 from polarvault.pgfiles.pages import Kernel, relation_segment
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, TarEvent
 from polarvault.pipeline.read_ahead import ReadAhead
 from polarvault.verify.files.contents import SMALL_FILES, Contents, Report, damaged_tar, is_readable_tar, note_member
-from polarvault.verify.files.reading import FileReading, FileTask, PageReader, new_digest
+from polarvault.verify.files.reading import FileReading, FileTask, PageReader
 from polarvault.verify.files.trees import IgnoreRules
 
 # Events read ahead, of at most 1 MB each: decompressing and checking are done by two threads.

@@ -8,7 +8,6 @@ together from parts. The members of an uncompressed tar are read in the same way
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import queue
 import sys
@@ -16,9 +15,8 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
-import google_crc32c
-
 from polarvault.pgfiles.crc32c import combine
+from polarvault.pgfiles.digest import new_digest
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage, Kernel, load_kernel, page_checksum, read_page_header
 
 # A multiple of the page size. Small enough to be still in the processor's cache when it is looked at.
@@ -235,28 +233,6 @@ def bad_page(page: bytes, block: int) -> BadPage:
     """Describe a page whose checksum is wrong."""
     lsn, stored, _ = read_page_header(page)
     return BadPage(block, page_checksum(page, block), stored, lsn)
-
-
-class Crc32cDigest:
-    """CRC-32C with the methods of hashlib's digests; bytes only."""
-
-    def __init__(self) -> None:
-        self._crc = 0
-
-    def update(self, content: bytes) -> None:
-        """Take the next bytes."""
-        self._crc = google_crc32c.extend(self._crc, content)
-
-    def hexdigest(self) -> str:
-        """Return the checksum as a manifest spells it."""
-        return _crc_text(self._crc)
-
-
-def new_digest(algorithm: str | None) -> Crc32cDigest | hashlib._Hash | None:
-    """Return an empty digest of a manifest's algorithm; raise ValueError for one that is not known."""
-    if algorithm is None:
-        return None
-    return Crc32cDigest() if algorithm == "CRC32C" else hashlib.new(algorithm)
 
 
 def read_in_this_thread(task: FileTask) -> FileReading:
