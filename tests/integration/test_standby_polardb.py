@@ -262,7 +262,7 @@ def test_a_replica_that_could_harm_or_never_work_is_refused(
     assert late.returncode == 4, late.stderr
     assert not (workspace / "late").exists()
     inside = run_polarvault("restore", backup, "-D", primary.shared / "r", "--as", "replica", *own, check=False)
-    assert "lies inside of the database cluster" in inside.stderr
+    assert "which is a shared half of a PolarDB cluster" in inside.stderr
     assert primary.slots() == []
     assert polardb.slots() == []
 

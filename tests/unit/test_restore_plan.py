@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_space
 from polarvault.restore.plan.plan import plan_restore, with_settings
 from polarvault.restore.plan.recovery import check_recovery_request, plan_recovery
+from polarvault.storage.occupants import Occupancy, Occupant
 
 LABEL = b"""START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
 CHECKPOINT LOCATION: 0/2000060
@@ -73,8 +75,15 @@ class FakeHost(Host):
     def exists(self, path: str) -> bool:
         return path in self.files
 
-    def is_free_target(self, path: str) -> bool:
-        return path not in self.full
+    def occupant(self, path: str) -> Occupant | None:
+        return Occupant(path, Occupancy.OTHER) if path in self.full else None
+
+    def enclosing_occupant(self, path: str) -> Occupant | None:
+        while path != (path := posixpath.dirname(path)):
+            for name, kind in (("PG_VERSION", Occupancy.CLUSTER), ("global/pg_control", Occupancy.SHARED_HALF)):
+                if posixpath.join(path, name) in self.files:
+                    return Occupant(path, kind)
+        return None
 
     def real_path(self, path: str) -> str:
         return path
@@ -366,7 +375,7 @@ def test_backup_and_target_must_not_lie_inside_one_another(target: str) -> None:
 def test_a_target_inside_of_a_cluster_is_refused(mark: str) -> None:
     host = FakeHost(files={mark: b""})
     found = inventory(POLAR_CONF, shared=True)
-    refused(UsageError, 'in "/srv/live"', found, host=host, shared_target="/srv/live/deep/in")
+    refused(UsageError, 'inside of "/srv/live"', found, host=host, shared_target="/srv/live/deep/in")
     plan(found, host=host, shared_target="/srv/alive/in")
 
 

@@ -6,8 +6,10 @@ import os
 import shutil
 from collections.abc import Callable
 
-from polarvault.errors import TargetNotEmpty
+from polarvault.errors import UsageError
+from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.storage import files
+from polarvault.storage.occupants import Occupancy, enclosing_occupant, not_empty, occupant_of
 
 
 class CreatedPaths:
@@ -18,15 +20,16 @@ class CreatedPaths:
         self._made: list[str] = []
         self._found: list[str] = []
 
-    def claim(self, directory: str) -> None:
-        """Make the directory, or accept an empty one; raise TargetNotEmpty otherwise."""
+    def claim(self, directory: str, *, tablespace: str | None = None) -> None:
+        """Make the directory, or accept an empty one; raise TargetNotEmpty otherwise, and UsageError inside a server.
+
+        tablespace: where the source has the tablespace that it is for.
+        """
         try:
+            if (occupant := occupant_of(directory)) is not None:
+                raise not_empty(occupant, tablespace=tablespace)
+            _refuse_inside(directory, tablespace=tablespace)
             if os.path.isdir(directory):
-                if os.listdir(directory):
-                    raise TargetNotEmpty(
-                        f'directory "{directory}" exists but is not empty',
-                        hint="choose another directory, or remove what is in it if it is not needed",
-                    )
                 self._found.append(directory)
                 return
             # Remember the topmost directory made, so that a failure removes the parents as well.
@@ -55,3 +58,15 @@ class CreatedPaths:
         """Tell what is left in place."""
         for directory in self._made + self._found:
             say(f'directory "{directory}" not removed at user\'s request')
+
+
+def _refuse_inside(directory: str, *, tablespace: str | None) -> None:
+    """Raise UsageError for a directory inside of a server's: each backup would hold all earlier ones, and itself."""
+    around = enclosing_occupant(directory)
+    # A backup next to the files of an older one harms no server; pg_basebackup takes it, too.
+    if around is None or around.occupancy is Occupancy.BACKUP:
+        return
+    hint = "choose a place outside of it, best on another disk or machine"
+    if tablespace is not None:
+        hint = f"give the tablespace's copy another place: {mapping_option(tablespace, 'NEW_DIRECTORY')}"
+    raise UsageError(f'"{directory}" lies inside of "{around.path}", which is {around.occupancy.value}', hint=hint)

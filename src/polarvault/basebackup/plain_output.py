@@ -50,7 +50,7 @@ class PlainOutput:
                 continue
             location = self._new_location(tablespace.location)
             if os.path.isabs(location):
-                self._context.created.claim(location)
+                self._context.created.claim(location, tablespace=tablespace.location)
                 self._tablespace_roots.append(location)
 
     def wal_sink(self) -> WalSink | None:

@@ -12,6 +12,7 @@ from polarvault.errors import StorageFailed
 from polarvault.instance.host import Host, existing_ancestor
 from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
+from polarvault.storage.occupants import Occupancy, enclosing_occupant, not_empty
 
 # A streamed backup keeps at least the segment it begins in and the one it ends in.
 _WAL_SEGMENTS = 2
@@ -83,6 +84,10 @@ def read_target(path: str, data_directory: str | None = None) -> TargetFacts:
     """Look at the directory, or at the one it would be made in; data_directory: of a server on this machine."""
     ancestor = existing_ancestor(path)
     obstacle, advice = _obstacle(path, ancestor)
+    around = enclosing_occupant(path)
+    if around is not None and around.occupancy is not Occupancy.BACKUP:
+        obstacle = f'"{path}" lies inside of "{around.path}", which is {around.occupancy.value}'
+        advice = "choose a place elsewhere, best on another disk or machine"
     if data_directory and f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(data_directory)}/"):
         obstacle = f'"{path}" lies inside the data directory of the server, {data_directory}'
         advice = "choose a place elsewhere, best on another disk or machine"
@@ -102,11 +107,12 @@ def _obstacle(path: str, ancestor: str) -> tuple[str | None, str | None]:
     if path != ancestor and os.path.lexists(first_missing):
         return f'"{first_missing}" is not a directory', elsewhere
     try:
-        free = Host().is_free_target(path)
+        occupant = Host().occupant(path)
     except StorageFailed as failed:
         return failed.message, failed.hint or elsewhere
-    if not free:
-        return f'directory "{path}" exists but is not empty', f"{elsewhere}; or look at it: ls -la {shlex.quote(path)}"
+    if occupant is not None:
+        refusal = not_empty(occupant)
+        return refusal.message, refusal.hint or elsewhere
     if os.statvfs(ancestor).f_flag & os.ST_RDONLY:
         return f'the file system of "{ancestor}" is mounted read-only', "choose another target"
     if not os.access(ancestor, os.W_OK | os.X_OK):

@@ -8,7 +8,8 @@ import socket
 
 from polarvault.errors import UsageError
 from polarvault.instance.model import Account
-from polarvault.storage.files import is_empty_or_absent, storage_failed
+from polarvault.storage.files import storage_failed
+from polarvault.storage.occupants import Occupant, enclosing_occupant, occupant_of
 
 # statfs types of file systems that share extents: a copy there may take no space at all.
 _REFLINK_FILE_SYSTEMS = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
@@ -44,12 +45,16 @@ class Host:
         """Tell whether a path exists."""
         return os.path.exists(path)
 
-    def is_free_target(self, path: str) -> bool:
-        """Tell whether a directory is absent or empty."""
+    def occupant(self, path: str) -> Occupant | None:
+        """Return what stands in a directory; None when it is absent or empty."""
         try:
-            return is_empty_or_absent(path)
+            return occupant_of(path)
         except OSError as problem:
             raise storage_failed(problem, "use as a target", path) from problem
+
+    def enclosing_occupant(self, path: str) -> Occupant | None:
+        """Return the nearest directory above a path in which a database, or a backup of one, lives."""
+        return enclosing_occupant(path)
 
     def real_path(self, path: str) -> str:
         """Return the path with every link resolved, also when its last parts do not exist yet."""

@@ -163,15 +163,6 @@ def write_durably(path: str | os.PathLike[str], content: bytes, *, mode: int = 0
         fsync_parent(path)
 
 
-def is_empty_or_absent(directory: str | os.PathLike[str]) -> bool:
-    """Tell whether a directory may be used as a target: it does not exist, or exists and is empty."""
-    try:
-        with os.scandir(directory) as entries:
-            return not any(entries)
-    except FileNotFoundError:
-        return True
-
-
 def open_regular(path: str) -> BinaryIO:
     """Open a file for reading, unbuffered; raise OSError for anything else: a FIFO would be waited for without end."""
     # On a FIFO this returns at once; on a regular file the flag changes nothing (open(2)).

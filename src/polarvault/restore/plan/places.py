@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from polarvault.backupset.model import CONTROL_NAME, SHARED_PREFIX, Area, BackupSource, Form, Inventory
-from polarvault.errors import StorageFailed, TargetNotEmpty, UsageError
+from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Form, Inventory
+from polarvault.errors import StorageFailed, UsageError
 from polarvault.instance.host import Host
+from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, SpaceNeed
+from polarvault.storage.occupants import not_empty
 
 
 def plan_layout(request: RestoreRequest, inventory: Inventory, *, had_shared_half: bool) -> Layout:
@@ -43,7 +45,7 @@ def _map_tablespaces(mapping: Mapping[str, str], inventory: Inventory) -> dict[i
     if homeless:
         raise UsageError(
             f"tablespaces of the backup need a place of their own: {', '.join(homeless)}",
-            hint="add " + " ".join(f"-T {location}=NEW_DIRECTORY" for location in homeless),
+            hint="add " + " ".join(mapping_option(location, "NEW_DIRECTORY") for location in homeless),
         )
     return {space.oid: mapping.get(location, location) for location, space in known.items()}
 
@@ -59,34 +61,20 @@ def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, ho
                 raise UsageError(
                     f'target "{path}" and backup "{other}" lie inside one another', hint="choose another target"
                 )
-        if (cluster := _cluster_around(target, host)) is not None:
+        if (around := host.enclosing_occupant(target)) is not None:
             raise UsageError(
-                f'target "{path}" lies inside of the database cluster, or backup of one, in "{cluster}"',
+                f'target "{path}" lies inside of "{around.path}", which is {around.occupancy.value}',
                 hint="choose a place outside: whoever backs that up or removes it would take the copy for a part of it",
             )
-        if not host.is_free_target(path):
+        if (occupant := host.occupant(path)) is not None:
             mapped = next((oid for oid, place in layout.tablespaces.items() if place == path), None)
-            raise TargetNotEmpty(
-                f'directory "{path}" exists but is not empty',
-                hint=f"relocate tablespace {mapped}: -T {path}=NEW_DIRECTORY"
-                if mapped is not None
-                else "remove or empty it yourself, or choose another directory; it was not touched",
-            )
+            original = next((space.location for space in inventory.tablespaces if space.oid == mapped), None)
+            raise not_empty(occupant, tablespace=original, replaceable=True)
     for index, (path, target) in enumerate(zip(layout.roots, targets, strict=True)):
         for place, other in list(zip(layout.roots, targets, strict=True))[:index]:
             nested_shared = place == layout.local and path == layout.shared and target != other
             if (is_within(target, other) or is_within(other, target)) and not nested_shared:
                 raise UsageError(f'targets "{place}" and "{path}" lie inside one another', hint="choose another place")
-
-
-def _cluster_around(target: str, host: Host) -> str | None:
-    """Return the nearest directory above a target that holds a cluster, or a half of one."""
-    parent = os.path.dirname(target)
-    while parent != os.path.dirname(parent):
-        if any(host.exists(os.path.join(parent, name)) for name in ("PG_VERSION", CONTROL_NAME)):
-            return parent
-        parent = os.path.dirname(parent)
-    return None
 
 
 def is_within(path: str, directory: str) -> bool:

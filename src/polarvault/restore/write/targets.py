@@ -7,9 +7,9 @@ import shutil
 import time
 from collections.abc import Sequence
 
-from polarvault.errors import TargetNotEmpty
 from polarvault.instance.model import Account
-from polarvault.storage.files import is_empty_or_absent, storage_failed
+from polarvault.storage.files import storage_failed
+from polarvault.storage.occupants import not_empty, occupant_of
 
 _REMOVE_ATTEMPTS = 20
 _REMOVE_PAUSE_S = 0.1
@@ -40,8 +40,8 @@ class Targets:
             parent = os.path.dirname(parent)
         if not missing:
             # Checked again here: between the plan and now somebody may have put something there.
-            if not is_empty_or_absent(directory):
-                raise TargetNotEmpty(f'directory "{directory}" exists but is not empty', hint="it was not touched")
+            if (occupant := occupant_of(directory)) is not None:
+                raise not_empty(occupant, replaceable=True)
             self._emptied.append((directory, os.stat(directory).st_mode & 0o7777))
         for path in reversed(missing):
             # Noted first: an interruption between the two lines would leave the directory behind.
