@@ -22,8 +22,8 @@ def marker_content(started: datetime, process_id: int) -> bytes:
     return (
         f"This directory is not a backup (yet): polarvault {__version__} basebackup, process {process_id}, began to "
         f"write it at {started.astimezone(UTC).isoformat(timespec='seconds')}.\n"
-        "When that process has ended and this file is still here, the backup was cut off and is incomplete: take another "
-        "one.\n"
+        "When that process has ended and this file is still here, the backup was cut off and is incomplete: take "
+        "another one.\n"
     ).encode()
 
 

@@ -43,8 +43,8 @@ class ConnectionSettings:
     port: str | None = None
     user: str | None = None
     password_policy: PasswordPolicy = PasswordPolicy.WHEN_NEEDED
-    # What the server calls us unless the user has named us. The drop-in commands go by the name of the program that they
-    # replace: synchronous_standby_names and monitoring may know it.
+    # What the server calls us unless the user has named us. The drop-in commands go by the name of the program that
+    # they replace: synchronous_standby_names and monitoring may know it.
     application_name: str = APPLICATION_NAME
     # Asks a person for the password; kept so that the second and third connection do not ask again.
     prompt: Callable[[str], str] | None = field(default=None, repr=False, compare=False)

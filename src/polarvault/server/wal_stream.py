@@ -210,7 +210,7 @@ class WalStream:
             if batch.is_empty:
                 self._drain_wake()
 
-    def _send_status(self, source: WalSource, flushed: Lsn) -> None:
+    def _send_status(self, source: WalConnection, flushed: Lsn) -> None:
         # Without a slot no flush position, as pg_basebackup: with one, the backup would be a synchronous standby.
         source.send_status(written=self.received, flushed=flushed if self._slot.name is not None else Lsn(0))
 
