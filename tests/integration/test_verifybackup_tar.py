@@ -106,15 +106,16 @@ def test_tars_that_were_not_touched_are_accepted(lab: Lab) -> None:
     for options in ([], ["-n"], ["-Ft"], ["--format=tar"]):
         mine = ours(*options, lab.tar)
         assert (mine.status, mine.output) == (0, GOOD), mine.errors
-        assert not re.search("error|warning", mine.errors), mine.errors
+        assert mine.errors == ""
     # The manifest's files, the pages in them and all WAL: as much as in a plain backup.
-    assert re.search(r"checked: 9\d\d files, .*; [1-9]\d+ page checksums; [1-9]\d* WAL records", ours(lab.tar).errors)
+    said = ours("--summary", lab.tar).errors
+    assert re.search(r"checked: 9\d\d files, .*; [1-9]\d+ page checksums; [1-9]\d* WAL records", said)
 
 
 @pytest.mark.parametrize("kind", COMPRESS)
 def test_compressed_tars_that_were_not_touched_are_accepted(lab: Lab, kind: str) -> None:
     backup = lab.directory / kind
-    mine = ours(backup)
+    mine = ours("--summary", backup)
     assert (mine.status, mine.output) == (0, GOOD), mine.errors
     assert re.search(r"checked: 9\d\d files, .*; [1-9]\d+ page checksums; [1-9]\d* WAL records", mine.errors)
     other = lab.theirs(backup)

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarvault.model.compression import Compression
+from polarvault.model.lsn import Lsn
 from polarvault.pgfiles import manifest as manifests
 from polarvault.pgfiles import pages
-from polarvault.pgfiles.manifest import Manifest, ManifestFile
+from polarvault.pgfiles.manifest import Manifest, ManifestFile, ManifestRange
 from polarvault.pipeline.byte_sinks import Buffer, compressed
 from polarvault.wire.copy_scanner import Control, CopyScanner, DataRun
 
@@ -158,7 +159,7 @@ ENTRIES = st.builds(
 
 @given(st.lists(ENTRIES, max_size=6), st.none() | st.integers(1, 2**63))
 def test_a_manifest_survives_encoding_and_parsing(entries: list[ManifestFile], system_identifier: int | None) -> None:
-    ranges = [{"Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000100"}]
+    ranges = [ManifestRange(1, Lsn(0x2000028), Lsn(0x2000100))]
     original = Manifest(1 if system_identifier is None else 2, entries, ranges, system_identifier)
     assert manifests.parse_manifest(manifests.encode_manifest(original)) == original
 

@@ -6,8 +6,9 @@ import google_crc32c
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.crc32c import combine
-from polarvault.pgfiles.manifest import Manifest, ManifestFile, encode_manifest, read_damaged_manifest
+from polarvault.pgfiles.manifest import Manifest, ManifestFile, ManifestRange, encode_manifest, read_damaged_manifest
 from polarvault.verify.manifest.expected import split_entries
 
 MANY = settings(max_examples=300)
@@ -105,7 +106,7 @@ _MANIFEST = encode_manifest(
             ManifestFile("PG_VERSION", 3, "2026-11-23 00:00:00 GMT", "CRC32C", "00112233"),
             ManifestFile("odd \udcff", 0, "2026-11-23 00:00:00 GMT", None, None, encoded=True),
         ],
-        [{"Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000130"}],
+        [ManifestRange(1, Lsn(0x2000028), Lsn(0x2000130))],
         7711101783964903611,
     )
 )

@@ -18,7 +18,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 # Options that the replaced tools do not have; they must not make an abbreviation of theirs ambiguous.
-_OURS_ALONE = {"--checkpoint-timeout", "--jobs", "--json", "--keep-all", "--no-pages", "--pages", "--status"}
+_OURS_ALONE = {
+    "--checkpoint-timeout",
+    "--jobs",
+    "--json",
+    "--keep-all",
+    "--no-pages",
+    "--pages",
+    "--status",
+    "--summary",
+}
 
 _ALONE = {"-?", "--help", "-V", "--version"}
 

@@ -30,6 +30,7 @@ _FORMATS = {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"}
 @click.option("--polardata", metavar="DIR", help="The shared half of a PolarDB backup, if it cannot be found.")
 @click.option("--pages/--no-pages", default=None, help="Verify the checksum of every page; default: if there are any.")
 @click.option("-j", "--jobs", type=click.IntRange(1, 64), metavar="N", help="Files to read at a time.")
+@click.option("--summary", is_flag=True, help="Say what was checked and what was not, also of a good backup.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.version_option(__version__, "-V", "--version", message="polarvault verifybackup (Polarvault) %(version)s")
 @click.argument("rest", nargs=-1, metavar="BACKUPDIR")
@@ -64,10 +65,13 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
         exit_on_error=options["exit_on_error"],
         jobs=options["jobs"] or 0,
     )
-    return _run(request, quiet=options["quiet"], progress=options["progress"], as_json=options["as_json"])
+    wants_summary = options["summary"] or options["progress"]
+    return _run(
+        request, quiet=options["quiet"], progress=options["progress"], summary=wants_summary, as_json=options["as_json"]
+    )
 
 
-def _run(request: VerifyRequest, *, quiet: bool, progress: bool, as_json: bool) -> int:
+def _run(request: VerifyRequest, *, quiet: bool, progress: bool, summary: bool, as_json: bool) -> int:
     from polarvault.report.verify import TextReporter, result_json, result_lines
     from polarvault.verify.run import verify_backup
 
@@ -77,7 +81,8 @@ def _run(request: VerifyRequest, *, quiet: bool, progress: bool, as_json: bool) 
         click.echo(json.dumps(result_json(result), indent=2))
     elif result.is_good and not quiet:
         click.echo("backup successfully verified")
-    if not (quiet or as_json):
+    # A good backup is one line, as pg_verifybackup's: cron mails whatever else a nightly job prints.
+    if not (quiet or as_json) and (summary or not result.is_good):
         for line in result_lines(result):
             click.echo(f"polarvault: {line}", err=True)
     # A drop-in: pg_verifybackup knows no more than "good" and "not good".

@@ -190,7 +190,7 @@ def _receiving_wal(stage: Stage, source: ThrowawayServer) -> Iterator[Path]:
 
 def _verify(stage: Stage, backup: Path) -> None:
     stage.narrator.step("read the backup back")
-    _run_polarvault(stage, "verifybackup", str(backup))
+    _run_polarvault(stage, "verifybackup", "--summary", str(backup))
 
 
 def _restore(stage: Stage, backup: Path, restored: ThrowawayServer) -> None:

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import google_crc32c
 
 from polarvault.errors import IntegrityError
 from polarvault.model.lsn import Lsn
+from polarvault.pgfiles.manifest_json import SYSTEM_IDENTIFIER, Fields, ManifestProblem, read_fields, shown
 
 _ALGORITHMS = {"SHA224": hashlib.sha224, "SHA256": hashlib.sha256, "SHA384": hashlib.sha384, "SHA512": hashlib.sha512}
+_ALGORITHM_NAMES = frozenset({"NONE", "CRC32C", *_ALGORITHMS})
+# PostgreSQL 17 reads both versions of a manifest, and writes the second.
+_SECOND_VERSION_SINCE = 17
+# What strtoul(3) and sscanf(3) with %X take, in the C locale.
+_INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+")
+_LSN = re.compile(r"\s*\+?(?:0[xX])?([0-9A-Fa-f]+)/\s*\+?(?:0[xX])?([0-9A-Fa-f]+)", re.ASCII)
+_HEX = re.compile(r"(?:[0-9A-Fa-f]{2})*")
+_LARGEST, _MOST_DIGITS = (1 << 64) - 1, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +42,21 @@ class ManifestFile:
 
 
 @dataclass(frozen=True, slots=True)
+class ManifestRange:
+    """WAL that the backup needs: on one timeline, from start up to, not including, end."""
+
+    timeline_id: int
+    start: Lsn
+    end: Lsn
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """A parsed manifest; the order of files is the order in which the server sent them."""
+    """A parsed manifest; the order of files and WAL ranges is that in which the server sent them."""
 
     version: int
     files: list[ManifestFile]
-    wal_ranges: list[dict[str, Any]]
-    """Each with Timeline (a number), Start-LSN and End-LSN (as the server prints them)."""
+    wal_ranges: list[ManifestRange]
     system_identifier: int | None = None
 
 
@@ -51,65 +68,149 @@ def parse_manifest(content: bytes) -> Manifest:
     return manifest
 
 
-def read_damaged_manifest(content: bytes) -> tuple[Manifest | None, IntegrityError | None]:
+def read_damaged_manifest(content: bytes, *, major: int | None = None) -> tuple[Manifest | None, IntegrityError | None]:
     """Return what can be read of a manifest, and what is wrong with it; one of the two is not None.
 
-    What is wrong is said in pg_verifybackup's words, which scripts may look for.
+    What is accepted is what the pg_verifybackup of the backup's version accepts. major: that version, if it is known;
+    else the manifest's own version tells (1: PostgreSQL 13 to 16, 2: 17 and later). What is wrong is said in
+    pg_verifybackup's words, which scripts may look for.
     """
-    damage: IntegrityError | None = None
-    # The checksum is the last line, and is of all others (server: common/parse_manifest.c, verify_manifest_checksum).
-    end = content.rfind(b"\n", 0, -1) + 1
-    if content.rfind(b'"Manifest-Checksum"') < 0:
-        damage = IntegrityError("could not parse backup manifest: it has no checksum of its own, so it is incomplete")
-    elif not content.endswith(b"\n"):
-        damage = IntegrityError("could not parse backup manifest: last line not newline-terminated")
     try:
-        fields = json.loads(content.decode(), parse_constant=_refuse_constant)
-        if damage is None:
-            calculated, stored = hashlib.sha256(content[:end]).hexdigest(), fields["Manifest-Checksum"]
-            if calculated != stored.lower():
-                damage = IntegrityError(f"manifest checksum mismatch: its SHA-256 is {calculated}, it says {stored}")
-        version = fields["PostgreSQL-Backup-Manifest-Version"]
-        if version not in (1, 2):
-            raise ValueError(f"unexpected manifest version {version!r}, only 1 and 2 are known")
-        files = [_parse_file(entry) for entry in fields["Files"]]
-        for entry in fields["WAL-Ranges"]:
-            int(entry["Timeline"]), Lsn.parse(entry["Start-LSN"]), Lsn.parse(entry["End-LSN"])
-        return Manifest(version, files, fields["WAL-Ranges"], fields.get("System-Identifier")), damage
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as problem:
-        return None, damage or IntegrityError(f"could not parse backup manifest: {_why(problem)}")
+        fields = read_fields(content)
+        version = _version(fields.version, major)
+        manifest = Manifest(
+            version,
+            [_file(number, entry) for number, entry in enumerate(fields.files, 1)],
+            [_wal_range(number, entry) for number, entry in enumerate(fields.wal_ranges, 1)],
+            _system_identifier(fields.system_identifier, version, major),
+        )
+    except ManifestProblem as problem:
+        why = _incomplete(content) or str(problem)
+        return None, IntegrityError(f"could not parse backup manifest: {why}")
+    return manifest, _checksum_damage(content, fields.checksum)
 
 
-def _refuse_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's reader takes and JSON does not have."""
-    raise ValueError(f"{name} is no JSON")
+def _incomplete(content: bytes) -> str | None:
+    """Say that the end is missing, where it is: that is the cause of whatever else is wrong."""
+    if content.rfind(b'"Manifest-Checksum"') < 0:
+        return "it has no checksum of its own, so it is incomplete"
+    return None if content.endswith(b"\n") else "last line not newline-terminated"
 
 
-def _why(problem: Exception) -> str:
-    return f"{problem} is missing" if isinstance(problem, KeyError) else str(problem)
+def _checksum_damage(content: bytes, stored: str | None) -> IntegrityError | None:
+    """Compare the last line with all others, whose checksum it holds (server: verify_manifest_checksum)."""
+    if stored is None:
+        return IntegrityError("could not parse backup manifest: it has no checksum of its own, so it is incomplete")
+    if not content.endswith(b"\n"):
+        return IntegrityError("could not parse backup manifest: last line not newline-terminated")
+    if content.count(b"\n") < 2:
+        return IntegrityError("could not parse backup manifest: expected at least 2 lines")
+    if re.fullmatch(r"[0-9A-Fa-f]{64}", stored) is None:
+        return IntegrityError(f"invalid manifest checksum: {shown(stored)}")
+    calculated = hashlib.sha256(memoryview(content)[: content.rfind(b"\n", 0, -1) + 1]).hexdigest()
+    if calculated != stored.lower():
+        return IntegrityError(f"manifest checksum mismatch: its SHA-256 is {calculated}, it says {stored}")
+    return None
 
 
-def _parse_file(entry: dict[str, Any]) -> ManifestFile:
-    encoded = "Encoded-Path" in entry
-    if encoded and "Path" in entry:
-        raise ValueError(f"both path name and encoded path name of {entry['Path']!r}")
-    path: Any = bytes.fromhex(entry["Encoded-Path"]).decode("utf-8", "surrogateescape") if encoded else entry["Path"]
-    size, algorithm = entry["Size"], entry.get("Checksum-Algorithm")
-    stored: Any = entry.get("Checksum")
-    if not isinstance(path, str):
-        raise ValueError(f"{path!r} is no path name")
-    if not isinstance(size, int) or size < 0:
-        raise ValueError(f"{path!r} has size {size!r}")
-    if algorithm is not None:
-        # pg_verifybackup takes small letters, too.
-        algorithm = str(algorithm).upper()
-        if algorithm != "CRC32C" and algorithm not in _ALGORITHMS:
-            raise ValueError(f'unrecognized checksum algorithm: "{algorithm}"')
-        bytes.fromhex(stored)
-        stored = stored.lower()
-    elif stored is not None:
-        raise ValueError(f"{path!r} has a checksum without algorithm")
-    return ManifestFile(path, size, entry.get("Last-Modified", ""), algorithm, stored, encoded)
+def _version(text: str, major: int | None) -> int:
+    # Until 16 the text had to be "1"; since then it is read as a number (json_manifest_finalize_version).
+    is_old = major < _SECOND_VERSION_SINCE if major is not None else text == "1"
+    number = None if (is_old and text != "1") or "-" in text else _unsigned(text)
+    if number is None and not is_old and _INTEGER.fullmatch(text) is None:
+        raise ManifestProblem(f"manifest version not an integer: {shown(text)}")
+    if number not in (1, 2):
+        raise ManifestProblem(f"unexpected manifest version {shown(text)}, only 1 and 2 are known")
+    return number
+
+
+def _system_identifier(text: str | None, version: int, major: int | None) -> int | None:
+    if text is None:
+        if version > 1:
+            raise ManifestProblem(f"missing {SYSTEM_IDENTIFIER}, which version {version} has")
+        return None
+    if (major is not None and major < _SECOND_VERSION_SINCE) or (major is None and version == 1):
+        raise ManifestProblem(f'unrecognized top-level field "{SYSTEM_IDENTIFIER}", which version 1 does not have')
+    number = _unsigned(text)
+    if number is None:
+        raise ManifestProblem(f"manifest system identifier not an integer: {shown(text)}")
+    # pg_verifybackup compares it with pg_control from version 2 on only.
+    return number if version > 1 else None
+
+
+def _file(number: int, entry: Fields) -> ManifestFile:
+    path, encoded = entry.get("Path"), entry.get("Encoded-Path")
+    where = f"file {number}" if path is None else f"file {number} ({shown(path)})"
+    if path is not None and encoded is not None:
+        raise ManifestProblem(f"{where}: both path name and encoded path name")
+    if encoded is not None:
+        if _HEX.fullmatch(encoded) is None:
+            raise ManifestProblem(f"{where}: could not decode file name {shown(encoded)}")
+        # To the server it is a C string.
+        path = bytes.fromhex(encoded).partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    if path is None:
+        raise ManifestProblem(f"{where}: missing path name")
+    if "Size" not in entry:
+        raise ManifestProblem(f"{where}: missing size")
+    size = _unsigned(entry["Size"])
+    if size is None:
+        raise ManifestProblem(f"{where}: file size is not an integer: {shown(entry['Size'])}")
+    algorithm, stored = _stored_checksum(where, entry)
+    return ManifestFile(path, size, entry.get("Last-Modified", ""), algorithm, stored, encoded is not None)
+
+
+def _stored_checksum(where: str, entry: Fields) -> tuple[str | None, str | None]:
+    algorithm, stored = entry.get("Checksum-Algorithm"), entry.get("Checksum")
+    if algorithm is None:
+        if stored is not None:
+            raise ManifestProblem(f"{where}: checksum without algorithm")
+        return None, None
+    if algorithm not in _ALGORITHM_NAMES:
+        # Small letters will do, too.
+        known = algorithm.upper() if algorithm.isascii() else algorithm
+        if known not in _ALGORITHM_NAMES:
+            raise ManifestProblem(f"{where}: unrecognized checksum algorithm: {shown(algorithm)}")
+        algorithm = known
+    if stored is not None and _HEX.fullmatch(stored) is None:
+        raise ManifestProblem(f"{where}: invalid checksum for file: {shown(stored)}")
+    if algorithm == "NONE":
+        return None, None
+    # An algorithm without a checksum is accepted, and then the file's checksum is not the right one.
+    return algorithm, (stored or "").lower()
+
+
+def _wal_range(number: int, entry: Fields) -> ManifestRange:
+    where = f"WAL range {number}"
+    for name, words in (("Timeline", "timeline"), ("Start-LSN", "start LSN"), ("End-LSN", "end LSN")):
+        if name not in entry:
+            raise ManifestProblem(f"{where}: missing {words}")
+    timeline_id = _unsigned(entry["Timeline"])
+    if timeline_id is None:
+        raise ManifestProblem(f"{where}: timeline is not an integer: {shown(entry['Timeline'])}")
+    start = _lsn(entry["Start-LSN"], f"{where}: could not parse start LSN")
+    return ManifestRange(timeline_id & 0xFFFFFFFF, start, _lsn(entry["End-LSN"], f"{where}: could not parse end LSN"))
+
+
+def _lsn(text: str, problem: str) -> Lsn:
+    match = _LSN.match(text)
+    if match is None:
+        raise ManifestProblem(f"{problem}: {shown(text)}")
+    high, low = (int(part, 16) & 0xFFFFFFFF for part in match.groups())
+    return Lsn(high << 32 | low)
+
+
+def _unsigned(text: str) -> int | None:
+    """Return what strtoul(3) makes of a whole text: an empty one is 0, more than 64 bits are all of them."""
+    if not text:
+        return 0
+    if _INTEGER.fullmatch(text) is None:
+        return None
+    # Longer ones are too large anyway, and Python refuses to convert thousands of digits.
+    digits = text.lstrip(" \t\n\v\f\r+-").lstrip("0")
+    number = int(digits[:_MOST_DIGITS] or "0") if len(digits) <= _MOST_DIGITS else _LARGEST + 1
+    if number > _LARGEST:
+        return _LARGEST
+    return -number & _LARGEST if "-" in text else number
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -122,7 +223,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
     lines.append('\n],\n"WAL-Ranges": [')
     lines.append(",".join("\n" + _encode_range(entry) for entry in manifest.wal_ranges))
     lines.append("\n],\n")
-    body = "".join(lines).encode()
+    # A path in bytes that are no UTF-8 stays as it was.
+    body = "".join(lines).encode("utf-8", "surrogateescape")
     return body + f'"Manifest-Checksum": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
 
 
@@ -137,10 +239,8 @@ def _encode_file(entry: ManifestFile) -> str:
     return text + " }"
 
 
-def _encode_range(entry: dict[str, Any]) -> str:
-    return (
-        f'{{ "Timeline": {entry["Timeline"]}, "Start-LSN": "{entry["Start-LSN"]}", "End-LSN": "{entry["End-LSN"]}" }}'
-    )
+def _encode_range(entry: ManifestRange) -> str:
+    return f'{{ "Timeline": {entry.timeline_id}, "Start-LSN": "{entry.start}", "End-LSN": "{entry.end}" }}'
 
 
 def checksum(content: bytes, algorithm: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from polarvault.model import limits
 from polarvault.model.finding import Finding, problem
-from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.manifest import Manifest, ManifestFile, read_damaged_manifest
+from polarvault.storage.below import Below
 from polarvault.storage.files import open_regular
 from polarvault.verify.facts.backup import WalRange
 from polarvault.verify.files.contents import SETTINGS, Contents, Report
@@ -17,6 +19,7 @@ from polarvault.verify.layout import MANIFEST, SHARED_MANIFEST, BackupLayout, Ha
 from polarvault.verify.manifest.expected import split_entries, without_duplicates
 
 _CONTROL = "global/pg_control"
+_VERSION_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +41,13 @@ class Manifests:
     def wal_ranges(self) -> tuple[WalRange, ...]:
         """The WAL that the backup needs."""
         ranges = next((manifest.wal_ranges for manifest in self.of_halves if manifest and manifest.wal_ranges), [])
-        return tuple(
-            WalRange(int(entry["Timeline"]), Lsn.parse(entry["Start-LSN"]), Lsn.parse(entry["End-LSN"]))
-            for entry in ranges
-        )
+        return tuple(WalRange(entry.timeline_id, entry.start, entry.end) for entry in ranges)
 
     @property
     def system_identifier(self) -> int | None:
         """The cluster that the backup is of, since PostgreSQL 17."""
-        return next((found.system_identifier for found in self.of_halves if found and found.system_identifier), None)
+        named = (found.system_identifier for found in self.of_halves if found)
+        return next((identifier for identifier in named if identifier is not None), None)
 
     @property
     def algorithm(self) -> str | None:
@@ -82,13 +83,13 @@ def _split(files: Sequence[ManifestFile], contents: Sequence[Contents]) -> list[
 
 def read_manifests(layout: BackupLayout, report: Report) -> Manifests:
     """Read the manifest of each half; what is wrong with one is reported, and what can be read of it is used."""
-    first = _read(layout.halves[0], report)
+    first = _read(layout.halves[0], _major(layout), report)
     lists_both = first is not None and any(entry.path == _CONTROL for entry in first.files)
     if len(layout.halves) == 1:
         return Manifests([first], lists_both=lists_both and layout.missing_half is not None)
     shared = layout.halves[1]
     if shared.manifest_path is not None:
-        return Manifests([first, _read(shared, report)], lists_both=False)
+        return Manifests([first, _read(shared, _major(layout), report)], lists_both=False)
     if first is not None and not lists_both:
         name = SHARED_MANIFEST if shared.directory == layout.halves[0].directory else MANIFEST
         report(
@@ -102,11 +103,25 @@ def read_manifests(layout: BackupLayout, report: Report) -> Manifests:
     return Manifests([first, None], lists_both=lists_both)
 
 
-def _read(half: Half, report: Report) -> Manifest | None:
+def _major(layout: BackupLayout) -> int | None:
+    """Return the version of a plain backup: which manifests are right depends on it. A tar's is not known yet."""
+    if layout.is_tar:
+        return None
+    try:
+        with Below(layout.halves[0].directory) as directory:
+            text = directory.read("PG_VERSION", _VERSION_BYTES).strip()
+    except OSError:
+        return None  # What is wrong with it is said with the other small files.
+    return int(text) if text.isdigit() else None
+
+
+def _read(half: Half, major: int | None, report: Report) -> Manifest | None:
     assert half.manifest_path is not None
     path = half.manifest_path
     try:
         with open_regular(path) as source:
+            if os.fstat(source.fileno()).st_size > limits.MANIFEST_BYTES:
+                raise OSError(errno.EFBIG, f"it is longer than {limits.MANIFEST_BYTES} bytes")
             content = source.read()
     except OSError as problem:
         meaning, advice = "nothing says which files the backup must hold", "name it, if it lies elsewhere: -m PATH"
@@ -116,7 +131,7 @@ def _read(half: Half, report: Report) -> Manifest | None:
         message = f'could not open file "{path}": {problem.strerror}'
         report(_problem(half.name("backup_manifest"), message, meaning, advice))
         return None
-    manifest, damage = read_damaged_manifest(content)
+    manifest, damage = read_damaged_manifest(content, major=major)
     if damage is not None:
         advice = "find an undamaged copy and name it: -m PATH; what is reported beside this may be due to the damage"
         meaning = "what the manifest says cannot be relied on"
