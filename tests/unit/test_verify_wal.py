@@ -536,3 +536,34 @@ def test_a_tar_that_was_cut_is_one_finding(made: Made, tmp_path: Path, file_name
     assert "wal-unreadable" in checks(verdict)
     assert checks(verdict).count("wal-unreadable") == 1
     assert "wal-missing" not in checks(verdict)
+
+
+@pytest.mark.parametrize("file_name", ["pg_wal.tar", "pg_wal.tar.gz"])
+@pytest.mark.parametrize("has_manifest", [True, False])
+@pytest.mark.parametrize("has_control", [True, False])
+@pytest.mark.parametrize("length", [0, 1, 728, MB + 1024, -MB])
+def test_a_cut_tar_ends_the_search_for_segments(
+    made: Made, tmp_path: Path, file_name: str, length: int, has_manifest: bool, has_control: bool
+) -> None:
+    # Every segment that a cut tar is asked for might be behind the cut: up to the last of all numbers.
+    path = write_tar(tmp_path / file_name, made.segments)
+    content = path.read_bytes()
+    # Compressed WAL is short: the same share of it.
+    keep = length if file_name.endswith(".tar") or length <= 1 else length % max(1, len(content) // 2)
+    path.write_bytes(content[:keep])
+    verdict = made.check(
+        source=tar_wal(part_of(path, Area.WAL)),
+        ranges=[made.span] if has_manifest else [],
+        segment_size_bytes=MB if has_control else None,
+    )
+    assert problems(verdict)
+
+
+@pytest.mark.parametrize("file_name", ["pg_wal.tar", "pg_wal.tar.gz"])
+def test_millions_of_segments_behind_a_cut_are_not_looked_for_one_by_one(
+    made: Made, tmp_path: Path, file_name: str
+) -> None:
+    path = write_tar(tmp_path / file_name, made.segments)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 5])
+    span = WalRange(1, Lsn(made.wal.start), Lsn(made.wal.start + (1 << 49)))
+    assert checks(made.check(source=tar_wal(part_of(path, Area.WAL)), ranges=[span])).count("wal-unreadable") == 1

@@ -262,20 +262,30 @@ class _RangeReading:
                 else:
                     self._read(segment, content)
             except (IntegrityError, StorageFailed) as problem:
-                self.report.not_readable(segment, problem)
+                is_new = self.report.not_readable(segment, problem)
                 self._drop_scanner(segment.end)
+                if not is_new:
+                    # A tar that was cut says so of every segment it is asked for, to the end of all numbers.
+                    if self._span.end is None:
+                        return
+                    segment = self._pass_absent(segment)
             segment = segment.next()
         self._finish()
 
     def _pass_missing(self, segment: WalSegment) -> WalSegment:
-        """Report all segments that are missing from here on; return the last one.
+        """Report all segments that are missing from here on; return the last one."""
+        until = self._pass_absent(segment)
+        self.report.missing(segment, until)
+        return until
+
+    def _pass_absent(self, segment: WalSegment) -> WalSegment:
+        """Pass over the segments that are not there behind this one; return the last of them, or this one.
 
         A wrong digit in an LSN makes millions of them. The last one of the range may be there on the next timeline.
         """
         last = last_byte(self._span) // self._size
         number = min(self._source.next_number(segment), last if segment.number < last else last + 1) - 1
         until = WalSegment(segment.timeline_id, number, self._size)
-        self.report.missing(segment, until)
         self._drop_scanner(until.end)
         return until
 

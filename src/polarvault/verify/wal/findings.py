@@ -69,11 +69,13 @@ class RangeReport:
         self._read += 1
         self._end_run()
 
-    def not_readable(self, segment: WalSegment, failure: PolarvaultError) -> None:
-        """The segment's content cannot be had."""
+    def not_readable(self, segment: WalSegment, failure: PolarvaultError) -> bool:
+        """The segment's content cannot be had; False when the same was said of another one."""
         finding = self.unreadable(segment.file_name, failure)
-        if not any((finding.check, finding.message) == (known.check, known.message) for known in self._findings):
+        is_new = not any((finding.check, finding.message) == (known.check, known.message) for known in self._findings)
+        if is_new:
             self._add(finding)
+        return is_new
 
     @staticmethod
     def unreadable(subject: str, failure: PolarvaultError) -> Finding:
