@@ -98,11 +98,6 @@ def read_page_header(page: bytes | memoryview) -> tuple[int, int, int]:
     return high << 32 | low, checksum, upper
 
 
-def is_zero_page(page: bytes | memoryview) -> bool:
-    """Tell whether the page was never written: extending a relation leaves such pages, and they carry no checksum."""
-    return not any(page)
-
-
 @functools.cache
 def load_kernel() -> Kernel:
     """Return the compiled kernel, or the numpy one where no code can be generated."""

@@ -61,11 +61,6 @@ class BackupLayout:
         """All tar files."""
         return [part for half in self.halves for part in half.tars] + list(self.wal_tars)
 
-    @property
-    def data_half(self) -> Half:
-        """The half with pg_control, relations and WAL."""
-        return self.halves[-1]
-
 
 def find_layout(request: VerifyRequest) -> BackupLayout:
     """Look at what is there; raise BackupUnusable when it is no backup at all."""

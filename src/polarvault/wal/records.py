@@ -66,12 +66,6 @@ class Record:
     magic: int
     body: bytes
 
-    @property
-    def main_data(self) -> bytes:
-        """The data that belongs to the record itself, not to one of its blocks; ValueError if the body is malformed."""
-        at, length = find_main_data(self.body, self.magic)
-        return self.body[at : at + length]
-
 
 def align(position: int) -> int:
     """Return where the next record can begin."""

@@ -84,9 +84,3 @@ def parse_error(body: bytes) -> ServerError:
         detail=fields.get(b"D"),
         hint=fields.get(b"H"),
     )
-
-
-def parse_parameter(body: bytes) -> tuple[str, str]:
-    """Return name and value of a ParameterStatus message."""
-    name, value, *_ = body.split(b"\0")
-    return name.decode(), value.decode("utf-8", "replace")
