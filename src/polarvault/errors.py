@@ -45,10 +45,12 @@ class ServerError(PolarvaultError):
         severity: str = "ERROR",
         detail: str | None = None,
         hint: str | None = None,
+        routine: str = "",
     ) -> None:
         super().__init__(message, hint=hint, detail=detail)
         self.sqlstate = sqlstate
         self.severity = severity
+        self.routine = routine
 
 
 class ServerRefused(PolarvaultError):
@@ -69,6 +71,10 @@ class RemoteProtocolError(PolarvaultError):
 
 class CheckpointBlocked(PolarvaultError):
     """The backup waits for a checkpoint that a replication slot holds up (PolarDB)."""
+
+
+class BackupIncomplete(PolarvaultError):
+    """The server leaves data out of the backup; its administrator has to mend what it cannot or will not send."""
 
 
 class WalIncomplete(PolarvaultError):

@@ -35,6 +35,7 @@ class ArchiveWriter:
         self._reader = TarReader(name)
         self._page_check = page_check
         self._on_member = on_member
+        self.member_count = 0
 
     def write(self, views: list[memoryview]) -> None:
         """Take bytes of the archive; the views may be reused afterwards."""
@@ -56,6 +57,7 @@ class ArchiveWriter:
     def _take(self, event: TarEvent) -> None:
         if isinstance(event, MemberBegins):
             self._on_member(event.member.name)
+            self.member_count += 1
             if event.member.kind is MemberKind.FILE:
                 self.names.sent.append(event.member.name)
         if self._page_check is not None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from polarvault.basebackup import halves
+from polarvault.basebackup.absences import Absences
 from polarvault.basebackup.archive_writer import ArchiveWriter
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.halves import ArchiveNames, HalfManifests
@@ -38,6 +39,9 @@ class BackupContext:
     start: BackupStart | None = None
     current_member: str = ""
     left_out: LeftOut = field(default_factory=LeftOut)
+    absences: Absences = field(default_factory=Absences)
+    # None until an archive that would hold it has come.
+    has_configuration: bool | None = None
     # PolarDB: the names in base.tar and data.tar, in the order sent.
     local_names: ArchiveNames = field(default_factory=ArchiveNames)
     shared_names: ArchiveNames = field(default_factory=ArchiveNames)
@@ -71,6 +75,8 @@ class BackupContext:
     def note_member(self, name: str) -> None:
         """Remember what is being received, for progress with --verbose."""
         self.current_member = name
+        if name == "postgresql.conf":
+            self.has_configuration = True
 
     @property
     def tar_compression(self) -> Compression:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from polarvault.basebackup.archive_writer import ArchiveWriter
 from polarvault.basebackup.node_role import replica_refusal
 from polarvault.basebackup.output import BackupContext, Output, ReceivedBackup
@@ -20,6 +22,7 @@ from polarvault.server.base_backup import (
     ManifestData,
     Progress,
     StreamEnds,
+    Tablespace,
 )
 from polarvault.server.transport import Transport
 from polarvault.server.wal_stream import WalStream
@@ -35,6 +38,7 @@ class Receiver:
         self._context = context
         self._output = output
         self._writer: ArchiveWriter | None = None
+        self._tablespace: Tablespace | None = None
         self._archive_number = 0
         self._manifest: list[bytes] = []
         self._end: StreamEnds | None = None
@@ -52,16 +56,27 @@ class Receiver:
         elif isinstance(event, ArchiveBegins):
             self._writer = self._output.open_archive(event)
             self._archive_number += 1
+            self._tablespace = event.tablespace
         elif isinstance(event, ArchiveEnds):
-            if self._writer is not None:
-                self._writer.finish()
-            self._writer = None
+            self._archive_ends()
         elif isinstance(event, ManifestData):
             self._manifest.append(event.content)
         elif isinstance(event, Progress):
             self.done_bytes = max(self.done_bytes, event.done_bytes)
         else:
             self._end = event
+
+    def _archive_ends(self) -> None:
+        writer, space, context = self._writer, self._tablespace, self._context
+        self._writer = None
+        if writer is None or space is None:
+            return
+        writer.finish()
+        if space.oid is None and not space.shared:
+            context.has_configuration = bool(context.has_configuration)
+        # Even an empty tablespace has the server's own directory. PolarDB sends tablespaces in ways of its own.
+        if space.oid is not None and not writer.member_count and not context.identity.shared_storage:
+            context.absences.empty_tablespaces.append(space)
 
     def report(self, *, final: bool = False) -> None:
         """Tell the reporter how far the backup is."""
@@ -95,12 +110,15 @@ class Receiver:
             raise replica_refusal()
 
 
-def receive(receiver: Receiver, backup: BaseBackup, transport: Transport, wal: WalStream | None) -> None:
-    """Run the stream to its end; the WAL stream's failure ends it at once."""
+def receive(
+    receiver: Receiver, backup: BaseBackup, transport: Transport, wal: WalStream | None, check: Callable[[], None]
+) -> None:
+    """Run the stream to its end; the WAL stream's failure ends it at once, and so does what `check` raises."""
 
     def tick() -> None:
         if wal is not None:
             wal.raise_failure()
+        check()
         receiver.report()
 
     with ReadAhead[Batch](backup.batches(), depth=_QUEUE_DEPTH, interrupt=transport.interrupt) as reader:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from polarvault.basebackup import recovery_settings
+from polarvault.basebackup.absences import Absences, explain_refusal
 from polarvault.basebackup.checkpoint_watch import CheckpointWatch
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.no_output import NoOutput
@@ -65,22 +66,30 @@ def take_base_backup(request: BackupRequest, connector: Connector, reporter: Bac
         # New files get the modes of the server's data directory, whatever the shell's umask.
         os.umask(0o027 if identity.group_access else 0o077)
         created = CreatedPaths(0o750 if identity.group_access else 0o700)
-        context = BackupContext(request, identity, reporter, created)
+        context = BackupContext(request, identity, reporter, created, absences=Absences(identity.shared_data_directory))
         output = _choose_output(context)
         try:
             return _take(context, output, connection, connector)
+        except ServerError as error:
+            _leave(request, output, created, reporter)
+            raise explain_refusal(error) from None
         except ChecksumFailure:
             # As pg_basebackup: the files stay for inspection, but without a manifest they do not look whole.
             output.abandon()
             created.say_kept(reporter.step)
             raise
         except BaseException:
-            output.abandon()
-            if request.clean:
-                created.clean_up(reporter.step)
-            else:
-                created.say_kept(reporter.note)
+            _leave(request, output, created, reporter)
             raise
+
+
+def _leave(request: BackupRequest, output: Output, created: CreatedPaths, reporter: BackupReporter) -> None:
+    """Close and, unless the user wants to look at it, remove what a failed backup has written."""
+    output.abandon()
+    if request.clean:
+        created.clean_up(reporter.step)
+    else:
+        created.say_kept(reporter.note)
 
 
 def _take(context: BackupContext, output: Output, connection: Connection, connector: Connector) -> BackupOutcome:
@@ -91,11 +100,13 @@ def _take(context: BackupContext, output: Output, connection: Connection, connec
     try:
         if request.write_recovery_conf:
             context.recovery_settings = _recovery_settings(context, connection, connector)
-        transport = open_transport(connection, lambda notice: _pass_on(reporter, notice))
+        absences = context.absences
+        transport = open_transport(connection, lambda notice: _pass_on(context, notice))
         if request.incremental is not None:
             transport.upload("UPLOAD_MANIFEST", _file_parts(request.incremental))
         backup = BaseBackup(transport, base_backup_options(request, identity), identity.version_num)
         start = _begin(context, backup, connection, connector)
+        absences.raise_if_any(connector)
         output.begin(start)
         sink = output.wal_sink()
         if wal is not None and sink is not None:
@@ -103,7 +114,7 @@ def _take(context: BackupContext, output: Output, connection: Connection, connec
             wal.start(sink, start.start_lsn, start.timeline_id)
         receiver = Receiver(context, output)
         try:
-            receive(receiver, backup, transport, wal)
+            receive(receiver, backup, transport, wal, lambda: absences.raise_if_any(connector))
         except ServerError as error:
             if error.sqlstate != _DATA_CORRUPTED:
                 raise
@@ -111,7 +122,9 @@ def _take(context: BackupContext, output: Output, connection: Connection, connec
         received = receiver.result()
         if identity.shared_storage or wal is not None:
             finish_wal(context, connector, wal, sink, received)
+        absences.raise_if_any(connector)
         judge_pages(receiver)
+        absences.warn_of_configuration(reporter)
         output.finish(received)
         failed = False
     finally:
@@ -206,7 +219,9 @@ def _begin(context: BackupContext, backup: BaseBackup, connection: Connection, c
     return start
 
 
-def _pass_on(reporter: BackupReporter, notice: ServerError) -> None:
+def _pass_on(context: BackupContext, notice: ServerError) -> None:
+    context.absences.take_notice(notice)
+    reporter = context.reporter
     reporter.warning(notice.message) if notice.severity == "WARNING" else reporter.note(notice.message)
 
 

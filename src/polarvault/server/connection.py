@@ -257,6 +257,7 @@ def server_error(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ServerError 
         severity=text(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or text(pq.DiagnosticField.SEVERITY) or "ERROR",
         detail=text(pq.DiagnosticField.MESSAGE_DETAIL),
         hint=text(pq.DiagnosticField.MESSAGE_HINT),
+        routine=text(pq.DiagnosticField.SOURCE_FUNCTION) or "",
     )
 
 

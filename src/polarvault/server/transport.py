@@ -259,4 +259,5 @@ def _notice(result: pq.abc.PGresult) -> ServerError:
         severity=text(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or "WARNING",
         detail=text(pq.DiagnosticField.MESSAGE_DETAIL),
         hint=text(pq.DiagnosticField.MESSAGE_HINT),
+        routine=text(pq.DiagnosticField.SOURCE_FUNCTION) or "",
     )

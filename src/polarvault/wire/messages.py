@@ -83,4 +83,5 @@ def parse_error(body: bytes) -> ServerError:
         severity=fields.get(b"V", fields.get(b"S", "ERROR")),
         detail=fields.get(b"D"),
         hint=fields.get(b"H"),
+        routine=fields.get(b"R", ""),
     )
