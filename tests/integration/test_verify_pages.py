@@ -201,7 +201,7 @@ def test_torn_pages_that_replay_writes_anew_are_no_damage(
     # The LSN of a torn page is that of the old half or of the new one.
     tear(backup, lab.files["accounts"], 0, old_header=True)
     tear(backup, lab.files["accounts"], 5)
-    verdict = ours(backup)
+    verdict = ours("--summary", backup)
     assert verdict.output == GOOD, verdict.errors
     assert "2 pages were copied while the server wrote them" in verdict.errors
     restored = start_restored(lab.installation.major, backup)

@@ -15,11 +15,13 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from polarvault.backupset.unfinished import MARKER_NAME, marker_content
 from polarvault.demo.account import server_account
 from polarvault.demo.programs import Installation
 from support.backups import back_up_with_postgres
@@ -259,7 +261,6 @@ def test_both_accept_what_was_not_touched(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("TABLE", a_link_elsewhere),
         ("recovery.signal", a_file),
         ("standby.signal", a_file),
         ("postgresql.auto.conf", lambda path: append(path, b"primary_conninfo = 'host=x'\n")),
@@ -267,7 +268,7 @@ def test_both_accept_what_was_not_touched(lab: Lab) -> None:
         ("base/empty", Path.mkdir),
         ("backup_manifest", lambda path: rewrite_manifest(path, lambda fields: None)),
     ],
-    ids=["link", "recovery.signal", "standby.signal", "settings", "in pg_wal", "empty directory", "manifest laid out"],
+    ids=["recovery.signal", "standby.signal", "settings", "in pg_wal", "empty directory", "manifest laid out"],
 )
 def test_both_accept(lab: Lab, name: str, change: Change) -> None:
     with set_aside(lab.plain / name.replace("TABLE", lab.table), aside=lab.directory) as path:
@@ -277,6 +278,92 @@ def test_both_accept(lab: Lab, name: str, change: Change) -> None:
         assert (other.status, other.output) == (0, GOOD), other.errors
         # Lines that -R or ALTER SYSTEM on the copy would have added are no reason for a warning.
         assert "warning" not in mine.errors
+
+
+def test_a_file_that_is_a_link_out_of_the_backup_is_compared_and_warned_of(lab: Lab) -> None:
+    with set_aside(lab.plain / lab.table, aside=lab.directory) as path:
+        a_link_elsewhere(path)
+        mine = lab.ours()
+        assert (mine.status, mine.output) == (0, GOOD), mine.errors
+        assert lab.theirs().output == GOOD
+        assert f'warning: "{lab.table}" is a link to a file outside of the backup' in mine.errors
+        flip(path.resolve(), 20000)
+        assert_alike(lab, f'checksum mismatch for file "{lab.table}"')
+        # Of what is not in the backup nothing but that is told.
+        assert "page with a wrong checksum" not in lab.ours().errors
+
+
+def test_a_strangers_link_is_a_problem_and_not_read(lab: Lab) -> None:
+    secret = lab.directory / "secret"
+    secret.write_text("secret")
+    for name in ("stolen", f"{Path(lab.table).parent}/99999", "pg_xact/0001"):
+        with set_aside(lab.plain / name, aside=lab.directory) as path:
+            path.symlink_to(secret)
+            mine = lab.ours()
+            assert mine.status == 1
+            assert f'error: "{name}" is a link to a file outside of the backup' in mine.errors
+
+
+def test_a_directory_that_is_a_link_out_of_the_backup_is_lost(lab: Lab) -> None:
+    # pg_verifybackup follows it, and whoever copies or restores the backup has one database less.
+    for name in (str(Path(lab.table).parent), "pg_xact"):
+        with set_aside(lab.plain / name, aside=lab.directory) as path:
+            elsewhere = lab.directory / "elsewhere_directory"
+            path.rename(elsewhere)
+            path.symlink_to(elsewhere)
+            try:
+                assert lab.theirs().is_good
+                mine = lab.ours()
+                assert not mine.is_good
+                assert f'error: "{name}" is a link to a directory outside of the backup: "{elsewhere}"' in mine.errors
+                # What lies behind the link is not reported file by file.
+                assert "not on disk" not in mine.errors
+            finally:
+                remove(elsewhere)
+
+
+def test_a_backup_that_is_still_being_made_is_none(lab: Lab) -> None:
+    for kind in ("plain", "NONE"):
+        path = lab.directory / kind / MARKER_NAME
+        path.write_bytes(marker_content(datetime(2026, 11, 26, tzinfo=UTC), 4711))
+        try:
+            mine = ours("-n", path.parent)
+            assert mine.status == 1
+            assert "the backup is still being made, or was cut off" in mine.errors
+            assert "process 4711" in mine.errors
+            assert mine.errors.count("error:") == 1
+        finally:
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("PG_VERSION", lambda path: path.chmod(0), 'could not read file "PG_VERSION": Permission denied'),
+        ("PG_VERSION", replaced(os.mkfifo), '"PG_VERSION" is not a file or directory'),
+        ("PG_VERSION", replaced(lambda path: path.symlink_to("nowhere")), 'could not stat file or directory "PG_VERSI'),
+        ("PG_VERSION", replaced(lambda path: path.symlink_to("PG_VERSION")), 'could not stat file or directory "PG_V'),
+        ("backup_label", lambda path: path.chmod(0), 'could not read file "backup_label": Permission denied'),
+        ("global/pg_control", lambda path: path.chmod(0), 'could not read file "global/pg_control": Permission denied'),
+        ("global/pg_control", replaced(a_socket), '"global/pg_control" is not a file or directory'),
+    ],
+)
+def test_what_cannot_be_read_is_reported_once(lab: Lab, name: str, change: Change, words: str) -> None:
+    with set_aside(lab.plain / name, aside=lab.directory) as path:
+        change(path)
+        mine = lab.ours(ordinary_user=True)
+        assert mine.status == 1
+        (said,) = [line for line in mine.errors.splitlines() if "error:" in line]
+        assert words in said
+
+
+def test_a_damaged_page_is_reported_once(lab: Lab) -> None:
+    with set_aside(lab.plain / lab.table, aside=lab.directory) as path:
+        flip(path, 20000)
+        (said,) = [line for line in lab.ours("--pages").errors.splitlines() if "error:" in line]
+        assert f'checksum mismatch for file "{lab.table}"' in said
+        if lab.ours("--json").output.count('"page-checksum"'):
+            assert "1 page with a wrong checksum: block 2 (calculated" in said
 
 
 def test_settings_that_changed_are_a_warning_and_no_more(lab: Lab) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from polarvault.model.finding import Finding
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.manifest import checksum
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage, load_kernel, page_checksum
+from polarvault.storage.below import Below
 from polarvault.verify.files.reading import KEPT_PAGES, FileReading, FileTask, read_files, read_in_this_thread
-from polarvault.verify.files.trees import IgnoreRules, list_tree
+from polarvault.verify.files.trees import IgnoreRules, is_layout_link, list_tree
 from polarvault.verify.pages.findings import PageJudge
 from polarvault.verify.pages.relation_paths import relation_of, unlogged_path
 
@@ -228,7 +230,7 @@ def test_ignored_paths_are_left_out_with_all_below_them(path: str, is_covered: b
     assert IgnoreRules(["base/5/1", "./base//6/", "a b"]).covers(path) is is_covered
 
 
-def test_a_tree_is_listed_with_odd_names_and_through_links(tmp_path: Path) -> None:
+def test_a_tree_is_listed_with_odd_names_and_links_that_stay_inside(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     names = ["plain", "with space", "line\nbreak", "\udcff"]
     outside.mkdir()
@@ -236,9 +238,37 @@ def test_a_tree_is_listed_with_odd_names_and_through_links(tmp_path: Path) -> No
     for name in names:
         (root / "deep/er" / name).write_bytes(b"12")
     (outside / "in").write_bytes(b"123")
-    (root / "link").symlink_to(outside)
-    (root / "deep/file").symlink_to(outside / "in")
+    (root / "link").symlink_to("deep/er")
+    (root / "deep/file").symlink_to(root / "deep/er/plain")
+    (root / "pg_tblspc").mkdir()
+    (root / "pg_tblspc/16384").symlink_to(outside)
     (root / "pg_wal").mkdir()
     (root / "pg_wal/left out").write_bytes(b"")
-    found = list_tree(str(root), IgnoreRules([]), str, pytest.fail)
-    assert found == {f"deep/er/{name}": 2 for name in names} | {"link/in": 3, "deep/file": 3}
+    with Below(root, links=is_layout_link) as tree:
+        found = list_tree(tree, IgnoreRules([]), str, pytest.fail)
+    expected = {f"{place}/{name}": 2 for name in names for place in ("deep/er", "link")}
+    assert found.sizes == expected | {"deep/file": 2, "pg_tblspc/16384/in": 3}
+    assert found.names == {"deep/file": "deep/er/plain"} | {f"link/{name}": f"deep/er/{name}" for name in names}
+
+
+def test_links_that_lead_out_of_a_tree_are_not_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "base").mkdir(parents=True)
+    (outside / "dir").mkdir(parents=True)
+    (outside / "dir/in").write_bytes(b"123")
+    (root / "base/5").symlink_to(outside / "dir")
+    (root / "base/file").symlink_to(outside / "dir/in")
+    (root / "pg_tblspc").symlink_to(outside)
+    (root / "up").symlink_to("..")
+    (root / "here").symlink_to(".")
+    (root / "device").symlink_to("/dev/null")
+    said: list[Finding] = []
+    with Below(root, links=is_layout_link) as tree:
+        found = list_tree(tree, IgnoreRules([]), str, said.append)
+    assert found.sizes == {"base/file": 3}
+    assert found.outside == {"base/file": str(outside / "dir/in")}
+    assert {(one.check, one.subject) for one in said} == {
+        ("link-outside", "base/5"), ("link-outside", "pg_tblspc"), ("link-outside", "up"), ("not-a-file", "here"),
+        ("not-a-file", "device"),
+    }  # fmt: skip
+    assert found.refused == {one.subject for one in said}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from polarvault.verify.wal.check import WalVerdict
     from polarvault.verify.wal.sources import WalSource
 
+# Findings about a small file that is not there.
+_NOT_THERE = ("version", "label-missing", "control-missing")
 # Relation segments of PostgreSQL and of PolarDB, until pg_control says it.
 _USUAL_BLOCKS, _POLARDB_BLOCKS = 131072, 16777216
 
@@ -114,8 +116,18 @@ class Beyond:
         return findings + [
             finding
             for finding in judge_facts(facts)
-            if finding.check not in without and not self._is_ignored(finding.subject)
+            if finding.check not in without
+            and not self._is_ignored(finding.subject)
+            and not (finding.check in _NOT_THERE and self._could_not_be_read(finding.subject))
         ]
+
+    def _could_not_be_read(self, subject: str) -> bool:
+        """Tell whether it was said why a small file could not be read: then it is not one that is not there."""
+        for found in self._contents:
+            path = subject.removeprefix(found.half.title)
+            if subject == found.half.name(path) and found.is_refused(path):
+                return True
+        return False
 
     def _is_ignored(self, subject: str) -> bool:
         """Tell whether a finding is about a file that the user wants to be left out."""

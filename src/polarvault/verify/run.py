@@ -13,17 +13,19 @@ import threading
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.model.finding import Finding, Severity
 from polarvault.pgfiles.manifest import ManifestFile
 from polarvault.verify.beyond import Beyond, BeyondThread, pages_not_checked, usual_blocks_per_segment
 from polarvault.verify.files.comparison import compare_names, compare_reading, judge_settings
 from polarvault.verify.files.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
 from polarvault.verify.files.directories import judge_directories
+from polarvault.verify.files.marks import judge_marks
 from polarvault.verify.files.reading import FileReading, FileTask, read_files
-from polarvault.verify.files.trees import IgnoreRules
+from polarvault.verify.files.trees import IgnoreRules, file_outside
 from polarvault.verify.layout import BackupLayout, Half, find_layout
 from polarvault.verify.manifest.manifests import Expected, read_manifests
-from polarvault.verify.pages.findings import PageJudge, partial_page
+from polarvault.verify.pages.findings import PageJudge, in_damaged_copy, partial_page
 from polarvault.verify.pages.relation_paths import unlogged_path
 from polarvault.verify.request import VerifyRequest
 
@@ -94,13 +96,20 @@ class _Run:
         self._jobs = request.jobs or (os.cpu_count() or 1) + 1
         # A shared half inside of the local half is not part of it.
         inner = [half.title.rstrip("/") for half in layout.halves if half.title.endswith("/")]
-        self._ignored = IgnoreRules([*request.ignored, *inner])
+        # That the mark of an unfinished backup is there is said by itself.
+        self._ignored = IgnoreRules([*request.ignored, *inner, MARKER_NAME])
         self._beyond: BeyondThread | None = None
+        self._contents: list[Contents] = []
+        self._unreadable: set[str] = set()
+        self._mismatches: dict[str, Finding] = {}
 
     def everything(self) -> None:
         """Go through all checks."""
         manifests = read_manifests(self._layout, self._report)
-        contents = [self._list(half) for half in self._layout.halves]
+        contents = self._contents
+        contents += map(self._list, self._layout.halves)
+        for finding in judge_marks(self._layout):
+            self._report(finding)
         for finding in (*judge_tars(self._layout), *judge_directories(self._layout)):
             self._report(finding)
         if self._layout.is_tar:
@@ -117,9 +126,11 @@ class _Run:
             self._result.checked_pages, self._result.repaired_pages = judge.checked_pages, judge.repaired_by_wal
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and close what is open."""
         if self._beyond is not None:
             self._beyond.stop()
+        for found in self._contents:
+            found.close()
 
     # What is there
 
@@ -158,6 +169,8 @@ class _Run:
                 # Both halves can lie in one directory, with the local half's manifest for what is beside the tars.
                 directories.add(found.half.directory)
                 list_beside_tars(found, listed.entries, tars, self._ignored, self._report)
+            for path, target in found.outside.items():
+                self._report(file_outside(found.half.name(path), target, is_listed=path in listed.entries))
             if listed.is_known:
                 for finding in compare_names(found, listed.entries, self._ignored):
                     self._report(finding)
@@ -231,10 +244,13 @@ class _Run:
             algorithm = entry.algorithm
         # One that has grown is wrong already, and may be sparse and endless.
         has_grown = entry is not None and place.size > entry.size
-        first_block = pages.first_block(path) if pages is not None and not has_grown else None
+        # Of a file outside of the backup nothing but its checksum is told.
+        looks_at_pages = pages is not None and not has_grown and not place.is_outside
+        first_block = pages.first_block(path) if pages is not None and looks_at_pages else None
         if algorithm is None and first_block is None:
             return None
-        return FileTask(found.half.name(path), place.path, place.size, place.offset, algorithm, first_block)
+        name = found.half.name(path)
+        return FileTask(name, place.path, place.size, place.offset, algorithm, first_block, place.open)
 
     def _judge(
         self,
@@ -246,7 +262,9 @@ class _Run:
     ) -> None:
         self._result.file_count += 1
         finding = compare_reading(reading, entry)
-        if finding is not None:
+        if finding is not None and self._waits_for_pages(finding, reading, judge):
+            self._mismatches[finding.subject] = finding
+        elif finding is not None:
             self._report(finding)
         if judge is not None:
             judge.accept(reading, path, is_made_anew=reading.bad_count > 0 and unlogged_path(path) in found.sizes)
@@ -254,12 +272,20 @@ class _Run:
         if judge is not None and is_as_sent and (partial := partial_page(reading)) is not None:
             self._report(partial)
 
+    def _waits_for_pages(self, finding: Finding, reading: FileReading, judge: PageJudge | None) -> bool:
+        """Tell whether a wrong checksum of a file is told together with the pages that are wrong in it, once."""
+        is_wanted = judge is not None and not self._request.exit_on_error
+        return is_wanted and finding.check == "wrong-checksum" and reading.bad_count > 0
+
     def _judge_pages(self, judge: PageJudge, beyond: Beyond) -> None:
         """Look up bad pages in the WAL, which is read once more for that."""
         suspects = judge.suspects()
         fates, is_whole = beyond.page_fates(suspects) if suspects else (None, False)
         for finding in judge.findings(fates, is_whole=is_whole):
-            self._report(finding)
+            mismatch = self._mismatches.pop(finding.subject, None) if finding.check == "page-checksum" else None
+            self._report(finding if mismatch is None else in_damaged_copy(finding, mismatch))
+        for mismatch in self._mismatches.values():
+            self._report(mismatch)
 
     def _take_results(self, thread: BeyondThread) -> None:
         facts, verdict = thread.results()
@@ -274,6 +300,11 @@ class _Run:
 
     def _report(self, finding: Finding) -> None:
         with self._lock:
+            if finding.check == "unreadable":
+                # A small file is read for what it says, and once more for its checksum.
+                if finding.subject in self._unreadable:
+                    return
+                self._unreadable.add(finding.subject)
             self._result.findings.append(finding)
             self._reporter.finding(finding)
         if self._request.exit_on_error and finding.severity is Severity.PROBLEM:

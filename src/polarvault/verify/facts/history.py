@@ -13,6 +13,7 @@ from polarvault.errors import IntegrityError
 from polarvault.model.finding import Finding, problem
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import BackupLabel
+from polarvault.storage.below import Below
 from polarvault.verify.facts.backup import WalRange
 from polarvault.verify.files.trees import unreadable
 from polarvault.verify.wal.sources import MAX_HISTORY_BYTES, is_history_name
@@ -25,14 +26,20 @@ _COPY = "take another copy of the file, from the server's pg_wal or a WAL archiv
 
 def read_histories(directory: str, title: str) -> Iterator[tuple[str, bytes | OSError]]:
     """Yield name, as findings show it, and content of each history file of a plain backup; title: of the half."""
-    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    for name in filter(is_history_name, names):
-        subject = f"{title}pg_wal/{name}"
-        try:
-            with open(os.path.join(directory, name), "rb") as file:
-                yield subject, file.read(MAX_HISTORY_BYTES)
-        except OSError as trouble:
-            yield subject, trouble
+    if not os.path.isdir(directory):
+        return
+    try:
+        tree = Below(directory)
+    except OSError as trouble:
+        yield f"{title}pg_wal", trouble
+        return
+    with tree:
+        for name in sorted(filter(is_history_name, tree.names())):
+            subject = f"{title}pg_wal/{name}"
+            try:
+                yield subject, tree.read(name, MAX_HISTORY_BYTES)
+            except OSError as trouble:
+                yield subject, trouble
 
 
 def judge_histories(

@@ -21,7 +21,8 @@ _OTHER_BACKUP = "restore another backup; if this is a copy, compare it with the 
 def compare_names(found: Contents, expected: Mapping[str, ManifestFile], ignored: IgnoreRules) -> Iterator[Finding]:
     """Yield a finding for each file that is missing, too much, or of another size.
 
-    What is missing of a tar that could not be read to its end is one finding: it can be all of the backup.
+    What is missing of a tar that could not be read to its end is one finding: it can be all of the backup. What could
+    not be looked at was reported as that, and is not missing.
     """
     half, sizes = found.half, found.sizes
     for path, size in sizes.items():
@@ -38,7 +39,9 @@ def compare_names(found: Contents, expected: Mapping[str, ManifestFile], ignored
                 f'"{half.name(path)}" has size {size} on disk but size {entry.size} in the manifest',
                 _DAMAGED, _OTHER_BACKUP,
             )  # fmt: skip
-    missing = [path for path in expected if path not in sizes and not ignored.covers(path)]
+    missing = [
+        path for path in expected if path not in sizes and not ignored.covers(path) and not found.is_refused(path)
+    ]
     behind: dict[Part, list[str]] = {}
     for path in missing:
         part = _cut_tar(found, path) if found.cut_tars else None

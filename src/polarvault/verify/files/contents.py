@@ -6,7 +6,9 @@ from its beginning to be listed at all, so everything about it is found out in t
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,8 +16,10 @@ from typing import TYPE_CHECKING
 from polarvault.backupset.model import SHARED_PREFIX, Area, Part
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.finding import Finding, Severity
+from polarvault.storage.below import Below
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.verify.files.reading import FileReading
-from polarvault.verify.files.trees import IgnoreRules, list_tree, unreadable
+from polarvault.verify.files.trees import IgnoreRules, is_layout_link, list_tree, unreadable
 from polarvault.verify.layout import MANIFEST, SHARED_MANIFEST, BackupLayout, Half
 
 if TYPE_CHECKING:
@@ -31,11 +35,24 @@ _SMALL_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a file's content is: a path and a length, and in a tar the offset there."""
+    """Where a file's content is: a path and a length, and in a tar the offset there.
+
+    tree, name: what is to be opened of a plain backup; path is what to call it. is_outside: a link leads out of it.
+    """
 
     path: str
     size: int
     offset: int | None = None
+    tree: Below | None = None
+    name: str = ""
+    is_outside: bool = False
+
+    def open(self) -> int:
+        """Open it for reading and return the descriptor; raise OSError, also for what is no regular file (any more)."""
+        if self.tree is not None:
+            return self.tree.open_regular(self.name)
+        with open_regular(self.path) as stream:
+            return os.dup(stream.fileno())
 
 
 @dataclass(slots=True)
@@ -45,7 +62,8 @@ class Contents:
     sizes: of the files that are compared with the manifest. places: how to read each file. readings: what was read
     already instead (compressed tars). small: contents from there. links: where the links in pg_tblspc lead, and whether
     that is a directory, by oid. wal_in_data: pg_wal is there and not in a tar of its own. cut_tars: those that could
-    not be read to their end, and the last member that was seen in each.
+    not be read to their end, and the last member that was seen in each. outside, refused: as in `trees.Listing`, and
+    small files that could not be read.
     """
 
     half: Half
@@ -56,6 +74,22 @@ class Contents:
     links: dict[int, tuple[str, bool]] = field(default_factory=dict)
     wal_in_data: bool = False
     cut_tars: dict[Part, str] = field(default_factory=dict)
+    tree: Below | None = None
+    outside: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+
+    def close(self) -> None:
+        """Close the directories that are open."""
+        if self.tree is not None:
+            self.tree.close()
+
+    def is_refused(self, path: str) -> bool:
+        """Tell whether it was reported that a path, or what it lies in, cannot be looked at."""
+        while path and self.refused:
+            if path in self.refused:
+                return True
+            path = path.rpartition("/")[0]
+        return False
 
     def read_small(self, path: str, report: Report) -> bytes | None:
         """Return the content of a small file; None when it is not there or cannot be read."""
@@ -65,21 +99,35 @@ class Contents:
         if place is None:
             return None
         try:
-            with open(place.path, "rb") as source:
-                source.seek(place.offset or 0)
-                return source.read(min(place.size, _SMALL_BYTES))
+            descriptor = place.open()
+            try:
+                return os.pread(descriptor, min(place.size, _SMALL_BYTES), place.offset or 0)
+            finally:
+                os.close(descriptor)
         except OSError as problem:
-            report(unreadable("read", self.half.name(path), problem))
+            self.refused.add(path)
+            report(unreadable("read file", self.half.name(path), problem))
             return None
 
 
 def list_plain(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
     """List a directory."""
-    found = Contents(half, list_tree(half.directory, ignored, half.name, report))
-    found.places = {path: Place(os.path.join(half.directory, path), size) for path, size in found.sizes.items()}
-    settings = os.path.join(half.directory, SETTINGS)
-    if os.path.isfile(settings):
-        found.places[SETTINGS] = Place(settings, os.path.getsize(settings))
+    try:
+        tree = Below(half.directory, links=is_layout_link)
+    except OSError as problem:
+        raise storage_failed(problem, "open directory", half.directory) from problem
+    listing = list_tree(tree, ignored, half.name, report)
+    found = Contents(half, listing.sizes, tree=tree, outside=listing.outside, refused=listing.refused)
+    names = listing.names
+    found.places = {
+        path: Place(tree.path(path), size, tree=tree, name=names.get(path, path)) for path, size in found.sizes.items()
+    }
+    for path, target in listing.outside.items():
+        found.places[path] = Place(target, found.sizes[path], is_outside=True)
+    with contextlib.suppress(OSError):
+        status = tree.status(SETTINGS)
+        if stat.S_ISREG(status.st_mode):
+            found.places[SETTINGS] = Place(tree.path(SETTINGS), status.st_size, tree=tree, name=SETTINGS)
     spaces = os.path.join(half.directory, "pg_tblspc")
     for name in os.listdir(spaces) if os.path.isdir(spaces) else ():
         path = os.path.join(spaces, name)

@@ -34,7 +34,7 @@ class FileTask:
 
     name: as findings show it. offset: where it begins in the tar at path; None: it is a file of its own, and is read to
     its end, whatever its size was said to be. algorithm: of its checksum, None: not wanted. first_block: the block
-    number of its first page, None: its pages are not checked.
+    number of its first page, None: its pages are not checked. open_file: returns a descriptor, instead of opening path.
     """
 
     name: str
@@ -43,6 +43,7 @@ class FileTask:
     offset: int | None = None
     algorithm: str | None = None
     first_block: int | None = None
+    open_file: Callable[[], int] | None = None
 
 
 @dataclass(slots=True)
@@ -138,7 +139,7 @@ class _Readers:
         offset = number * pieces.bytes
         left = pieces.length(number)
         try:
-            descriptor = os.open(task.path, os.O_RDONLY)
+            descriptor = task.open_file() if task.open_file is not None else os.open(task.path, os.O_RDONLY)
         except OSError as problem:
             reading.problem = problem
             return reading

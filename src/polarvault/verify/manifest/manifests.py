@@ -146,7 +146,7 @@ def _is_in(found: Contents, entry: ManifestFile) -> bool:
     if entry.path in found.readings:
         return found.readings[entry.path].checksum == entry.checksum
     place = found.places[entry.path]
-    task = FileTask(entry.path, place.path, entry.size, place.offset, entry.algorithm)
+    task = FileTask(entry.path, place.path, entry.size, place.offset, entry.algorithm, open_file=place.open)
     return read_in_this_thread(task).checksum == entry.checksum
 
 

@@ -9,7 +9,7 @@ PolarDB does not with full_page_writes off (facts 5.4).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -121,6 +121,13 @@ def _damaged(name: str, bad: list[tuple[BadPage, Fate]], count: int, *, is_whole
         advice="check the source with pg_amcheck and its disks, take a new backup, and keep an older one that has "
         "these pages whole",
     )
+
+
+def in_damaged_copy(pages: Finding, mismatch: Finding) -> Finding:
+    """Return one finding about a file whose checksum is wrong because pages in it are."""
+    message = pages.message.replace(f' in "{pages.subject}"', "", 1)
+    meaning = f"the file is not the one that the server sent: {pages.meaning}"
+    return replace(pages, message=f"{mismatch.message}: {message}", meaning=meaning, advice=mismatch.advice)
 
 
 def _unproved(name: str, pages: list[BadPage]) -> Finding:
