@@ -1,4 +1,5 @@
-# make test    all tests
+# make test       all tests
+# make test-fast  those that need no server, and one that does: under a minute
 # make check   ruff, mypy --strict, import-linter
 # make demo    the story in two minutes on a throw-away PostgreSQL 18
 # make bench   side by side with pg_basebackup, pg_receivewal, pg_waldump, pg_verifybackup (and polar_basebackup with POLARDB_BIN set)
@@ -6,7 +7,7 @@
 # Each does its own set-up: a virtual environment in .venv with what the target needs.
 # ARGS is handed on: make test ARGS='-k tar', make bench BENCH=basebackup ARGS='--runs 3 --only plain-disk'.
 
-.PHONY: help test demo check bench docs clean
+.PHONY: help test test-fast demo check bench docs clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -40,6 +41,10 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 
 test: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# worksteal: these files take from nothing to half a minute each.
+test-fast: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 demo: $(VENV)/.installed-demo
 	@$(BIN)/python -m polarvault demo $(ARGS)

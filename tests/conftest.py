@@ -34,6 +34,8 @@ from support.two_archive_proxy import TwoArchiveProxy
 
 # Quick groups first, so that a broken parser shows before any server is started.
 ORDER = ("unit", "property", "contract", "golden", "docs", "integration", "fault")
+# Where tests start servers or work against the clock: `make test-fast` leaves these out, but for what is marked `quick`.
+SLOW = ("integration", "fault")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,11 +82,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     shuffled.shuffle(items)
     root = Path(__file__).parent
 
+    def group_of(item: pytest.Item) -> str:
+        return item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
+
     def key(item: pytest.Item) -> tuple[int, int]:
-        group = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
+        group = group_of(item)
         return (ORDER.index(group) if group in ORDER else len(ORDER), place[item.path])
 
     items.sort(key=key)
+    # Marked here, before -m looks at it, so that nobody has to think of it in a new file.
+    for item in items:
+        if group_of(item) in SLOW and item.get_closest_marker("quick") is None:
+            item.add_marker("slow")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
