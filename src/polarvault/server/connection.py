@@ -20,6 +20,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from polarvault.errors import ConnectionFailed, ConnectionLost, ServerError, UsageError
+from polarvault.server.session_settings import later_statement, options_of_user, startup_options
 from polarvault.wire.messages import ResultSet
 
 APPLICATION_NAME = "polarvault"
@@ -91,9 +92,18 @@ class Connector:
         return self._connect({**self._parameters, "dbname": "replication", "replication": "true"})
 
     def sql(self, dbname: str | None = None) -> Connection:
-        """Open an ordinary SQL connection, to the database of the connection string or postgres."""
+        """Open an ordinary SQL connection, to the database of the connection string or postgres.
+
+        The session has the settings of `session_settings`, whatever the defaults of server, database and role are.
+        """
         chosen = dbname or self.given_dbname or "postgres"
-        return self._connect({**self._parameters, "dbname": chosen})
+        options = startup_options(before=options_of_user(self._parameters))
+        connection = self._connect({**self._parameters, "dbname": chosen, "options": options})
+        if (statement := later_statement(connection.server_version_num)) is not None:
+            # Settings only: a server that refuses one of them still answers.
+            with contextlib.suppress(ServerError):
+                connection.query(statement)
+        return connection
 
     def without_prompt(self) -> Connector:
         """Return a connector that uses the password typed so far, but asks nobody: for threads and services."""
@@ -112,9 +122,11 @@ class Connector:
                 wanted["password"] = self._password
             try:
                 opened = psycopg.Connection.connect(make_conninfo(**wanted), autocommit=True)
-            except UnicodeEncodeError:
-                # A database that was named where nobody knew an encoding; psycopg takes none but UTF-8.
-                raise ConnectionFailed("a name in the connection string is not UTF-8") from None
+            except UnicodeEncodeError as problem:
+                raise _unusable_name(problem, wanted) from None
+            except (UnicodeError, ValueError, OSError) as problem:
+                # psycopg looks the host up itself, and Python refuses some names before it asks anybody.
+                raise _unusable_host(wanted.get("host") or os.environ.get("PGHOST", ""), problem) from None
             except psycopg.Error as problem:
                 failed = problem.pgconn
                 needs_password = failed is not None and failed.needs_password
@@ -270,6 +282,23 @@ def connection_lost(pgconn: pq.abc.PGconn) -> ConnectionLost:
     )
 
 
+def _unusable_name(problem: UnicodeEncodeError, parameters: Mapping[str, str]) -> ConnectionFailed:
+    """Say which name is not UTF-8, which is all that psycopg takes; or that a host is none that DNS can have."""
+    if problem.encoding == "idna":
+        return _unusable_host(parameters.get("host") or os.environ.get("PGHOST", ""), problem)
+    # A database that was named where nobody knew an encoding.
+    return ConnectionFailed("a name in the connection string is not UTF-8")
+
+
+def _unusable_host(host: str, problem: Exception) -> ConnectionFailed:
+    # Python's codec speaks of labels, which tells nobody that a directory was meant.
+    why = "that is no host name" if isinstance(problem, UnicodeError) else str(problem)
+    return ConnectionFailed(
+        f"host {host!r} cannot be used: {why}",
+        hint="give a host name, an address, or the absolute path of the socket's directory: -h",
+    )
+
+
 _HBA = re.compile(
     r"(?:no pg_hba\.conf entry for|pg_hba\.conf rejects) replication connection (?:from|for) "
     r'host "([^"]*)", user "([^"]*)"'
@@ -290,6 +319,12 @@ def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFa
             f"add to the server's pg_hba.conf:  {kind} replication {match[2]}{address} scram-sha-256"
             "  and reload it: SELECT pg_reload_conf()"
         )
+    elif "unsupported startup parameter" in message or "no such database: replication" in message:
+        # pgbouncer's words; a pooler hands out sessions of its own and passes no replication on.
+        hint = (
+            "what answers there is a connection pooler such as pgbouncer: give the server's own address and port, "
+            "-h and -p (psql through the pooler tells them: SELECT inet_server_addr(), inet_server_port())"
+        )
     elif "password authentication failed" in message or "no password supplied" in message:
         hint = "check ~/.pgpass (mode 0600; its database field must be replication or *) or PGPASSWORD, or use -W"
     elif "must be superuser or replication role" in message or "permission denied to start WAL sender" in message:
@@ -299,6 +334,8 @@ def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFa
             "a backup with -X stream needs two WAL senders; see who uses them (SELECT * FROM pg_stat_replication)"
             " or raise max_wal_senders and restart the server"
         )
+    elif "failed to resolve host" in message or "could not translate host name" in message:
+        hint = "correct the name, or give an address, or the absolute path of the socket's directory: -h"
     elif "Connection refused" in message or "No such file or directory" in message:
         hint = "check that the server runs and -h and -p (or PGHOST and PGPORT) name its address"
     elif "certificate" in message or "SSL" in message:

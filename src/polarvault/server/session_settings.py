@@ -1,0 +1,61 @@
+"""What every SQL session of ours is begun with, so that no default of a server, database or role changes an answer.
+
+`ALTER SYSTEM`, `ALTER DATABASE ... SET` and `ALTER ROLE ... SET` give each new session its defaults. Three kinds of
+them get in our way: what a hot standby refuses (serializable transactions), what ends or forbids a question (time-outs,
+read-only), and what changes the spelling of an answer or the meaning of a name. What a client sends when it connects
+outranks all of them, and counts before the first statement (manual, 20.1.3 and 34.1.2 "options").
+
+Only settings that every role may change are here, and that 13 knows; `later_settings` has those of newer servers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+SESSION_SETTINGS: Mapping[str, str] = {
+    # A hot standby refuses to run anything in a serializable transaction.
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    # Nobody's function or operator in front of the server's own.
+    "search_path": "pg_catalog,pg_temp",
+    "DateStyle": "ISO,YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    # A commit of ours must not wait for a standby that is gone.
+    "synchronous_commit": "local",
+}
+_SINCE: Mapping[int, Mapping[str, str]] = {
+    140000: {"idle_session_timeout": "0"},
+    170000: {"transaction_timeout": "0"},
+}
+
+
+def startup_options(settings: Mapping[str, str] = SESSION_SETTINGS, *, before: str | None = None) -> str:
+    """Return libpq's `options` for some settings; `before` are the user's own, which they outrank."""
+    # A blank or backslash in a value needs a backslash there (manual, 34.1.2).
+    escaped = {name: value.replace("\\", "\\\\").replace(" ", "\\ ") for name, value in settings.items()}
+    words = [f"-c {name}={value}" for name, value in escaped.items()]
+    return " ".join([before, *words] if before else words)
+
+
+def options_of_user(parameters: Mapping[str, str]) -> str | None:
+    """Return the options that libpq would have sent without ours; one in a service file is not looked for."""
+    return parameters.get("options") or os.environ.get("PGOPTIONS") or None
+
+
+def later_settings(version_num: int) -> dict[str, str]:
+    """Return those settings that not every server knows, for one whose version is known."""
+    known = [settings for since, settings in _SINCE.items() if version_num >= since]
+    return {name: value for settings in known for name, value in settings.items()}
+
+
+def later_statement(version_num: int) -> str | None:
+    """Return one statement that makes the settings of `later_settings`; None where there are none."""
+    return "; ".join(f"SET {name} = '{value}'" for name, value in later_settings(version_num).items()) or None
