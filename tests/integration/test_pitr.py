@@ -126,6 +126,32 @@ def test_the_action_at_the_target_is_carried_out(archived: Archived, recover: Re
         assert not server.is_running()
 
 
+@pytest.mark.parametrize(
+    ("archived", "setting", "kind"),
+    [
+        (13, "log_destination=syslog", "time"),
+        (15, "log_min_messages=panic", "immediate"),
+        (15, "log_destination=syslog", "xid exclusive"),
+        (18, "log_destination=syslog", "lsn exclusive"),
+        (18, "log_min_messages=panic", "name"),
+    ],
+    indirect=["archived"],
+)
+def test_a_shutdown_at_the_target_is_known_without_a_log(
+    archived: Archived, recover: Recoveries, setting: str, kind: str
+) -> None:
+    options, _ = TARGETS[kind]
+    server, result = recover(
+        *archived.where, *options(archived.story), "--target-action", "shutdown", "--set", setting,
+        "--set", "syslog_ident=polarvault-test",
+    )  # fmt: skip
+    outcome, stop = result["outcome"], result["recovery"]["stop"]
+    assert outcome["ended"] == "shut down"
+    assert outcome["lsn"] == (stop["lsn"] if stop["where"] == "before" else stop["end_lsn"])
+    assert outcome["reason"] is None
+    assert not server.is_running()
+
+
 def typed(server: Cluster, line: str) -> None:
     """Type a line of the program's output into a shell, as the server's user, who has no need of su."""
     words = shlex.split(line)

@@ -19,7 +19,7 @@ from polarvault.drill.isolation import HBA, fits_socket
 from polarvault.drill.processes import postmaster_of, started_at
 from polarvault.errors import StorageFailed, UsageError
 from polarvault.instance.model import Account
-from polarvault.instance.start import acting_as
+from polarvault.instance.session import acting_as
 from polarvault.model.finding import Finding, Severity
 from polarvault.storage.files import storage_failed
 

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,30 +21,31 @@ from psycopg.conninfo import make_conninfo
 from polarvault.errors import StartFailed
 from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import run_program
-from polarvault.instance.start import LOG_NAME, StartedServer, likely_superusers, log_end
+from polarvault.instance.session import likely_superusers
+from polarvault.instance.start import LOG_NAME, StartedServer, log_end
 from polarvault.pgfiles.control import ClusterState, parse_control
 from polarvault.restore.model import RestorePlan
+from polarvault.server.session_settings import (
+    SESSION_SETTINGS,
+    SPELLING_SETTINGS,
+    later_settings,
+    startup_options,
+)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 # They outrank what ALTER ROLE and ALTER DATABASE set: nothing may end or change what we do. Triggers do not fire for a
 # replica's role, unless they are to fire always.
 _SESSION = {
+    **{name: value for name, value in SESSION_SETTINGS.items() if name != "search_path"},
     "role": "none",
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
     "lock_timeout": "10s",
-    # What a hot standby refuses.
-    "default_transaction_isolation": "read committed",
     "session_replication_role": "replica",
     "client_min_messages": "error",
     "jit": "off",
     "row_security": "off",
 }
-_SESSION_SINCE = {
-    14: {"idle_session_timeout": "0"},
-    17: {"transaction_timeout": "0", "event_triggers": "off"},
-}
+_EVENT_TRIGGERS_SINCE = 17
 # Functions and operators of somebody else's, put in front of the server's own, would run as the superuser that we are.
 _TRUSTED_PATH = "pg_catalog,pg_temp"
 _ALWAYS_FIRING = """
@@ -91,11 +92,8 @@ class DrillServer:
 
     def conninfo(self, dbname: str, settings: Mapping[str, str] | None = None) -> str:
         """Return a connection string, for libpq and for the server's own programs."""
-        # A blank in a value needs a backslash there (manual, 34.1.2, "options").
-        escaped = {name: value.replace(" ", "\\ ") for name, value in (settings or {}).items()}
-        options = " ".join(f"-c {name}={value}" for name, value in escaped.items())
         words: dict[str, Any] = {"host": self.host, "port": self.port, "user": self.user, "dbname": dbname}
-        return make_conninfo(**words, options=options or None)
+        return make_conninfo(**words, options=startup_options(settings) if settings else None)
 
     def connect(self, dbname: str, *, writable: bool = False, settings: Mapping[str, str] | None = None) -> Connection:
         """Connect in autocommit, read-only unless asked otherwise; raise psycopg.Error.
@@ -104,23 +102,29 @@ class DrillServer:
         """
         path = {"search_path": _TRUSTED_PATH, "default_transaction_read_only": "off" if writable else "on"}
         connection = self._connect(dbname, {**path, **(settings or {})})
-        if writable and self.binaries.major < max(_SESSION_SINCE):
+        if writable and self.binaries.major < _EVENT_TRIGGERS_SINCE:
             # From 17 on a setting switches them off. They must not do in the copy what they do at the source.
             for (command,) in connection.execute(_ALWAYS_FIRING).fetchall():
                 connection.execute(command)
         return connection
 
     def connect_like_a_user(self, dbname: str) -> Connection:
-        """Connect read-only with the search_path that the database has for everybody; raise psycopg.Error."""
-        return self._connect(dbname, {"default_transaction_read_only": "on"})
+        """Connect read-only with the search_path and spellings that the database has for everybody.
+
+        Raises psycopg.Error.
+        """
+        return self._connect(dbname, {"default_transaction_read_only": "on"}, without=SPELLING_SETTINGS)
 
     def session(self) -> dict[str, str]:
         """Return the settings of every connection to the copy, also of programs."""
-        since = [more for major, more in _SESSION_SINCE.items() if self.binaries.major >= major]
-        return {name: value for part in (_SESSION, *since) for name, value in part.items()}
+        no_triggers = {"event_triggers": "off"} if self.binaries.major >= _EVENT_TRIGGERS_SINCE else {}
+        return {**_SESSION, **later_settings(self.binaries.major * 10000), **no_triggers}
 
-    def _connect(self, dbname: str, settings: Mapping[str, str]) -> Connection:
-        connection = self._open(self.conninfo(dbname, {**self.session(), **settings}))
+    def _connect(
+        self, dbname: str, settings: Mapping[str, str], *, without: Collection[str] = frozenset()
+    ) -> Connection:
+        ours = {name: value for name, value in self.session().items() if name not in without}
+        connection = self._open(self.conninfo(dbname, {**ours, **settings}))
         connection.prepare_threshold = None
         for type_name in ("text", "name"):
             connection.adapters.register_loader(type_name, _TextLoader)

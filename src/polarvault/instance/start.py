@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from polarvault.errors import StartFailed
+from polarvault.errors import PolarvaultError, StartFailed
+from polarvault.instance.lock_file import is_running, read_lock_file, server_address
 from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.instance.programs import run_program
+from polarvault.instance.session import ask_value, connect_server
 from polarvault.pgfiles.control import parse_control
 
 if TYPE_CHECKING:
@@ -23,8 +26,8 @@ _LOG_LINES = 15
 _POLL_S = 0.2
 # How long a server may take to its first file or its first word, on a machine that has no time for it.
 _FIRST_SIGN_S = 30.0
-# Against what ALTER ROLE and ALTER DATABASE left: no limit ends a question, no name means somebody else's function.
-_SESSION = "-c statement_timeout=0 -c search_path=pg_catalog,pg_temp"
+# The extension polar_monitor exists for each database, in any schema; its name comes quoted.
+_MONITOR_SCHEMA = "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'polar_monitor'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def _wait_for_first_sign(instance: Instance, log_path: str) -> None:
 
 def is_gone(instance: Instance) -> bool:
     """Tell whether no server runs on the restored directory any more."""
-    return not os.path.exists(os.path.join(instance.data_directory, "postmaster.pid"))
+    return not is_running(instance.data_directory)
 
 
 def _wait_for_role(
@@ -99,24 +102,23 @@ def _wait_for_role(
 ) -> StartedServer:
     import psycopg
 
-    problem: psycopg.Error | None = None
     while True:
         try:
             server = ask_server(instance, account, host, port, log_path)
             if instance.role is not Role.PRIMARY or not server.in_recovery:
                 check_timeline(instance, server)
                 return server
-        except psycopg.OperationalError as refused:
-            # pg_ctl has seen it ready, so what is refused now is we: pg_hba.conf or a password.
-            problem = refused
+        except psycopg.Error as refused:
             if is_gone(instance):
                 raise StartFailed(
                     f'the restored server in "{instance.data_directory}" stopped again',
                     hint=f"the restored files are left in place; the whole log: {newest_log(instance, log_path)}",
                     detail=log_end(instance, log_path),
                 ) from refused
-            if "starting up" not in str(refused) and "shutting down" not in str(refused):
-                return describe_from_files(instance, host, port, log_path, str(problem).strip())
+            lock = read_lock_file(instance.data_directory)
+            # What refuses us while it takes connections is pg_hba.conf, a password, or damage in its catalogs.
+            if lock is not None and lock.status is not None and lock.status.takes_connections:
+                return describe_from_files(instance, host, port, log_path, str(refused).strip())
         if time.monotonic() > deadline:
             raise not_ready(instance, log_path)
         # Recovery takes as long as it takes; there is nothing to wait on but the next answer.
@@ -124,8 +126,8 @@ def _wait_for_role(
 
 
 def ask_server(instance: Instance, account: Account, host: str, port: int, log_path: str) -> StartedServer:
-    """Log in and ask what the server is; raise psycopg.OperationalError while it does not let us in."""
-    with connect_server(account, host, port, instance.superuser) as connection:
+    """Log in and ask what the server is; raise psycopg.Error while it does not let us in or cannot answer."""
+    with connect_server(instance, account, host, port) as connection:
         in_recovery = bool(ask_value(connection, "SELECT pg_is_in_recovery()"))
         if in_recovery:
             lsn = ask_value(connection, "SELECT pg_last_wal_replay_lsn()")
@@ -142,55 +144,13 @@ def ask_server(instance: Instance, account: Account, host: str, port: int, log_p
 
 
 def _node_type(connection: psycopg.Connection[Any], instance: Instance, *, in_recovery: bool) -> str:
-    if instance.is_polardb and ask_value(connection, "SELECT count(*) FROM pg_proc WHERE proname = 'polar_node_type'"):
-        return str(ask_value(connection, "SELECT polar_node_type()"))
+    schema = ask_value(connection, _MONITOR_SCHEMA) if instance.is_polardb else None
+    if schema is not None:
+        return str(ask_value(connection, f"SELECT {schema}.polar_node_type()"))
     # Without the extension polar_monitor no SQL tells a replica from a standby; its signal file does.
     if instance.role is Role.REPLICA and in_recovery and os.path.exists(instance.signal_path):
         return "replica"
     return "standby" if in_recovery else "primary"
-
-
-def ask_value(connection: psycopg.Connection[Any], query: str) -> Any:
-    """Return the first value of a query's first row, None without rows."""
-    row = connection.execute(query.encode()).fetchone()
-    return row[0] if row else None
-
-
-def likely_superusers(account: Account, wanted: str | None) -> list[str]:
-    """Return the role that the user named, or else those that a superuser most often has, best first."""
-    return list(dict.fromkeys([wanted] if wanted else ["postgres", account.name, os.environ.get("PGUSER", "postgres")]))
-
-
-def connect_server(account: Account, host: str, port: int, superuser: str | None = None) -> psycopg.Connection[Any]:
-    """Connect as a superuser that is likely to exist; with peer authentication the operating system user counts."""
-    import psycopg
-
-    problem: psycopg.OperationalError | None = None
-    for user in likely_superusers(account, superuser):
-        try:
-            with acting_as(account):
-                # A template1 in SQL_ASCII would have psycopg return bytes for text.
-                return psycopg.connect(
-                    host=host, port=port, user=user, dbname="template1", connect_timeout=10, autocommit=True,
-                    client_encoding="UTF8", options=_SESSION,
-                )  # fmt: skip
-        except psycopg.OperationalError as refused:
-            problem = problem or refused
-    assert problem is not None
-    raise problem
-
-
-@contextmanager
-def acting_as(account: Account) -> Iterator[None]:
-    """Use the account's identity, for a connection (peer authentication looks at it) or to see what it may reach."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(account.uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def check_timeline(instance: Instance, server: StartedServer) -> None:
@@ -200,6 +160,26 @@ def check_timeline(instance: Instance, server: StartedServer) -> None:
             f"the restored server writes timeline {server.timeline_id}, the source's own",
             hint=f"stop it before it archives anything: pg_ctl -D {instance.data_directory} stop",
         )
+
+
+@contextmanager
+def naming_the_server(instance: Instance) -> Iterator[None]:
+    """Let no failure behind a start hide that the server runs: name it, and how it is stopped, as StartFailed."""
+    import psycopg
+
+    try:
+        yield
+    except StartFailed:
+        raise
+    except (PolarvaultError, psycopg.Error, OSError, ValueError) as problem:
+        if is_gone(instance):
+            raise
+        message = problem.message if isinstance(problem, PolarvaultError) else " ".join(str(problem).split())
+        raise StartFailed(
+            f'the restored server in "{instance.data_directory}" was started, and is running, but what it is could '
+            f"not be found out: {message}",
+            hint=f"look into its log, or stop it: pg_ctl -D {shlex.quote(instance.data_directory)} stop",
+        ) from problem
 
 
 def describe_from_files(instance: Instance, host: str, port: int, log_path: str, why: str) -> StartedServer:
@@ -212,16 +192,6 @@ def describe_from_files(instance: Instance, host: str, port: int, log_path: str,
     return StartedServer(
         host, port, None, in_recovery, None, str(control.checkpoint_lsn), control.timeline_id, log_path, note
     )
-
-
-def server_address(local: str) -> tuple[str, int]:
-    """Read where the server listens from postmaster.pid: line 4 port, line 5 socket directory, line 6 address."""
-    try:
-        with open(os.path.join(local, "postmaster.pid"), encoding="utf-8") as stream:
-            lines = stream.read().splitlines()
-        return lines[4] or lines[5].replace("*", "localhost"), int(lines[3])
-    except (OSError, IndexError, ValueError) as problem:
-        raise StartFailed(f'"{local}/postmaster.pid" cannot be read: the server stopped again') from problem
 
 
 def not_ready(instance: Instance, log_path: str) -> StartFailed:

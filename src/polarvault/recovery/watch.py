@@ -16,18 +16,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from polarvault.errors import IntegrityError, StartFailed
+from polarvault.instance.lock_file import read_lock_file, server_address
 from polarvault.instance.model import Account, Binaries, Instance
+from polarvault.instance.session import ask_value, connect_server
 from polarvault.instance.start import (
     StartedServer,
     ask_server,
-    ask_value,
     check_timeline,
-    connect_server,
     describe_from_files,
     is_gone,
     launch,
     not_ready,
-    server_address,
 )
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
@@ -36,6 +35,7 @@ from polarvault.recovery.log import RecoveryLog
 from polarvault.recovery.reachability import RecoveryPlan
 from polarvault.recovery.target import TargetAction
 from polarvault.wal.history import TimelineHistory
+from polarvault.wal.pages import LONG_HEADER_BYTES, PAGE_BYTES, SHORT_HEADER_BYTES
 
 if TYPE_CHECKING:
     import psycopg
@@ -92,12 +92,13 @@ def start_and_recover(
     deadline = time.monotonic() + instance.timeout_s
     log = RecoveryLog(instance)
     log_path = ""
+    before = _read_control(instance)
     try:
         log_path, _ = launch(instance, binaries, account, wait_s=_LAUNCH_WAIT_S)
         watcher = _Watcher(instance, plan, account, log, log_path)
         while True:
             if is_gone(instance):
-                return None, _shut_down(instance, plan, log, log_path)
+                return None, _shut_down(instance, plan, log, before)
             ended = watcher.look(watch)
             if ended is not None:
                 return ended
@@ -107,9 +108,9 @@ def start_and_recover(
             time.sleep(_POLL_S)
     except StartFailed as problem:
         # A quick recovery can be over before pg_ctl has looked for the first time.
-        if log_path or log.stopped is None or not is_gone(instance):
+        if log_path or not is_gone(instance) or not _has_shut_down(instance, plan, log, before):
             raise _explained(problem, log) from problem
-        return None, _shut_down(instance, plan, log, log_path)
+        return None, _shut_down(instance, plan, log, before)
 
 
 class _Watcher:
@@ -146,7 +147,7 @@ class _Watcher:
         try:
             if self._connection is None:
                 host, port = server_address(self._instance.data_directory)
-                self._connection = connect_server(self._account, host, port, self._instance.superuser)
+                self._connection = connect_server(self._instance, self._account, host, port)
             return _ask_replay(self._connection)
         except (psycopg.Error, StartFailed):
             # Starting up, not consistent yet, shutting down, or a pg_hba.conf that keeps us out.
@@ -175,7 +176,7 @@ class _Watcher:
         host, port = server_address(self._instance.data_directory)
         try:
             server = ask_server(self._instance, self._account, host, port, self._log_path)
-        except psycopg.OperationalError as refused:
+        except psycopg.Error as refused:
             server = describe_from_files(self._instance, host, port, self._log_path, str(refused).strip())
         if seen.in_recovery:
             stopped = self._log.stopped
@@ -193,7 +194,7 @@ class _Watcher:
         """Raise StartFailed for a pause on the way: hot standby that lacks settings pauses too (14 and later)."""
         plan = self._plan
         end = plan.end_lsn
-        if has_stopped or end is None or seen.lsn is None or seen.lsn >= end:
+        if has_stopped or end is None or seen.lsn is None or has_reached(seen.lsn, end):
             return
         raise StartFailed(
             f'the restored server in "{self._instance.data_directory}" paused at LSN {seen.lsn}, before its target at '
@@ -224,19 +225,47 @@ def _ask_replay(connection: psycopg.Connection[Any]) -> _Observed:
     return _Observed(in_recovery, paused, Lsn.parse(lsn) if lsn else None, time)
 
 
-def _shut_down(instance: Instance, plan: RecoveryPlan, log: RecoveryLog, log_path: str) -> RecoveryOutcome:
-    """Return the outcome of a server that is not there any more: fine if it was to shut down at its target."""
+def _read_control(instance: Instance) -> bytes:
     with open(instance.control_path, "rb") as stream:
-        control = parse_control(stream.read())
-    stopped = log.stopped
-    wanted = plan.action is not TargetAction.PROMOTE
-    if not wanted or stopped is None or control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
+        return stream.read()
+
+
+def _has_shut_down(instance: Instance, plan: RecoveryPlan, log: RecoveryLog, before: bytes) -> bool:
+    """Tell whether a server that is gone has shut down at its target; before: pg_control as it was at the start.
+
+    A pause becomes a shutdown where hot standby is off (manual, 20.5.6). What counts is pg_control: the log may go
+    elsewhere, or speak another language. Its minimum recovery point is written when the server shuts down.
+    """
+    content = _read_control(instance)
+    control = parse_control(content)
+    if plan.action is TargetAction.PROMOTE or control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
+        return False
+    # A copy of a standby that was shut down says the same before it is started.
+    if content == before:
+        return False
+    return plan.end_lsn is None or has_reached(control.minimum_recovery_lsn, plan.end_lsn) or log.stopped is not None
+
+
+def has_reached(lsn: Lsn, end: Lsn) -> bool:
+    """Tell whether replay has come to where a record begins or ends; a page's header may lie between the two."""
+    in_page = end % PAGE_BYTES
+    return lsn >= (end - in_page if in_page in (SHORT_HEADER_BYTES, LONG_HEADER_BYTES) else end)
+
+
+def _shut_down(instance: Instance, plan: RecoveryPlan, log: RecoveryLog, before: bytes) -> RecoveryOutcome:
+    """Return the outcome of a server that is not there any more: fine if it was to shut down at its target."""
+    control = parse_control(_read_control(instance))
+    if not _has_shut_down(instance, plan, log, before):
+        at = f", at LSN {control.minimum_recovery_lsn}" if control.state is ClusterState.SHUT_DOWN_IN_RECOVERY else ""
         raise StartFailed(
-            f'the restored server in "{instance.data_directory}" stopped before recovery had ended',
+            f'the restored server in "{instance.data_directory}" stopped before recovery had ended{at}',
             hint=f"the restored files are left in place; the whole log: {log.path}",
             detail=log.end,
         )
-    return RecoveryOutcome(TargetAction.SHUTDOWN, *_stop_in_log(plan, log), stopped.text, control.timeline_id)
+    stopped, last = log.stopped, plan.last_transaction
+    time = log.last_time or (last.time if last else None)
+    lsn = plan.end_lsn or (stopped.lsn if stopped else None) or control.minimum_recovery_lsn
+    return RecoveryOutcome(TargetAction.SHUTDOWN, lsn, time, stopped.text if stopped else None, control.timeline_id)
 
 
 def _stop_in_log(plan: RecoveryPlan, log: RecoveryLog) -> tuple[Lsn | None, datetime | None]:
@@ -273,10 +302,11 @@ def end_of_recovery(instance: Instance, timeline_id: int) -> tuple[Lsn | None, s
 def replayed_segment_start(instance: Instance) -> Lsn | None:
     """Return the start of the segment that the startup process says it replays; None if there is no such process."""
     try:
-        with open(os.path.join(instance.data_directory, "postmaster.pid"), encoding="utf-8") as stream:
-            postmaster = int(stream.readline())
         names = os.listdir("/proc")
-    except (OSError, ValueError):
+    except OSError:
+        return None
+    lock = read_lock_file(instance.data_directory)
+    if lock is None or lock.pid is None:
         return None
     for name in names:
         if not name.isdigit():
@@ -284,7 +314,7 @@ def replayed_segment_start(instance: Instance) -> Lsn | None:
         try:
             with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stream:
                 parent = int(stream.read().rpartition(")")[2].split()[1])
-            if parent != postmaster:
+            if parent != lock.pid:
                 continue
             with open(f"/proc/{name}/cmdline", "rb") as raw:
                 match = _TITLE_SEGMENT.search(raw.read())

@@ -118,8 +118,11 @@ def restore_backup(
     result = RestoreResult(plan, (*plan.warnings, *warnings), None)
     if not plan.request.start or plan.binaries is None:
         return result
+    from polarvault.instance.start import naming_the_server
+
     try:
-        return start_restored(result, plan.binaries, account, show, watch)
+        with naming_the_server(plan.instance):
+            return start_restored(result, plan.binaries, account, show, watch)
     except StartFailed as problem:
         if plan.request.create_slot:
             kept = f'slot "{plan.request.slot}" is kept on the primary for it'

@@ -74,11 +74,19 @@ def read_identity(connection: Connection) -> ServerIdentity:
         data_checksums=show(connection, "data_checksums") == "on",
         full_page_writes=show(connection, "full_page_writes") != "off",
         group_access=bool(int(show(connection, "data_directory_mode") or "0700", 8) & 0o050),
-        in_recovery=connection.parameter("in_hot_standby") == "on",
+        in_recovery=_in_recovery(connection),
         log_directory=show(connection, "log_directory") or "log",
         polar_version=show(connection, "polar_version"),
         shared_data_directory=(show(connection, "polar_datadir") or "") if shared else None,
     )
+
+
+def _in_recovery(connection: Connection) -> bool:
+    """Tell whether the server recovers or follows; 13 does not report that, but its transactions show it."""
+    if (reported := connection.parameter("in_hot_standby")) is not None or connection.server_version_num >= 140000:
+        return reported == "on"
+    is_read_only = show(connection, "transaction_read_only") == "on"
+    return is_read_only and show(connection, "default_transaction_read_only") == "off"
 
 
 def parse_size(text: str) -> int:

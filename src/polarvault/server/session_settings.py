@@ -13,7 +13,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+# How values are written, and how literals are read.
+SPELLING_SETTINGS: Mapping[str, str] = {
+    "DateStyle": "ISO,YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    # 13 gives fractions of seconds as floating point.
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+}
 SESSION_SETTINGS: Mapping[str, str] = {
+    **SPELLING_SETTINGS,
     # A hot standby refuses to run anything in a serializable transaction.
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
@@ -23,11 +34,6 @@ SESSION_SETTINGS: Mapping[str, str] = {
     "idle_in_transaction_session_timeout": "0",
     # Nobody's function or operator in front of the server's own.
     "search_path": "pg_catalog,pg_temp",
-    "DateStyle": "ISO,YMD",
-    "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
-    "bytea_output": "hex",
-    "standard_conforming_strings": "on",
     # A commit of ours must not wait for a standby that is gone.
     "synchronous_commit": "local",
 }

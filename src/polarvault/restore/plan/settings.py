@@ -229,11 +229,18 @@ class SettingsPlanner:
         if value is None:
             return
         directories = [part.strip().strip('"') for part in value.split(",") if part.strip()]
-        usable = [part for part in directories if part.startswith("@") or self.usable_socket_directory(part)]
+        usable = [part for part in directories if part.startswith("@") or self._is_usable_socket_directory(part)]
         if usable != directories:
             self._set(
                 "unix_socket_directories", ", ".join(usable) or "/tmp", "the source's directory cannot be used here"
             )
+
+    def _is_usable_socket_directory(self, directory: str) -> bool:
+        if posixpath.isabs(directory):
+            return self.usable_socket_directory(directory)
+        # It counts from the data directory, which is not there yet: what lies in the backup will be.
+        path = posixpath.normpath(posixpath.join(self.layout.local, directory))
+        return path == self.layout.local or (self._is_inside(path) and self.exists(path))
 
     def _role_settings(self) -> Iterator[Wanted]:
         if self.request.role is Role.PRIMARY:

@@ -16,18 +16,18 @@ from typing import Any
 import psycopg
 
 from polarvault.errors import PolarvaultError, StartFailed
+from polarvault.instance.lock_file import read_lock_file, server_address
 from polarvault.instance.model import Account, Binaries, Role
+from polarvault.instance.session import connect_server
 from polarvault.instance.start import (
     StartedServer,
     ask_server,
-    connect_server,
     describe_from_files,
     is_gone,
     launch,
     log_end,
     log_files,
     newest_log,
-    server_address,
 )
 from polarvault.instance.walreceiver_log import Diagnosis, diagnose
 from polarvault.model.lsn import Lsn
@@ -104,7 +104,7 @@ def start_following(
     try:
         state = _Watch(plan, account, log, show).until_caught_up(host, port, deadline)
         server = ask_server(plan.instance, account, host, port, log_path)
-    except psycopg.OperationalError as refused:
+    except psycopg.Error as refused:
         if is_gone(plan.instance):
             raise _stopped(plan, log_path) from refused
         return describe_from_files(plan.instance, host, port, log_path, str(refused).strip()), None
@@ -165,10 +165,12 @@ class _Watch:
     def _look(self, host: str, port: int) -> FollowState | None:
         """Ask once; None while the standby does not take connections yet."""
         try:
-            with connect_server(self._account, host, port) as connection:
+            with connect_server(self._plan.instance, self._account, host, port) as connection:
                 row = connection.execute(_STATE_QUERY.encode()).fetchone()
-        except psycopg.OperationalError as refused:
-            if is_gone(self._plan.instance) or not _is_not_ready(str(refused)):
+        except psycopg.OperationalError:
+            lock = read_lock_file(self._plan.layout.local)
+            is_ready = lock is not None and lock.status is not None and lock.status.takes_connections
+            if is_gone(self._plan.instance) or is_ready:
                 raise
             return None
         assert row is not None
@@ -222,10 +224,6 @@ def _state(row: tuple[Any, ...], primary_lsn: Lsn | None) -> FollowState:
     )
 
 
-def _is_not_ready(words: str) -> bool:
-    return any(text in words for text in ("starting up", "not yet accepting", "not accepting", "Connection refused"))
-
-
 def _stopped(plan: RestorePlan, log_path: str) -> StartFailed:
     return StartFailed(
         f'the restored server in "{plan.layout.local}" stopped again',
@@ -269,7 +267,7 @@ def _common_databases(plan: RestorePlan, account: Account, server: StartedServer
         theirs = connection.query(_DATABASES_QUERY).value(0, 0)
     finally:
         connection.close()
-    with connect_server(account, server.host, server.port) as own:
+    with connect_server(plan.instance, account, server.host, server.port) as own:
         row = own.execute(_DATABASES_QUERY.encode()).fetchone()
     ours = row[0] if row else ""
     if ours != theirs:

@@ -1,0 +1,41 @@
+"""What our sessions are begun with, and what is said when a connection cannot be made at all."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
+
+from polarvault.errors import ConnectionFailed
+from polarvault.server.connection import ConnectionSettings, Connector, connection_failed
+from polarvault.server.session_settings import SESSION_SETTINGS, later_statement, startup_options
+
+
+def test_values_with_blanks_are_one_word_for_the_server() -> None:
+    options = startup_options({"a": "read committed", "b": "C:\\x y"}, before="-c own=1")
+    assert options == "-c own=1 -c a=read\\ committed -c b=C:\\\\x\\ y"
+    # And libpq takes the whole for one value.
+    words = pq.Conninfo.parse(make_conninfo(options=options).encode())
+    assert next(word.val for word in words if word.keyword == b"options") == options.encode()
+
+
+def test_a_server_gets_only_settings_that_it_knows() -> None:
+    assert later_statement(130023) is None
+    assert later_statement(160000) == "SET idle_session_timeout = '0'"
+    assert later_statement(180004) == "SET idle_session_timeout = '0'; SET transaction_timeout = '0'"
+    assert {"idle_session_timeout", "transaction_timeout"}.isdisjoint(SESSION_SETTINGS)
+
+
+@pytest.mark.parametrize("host", [".", "..", "a..b", "x" * 70 + ".example", "\udcff", "b\u00fccher..", "sock", "a\0b"])
+@pytest.mark.parametrize("way", ["sql", "replication"])
+def test_a_host_that_nobody_can_have_is_an_error_and_no_traceback(host: str, way: str) -> None:
+    connector = Connector(ConnectionSettings(host=host, port="1"))
+    with pytest.raises(ConnectionFailed) as caught:
+        getattr(connector, way)()
+    assert "codec" not in caught.value.message
+
+
+def test_a_pooler_is_told_from_a_server() -> None:
+    problem = connection_failed('FATAL:  unsupported startup parameter: "replication"', {})
+    assert "connection pooler" in (problem.hint or "")
+    assert "-h and -p" in (problem.hint or "")
