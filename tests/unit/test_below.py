@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from polarvault.model import limits
-from polarvault.storage.below import Below, NameRefused, name_problem
+from polarvault.model.names import name_problem
+from polarvault.storage.below import Below, NameRefused
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.basebackup.halves import ArchiveNames
-from polarvault.pgfiles.tar import MemberBegins, MemberKind, TarEvent, TarReader
+from polarvault.errors import RemoteProtocolError, ServerRefused
+from polarvault.model.names import name_problem, shown_name
+from polarvault.pgfiles.tar import Member, MemberBegins, MemberKind, TarEvent, TarReader, has_protocol
 from polarvault.pipeline.byte_sinks import ByteSink
 from polarvault.pipeline.decompress import decoder_for
 from polarvault.pipeline.member_sinks import MemberSink
@@ -15,7 +18,8 @@ from polarvault.pipeline.page_check import PageCheck
 class ArchiveWriter:
     """Feeds one archive's members to a sink; or, with `verbatim`, writes the server's bytes as they are.
 
-    Verbatim is for archives that the server has compressed: they are decoded as well, but only to look inside.
+    Verbatim is for archives that the server has compressed: they are decoded as well, but only to look inside. links
+    are the symbolic links that the archive may hold, by name, and where each leads: those of the tablespaces.
     """
 
     def __init__(
@@ -26,9 +30,12 @@ class ArchiveWriter:
         page_check: PageCheck | None,
         names: ArchiveNames,
         on_member: Callable[[str], None],
+        links: Mapping[str, str],
         verbatim: ByteSink | None = None,
     ) -> None:
         self.names = names
+        self._archive = name
+        self._links = links
         self._sink = sink
         self._verbatim = verbatim
         self._decoder = decoder_for(name)
@@ -56,6 +63,7 @@ class ArchiveWriter:
 
     def _take(self, event: TarEvent) -> None:
         if isinstance(event, MemberBegins):
+            self._check(event.member)
             self._on_member(event.member.name)
             self.member_count += 1
             if event.member.kind is MemberKind.FILE:
@@ -64,3 +72,23 @@ class ArchiveWriter:
             self._page_check.accept(event)
         if self._verbatim is None:
             self._sink.accept(event)
+
+    def _check(self, member: Member) -> None:
+        """Refuse what no server's data directory holds, in every format: other programs unpack what we store."""
+        name = member.name
+        if name in ("", ".") or has_protocol(name):
+            return
+        if (why := name_problem(name)) is not None:
+            raise RemoteProtocolError(f"the server sent member {shown_name(name)} in {self._archive}: {why}")
+        if name == MARKER_NAME:
+            raise ServerRefused(
+                f"the server's data directory holds {MARKER_NAME}: it was started from a base backup that was cut off, "
+                "so parts of its data may be missing",
+                hint="restore the server from a whole backup; or, if you are sure that its data is complete, remove "
+                "that file from its data directory and take the backup again",
+            )
+        if member.kind is MemberKind.SYMLINK and self._links.get(name) != member.link.rstrip("/"):
+            raise RemoteProtocolError(
+                f"the server sent a symbolic link {shown_name(name)} to {shown_name(member.link)} in {self._archive}, "
+                "which is no tablespace of its list"
+            )

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 
+from polarvault.backupset.unfinished import MARKER_NAME, marker_content
 from polarvault.errors import UsageError
 from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.storage import files
+from polarvault.storage.below import Below
 from polarvault.storage.occupants import Occupancy, enclosing_occupant, not_empty, occupant_of
+
+_MARKER_MODE = 0o640
 
 
 class CreatedPaths:
-    """Remembers which directories this backup made and which it found empty."""
+    """Remembers which directories this backup made, which it found empty, and which it has marked as unfinished."""
 
     def __init__(self, directory_mode: int) -> None:
         self._mode = directory_mode
         self._made: list[str] = []
         self._found: list[str] = []
+        self._marked: list[str] = []
 
     def claim(self, directory: str, *, tablespace: str | None = None) -> None:
         """Make the directory, or accept an empty one; raise TargetNotEmpty otherwise, and UsageError inside a server.
@@ -41,18 +48,36 @@ class CreatedPaths:
         except OSError as problem:
             raise files.storage_failed(problem, "create directory", directory) from problem
 
+    def mark(self, directory: str) -> None:
+        """Have the directory say that a backup is being made in it; see `backupset.unfinished`."""
+        try:
+            with Below(directory) as below:
+                below.write(MARKER_NAME, marker_content(datetime.now(UTC), os.getpid()), _MARKER_MODE, sync=False)
+        except OSError as problem:
+            raise files.storage_failed(problem, "write", os.path.join(directory, MARKER_NAME)) from problem
+        self._marked.append(directory)
+
+    def unmark(self, *, sync: bool) -> None:
+        """The backup is whole: take the marks away, that of the first directory, where people look, last."""
+        for directory in reversed(self._marked):
+            try:
+                with Below(directory) as below:
+                    below.unlink(MARKER_NAME)
+                    if sync:
+                        below.sync_directory()
+            except OSError as problem:
+                raise files.storage_failed(problem, "remove", os.path.join(directory, MARKER_NAME)) from problem
+        self._marked.clear()
+
     def clean_up(self, say: Callable[[str], None]) -> None:
         """Undo everything: remove what was made, empty what was found."""
         for directory in reversed(self._made):
             say(f'removing directory "{directory}"')
+            _empty(directory)
             shutil.rmtree(directory, ignore_errors=True)
         for directory in reversed(self._found):
             say(f'removing contents of directory "{directory}"')
-            for entry in os.scandir(directory):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    os.unlink(entry.path)
+            _empty(directory)
 
     def say_kept(self, say: Callable[[str], None]) -> None:
         """Tell what is left in place."""
@@ -70,3 +95,16 @@ def _refuse_inside(directory: str, *, tablespace: str | None) -> None:
     if tablespace is not None:
         hint = f"give the tablespace's copy another place: {mapping_option(tablespace, 'NEW_DIRECTORY')}"
     raise UsageError(f'"{directory}" lies inside of "{around.path}", which is {around.occupancy.value}', hint=hint)
+
+
+def _empty(directory: str) -> None:
+    """Remove what is in a directory, the mark last: half of a backup must not look like a whole one."""
+    # What cannot be removed is left: the failure that brought us here is the one to report.
+    with contextlib.suppress(OSError):
+        with os.scandir(directory) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name == MARKER_NAME)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)

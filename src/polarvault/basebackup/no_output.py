@@ -10,6 +10,8 @@ from polarvault.server.wal_stream import WalSink
 class NoOutput:
     """The backup goes to a target on the server; nothing arrives here."""
 
+    spool_directory: str | None = None
+
     def claim(self) -> None:
         """Nothing to claim."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -13,6 +13,7 @@ from polarvault.basebackup.absences import Absences
 from polarvault.basebackup.archive_writer import ArchiveWriter
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.halves import ArchiveNames, HalfManifests
+from polarvault.basebackup.manifest_spool import ManifestSpool
 from polarvault.basebackup.reporter import BackupReporter
 from polarvault.basebackup.request import BackupRequest
 from polarvault.model.compression import Compression
@@ -23,6 +24,7 @@ from polarvault.server.base_backup import ArchiveBegins, BackupStart
 from polarvault.server.identity import ServerIdentity
 from polarvault.server.wal_stream import WalSink
 from polarvault.storage import files
+from polarvault.storage.below import Below
 
 
 @dataclass(slots=True)
@@ -66,6 +68,16 @@ class BackupContext:
             return ArchiveNames()
         return self.shared_names if event.tablespace.shared else self.local_names
 
+    def links_of(self, event: ArchiveBegins) -> dict[str, str]:
+        """Return the symbolic links that the archive may hold, by name, and where each leads."""
+        if event.tablespace.oid is not None or self.start is None:
+            return {}
+        return {
+            f"pg_tblspc/{tablespace.oid}": tablespace.location.rstrip("/")
+            for tablespace in self.start.tablespaces
+            if tablespace.oid is not None and tablespace.location is not None and tablespace.location.startswith("/")
+        }
+
     def page_check_for(self, event: ArchiveBegins) -> PageCheck | None:
         """Return the page check, set to the archive's place in the data directory."""
         if self.page_check is not None:
@@ -92,7 +104,7 @@ class ReceivedBackup:
     start: BackupStart
     stop_lsn: Lsn
     stop_timeline_id: int
-    manifest: bytes | None
+    manifest: ManifestSpool | None
 
 
 def half_documents(
@@ -114,17 +126,45 @@ def half_documents(
     added = {halves.DESCRIPTION: description}
     if received.manifest is None:
         return added, None
-    added[halves.SERVER_MANIFEST] = received.manifest
+    manifest = received.manifest.content()
+    added[halves.SERVER_MANIFEST] = manifest
     made = halves.make_half_manifests(
-        received.manifest, context.local_names, context.shared_names, added=added, finished=finished
+        manifest, context.local_names, context.shared_names, added=added, finished=finished
     )
     return added, made
+
+
+def write_documents(
+    context: BackupContext, root: str, documents: Mapping[str, bytes | ManifestSpool | None]
+) -> list[str]:
+    """Write what describes the backup into its directory, manifests under temporary names; return their final paths.
+
+    A file of such a name that the server has sent is replaced, as pg_basebackup does.
+    """
+    final = []
+    for name, content in documents.items():
+        if content is None:
+            continue
+        try:
+            with Below(root) as below:
+                descriptor = below.create(name, context.modes.file, replace=True)
+                try:
+                    for part in [content] if isinstance(content, bytes) else content.parts():
+                        files.write_all(descriptor, [part])
+                finally:
+                    os.close(descriptor)
+        except OSError as problem:
+            raise files.storage_failed(problem, "write", os.path.join(root, name)) from problem
+        if name.endswith(".tmp"):
+            final.append(os.path.join(root, name.removesuffix(".tmp")))
+    return final
 
 
 def seal_backup(context: BackupContext, roots: Iterable[str], manifests: list[str]) -> None:
     """Make everything below the roots durable, then give the manifests their names, in the order given.
 
-    A directory with a backup_manifest is a complete backup, so the local half's, where people look, comes last.
+    A directory with a backup_manifest is a complete backup, so the local half's, where people look, comes last. After
+    it only the marks go that say that the backup is being made.
     """
     request = context.request
     if request.sync:
@@ -134,15 +174,19 @@ def seal_backup(context: BackupContext, roots: Iterable[str], manifests: list[st
     for path in manifests:
         context.reporter.step(f'renaming "{path}.tmp" to "{path}"')
         try:
-            os.replace(path + ".tmp", path)
+            with Below(os.path.dirname(path)) as below:
+                below.rename(os.path.basename(path) + ".tmp", os.path.basename(path))
+                if request.sync:
+                    below.sync_directory()
         except OSError as problem:
             raise files.storage_failed(problem, "rename to", path) from problem
-        if request.sync:
-            files.fsync_parent(path)
+    context.created.unmark(sync=request.sync)
 
 
 class Output(Protocol):
-    """Where a backup goes."""
+    """Where a backup goes. spool_directory: where there is space for what is kept for a while, None if nowhere."""
+
+    spool_directory: str | None
 
     def claim(self) -> None:
         """Make or check the target directories; raise TargetNotEmpty before anything is touched."""

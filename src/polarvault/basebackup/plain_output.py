@@ -8,8 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
-from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents, seal_backup
+from polarvault.basebackup.output import (
+    BackupContext,
+    ReceivedBackup,
+    half_documents,
+    seal_backup,
+    write_documents,
+)
 from polarvault.basebackup.recovery_settings import AUTO_CONF, STANDBY_SIGNAL
+from polarvault.errors import RemoteProtocolError
+from polarvault.model.names import name_problem, shown_name
 from polarvault.pgfiles.tar import Member
 from polarvault.pipeline.member_sinks import DirectorySink
 from polarvault.pipeline.wal_sinks import WalDirectory
@@ -17,6 +25,7 @@ from polarvault.polardb.layout import SHARED_HALF_NAME, KeepRules, keep_everythi
 from polarvault.server.base_backup import ArchiveBegins, BackupStart
 from polarvault.server.wal_stream import WalSink
 from polarvault.storage import files
+from polarvault.storage.below import Below
 
 
 class PlainOutput:
@@ -26,6 +35,7 @@ class PlainOutput:
         assert context.request.directory is not None
         self._context = context
         self._root = context.request.directory
+        self.spool_directory: str | None = self._root
         self._shared_root = self._root
         if context.identity.shared_storage:
             self._shared_root = context.request.polardata or os.path.join(self._root, SHARED_HALF_NAME)
@@ -37,21 +47,30 @@ class PlainOutput:
         """Make or check -D, the shared half, and --waldir."""
         context, request = self._context, self._context.request
         context.created.claim(self._root)
+        context.created.mark(self._root)
         if self._shared_root != self._root:
             context.created.claim(self._shared_root)
+            context.created.mark(self._shared_root)
         if request.waldir is not None:
             context.created.claim(request.waldir)
-            os.symlink(request.waldir, os.path.join(self._shared_root, "pg_wal"))
+            try:
+                os.symlink(request.waldir, os.path.join(self._shared_root, "pg_wal"))
+            except OSError as problem:
+                raise files.storage_failed(problem, "create symbolic link in", self._shared_root) from problem
 
     def begin(self, start: BackupStart) -> None:
         """Make the directories of user tablespaces."""
         for tablespace in start.tablespaces:
-            if tablespace.oid is None or tablespace.location is None:
+            if tablespace.oid is None or tablespace.location is None or tablespace.is_in_place:
                 continue
             location = self._new_location(tablespace.location)
-            if os.path.isabs(location):
-                self._context.created.claim(location, tablespace=tablespace.location)
-                self._tablespace_roots.append(location)
+            if not os.path.isabs(location) or ".." in location.split("/") or name_problem(location[1:]) is not None:
+                raise RemoteProtocolError(
+                    f"the server gives {shown_name(location)} as the location of tablespace {tablespace.oid}, "
+                    "which is no absolute path"
+                )
+            self._context.created.claim(location, tablespace=tablespace.location)
+            self._tablespace_roots.append(location)
 
     def wal_sink(self) -> WalSink | None:
         """Return pg_wal of the half that holds the WAL."""
@@ -69,21 +88,24 @@ class PlainOutput:
         root = self._root
         if tablespace.shared:
             root = self._shared_root
+        elif tablespace.is_in_place:
+            root = self._make_in_place(tablespace.location or "")
         elif tablespace.oid is not None and tablespace.location is not None:
-            # An in-place tablespace has a location relative to the data directory.
-            root = os.path.join(self._shared_root, self._new_location(tablespace.location))
-            os.makedirs(root, context.modes.directory, exist_ok=True)
+            root = self._new_location(tablespace.location)
         keep: Callable[[Member], bool] = keep_everything
         if context.identity.shared_storage and not context.request.keep_all and tablespace.oid is None:
             keep = KeepRules(tablespace.shared, context.identity.log_directory)
         modes = replace(context.modes, as_sent=not tablespace.shared)
+        own_link = "pg_wal" if context.request.waldir is not None and root == self._shared_root else None
         sink = DirectorySink(
-            root, modes=modes, keep=keep, link_target=self._new_location, writeback=context.request.sync
-        )
+            root, modes=modes, keep=keep, link_target=self._new_location, writeback=context.request.sync,
+            links=lambda name: name == own_link,
+        )  # fmt: skip
         self._sinks.append(sink)
         return ArchiveWriter(
             event.name, sink,
             page_check=context.page_check_for(event), names=context.names_of(event), on_member=context.note_member,
+            links=context.links_of(event),
         )  # fmt: skip
 
     def finish(self, received: ReceivedBackup) -> None:
@@ -103,9 +125,14 @@ class PlainOutput:
         if request.waldir is not None:
             roots.append(request.waldir)
         seal_backup(self._context, roots, manifests)
+        self.abandon()
 
     def abandon(self) -> None:
-        """Nothing is held open: the sinks' descriptors die with the process or were closed."""
+        """Close what is open."""
+        for sink in self._sinks:
+            sink.abandon()
+        if self._wal is not None:
+            self._wal.close()
 
     def closing_notes(self) -> list[str]:
         """Say where both halves are and how to restore them."""
@@ -124,34 +151,41 @@ class PlainOutput:
         return self._context.request.tablespace_mapping.get(location.rstrip("/") or location, location)
 
     def _append(self, name: str, content: bytes) -> None:
-        path = os.path.join(self._root, name)
         try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, self._context.modes.file), "ab") as target:
-                target.write(content)
+            with Below(self._root) as below:
+                if below.exists(name):
+                    descriptor = below.open_for_writing(name, append=True)
+                else:
+                    descriptor = below.create(name, self._context.modes.file)
+                try:
+                    files.write_all(descriptor, [content])
+                finally:
+                    os.close(descriptor)
         except OSError as problem:
-            raise files.storage_failed(problem, "write file", path) from problem
+            raise files.storage_failed(problem, "write file", os.path.join(self._root, name)) from problem
+
+    def _make_in_place(self, name: str) -> str:
+        try:
+            with Below(self._shared_root) as below:
+                below.make_directories(name, self._context.modes.directory)
+        except OSError as problem:
+            raise files.storage_failed(problem, "create directory", name) from problem
+        return os.path.join(self._shared_root, name)
 
     def _write_manifests(self, received: ReceivedBackup) -> list[str]:
         """Write what describes the backup under temporary names; return the final names."""
         if not self._context.identity.shared_storage:
-            documents = {} if received.manifest is None else {"backup_manifest.tmp": received.manifest}
-            return self._write(self._root, documents)
+            return write_documents(self._context, self._root, {"backup_manifest.tmp": received.manifest})
         nested = os.path.relpath(self._shared_root, self._root)
         shared_half = nested if _is_below(self._shared_root, self._root) else os.path.abspath(self._shared_root)
         added, made = half_documents(self._context, received, shared_half=shared_half)
         local, shared = dict(added), {}
         if made is not None:
             local["backup_manifest.tmp"], shared["backup_manifest.tmp"] = made.local, made.shared
-        return self._write(self._shared_root, shared) + self._write(self._root, local)
-
-    def _write(self, root: str, documents: dict[str, bytes]) -> list[str]:
-        final = []
-        for name, content in documents.items():
-            path = os.path.join(root, name)
-            files.write_durably(path, content, mode=self._context.modes.file, sync=False)
-            if name.endswith(".tmp"):
-                final.append(path.removesuffix(".tmp"))
-        return final
+        return [
+            *write_documents(self._context, self._shared_root, shared),
+            *write_documents(self._context, self._root, local),
+        ]
 
 
 def _is_below(path: str, directory: str) -> bool:

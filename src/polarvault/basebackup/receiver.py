@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
+from polarvault.basebackup.manifest_spool import ManifestSpool
 from polarvault.basebackup.node_role import replica_refusal
 from polarvault.basebackup.output import BackupContext, Output, ReceivedBackup
 from polarvault.basebackup.reporter import BackupProgress
@@ -40,7 +41,7 @@ class Receiver:
         self._writer: ArchiveWriter | None = None
         self._tablespace: Tablespace | None = None
         self._archive_number = 0
-        self._manifest: list[bytes] = []
+        self._manifest: ManifestSpool | None = None
         self._end: StreamEnds | None = None
         self.done_bytes = 0
         self.server_found_corruption: ServerError | None = None
@@ -60,7 +61,9 @@ class Receiver:
         elif isinstance(event, ArchiveEnds):
             self._archive_ends()
         elif isinstance(event, ManifestData):
-            self._manifest.append(event.content)
+            if self._context.request.manifest:
+                self._manifest = self._manifest or ManifestSpool(self._output.spool_directory)
+                self._manifest.append(event.content)
         elif isinstance(event, Progress):
             self.done_bytes = max(self.done_bytes, event.done_bytes)
         else:
@@ -96,8 +99,12 @@ class Receiver:
         if self._end is None or start is None:
             raise RemoteProtocolError("the server ended the backup without an end position")
         self._context.reporter.step(f"write-ahead log end point: {self._end.stop_lsn}")
-        manifest = b"".join(self._manifest) if self._context.request.manifest and self._manifest else None
-        return ReceivedBackup(start, self._end.stop_lsn, self._end.timeline_id, manifest)
+        return ReceivedBackup(start, self._end.stop_lsn, self._end.timeline_id, self._manifest)
+
+    def close(self) -> None:
+        """Forget what was kept for the result."""
+        if self._manifest is not None:
+            self._manifest.close()
 
     @property
     def context(self) -> BackupContext:

@@ -13,10 +13,11 @@ import time
 from dataclasses import replace
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
-from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents
+from polarvault.basebackup.manifest_spool import ManifestSpool
+from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents, write_documents
 from polarvault.basebackup.tar_output import TarOutput, recovery_members
 from polarvault.errors import UsageError
-from polarvault.pgfiles.tar import TERMINATOR, encode_header, encode_member
+from polarvault.pgfiles.tar import BLOCK_BYTES, TERMINATOR, encode_header, encode_member
 from polarvault.pipeline.byte_sinks import ByteSink, StandardOutput, compressed
 from polarvault.pipeline.decompress import plain_name
 from polarvault.pipeline.member_sinks import TarSink
@@ -33,18 +34,22 @@ _COPY_BYTES = 1 << 20
 class StdoutOutput:
     """Writes one tar to a descriptor; with --polardata PolarDB's shared half goes there as tar files instead."""
 
+    spool_directory: str | None = None
+
     def __init__(self, context: BackupContext, descriptor: int) -> None:
         self._context = context
         self._below: ByteSink = compressed(StandardOutput(descriptor), context.tar_compression)
         # Set by begin, when the context is complete.
         self._beside: TarOutput | None = None
         self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._wal: WalDirectory | None = None
         self._verbatim = False
 
     def claim(self) -> None:
         """Check --polardata; standard output needs nothing."""
         if self._context.identity.shared_storage and self._context.request.polardata is not None:
             self._context.created.claim(self._context.request.polardata)
+            self._context.created.mark(self._context.request.polardata)
 
     def begin(self, start: BackupStart) -> None:
         """Refuse what one tar cannot hold."""
@@ -66,7 +71,8 @@ class StdoutOutput:
         if self._beside is not None:
             return self._beside.wal_sink()
         self._spool = tempfile.TemporaryDirectory(prefix="polarvault-wal-")
-        return WalDirectory(self._spool.name, file_mode=0o600, directory_mode=0o700, sync=False)
+        self._wal = WalDirectory(self._spool.name, file_mode=0o600, directory_mode=0o700, sync=False)
+        return self._wal
 
     def open_archive(self, event: ArchiveBegins) -> ArchiveWriter:
         """Continue the one tar with this archive's members."""
@@ -89,22 +95,30 @@ class StdoutOutput:
         return ArchiveWriter(
             event.name, sink, verbatim=_Unfinished(self._below) if by_server else None,
             page_check=context.page_check_for(event), names=context.names_of(event), on_member=context.note_member,
+            links=context.links_of(event),
         )  # fmt: skip
 
     def finish(self, received: ReceivedBackup) -> None:
         """Add WAL and manifests, end the tar."""
         if self._spool is not None:
             self._add_wal(self._spool.name)
+        if not self._context.identity.shared_storage and received.manifest is not None:
+            self._add_manifest(received.manifest)
         for name, content in self._documents(received).items():
             self._below.write([encode_member(name, content, mtime=int(time.time()))])
         if not self._verbatim:
             self._below.write([TERMINATOR])
         self._below.finish()
-        if self._spool is not None:
-            self._spool.cleanup()
+        self._context.created.unmark(sync=self._context.request.sync)
+        self.abandon()
 
     def abandon(self) -> None:
-        """Remove the spooled WAL."""
+        """Close what is open, remove the spooled WAL."""
+        self._below.abandon()
+        if self._beside is not None:
+            self._beside.abandon()
+        if self._wal is not None:
+            self._wal.close()
         if self._spool is not None:
             self._spool.cleanup()
 
@@ -118,7 +132,7 @@ class StdoutOutput:
 
     def _documents(self, received: ReceivedBackup) -> dict[str, bytes]:
         if not self._context.identity.shared_storage:
-            return {} if received.manifest is None else {"backup_manifest": received.manifest}
+            return {}
         polardata = self._context.request.polardata
         shared_half = os.path.abspath(polardata) if polardata is not None else SHARED_HALF_NAME
         added, made = half_documents(self._context, received, shared_half=shared_half)
@@ -126,13 +140,16 @@ class StdoutOutput:
             return added
         if polardata is None:
             return {**added, f"{SHARED_HALF_NAME}/backup_manifest": made.shared, "backup_manifest": made.local}
-        files.write_durably(
-            os.path.join(polardata, "backup_manifest"), made.shared,
-            mode=self._context.modes.file, sync=self._context.request.sync,
-        )  # fmt: skip
+        write_documents(self._context, polardata, {"backup_manifest": made.shared})
         if self._context.request.sync:
             files.fsync_tree(polardata, method=self._context.request.sync_method)
         return {**added, "backup_manifest": made.local}
+
+    def _add_manifest(self, manifest: ManifestSpool) -> None:
+        self._below.write([encode_header("backup_manifest", manifest.size_bytes, mtime=int(time.time()))])
+        for part in manifest.parts():
+            self._below.write([part])
+        self._below.write([bytes(-manifest.size_bytes % BLOCK_BYTES)])
 
     def _add_wal(self, directory: str) -> None:
         for folder, prefix in ((directory, ""), (os.path.join(directory, "archive_status"), "archive_status/")):
@@ -163,6 +180,7 @@ class _Unfinished:
     def __init__(self, below: ByteSink) -> None:
         self.write = below.write
         self.write_zeros = below.write_zeros
+        self.abandon = below.abandon
 
     def finish(self) -> None:
         """Leave the sink below open."""

@@ -36,6 +36,7 @@ from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
 from polarvault.server.transport import open_transport
 from polarvault.server.wal_stream import SlotPlan, WalStream
+from polarvault.storage import files
 
 # A checksum failure that the server found is reported with this SQLSTATE after everything has been sent.
 _DATA_CORRUPTED = "XX001"
@@ -69,7 +70,7 @@ def take_base_backup(request: BackupRequest, connector: Connector, reporter: Bac
         context = BackupContext(request, identity, reporter, created, absences=Absences(identity.shared_data_directory))
         output = _choose_output(context)
         try:
-            return _take(context, output, connection, connector)
+            return _take(context, output, connection, connector, closing)
         except ServerError as error:
             _leave(request, output, created, reporter)
             raise explain_refusal(error) from None
@@ -92,7 +93,9 @@ def _leave(request: BackupRequest, output: Output, created: CreatedPaths, report
         created.say_kept(reporter.note)
 
 
-def _take(context: BackupContext, output: Output, connection: Connection, connector: Connector) -> BackupOutcome:
+def _take(
+    context: BackupContext, output: Output, connection: Connection, connector: Connector, closing: ExitStack
+) -> BackupOutcome:
     request, identity, reporter = context.request, context.identity, context.reporter
     output.claim()
     wal = _open_wal(context, connector)
@@ -104,7 +107,10 @@ def _take(context: BackupContext, output: Output, connection: Connection, connec
         transport = open_transport(connection, lambda notice: _pass_on(context, notice))
         if request.incremental is not None:
             transport.upload("UPLOAD_MANIFEST", _file_parts(request.incremental))
-        backup = BaseBackup(transport, base_backup_options(request, identity), identity.version_num)
+        backup = BaseBackup(
+            transport, base_backup_options(request, identity), identity.version_num,
+            shared_storage=identity.shared_storage,
+        )  # fmt: skip
         start = _begin(context, backup, connection, connector)
         absences.raise_if_any(connector)
         output.begin(start)
@@ -113,6 +119,7 @@ def _take(context: BackupContext, output: Output, connection: Connection, connec
             reporter.step("starting WAL stream")
             wal.start(sink, start.start_lsn, start.timeline_id)
         receiver = Receiver(context, output)
+        closing.callback(receiver.close)
         try:
             receive(receiver, backup, transport, wal, lambda: absences.raise_if_any(connector))
         except ServerError as error:
@@ -226,6 +233,9 @@ def _pass_on(context: BackupContext, notice: ServerError) -> None:
 
 
 def _file_parts(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as source:
-        while part := source.read(1 << 16):
-            yield part
+    try:
+        with files.open_regular(path) as source:
+            while part := source.read(1 << 16):
+                yield part
+    except OSError as problem:
+        raise files.storage_failed(problem, "read", path) from problem

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from polarvault.basebackup.archive_writer import ArchiveWriter
-from polarvault.basebackup.output import BackupContext, ReceivedBackup, half_documents, seal_backup
+from polarvault.basebackup.output import (
+    BackupContext,
+    ReceivedBackup,
+    half_documents,
+    seal_backup,
+    write_documents,
+)
 from polarvault.basebackup.recovery_settings import AUTO_CONF, STANDBY_SIGNAL
 from polarvault.model.compression import Compression
 from polarvault.pipeline.byte_sinks import ByteSink, FileBytes, compressed
@@ -17,7 +23,6 @@ from polarvault.pipeline.member_sinks import TarSink
 from polarvault.pipeline.wal_sinks import WalTar
 from polarvault.server.base_backup import ArchiveBegins, BackupStart
 from polarvault.server.wal_stream import WalSink
-from polarvault.storage import files
 
 SHARED_MANIFEST = "backup_manifest.shared"
 # Opens a new file by name, with the compressor in front of it.
@@ -31,15 +36,20 @@ class TarOutput:
         assert context.request.directory is not None
         self._context = context
         self._root = context.request.directory
+        self.spool_directory: str | None = self._root
         self._shared_root = self._root
         if context.identity.shared_storage and context.request.polardata is not None:
             self._shared_root = context.request.polardata
+        self._sinks: list[ByteSink] = []
 
     def claim(self) -> None:
         """Make or check -D and --polardata."""
-        self._context.created.claim(self._root)
+        created = self._context.created
+        created.claim(self._root)
+        created.mark(self._root)
         if self._shared_root != self._root:
-            self._context.created.claim(self._shared_root)
+            created.claim(self._shared_root)
+            created.mark(self._shared_root)
 
     def begin(self, start: BackupStart) -> None:
         """Tablespaces become tar files; there is nothing to prepare."""
@@ -65,7 +75,9 @@ class TarOutput:
         seal_backup(self._context, {self._root, self._shared_root}, manifests)
 
     def abandon(self) -> None:
-        """Descriptors die with the process; files are removed by CreatedPaths."""
+        """Close what is open; files are removed by CreatedPaths."""
+        for sink in self._sinks:
+            sink.abandon()
 
     def closing_notes(self) -> list[str]:
         """Say where both halves are and how to restore them."""
@@ -82,27 +94,26 @@ class TarOutput:
     def _file(self, root: str, name: str, compression: Compression) -> ByteSink:
         path = os.path.join(root, name + compression.suffix)
         modes, sync = self._context.modes, self._context.request.sync
-        return compressed(FileBytes(path, mode=modes.file, writeback=sync), compression)
+        sink = compressed(FileBytes(path, mode=modes.file, writeback=sync), compression)
+        self._sinks.append(sink)
+        return sink
 
     def _write_manifests(self, received: ReceivedBackup) -> list[str]:
         """Write what describes the backup, manifests under temporary names; return their final names."""
-        documents: dict[str, bytes] = {}
         if not self._context.identity.shared_storage:
-            if received.manifest is not None:
-                documents[os.path.join(self._root, "backup_manifest.tmp")] = received.manifest
-        else:
-            apart = self._shared_root != self._root
-            where = os.path.abspath(self._shared_root) if apart else None
-            added, made = half_documents(self._context, received, shared_half=where)
-            documents = {os.path.join(self._root, name): content for name, content in added.items()}
-            if made is not None:
-                # One directory can hold only one file of that name, so the shared half's may need a name of its own.
-                shared_name = "backup_manifest" if apart else SHARED_MANIFEST
-                documents[os.path.join(self._shared_root, shared_name + ".tmp")] = made.shared
-                documents[os.path.join(self._root, "backup_manifest.tmp")] = made.local
-        for path, content in documents.items():
-            files.write_durably(path, content, mode=self._context.modes.file, sync=False)
-        return [path.removesuffix(".tmp") for path in documents if path.endswith(".tmp")]
+            return write_documents(self._context, self._root, {"backup_manifest.tmp": received.manifest})
+        apart = self._shared_root != self._root
+        where = os.path.abspath(self._shared_root) if apart else None
+        added, made = half_documents(self._context, received, shared_half=where)
+        local, shared = dict(added), {}
+        if made is not None:
+            # One directory can hold only one file of that name, so the shared half's may need a name of its own.
+            shared_name = "backup_manifest" if apart else SHARED_MANIFEST
+            local["backup_manifest.tmp"], shared[shared_name + ".tmp"] = made.local, made.shared
+        return [
+            *write_documents(self._context, self._shared_root, shared),
+            *write_documents(self._context, self._root, local),
+        ]
 
 
 def recovery_members(context: BackupContext, event: ArchiveBegins) -> dict[str, bytes]:
@@ -132,4 +143,5 @@ def open_tar_archive(context: BackupContext, event: ArchiveBegins, open_file: Fi
     return ArchiveWriter(
         event.name, sink, verbatim=verbatim,
         page_check=context.page_check_for(event), names=context.names_of(event), on_member=context.note_member,
+        links=context.links_of(event),
     )  # fmt: skip

@@ -21,10 +21,12 @@ COPY_MESSAGE_BYTES = 1 << 30
 # The columns of a table are limited to 1600; our own queries have at most a few dozen.
 RESULT_COLUMNS = 1664
 # One result as a whole. The longest are lists of relations and tablespaces, and timeline histories.
-RESULT_BYTES = 256 << 20
-RESULT_ROWS = 1_000_000
-# Between two results a server may warn of every file it cannot read, but not for ever.
-NOTICES = 1_000_000
+RESULT_BYTES = 64 << 20
+RESULT_ROWS = 400_000
+# On one connection a server may warn of every page that it finds damaged (five of a file), but not for ever.
+NOTICES = 100_000
+# What libpq may gather before it hands anything out: it holds whole results and messages.
+LIBPQ_BYTES = 128 << 20
 # What is shown of a text from a server or a file; a message of megabytes would bury everything else.
 SHOWN_CHARACTERS = 8192
 SHOWN_NAME_CHARACTERS = 200
@@ -33,18 +35,22 @@ SHOWN_NAME_CHARACTERS = 200
 TABLESPACES = 65_536
 # A name header (GNU long name, pax) holds one path.
 TAR_METADATA_BYTES = 1 << 20
+# Members that are received and not written: PolarDB's page images and index files, by the ten thousand.
+LEFT_OUT_MEMBERS = 1_000_000
 # The largest member: PostgreSQL's relation segments have 1 GB, PolarDB's 128 GB; sizes are signed on every file system.
 FILE_BYTES = (1 << 63) - 1
 
 # A manifest takes about 150 bytes a file: this is a cluster of ten million files.
 MANIFEST_BYTES = 2 << 30
+# One that has to be parsed takes ten times its size in memory: three million files.
+PARSED_MANIFEST_BYTES = 512 << 20
 # The objects of a manifest are three deep.
 JSON_DEPTH = 32
 # backup_label, tablespace_map (a path a tablespace), polarvault_backup.json, PG_VERSION, signal files.
 SMALL_FILE_BYTES = 16 << 20
 
 # Timelines and WAL. A history has a line an ancestor; a cluster gets one with each promotion or recovery.
-TIMELINES = 100_000
+TIMELINES = 16_384
 HISTORY_BYTES = 16 << 20
 TIMELINE_ID = 0xFFFF_FFFF
 WAL_MESSAGE_BYTES = 1 << 30

@@ -14,17 +14,24 @@ terminator. GNU long names and pax paths are understood because restored tars ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from polarvault.errors import RemoteProtocolError
+from polarvault.model import limits
+from polarvault.model.names import name_problem, shown_name
 
 BLOCK_BYTES = 512
 TERMINATOR = bytes(2 * BLOCK_BYTES)
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
-# A long name or pax header is metadata: one that claims to be larger than this is damage, not a name.
-_MAX_METADATA_BYTES = 1 << 20
+# A member may have a long name, a long link target and a pax header, and a global header may stand before them.
+_MAX_NAME_HEADERS = 8
+_OCTAL = re.compile(rb"[0-7]*\Z")
+# The digits of the longest pax record and of the largest size that there can be.
+_PAX_LENGTH_DIGITS = len(str(limits.TAR_METADATA_BYTES))
+_PAX_SIZE = re.compile(r"[0-9]{1,19}\Z")
 
 
 class MemberKind(Enum):
@@ -80,10 +87,17 @@ TarEvent = MemberBegins | MemberData | MemberEnds
 
 
 def parse_number(field: bytes) -> int:
-    """Parse a numeric header field: octal text, or GNU base-256 when the first byte is 0x80 or 0xFF."""
-    if field[0] in (0x80, 0xFF):
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    text = field.split(b"\0", 1)[0].strip()
+    """Parse a numeric header field: octal text, or GNU base-256 when the first byte is 0x80 or 0xFF (negative).
+
+    Raises ValueError for anything else: Python's own reader takes signs, underscores and 0o.
+    """
+    if field[0] == 0xFF:
+        return int.from_bytes(field, "big", signed=True)
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    text = field.split(b"\0", 1)[0].strip(b" ")
+    if _OCTAL.match(text) is None:
+        raise ValueError(f"{text!r} is not an octal number")
     return int(text, 8) if text else 0
 
 
@@ -103,7 +117,12 @@ def is_safe_name(name: str) -> bool:
 
     PolarDB names WAL status files ``file-dio:///...`` (facts 1.6); extracting those would build a stray tree.
     """
-    return bool(name) and not name.startswith("/") and "://" not in name and ".." not in name.split("/")
+    return not has_protocol(name) and name_problem(name) is None
+
+
+def has_protocol(name: str) -> bool:
+    """Tell whether a name is one of PolarDB's with a protocol in it, which has no place in a backup."""
+    return "://" in name
 
 
 class TarReader:
@@ -120,6 +139,7 @@ class TarReader:
         self._meta: bytearray | None = None
         self._meta_kind = b""
         self._meta_header = b""
+        self._meta_count = 0
         self._overrides: dict[str, str] = {}
 
     def feed(self, buffers: Iterable[memoryview]) -> Iterator[TarEvent]:
@@ -181,9 +201,9 @@ class TarReader:
     def finish(self) -> None:
         """Check that the tar did not end inside a member; a missing terminator is accepted."""
         if self._remaining or self._meta is not None:
-            name = self._member.name if self._member else "a long member name"
+            name = shown_name(self._member.name) if self._member else "a long member name"
             raise RemoteProtocolError(
-                f"{self._what} ends inside {name!r}, {self._remaining} bytes short, at byte {self._position}"
+                f"{self._what} ends inside {name}, {self._remaining} bytes short, at byte {self._position}"
             )
         if self._partial.strip(b"\0"):
             raise RemoteProtocolError(f"{self._what} ends inside a member header, at byte {self._position}")
@@ -207,32 +227,44 @@ class TarReader:
         if stored_sum != sum(header) - sum(header[148:156]) + 8 * 0x20:
             raise self._damaged("the header's checksum is wrong")
         if type_flag in (b"L", b"K", b"x", b"g"):
-            if size > _MAX_METADATA_BYTES:
-                raise self._damaged(f"a name header claims {size} bytes")
-            self._meta, self._meta_kind, self._remaining = bytearray(), type_flag, size
-            self._meta_header += header
-            self._member = None
+            yield from self._begin_metadata(header, type_flag, size)
             return
         name = _text(header[0:100])
         if header[257:263] == b"ustar\0" and (prefix := _text(header[345:500])):
             name = f"{prefix}/{name}"
         name = self._overrides.pop("path", name)
         link = self._overrides.pop("linkpath", _text(header[157:257]))
-        if "size" in self._overrides:
-            size = int(self._overrides["size"])
+        if (claimed := self._overrides.get("size")) is not None:
+            if _PAX_SIZE.match(claimed) is None:
+                raise self._damaged(f"a pax header gives the size as {shown_name(claimed)}")
+            size = int(claimed)
         self._overrides.clear()
+        if not 0 <= size <= limits.FILE_BYTES:
+            raise self._damaged(f"member {shown_name(name)} claims {size} bytes")
         kinds = {b"0": MemberKind.FILE, b"\0": MemberKind.FILE, b"5": MemberKind.DIRECTORY, b"2": MemberKind.SYMLINK}
         kind = kinds.get(type_flag)
         if kind is None:
-            raise self._damaged(f"member {name!r} has type {type_flag!r}, which no base backup contains")
+            raise self._damaged(f"member {shown_name(name)} has type {type_flag!r}, which no base backup contains")
         member = Member(
             normalise_name(name), kind, size if kind is MemberKind.FILE else 0, mode, link, mtime,
             self._meta_header + header,
         )  # fmt: skip
-        self._meta_header = b""
+        self._meta_header, self._meta_count = b"", 0
         self._member, self._remaining = member, member.size
         yield MemberBegins(member)
         if not self._remaining:
+            yield from self._end_member()
+
+    def _begin_metadata(self, header: bytes, type_flag: bytes, size: int) -> Iterator[TarEvent]:
+        self._meta_count += 1
+        if not 0 <= size <= limits.TAR_METADATA_BYTES:
+            raise self._damaged(f"a name header claims {size} bytes")
+        if self._meta_count > _MAX_NAME_HEADERS:
+            raise self._damaged(f"more than {_MAX_NAME_HEADERS} name headers follow one another")
+        self._meta, self._meta_kind, self._remaining = bytearray(), type_flag, size
+        self._meta_header += header
+        self._member = None
+        if not size:
             yield from self._end_member()
 
     def _end_member(self) -> Iterator[TarEvent]:
@@ -253,22 +285,30 @@ class TarReader:
         elif self._meta_kind == b"K":
             self._overrides["linkpath"] = _text(content)
         elif self._meta_kind == b"x":
-            # Each record is "<length> <key>=<value>\n"; the length counts itself.
-            while content:
-                length_text, _, _ = content.partition(b" ")
-                if not length_text.isdigit() or not 0 < int(length_text) <= len(content):
-                    raise self._damaged("a pax header is malformed")
-                record = content[len(length_text) + 1 : int(length_text) - 1]
-                key, _, value = record.partition(b"=")
-                if key in (b"path", b"linkpath", b"size"):
-                    self._overrides[key.decode()] = value.decode("utf-8", "surrogateescape")
-                content = content[int(length_text) :]
+            self._take_pax(content)
+
+    def _take_pax(self, content: bytes) -> None:
+        """Take the records of a pax header, each ``<length> <key>=<value>\\n``; the length counts itself."""
+        at = 0
+        while at < len(content):
+            blank = content.find(b" ", at, at + _PAX_LENGTH_DIGITS + 1)
+            digits = content[at:blank] if blank >= 0 else b""
+            # No record is shorter than its length, the blank, an equals sign and the line end.
+            if not digits.isdigit() or not len(digits) + 3 <= int(digits) <= len(content) - at:
+                raise self._damaged("a pax header is malformed")
+            end = at + int(digits)
+            key, _, value = content[blank + 1 : end - 1].partition(b"=")
+            if key in (b"path", b"linkpath", b"size"):
+                self._overrides[key.decode()] = value.decode("utf-8", "surrogateescape")
+            at = end
 
     def _damaged(self, why: str) -> RemoteProtocolError:
         return RemoteProtocolError(f"{self._what} is damaged at byte {self._position - BLOCK_BYTES}: {why}")
 
 
-def encode_header(name: str, size: int, *, mode: int = 0o600, mtime: int = 0, directory: bool = False) -> bytes:
+def encode_header(
+    name: str, size: int, *, mode: int = 0o600, mtime: int = 0, directory: bool = False, link: str | None = None
+) -> bytes:
     """Return the header blocks of a member that we add ourselves (GNU format, so any name length and size)."""
     # Here: it loads every compression that Python has, and who only reads needs none of it.
     import tarfile
@@ -276,6 +316,8 @@ def encode_header(name: str, size: int, *, mode: int = 0o600, mtime: int = 0, di
     entry = tarfile.TarInfo(name + "/" if directory else name)
     entry.size, entry.mode, entry.mtime = size, mode, mtime
     entry.type = tarfile.DIRTYPE if directory else tarfile.REGTYPE
+    if link is not None:
+        entry.type, entry.linkname = tarfile.SYMTYPE, link
     entry.uname = entry.gname = "postgres"
     return entry.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape")
 

@@ -6,6 +6,7 @@ to the operating system. Compressed files stay ordinary: one gzip member, zstd a
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -42,6 +43,9 @@ class ByteSink(Protocol):
     def finish(self) -> None:
         """Flush what is buffered and close."""
 
+    def abandon(self) -> None:
+        """Close after a failure, whatever is lost by it; safe to call at any time, also after `finish`."""
+
 
 class FileBytes:
     """A new file; long runs of zeros become holes."""
@@ -51,7 +55,7 @@ class FileBytes:
         self._writeback = writeback
         self._position = self._started = 0
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         except OSError as problem:
             raise files.storage_failed(problem, "create file", path) from problem
 
@@ -75,8 +79,23 @@ class FileBytes:
             raise files.storage_failed(problem, "extend file", self.path) from problem
 
     def finish(self) -> None:
-        """Close the file; making it durable is the business of whoever knows when all of it is there."""
-        os.close(self._descriptor)
+        """Close the file; making it durable is the business of whoever knows when all of it is there.
+
+        An error of close() is one of writing: NFS and quotas tell of it only then.
+        """
+        # Given up first: a close that fails has closed it all the same (close(2)).
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            os.close(descriptor)
+        except OSError as problem:
+            raise files.storage_failed(problem, "close file", self.path) from problem
+
+    def abandon(self) -> None:
+        """Close the file; the failure before is the one to report."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 class StandardOutput:
@@ -109,6 +128,9 @@ class StandardOutput:
             raise files.storage_failed(problem, "extend", self.path) from problem
 
     def finish(self) -> None:
+        """Leave the descriptor open: it is not ours."""
+
+    def abandon(self) -> None:
         """Leave the descriptor open: it is not ours."""
 
 
@@ -149,6 +171,10 @@ class ZstdBytes:
         self._below.write([self._compressor.flush()])
         self._below.finish()
 
+    def abandon(self) -> None:
+        """Close what is below."""
+        self._below.abandon()
+
 
 class _ChunkedBytes(ABC):
     """Cuts its input into chunks, compresses them in a few threads, and writes the results in order."""
@@ -181,6 +207,11 @@ class _ChunkedBytes(ABC):
         self._pool.shutdown()
         self._below.write([self._trailer()])
         self._below.finish()
+
+    def abandon(self) -> None:
+        """End the threads, close what is below."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._below.abandon()
 
     def _submit(self, job: Callable[[], bytes]) -> None:
         self._in_flight.append(self._pool.submit(job))

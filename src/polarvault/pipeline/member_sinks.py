@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from polarvault.errors import RemoteProtocolError
+from polarvault.model import limits
 from polarvault.pgfiles.tar import (
+    BLOCK_BYTES,
     TERMINATOR,
     Member,
     MemberBegins,
@@ -17,13 +22,16 @@ from polarvault.pgfiles.tar import (
     TarEvent,
     encode_header,
     encode_member,
+    has_protocol,
     is_safe_name,
 )
 from polarvault.pipeline.byte_sinks import ByteSink
 from polarvault.storage import files
+from polarvault.storage.below import Below
 
 _WRITEBACK_BYTES = 8 << 20
 _PERMISSIONS = 0o777
+_MODE_BITS = 0o7777
 
 
 @dataclass(slots=True)
@@ -33,6 +41,16 @@ class LeftOut:
     count: int = 0
     size_bytes: int = 0
     names: set[str] = field(default_factory=set)
+
+    def add(self, member: Member) -> None:
+        """Note a member."""
+        self.count += 1
+        self.size_bytes += member.size
+        self.names.add(member.name)
+        if len(self.names) > limits.LEFT_OUT_MEMBERS:
+            raise RemoteProtocolError(
+                f"the server sent more than {limits.LEFT_OUT_MEMBERS} files that have no place in a backup"
+            )
 
 
 class MemberSink(Protocol):
@@ -45,6 +63,9 @@ class MemberSink(Protocol):
 
     def finish(self) -> None:
         """The archive is complete."""
+
+    def abandon(self) -> None:
+        """Close what is open after a failure; safe to call at any time, also after `finish`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +81,10 @@ class TreeModes:
 
 
 class DirectorySink:
-    """Writes members below a root directory.
+    """Writes members below a directory, which it opens at once and closes when it is finished or abandoned.
 
-    keep decides which members are written; link_target maps where a tablespace's link points.
+    keep decides which members are written; link_target maps where a tablespace's link points; links tells which names
+    are links that this backup has made itself. No other link is followed, whoever made it.
     """
 
     def __init__(
@@ -73,6 +95,7 @@ class DirectorySink:
         keep: Callable[[Member], bool],
         link_target: Callable[[str], str],
         writeback: bool,
+        links: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.root = root
         self.left_out = LeftOut()
@@ -81,10 +104,12 @@ class DirectorySink:
         self._link_target = link_target
         self._writeback = writeback
         self._descriptor = -1
-        self._path = ""
+        self._name = ""
         self._started = 0
-        # Creating a member's parent each time would cost a system call per file.
-        self._known_directories = {root}
+        try:
+            self._below = Below(root, links=links)
+        except OSError as problem:
+            raise files.storage_failed(problem, "open directory", root) from problem
 
     def accept(self, event: TarEvent) -> None:
         """Create, write or close."""
@@ -95,37 +120,61 @@ class DirectorySink:
             elif isinstance(event, MemberBegins):
                 self._begin(event.member)
             elif self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
+                self._close()
         except OSError as problem:
-            raise files.storage_failed(problem, "write to file", self._path) from problem
+            path = problem.filename if isinstance(problem.filename, str) and "/" in problem.filename else None
+            raise files.storage_failed(problem, "write to file", path or self._below.path(self._name)) from problem
 
     def finish(self) -> None:
-        """Everything is closed already."""
+        """Every file is closed already; the directories are now."""
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close what is open; safe to call twice."""
+        if self._descriptor >= 0:
+            # What could not be written has been said; this file goes or stays without a manifest.
+            with contextlib.suppress(OSError):
+                self._close()
+        self._below.close()
+
+    def _close(self) -> None:
+        # Given up before it is closed: a close that fails has closed it all the same, and the number may be another
+        # thread's by then (close(2)).
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
     def _begin(self, member: Member) -> None:
-        if not is_safe_name(member.name):
-            # The root itself, or PolarDB's status files with a protocol in their name (facts 1.6).
-            if member.name not in ("", "."):
-                self._leave_out(member)
+        # The root itself, or PolarDB's status files with a protocol in their name (facts 1.6).
+        if member.name in ("", "."):
             return
-        if not self._keep(member):
+        if has_protocol(member.name) or not self._keep(member):
             self._leave_out(member)
             return
-        self._path = os.path.join(self.root, member.name)
+        self._name = name = member.name
+        if self._descriptor >= 0:
+            self._close()
+        self._below.make_parents(name, self._modes.directory)
         if member.kind is MemberKind.DIRECTORY:
-            self._make_directory(self._path)
+            # pg_wal may be there already: the WAL stream or --waldir made it first.
+            self._below.make_directory(name, self._modes.directory)
             if self._modes.as_sent and member.mode & _PERMISSIONS != self._modes.directory:
-                os.chmod(self._path, member.mode & _PERMISSIONS)
+                self._below.change_mode(name, member.mode & _PERMISSIONS)
         elif member.kind is MemberKind.SYMLINK:
-            self._make_parent(self._path)
-            os.symlink(self._link_target(member.link), self._path)
+            self._below.symlink(self._link_target(member.link), name)
         else:
-            self._make_parent(self._path)
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self._modes.file)
+            self._descriptor = self._create(name)
             if self._modes.as_sent and member.mode & _PERMISSIONS != self._modes.file:
                 os.fchmod(self._descriptor, member.mode & _PERMISSIONS)
             self._started = 0
+
+    def _create(self, name: str) -> int:
+        try:
+            return self._below.create(name, self._modes.file)
+        except FileExistsError:
+            # A file that was made anew while the server listed its directory may come twice; a link is never replaced.
+            if self._below.link_target(name) is not None:
+                raise OSError(errno.EEXIST, "the server sent a link of that name before", name) from None
+            return self._below.create(name, self._modes.file, replace=True)
 
     def _write(self, event: MemberData) -> None:
         files.write_all(self._descriptor, event.views)
@@ -134,23 +183,9 @@ class DirectorySink:
             files.start_writeback(self._descriptor, self._started, written - self._started)
             self._started = written
 
-    def _make_directory(self, path: str) -> None:
-        # pg_wal may be there already: the WAL stream or --waldir made it first.
-        if path not in self._known_directories and not os.path.isdir(path):
-            self._make_parent(path)
-            os.mkdir(path, self._modes.directory)
-        self._known_directories.add(path)
-
-    def _make_parent(self, path: str) -> None:
-        parent = os.path.dirname(path)
-        if parent not in self._known_directories:
-            self._make_directory(parent)
-
     def _leave_out(self, member: Member) -> None:
         if member.kind is MemberKind.FILE:
-            self.left_out.count += 1
-            self.left_out.size_bytes += member.size
-            self.left_out.names.add(member.name)
+            self.left_out.add(member)
 
 
 class TarSink:
@@ -182,13 +217,13 @@ class TarSink:
             member = event.member
             self._skipping = not is_safe_name(member.name)
             if member.name in self._appended:
+                if member.size > limits.SMALL_FILE_BYTES:
+                    raise RemoteProtocolError(f"the server sent {member.name} with {member.size} bytes")
                 # Its header holds the size, so the member can only be written when the new content is known.
                 self._collected = bytearray()
                 return
             if self._skipping:
-                self.left_out.count += 1
-                self.left_out.size_bytes += member.size
-                self.left_out.names.add(member.name)
+                self.left_out.add(member)
                 return
             self.below.write([self._header(member)])
         elif self._collected is not None:
@@ -213,13 +248,19 @@ class TarSink:
             self.below.write([TERMINATOR])
             self.below.finish()
 
+    def abandon(self) -> None:
+        """Close what is below."""
+        self.below.abandon()
+
     def _header(self, member: Member) -> bytes:
-        if not self._prefix:
+        # A header with others in front of it is written anew: other programs may read those in another way than we do.
+        if not self._prefix and len(member.header) == BLOCK_BYTES:
             return member.header
         return encode_header(
             self._prefix + member.name,
             member.size,
-            mode=member.mode,
-            mtime=member.mtime,
+            mode=member.mode & _MODE_BITS,
+            mtime=max(0, member.mtime),
             directory=member.kind is MemberKind.DIRECTORY,
+            link=member.link if member.kind is MemberKind.SYMLINK else None,
         )

@@ -23,6 +23,7 @@ from polarvault.pgfiles.tar import (
 from polarvault.pipeline.byte_sinks import ByteSink
 from polarvault.pipeline.decompress import decoder_for
 from polarvault.storage import files
+from polarvault.storage.below import Below
 
 _READ_BYTES = 1 << 20
 
@@ -42,7 +43,10 @@ class WalDirectory:
         self._position = 0
         self._path = directory
         try:
-            os.makedirs(os.path.join(directory, "archive_status"), directory_mode, exist_ok=True)
+            os.makedirs(directory, directory_mode, exist_ok=True)
+            # A descriptor of its own: what the base backup's archives name meanwhile changes nothing for the WAL.
+            self._below = Below(directory)
+            self._below.make_directory("archive_status", directory_mode)
         except OSError as problem:
             raise files.storage_failed(problem, "create directory", directory) from problem
 
@@ -50,8 +54,8 @@ class WalDirectory:
         """Write at the offset; open the segment's file first if need be."""
         try:
             if self._descriptor < 0:
-                self._path = os.path.join(self.directory, segment.file_name)
-                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self._mode)
+                self._path = self._below.path(segment.file_name)
+                self._descriptor = self._below.create(segment.file_name, self._mode, replace=True)
                 os.ftruncate(self._descriptor, segment.size_bytes)
             # After the switch that ends a backup the rest of the segment is zeros, up to 1 GB: they stay a hole.
             if _is_zero(payload):
@@ -70,44 +74,52 @@ class WalDirectory:
         try:
             if self._sync:
                 os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self._close()
             if self._position == segment.size_bytes:
-                self._write_small(os.path.join("archive_status", segment.file_name + ".done"), b"")
+                self._below.write(f"archive_status/{segment.file_name}.done", b"", self._mode, sync=self._sync)
         except OSError as problem:
-            raise files.storage_failed(problem, "fsync file", self._path) from problem
+            raise files.storage_failed(problem, "make durable", self._path) from problem
 
     def add_history(self, file_name: str, content: bytes) -> None:
-        """Write the history file and its mark."""
-        self._write_small(file_name, content)
-        self._write_small(os.path.join("archive_status", file_name + ".done"), b"")
+        """Write the history file and its mark; the caller has made sure that the name belongs to the timeline."""
+        self._path = self._below.path(file_name)
+        try:
+            self._below.write(file_name, content, self._mode, sync=self._sync, replace=True)
+            self._below.write(f"archive_status/{file_name}.done", b"", self._mode, sync=self._sync, replace=True)
+        except OSError as problem:
+            raise files.storage_failed(problem, "write file", self._path) from problem
 
     def finish(self) -> None:
         """Close a file left open by an error."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        try:
+            if self._descriptor >= 0:
+                self._close()
+        except OSError as problem:
+            raise files.storage_failed(problem, "close file", self._path) from problem
+
+    def close(self) -> None:
+        """Give the directory back; nothing can be read any more. Safe to call twice."""
+        self._below.close()
 
     def read(self, segment: WalSegment, offset: int, length: int) -> bytes:
         """Read from the segment's file; nothing if there is none."""
         try:
-            with open(os.path.join(self.directory, segment.file_name), "rb") as source:
-                return os.pread(source.fileno(), length, offset)
+            descriptor = self._below.open_regular(segment.file_name)
         except FileNotFoundError:
             return b""
-
-    def _write_small(self, name: str, content: bytes) -> None:
-        path = os.path.join(self.directory, name)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self._mode)
-            try:
-                files.write_all(descriptor, [content])
-                if self._sync:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
         except OSError as problem:
-            raise files.storage_failed(problem, "write file", path) from problem
+            raise files.storage_failed(problem, "read file", self._below.path(segment.file_name)) from problem
+        try:
+            return os.pread(descriptor, length, offset)
+        except OSError as problem:
+            raise files.storage_failed(problem, "read file", self._below.path(segment.file_name)) from problem
+        finally:
+            os.close(descriptor)
+
+    def _close(self) -> None:
+        # Given up first: a close that fails has closed it all the same (close(2)).
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
 
 class WalTar:
@@ -189,7 +201,10 @@ def _read_member(path: str, name: str, offset: int, length: int) -> bytes:
 
 def _read_events(path: str) -> Iterator[TarEvent]:
     decoder, reader = decoder_for(path), TarReader(path)
-    with open(path, "rb", buffering=0) as source:
-        while content := source.read(_READ_BYTES):
-            for part in decoder.feed([memoryview(content)]):
-                yield from reader.feed(part)
+    try:
+        with files.open_regular(path) as source:
+            while content := source.read(_READ_BYTES):
+                for part in decoder.feed([memoryview(content)]):
+                    yield from reader.feed(part)
+    except OSError as problem:
+        raise files.storage_failed(problem, "read", path) from problem

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from polarvault.errors import RemoteProtocolError, ServerError, ServerRefused
 from polarvault.model.lsn import Lsn
+from polarvault.model.names import shown_name
+from polarvault.model.segment import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, is_segment_size
 from polarvault.server.connection import Connection
+from polarvault.wire.messages import parse_number
 
 OLDEST_SERVER = 130000
 NEWEST_SERVER = 190000
@@ -63,17 +66,17 @@ def read_identity(connection: Connection) -> ServerIdentity:
         raise RemoteProtocolError("IDENTIFY_SYSTEM did not return one row of at least three columns")
     shared = show(connection, "polar_enable_shared_storage_mode") == "on"
     return ServerIdentity(
-        system_identifier=system.value(0, 0),
-        timeline_id=int(system.value(0, 1)),
-        flush_lsn=Lsn.parse(system.value(0, 2)),
+        system_identifier=str(parse_number(system.value(0, 0), "its system identifier", most=(1 << 64) - 1)),
+        timeline_id=system.timeline(0, 1, "its timeline"),
+        flush_lsn=system.lsn(0, 2, "its position in the WAL"),
         version_num=version_num,
         version=connection.parameter("server_version") or str(version_num),
-        segment_size_bytes=parse_size(show(connection, "wal_segment_size") or "16MB"),
+        segment_size_bytes=_segment_size(show(connection, "wal_segment_size") or "16MB"),
         relation_segment_bytes=parse_size(show(connection, "segment_size") or "1GB"),
-        block_bytes=int(show(connection, "block_size") or 8192),
+        block_bytes=parse_number(show(connection, "block_size") or "8192", "block_size", least=512, most=64 << 10),
         data_checksums=show(connection, "data_checksums") == "on",
         full_page_writes=show(connection, "full_page_writes") != "off",
-        group_access=bool(int(show(connection, "data_directory_mode") or "0700", 8) & 0o050),
+        group_access=_grants_group(show(connection, "data_directory_mode") or "0700"),
         in_recovery=_in_recovery(connection),
         log_directory=show(connection, "log_directory") or "log",
         polar_version=show(connection, "polar_version"),
@@ -91,10 +94,27 @@ def _in_recovery(connection: Connection) -> bool:
 
 def parse_size(text: str) -> int:
     """Parse a size as SHOW prints it, such as 16MB; return bytes."""
-    match = re.fullmatch(r"(\d+)(B|kB|MB|GB|TB)", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,9})(B|kB|MB|GB|TB)", text)
     if match is None:
-        raise RemoteProtocolError(f"the server reports a size as {text!r}")
+        raise RemoteProtocolError(f"the server reports a size as {shown_name(text)}")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _segment_size(text: str) -> int:
+    size = parse_size(text)
+    if not is_segment_size(size):
+        raise RemoteProtocolError(
+            f"the server reports {shown_name(text)} as its WAL segment size, "
+            f"which is no power of two from {MIN_SEGMENT_BYTES >> 20} MB to {MAX_SEGMENT_BYTES >> 30} GB"
+        )
+    return size
+
+
+def _grants_group(mode: str) -> bool:
+    """Tell whether the mode of the data directory lets its group in."""
+    if re.fullmatch(r"[0-7]{3,5}", mode) is None:
+        raise RemoteProtocolError(f"the server reports {shown_name(mode)} as the mode of its data directory")
+    return bool(int(mode, 8) & 0o050)
 
 
 def show(connection: Connection, name: str) -> str | None:

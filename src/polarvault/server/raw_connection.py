@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 
 from polarvault.errors import ConnectionLost, RemoteProtocolError, ServerError
+from polarvault.model import limits
 from polarvault.server.connection import Connection
 from polarvault.wire import messages
 from polarvault.wire.messages import ResultSet
@@ -39,6 +40,7 @@ class RawConnection:
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+        self._notices = 0
 
     def send_query(self, sql: str) -> None:
         """Send one simple query."""
@@ -52,9 +54,14 @@ class RawConnection:
 
     def next_result(self) -> ResultSet | CopyBegins | None:
         """Return the next result, or None at ReadyForQuery."""
-        found = ResultSet()
+        found, size = ResultSet(), 0
         while True:
             kind, body = self._next_message()
+            size += len(body) + messages.HEADER_BYTES
+            if size > limits.RESULT_BYTES or len(found.rows) > limits.RESULT_ROWS:
+                raise RemoteProtocolError(
+                    f"the server's answer does not end: {len(found.rows)} rows and {size} bytes so far"
+                )
             if kind == messages.ROW_DESCRIPTION:
                 found.columns = messages.parse_row_description(body)
             elif kind == messages.DATA_ROW:
@@ -82,6 +89,9 @@ class RawConnection:
 
     def _asynchronous(self, kind: bytes, body: bytes) -> None:
         if kind == messages.NOTICE:
+            self._notices += 1
+            if self._notices > limits.NOTICES:
+                raise RemoteProtocolError(f"the server has sent more than {limits.NOTICES} notices")
             self._on_notice(messages.parse_error(body))
 
     def _receive(self, flags: int) -> None:
@@ -133,8 +143,11 @@ class RawConnection:
     def _skip_to_ready(self) -> None:
         """Read what follows an error up to ReadyForQuery, so that the next query gets its own answer."""
         try:
-            while self._next_message()[0] != messages.READY:
-                pass
+            # It follows at once; a server that goes on sending rows is not asked again.
+            for _ in range(limits.RESULT_ROWS):
+                if self._next_message()[0] == messages.READY:
+                    return
+            raise RemoteProtocolError("the server goes on sending after an error")
         except ConnectionLost:
             pass  # FATAL errors close the connection; the error itself is what matters to the user.
 

@@ -18,9 +18,12 @@ import psycopg
 from psycopg import pq
 
 from polarvault.errors import ConnectionLost, RemoteProtocolError, ServerError
+from polarvault.model import limits
 from polarvault.model.lsn import Lsn
+from polarvault.model.names import shown_name
 from polarvault.server.connection import Connection, connection_lost, next_result, result_set, server_error
 from polarvault.server.raw_connection import CopyBegins, RawConnection
+from polarvault.wal.history import history_file_name
 from polarvault.wire import messages
 from polarvault.wire.messages import ResultSet
 from polarvault.wire.replication import WalData, encode_status, parse_stream_message
@@ -85,7 +88,24 @@ def timeline_ends(result: ResultSet | None) -> TimelineEnds:
         raise StreamShutDown(
             "the server ended the WAL stream", hint="it is being shut down, or somebody terminated its WAL sender"
         )
-    return TimelineEnds(int(result.value(0, 0)), Lsn.parse(result.value(0, 1)))
+    return TimelineEnds(result.timeline(0, 0, "the next timeline"), result.lsn(0, 1, "the start of the next timeline"))
+
+
+def fetch_history(connection: WalConnection, timeline_id: int) -> tuple[str, bytes]:
+    """Ask for a timeline's history; return name and content of its file.
+
+    The name becomes a file's: the server must give the one that belongs to the timeline, and no other.
+    """
+    found = connection.query(f"TIMELINE_HISTORY {timeline_id}")
+    name, expected = found.value(0, 0), history_file_name(timeline_id)
+    if name != expected:
+        raise RemoteProtocolError(
+            f"the server names the history file of timeline {timeline_id} {shown_name(name)} instead of {expected}"
+        )
+    content = found.value(0, 1).encode("utf-8", "surrogateescape")
+    if len(content) > limits.HISTORY_BYTES:
+        raise RemoteProtocolError(f"the history of timeline {timeline_id} has {len(content)} bytes")
+    return name, content
 
 
 class RawWalConnection(RawConnection):

@@ -20,12 +20,20 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity
-from polarvault.server.wal_connection import StreamShutDown, TimelineEnds, WalConnection, open_wal_connection
+from polarvault.server.wal_connection import (
+    StreamShutDown,
+    TimelineEnds,
+    WalConnection,
+    fetch_history,
+    open_wal_connection,
+)
 from polarvault.wire import commands
 from polarvault.wire.wal_messages import WalBatch
 
 # Only a safety net: whatever the loop waits for also wakes it.
 _POLL_S = 1.0
+# How long the end of the backup may take to come once it is known. PolarDB flushes it after 20 s at most (facts 1.6).
+_PATIENCE_S = 180.0
 
 
 class WalSink(Protocol):
@@ -71,12 +79,19 @@ class WalStream:
     """One WAL stream into one sink."""
 
     def __init__(
-        self, connector: Connector, identity: ServerIdentity, slot: SlotPlan, *, status_interval_s: float
+        self,
+        connector: Connector,
+        identity: ServerIdentity,
+        slot: SlotPlan,
+        *,
+        status_interval_s: float,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         self._connector = connector
         self._identity = identity
         self._slot = slot
         self._status_interval_s = status_interval_s
+        self._patience_s = patience_s
         self._connection: Connection | None = None
         self._source: WalConnection | None = None
         self._thread: threading.Thread | None = None
@@ -122,9 +137,7 @@ class WalStream:
         segment = WalSegment.holding(start_lsn, timeline_id, self._identity.segment_size_bytes)
         self._source = open_wal_connection(self._connection, self._wake_reader, lambda notice: None)
         if timeline_id > 1:
-            history = self._source.query(f"TIMELINE_HISTORY {timeline_id}")
-            content = history.value(0, 1).encode("utf-8", "surrogateescape")
-            sink.add_history(history.value(0, 0), content)
+            sink.add_history(*fetch_history(self._source, timeline_id))
         command = commands.start_replication_command(str(segment.start), timeline_id, slot=self._slot.name)
         if self._source.start(command, segment.start) is not None:
             raise self._ended_early()
@@ -183,7 +196,7 @@ class WalStream:
         finally:
             try:
                 sink.finish()
-            except PolarvaultError as failure:
+            except BaseException as failure:  # An error of close() means lost WAL as well.
                 self._failure = self._failure or failure
 
     def _receive(self, sink: WalSink, segment: WalSegment) -> None:
@@ -192,7 +205,7 @@ class WalStream:
         flushed = segment.start
         # The first at once, as pg_basebackup does: it gives a slot that reserves no WAL yet its restart_lsn, and the
         # backup may be over before a second one is due.
-        next_status = time.monotonic()
+        next_status = progress_at = time.monotonic()
         while not self._cancelled.is_set():
             if self._stop_lsn is not None and self.received >= self._stop_lsn:
                 if self.received > segment.start:
@@ -207,6 +220,10 @@ class WalStream:
             if batch.reply_now:
                 self._send_status(source, flushed)
                 next_status = time.monotonic() + self._status_interval_s
+            if batch.size or self._stop_lsn is None:
+                progress_at = time.monotonic()
+            elif time.monotonic() - progress_at > self._patience_s:
+                raise self._never_came(self._stop_lsn)
             if batch.is_empty:
                 self._drain_wake()
 
@@ -249,6 +266,13 @@ class WalStream:
         return WalIncomplete(
             f"the server ended the WAL stream at {self.received}, before the end of the backup",
             hint="the server was shut down or promoted; take the backup again",
+        )
+
+    def _never_came(self, stop_lsn: Lsn) -> WalIncomplete:
+        return WalIncomplete(
+            f"the server says that the backup ends at {stop_lsn}, but has sent WAL only up to {self.received}, "
+            f"and none for {self._patience_s:g} s",
+            hint="look into the server's log for what keeps it from writing or sending its WAL; take the backup again",
         )
 
     def _drain_wake(self) -> None:

@@ -19,6 +19,7 @@ import stat
 import threading
 
 from polarvault.model import limits
+from polarvault.model.names import name_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `wal fetch` starts once for every WAL segment, and its start-up counts.
@@ -34,29 +35,6 @@ class NameRefused(OSError):
 
     def __init__(self, name: str, why: str, number: int = errno.ELOOP) -> None:
         super().__init__(number, why, name)
-
-
-def name_problem(name: str) -> str | None:
-    """Say why a name cannot be that of something below a directory; None if it can."""
-    if not name:
-        return "it is empty"
-    if "\0" in name:
-        return "it holds a zero byte"
-    try:
-        length = len(os.fsencode(name))
-    except UnicodeEncodeError:
-        return "no file can have it"
-    if length > limits.NAME_BYTES:
-        return f"it is longer than {limits.NAME_BYTES} bytes"
-    if name.startswith("/"):
-        return "it is absolute"
-    components = name.split("/")
-    if len(components) > limits.NAME_DEPTH:
-        return f"it is deeper than {limits.NAME_DEPTH} directories"
-    for component in components:
-        if component in ("", ".", ".."):
-            return f'it has a component "{component}"'
-    return None
 
 
 def follow_none(name: str) -> bool:

@@ -146,10 +146,18 @@ def fsync_tree(root: str, *, method: str = "fsync") -> None:
 
 
 def write_durably(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
-    """Write a small file: temporary file, fsync, rename, fsync of the directory. On return it is durable."""
+    """Write a small file: temporary file, fsync, rename, fsync of the directory. On return it is durable.
+
+    What has the temporary name, a link perhaps, is removed and never written to.
+    """
     temporary = f"{os.fspath(path)}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            descriptor = os.open(temporary, flags, mode)
+        except FileExistsError:
+            os.unlink(temporary)
+            descriptor = os.open(temporary, flags, mode)
         try:
             write_all(descriptor, [content])
             if sync:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from polarvault.errors import IntegrityError
+from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 
-_ENTRY = re.compile(r"(\d{1,10})\s+([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})(?:\s+(.*))?\Z")
-_MAX_TIMELINE = 0xFFFF_FFFF
+_ENTRY = re.compile(r"([0-9]{1,10})\s+([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})(?:\s+(.*))?\Z")
 
 
 def history_file_name(timeline_id: int) -> str:
@@ -56,6 +56,8 @@ class TimelineHistory:
     @classmethod
     def parse(cls, content: bytes, timeline_id: int) -> Self:
         """Read the content of the timeline's history file; raise IntegrityError that names the file and the line."""
+        if len(content) > limits.HISTORY_BYTES:
+            raise _damaged(timeline_id, f"it has {len(content)} bytes")
         entries: list[HistoryEntry] = []
         for number, raw in enumerate(content.split(b"\n"), 1):
             line = raw.strip()
@@ -67,6 +69,8 @@ class TimelineHistory:
                 raise _damaged(timeline_id, f"line {number}: {problem}")
             assert isinstance(entry, HistoryEntry)
             entries.append(entry)
+            if len(entries) > limits.TIMELINES:
+                raise _damaged(timeline_id, f"it names more than {limits.TIMELINES} ancestors")
         if not entries:
             # Only timeline 1 has no ancestor, and it has no file: this one was cut by a crash or a full disk.
             raise _damaged(timeline_id, "it names no ancestor")
@@ -122,7 +126,7 @@ def _parse_line(line: str) -> HistoryEntry | str:
 
 
 def _problem_after(entry: HistoryEntry, before: list[HistoryEntry], timeline_id: int) -> str | None:
-    if not 1 <= entry.timeline_id <= _MAX_TIMELINE:
+    if not 1 <= entry.timeline_id <= limits.TIMELINE_ID:
         return f"{entry.timeline_id} is not a timeline"
     if entry.timeline_id >= timeline_id:
         return f"timeline {entry.timeline_id} cannot be an ancestor of timeline {timeline_id}"

@@ -17,19 +17,22 @@ from polarvault.errors import (
     ConnectionLost,
     DiskFull,
     PolarvaultError,
+    RemoteProtocolError,
     ServerError,
     ServerRefused,
     StorageFailed,
     TimelineDiverged,
     WalGap,
 )
-from polarvault.model.lsn import Lsn
+from polarvault.model import limits
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
-from polarvault.server.wal_connection import WalConnection, open_wal_connection
+from polarvault.server.wal_connection import WalConnection, fetch_history, open_wal_connection
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.history import TimelineHistory, history_file_name
 from polarvault.walarchive.continuity import continuity
+from polarvault.walarchive.directory import is_written
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import Cluster, StartPoint, after_kept_wal, continues, on_servers_history
 from polarvault.walarchive.session import SHOW_EVERY_S, UNDEFINED_OBJECT, ReceiveReporter, Session, no_such_slot
@@ -38,6 +41,7 @@ from polarvault.walarchive.stop import StopRequest
 from polarvault.walarchive.wal_files import WalFiles
 from polarvault.walarchive.watch import SlotState, SlotWatch, has_space, read_slot_state
 from polarvault.wire import commands
+from polarvault.wire.messages import parse_lsn
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _WARN_AGAIN_S = 300.0
@@ -201,20 +205,22 @@ class _Receiver:
         if timeline_id > 1:
             name, content = self.timeline_history(source, timeline_id)
             history, fetched[name] = TimelineHistory.parse(content, timeline_id), content
-        for ancestor in range(2, timeline_id):
-            if history.range_of(ancestor) and not self.files.has_history(history_file_name(ancestor)):
+        # The ancestors by their entries: the timeline's number may be anything up to 4294967295.
+        for ancestor in (entry.timeline_id for entry in history.entries if entry.timeline_id > 1):
+            if self.stop.requested:
+                raise KeyboardInterrupt
+            if not self.files.has_history(history_file_name(ancestor)):
                 try:
                     name, content = self.timeline_history(source, ancestor)
                     fetched[name] = content
                 except ServerError as problem:
                     self.reporter.note(f"no history of timeline {ancestor} to be had: {problem.message}")
-        return history, {name: content for name, content in fetched.items() if not self.files.has_history(name)}
+        return history, fetched
 
     def timeline_history(self, source: WalConnection, timeline_id: int) -> tuple[str, bytes]:
         """Fetch name and content of a history file."""
         with self.stop.interruptible():
-            found = source.query(f"TIMELINE_HISTORY {timeline_id}")
-        return found.value(0, 0), found.value(0, 1).encode("utf-8", "surrogateescape")
+            return fetch_history(source, timeline_id)
 
     def _start_point(
         self, source: WalConnection, identity: ServerIdentity, history: TimelineHistory, address: str
@@ -278,10 +284,13 @@ class _Receiver:
     def _kept_history(self, timeline_id: int) -> TimelineHistory | None:
         path = os.path.join(self.request.directory, history_file_name(timeline_id))
         try:
-            with open(path, "rb") as source:
-                return TimelineHistory.parse(source.read(), timeline_id)
+            with open_regular(path) as source:
+                content = source.read(limits.HISTORY_BYTES + 1)
         except FileNotFoundError:
             return None
+        except OSError as problem:
+            raise storage_failed(problem, "read", path) from problem
+        return TimelineHistory.parse(content, timeline_id) if is_written(content) else None
 
     def _slot_position(self, source: WalConnection, identity: ServerIdentity) -> StartPoint | None:
         """Return where the slot holds WAL back from, so that an empty directory begins without a gap."""
@@ -290,12 +299,16 @@ class _Receiver:
             return None
         if identity.version_num >= _READ_REPLICATION_SLOT_SINCE:
             with self.stop.interruptible():
-                row = source.query(f"READ_REPLICATION_SLOT {commands.quote_identifier(slot)}").rows[0]
+                answer = source.query(f"READ_REPLICATION_SLOT {commands.quote_identifier(slot)}")
+            row = answer.rows[0] if answer.rows else ()
+            if len(row) < 3:
+                raise RemoteProtocolError("READ_REPLICATION_SLOT did not return a row of three columns")
             if row[0] is None:
                 raise no_such_slot(slot)
             if row[1] is None:
                 return None
-            return StartPoint(int(row[2] or identity.timeline_id), Lsn.parse(row[1]))
+            timeline_id = answer.timeline(0, 2, "the slot's timeline") if row[2] else identity.timeline_id
+            return StartPoint(timeline_id, answer.lsn(0, 1, "the slot's position"))
         try:
             with self.stop.interruptible():
                 found = read_slot_state(self._connector.without_prompt(), slot)
@@ -304,7 +317,9 @@ class _Receiver:
             return None
         if found is None:
             raise no_such_slot(slot)
-        return StartPoint(identity.timeline_id, Lsn.parse(found.restart_lsn)) if found.restart_lsn else None
+        if not found.restart_lsn:
+            return None
+        return StartPoint(identity.timeline_id, parse_lsn(found.restart_lsn, "the slot's position"))
 
     # After a failure
 

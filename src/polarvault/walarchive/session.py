@@ -6,11 +6,20 @@ import contextlib
 import time
 from typing import Protocol
 
-from polarvault.errors import ConnectionLost, PolarvaultError, ServerError, TimelineDiverged, WalGap
+from polarvault.errors import (
+    ConnectionLost,
+    PolarvaultError,
+    RemoteProtocolError,
+    ServerError,
+    TimelineDiverged,
+    WalGap,
+)
+from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.identity import ServerIdentity
 from polarvault.server.wal_connection import TimelineEnds, WalConnection
+from polarvault.wal.history import TimelineHistory
 from polarvault.walarchive.continuity import Continuity
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import StartPoint
@@ -87,6 +96,9 @@ class Session:
         self._asked_at: float | None = None
         self._next_duty = 0.0
         self._acknowledged = Lsn(0)
+        # How often the timeline was switched without any WAL in between, and where last.
+        self._switches = 0
+        self._switched_at = Lsn(0)
 
     def run(self, start: StartPoint) -> None:
         """Stream until all that was asked for is done."""
@@ -220,15 +232,39 @@ class Session:
 
     def _next_timeline(self, ends: TimelineEnds) -> StartPoint:
         files = self._files
+        self._check_switch(ends)
         self._receiver.reporter.step(f"switched to timeline {ends.timeline_id} at {ends.start}")
         # The new timeline repeats the segment from its first byte, under a name of its own.
         files.end_segment()
         self._continuity = None
         name, content = self._receiver.timeline_history(self._source, ends.timeline_id)
+        left = TimelineHistory.parse(content, ends.timeline_id).range_of(files.timeline_id)
+        if left is None or left.end != ends.start:
+            raise RemoteProtocolError(
+                f"the server says that timeline {ends.timeline_id} follows timeline {files.timeline_id} at "
+                f"{ends.start}, which its history does not"
+            )
         files.add_history(name, content)
         segment = WalSegment.holding(ends.start, ends.timeline_id, self._identity.segment_size_bytes)
         files.begin(segment.start, ends.timeline_id)
         return StartPoint(ends.timeline_id, segment.start)
+
+    def _check_switch(self, ends: TimelineEnds) -> None:
+        """Refuse a next timeline that cannot be one: WAL that is here would be written over with another history."""
+        files = self._files
+        if ends.timeline_id <= files.timeline_id:
+            raise RemoteProtocolError(
+                f"the server says that timeline {ends.timeline_id} follows timeline {files.timeline_id}"
+            )
+        if ends.start > files.received:
+            raise RemoteProtocolError(
+                f"the server ended timeline {files.timeline_id} at {files.received}, but says that timeline "
+                f"{ends.timeline_id} begins at {ends.start}"
+            )
+        self._switches = 0 if files.received > self._switched_at else self._switches + 1
+        self._switched_at = files.received
+        if self._switches > limits.TIMELINES:
+            raise RemoteProtocolError(f"the server goes from timeline to timeline at {files.received} without any WAL")
 
     def _say_goodbye(self) -> None:
         """Make the rest durable, acknowledge it, and leave the server in an orderly way."""

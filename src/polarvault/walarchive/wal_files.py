@@ -6,10 +6,14 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from polarvault.errors import TimelineDiverged
+from polarvault.model import limits
 from polarvault.model.compression import Compression
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.storage import files
+from polarvault.storage.below import Below
+from polarvault.walarchive.directory import is_written
 from polarvault.walarchive.durability import Durability, Step
 from polarvault.walarchive.segment_file import PlainSegment, SegmentFile, open_segment
 from polarvault.wire.wal_messages import WalBatch
@@ -118,12 +122,35 @@ class WalFiles:
             self._durability.submit(Step.CLOSE, file, self.received)
 
     def add_history(self, file_name: str, content: bytes) -> None:
-        """Keep a timeline history file; durable on return."""
-        files.write_durably(os.path.join(self.directory, file_name), content, mode=self._mode, sync=self._sync)
+        """Keep a timeline history file; durable on return. One that is here must be the same: TimelineDiverged.
+
+        The caller has made sure that the name belongs to the timeline.
+        """
+        path = os.path.join(self.directory, file_name)
+        try:
+            with Below(self.directory) as below:
+                kept = below.read(file_name, limits.HISTORY_BYTES) if below.exists(file_name) else b""
+                # What a crash of a careless archive_command has left, nothing or zeros, is replaced.
+                if is_written(kept):
+                    if kept != content:
+                        raise _another_history(path)
+                    return
+                below.write(f"{file_name}.tmp", content, self._mode, sync=self._sync, replace=True)
+                below.rename(f"{file_name}.tmp", file_name)
+                if self._sync:
+                    below.sync_directory()
+        except OSError as problem:
+            raise files.storage_failed(problem, "write", path) from problem
 
     def has_history(self, file_name: str) -> bool:
         """Tell whether the history file is here."""
-        return os.path.exists(os.path.join(self.directory, file_name))
+        path = os.path.join(self.directory, file_name)
+        try:
+            return os.stat(path, follow_symlinks=False).st_size > 0
+        except FileNotFoundError:
+            return False
+        except OSError as problem:
+            raise files.storage_failed(problem, "look for", path) from problem
 
     def close(self) -> None:
         """Make everything received durable and end; raise what could not be. Safe to call twice."""
@@ -151,6 +178,14 @@ class WalFiles:
             path = os.path.join(self.directory, segment.file_name)
             raise files.storage_failed(problem, "open file", path) from problem
         return self._file
+
+
+def _another_history(path: str) -> TimelineDiverged:
+    return TimelineDiverged(
+        f'"{path}" holds another history of its timeline than the server',
+        hint="two servers were promoted to the same timeline: receive from this one into another directory; "
+        "the file that is here belongs to the WAL that is here",
+    )
 
 
 def _split(views: list[memoryview], room: int) -> tuple[list[memoryview], list[memoryview]]:

@@ -15,11 +15,13 @@ import struct
 from dataclasses import dataclass
 
 from polarvault.errors import RemoteProtocolError
+from polarvault.model.limits import COPY_MESSAGE_BYTES
 from polarvault.wire.messages import HEADER_BYTES, MAX_CONTROL_BYTES
 
 _COPY_DATA, _DATA = 0x64, 0x64
 _HEADER = struct.Struct("!BI")
-_MAX_COPY_BYTES = 1 << 30
+# A run of more payloads than this in one buffer is of tiny ones: a view takes more memory than they do.
+_MOST_VIEWS = 4096
 # The server sends relation files in messages of 32 kB of payload: the header of such a message is always the same.
 _FULL_PAYLOAD = 32768
 _FULL_HEADER = struct.pack("!BIB", _COPY_DATA, _FULL_PAYLOAD + 5, _DATA)
@@ -94,10 +96,13 @@ class CopyScanner:
                 continue
             kind, length = unpack(view, position)
             if kind == _COPY_DATA and (not typed or (end - position >= prefix and view[position + 5] == _DATA)):
-                if not (4 + typed) <= length <= _MAX_COPY_BYTES:
+                if not (4 + typed) <= length <= COPY_MESSAGE_BYTES:
                     raise RemoteProtocolError(f"a CopyData message claims {length} bytes")
                 position += prefix
                 left = length - 4 - typed
+                if len(run) > _MOST_VIEWS:
+                    pieces.append(_data_run(run))
+                    run = []
                 continue
             if length < 4 or length > MAX_CONTROL_BYTES:
                 raise RemoteProtocolError(f"a message of type {chr(kind)!r} claims {length} bytes")
@@ -106,7 +111,7 @@ class CopyScanner:
             body = bytes(view[position + HEADER_BYTES : position + length + 1])
             position += length + 1
             if run:
-                pieces.append(DataRun(run))
+                pieces.append(_data_run(run))
                 run = []
             if kind == _COPY_DATA:
                 if not body:
@@ -118,6 +123,10 @@ class CopyScanner:
                 self._left = 0
                 return pieces, position, True
         if run:
-            pieces.append(DataRun(run))
+            pieces.append(_data_run(run))
         self._left = left
         return pieces, position, False
+
+
+def _data_run(views: list[memoryview]) -> DataRun:
+    return DataRun(views if len(views) <= _MOST_VIEWS else [memoryview(b"".join(views))])

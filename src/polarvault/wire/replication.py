@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 
 from polarvault.errors import RemoteProtocolError
+from polarvault.model.limits import WAL_MESSAGE_BYTES
 from polarvault.model.lsn import Lsn
 
 # Server clocks count microseconds since 2000-01-01 UTC; Unix time counts from 1970.
@@ -37,7 +38,10 @@ def parse_stream_message(message: memoryview) -> WalData | Keepalive:
     kind = bytes(message[:1])
     if kind == b"w" and len(message) >= _WAL_HEADER.size:
         _, start, end, _ = _WAL_HEADER.unpack_from(message)
-        return WalData(Lsn(start), Lsn(end), message[_WAL_HEADER.size :])
+        payload = message[_WAL_HEADER.size :]
+        if len(payload) > WAL_MESSAGE_BYTES or start + len(payload) >= 1 << 64:
+            raise RemoteProtocolError(f"a WAL message at {Lsn(start)} claims {len(payload)} bytes")
+        return WalData(Lsn(start), Lsn(end), payload)
     if kind == b"k" and len(message) >= _KEEPALIVE.size:
         _, end, _, reply = _KEEPALIVE.unpack_from(message)
         return Keepalive(Lsn(end), reply)

@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass, field
 
 from polarvault.errors import RemoteProtocolError
+from polarvault.model.limits import WAL_MESSAGE_BYTES
 from polarvault.model.lsn import Lsn
 from polarvault.wire.messages import HEADER_BYTES, MAX_CONTROL_BYTES
 
@@ -21,7 +22,7 @@ _HEADER = struct.Struct("!BI")
 _WAL_HEADER = struct.Struct("!BIBQQQ")
 _WAL_OVERHEAD = _WAL_HEADER.size - 1
 _KEEPALIVE_BODY = struct.Struct("!BIBQQ?")
-_MAX_WAL_BYTES = 1 << 30
+_LAST_LSN = (1 << 64) - 1
 _UNKNOWN = Lsn(0)
 
 
@@ -98,7 +99,7 @@ class WalMessageScanner:
 
     def _payload(self, length: int, first: int) -> int:
         size = length - _WAL_OVERHEAD
-        if not 0 <= size <= _MAX_WAL_BYTES:
+        if not 0 <= size <= WAL_MESSAGE_BYTES or first + size > _LAST_LSN:
             raise RemoteProtocolError(f"a WAL message claims {length} bytes")
         if first != self.position:
             raise RemoteProtocolError(f"the WAL stream jumps from {Lsn(self.position)} to {Lsn(first)}")
