@@ -7,6 +7,7 @@ import pwd
 import socket
 
 from polarvault.errors import UsageError
+from polarvault.instance.debian import DebianCluster, cluster_of, configuration_root
 from polarvault.instance.model import Account
 from polarvault.storage.files import storage_failed
 from polarvault.storage.occupants import Occupant, enclosing_occupant, occupant_of
@@ -55,6 +56,10 @@ class Host:
     def enclosing_occupant(self, path: str) -> Occupant | None:
         """Return the nearest directory above a path in which a database, or a backup of one, lives."""
         return enclosing_occupant(path)
+
+    def debian_cluster(self, data_directory: str) -> DebianCluster | None:
+        """Return the cluster of Debian's tools whose configuration names a data directory; None without one."""
+        return cluster_of(data_directory, configuration_root(os.environ), self)
 
     def real_path(self, path: str) -> str:
         """Return the path with every link resolved, also when its last parts do not exist yet."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from polarvault.instance.debian import DebianCluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +66,5 @@ class Instance:
     superuser: str | None
     """Who to log in as when the server is asked what it is; None tries the likely ones."""
     timeout_s: float
+    debian: DebianCluster | None = None
+    """The cluster of Debian's tools that it belongs to, which start it."""

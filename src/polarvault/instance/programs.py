@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
 from polarvault.errors import StartFailed
+from polarvault.instance.debian import ROOT_VARIABLE
 from polarvault.instance.model import Account, Binaries
 
 _VERSION = re.compile(r"postgres \(PostgreSQL\) (\d+)(\S*)")
@@ -62,11 +63,20 @@ def missing_binaries(major: int, rejected: Sequence[str], *, polardb: bool) -> S
 
 
 def run_program(
-    arguments: Sequence[str], account: Account, *, cwd: str = "/", timeout_s: float | None = _QUESTION_TIMEOUT_S
+    arguments: Sequence[str],
+    account: Account,
+    *,
+    cwd: str = "/",
+    timeout_s: float | None = _QUESTION_TIMEOUT_S,
+    keeps_user: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a server program as the account, without the caller's PG variables; never through a shell."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    drops = os.geteuid() == 0
+    """Run a server program as the account, without the caller's PG variables; never through a shell.
+
+    keeps_user: run it as the caller, for a program that itself changes to the user of the server.
+    """
+    # Debian's programs find their clusters by the one that stays.
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("PG") or name == ROOT_VARIABLE}
+    drops = os.geteuid() == 0 and not keeps_user
     if drops:
         environment |= {"USER": account.name, "LOGNAME": account.name}
     return subprocess.run(

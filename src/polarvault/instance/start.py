@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LOG_NAME = "polarvault-start.log"
 _LOG_LINES = 15
 _POLL_S = 0.2
+# pg_ctlcluster waits for pg_ctl (60 s), then as long again for the socket and for a session.
+_DEBIAN_WAIT_S = 180.0
 # How long a server may take to its first file or its first word, on a machine that has no time for it.
 _FIRST_SIGN_S = 30.0
 # The extension polar_monitor exists for each database, in any schema; its name comes quoted.
@@ -63,9 +65,19 @@ def launch(instance: Instance, binaries: Binaries, account: Account, *, wait_s: 
     # A fraction of a second would round to no wait at all, which pg_ctl takes for its own default.
     seconds = max(1, int(wait_s))
     arguments = [binaries.program("pg_ctl"), "-D", local, "-l", log_path, "-w", "-t", str(seconds), "start"]
+    limit_s, keeps_user = wait_s + 60, False
+    if instance.debian is not None:
+        # It waits in its own way, and as root hands over to systemd where that is in charge.
+        arguments, log_path = instance.debian.command("start"), instance.debian.log_path
+        limit_s, keeps_user = max(wait_s, _DEBIAN_WAIT_S) + 60, True
     began = time.monotonic()
     try:
-        outcome = run_program(arguments, account, timeout_s=wait_s + 60)
+        outcome = run_program(arguments, account, timeout_s=limit_s, keeps_user=keeps_user)
+    except FileNotFoundError as problem:
+        raise StartFailed(
+            f'{arguments[0]} was not found, which starts the cluster {instance.debian} of "{local}"',
+            hint="install postgresql-common, or start the server in your own way; the restored files are left in place",
+        ) from problem
     except subprocess.TimeoutExpired:
         raise not_ready(instance, log_path) from None
     if outcome.returncode != 0 and time.monotonic() - began >= seconds:
@@ -207,6 +219,8 @@ def not_ready(instance: Instance, log_path: str) -> StartFailed:
 def log_files(instance: Instance) -> list[str]:
     """Return every file that may be the server's log: with logging_collector on it is not pg_ctl's."""
     candidates = [os.path.join(instance.data_directory, LOG_NAME)]
+    if instance.debian is not None:
+        candidates.append(instance.debian.log_path)
     directory = os.path.join(instance.data_directory, "log")
     if os.path.isdir(directory):
         candidates += [os.path.join(directory, name) for name in os.listdir(directory)]

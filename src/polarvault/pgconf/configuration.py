@@ -4,7 +4,8 @@ Priority, lowest first (PolarDB facts 4.1): polar_settings.conf, postgresql.conf
 postgresql.auto.conf. Within one source the last line wins. This module does no I/O: a `ConfigReader` gives it bytes.
 
 Only files inside the data directory are editable. A winner that lies elsewhere is overridden by a later line at the
-end of postgresql.conf, so that no file of another server is ever touched.
+end of postgresql.conf, so that no file of another server is ever touched; where postgresql.conf itself lies elsewhere,
+as on Debian, by one at the end of postgresql.auto.conf, which the server reads whatever other file it is started with.
 """
 
 from __future__ import annotations
@@ -64,9 +65,15 @@ class _Loaded:
 class Configuration:
     """The files of one data directory, resolved; see the module's text for priority and editing rules."""
 
-    def __init__(self, directory: str, reader: ConfigReader, *, cluster_file: str | None = None) -> None:
-        """Load everything below `directory`; `cluster_file` is PolarDB's polar_settings.conf, if there is one."""
+    def __init__(
+        self, directory: str, reader: ConfigReader, *, cluster_file: str | None = None, main_file: str | None = None
+    ) -> None:
+        """Load everything below `directory`; `cluster_file` is PolarDB's polar_settings.conf, if there is one.
+
+        main_file: the postgresql.conf that the server is started with; None for the one in the directory.
+        """
         self._directory = directory
+        self._main_file = main_file or posixpath.join(directory, MAIN_FILE)
         self._reader = reader
         self._cluster_file = cluster_file
         self.documents: dict[str, ConfDocument] = {}
@@ -78,7 +85,12 @@ class Configuration:
     @property
     def main_path(self) -> str:
         """The path of postgresql.conf."""
-        return posixpath.join(self._directory, MAIN_FILE)
+        return self._main_file
+
+    @property
+    def auto_path(self) -> str:
+        """The path of postgresql.auto.conf, which is always in the data directory."""
+        return posixpath.join(self._directory, AUTO_FILE)
 
     @property
     def has_main_file(self) -> bool:
@@ -113,14 +125,22 @@ class Configuration:
         """Return the names of everything that is set."""
         return {setting.name for setting in self._loaded.settings}
 
-    def set(self, name: str, value: str, note: str) -> str:
+    def is_editable(self, setting: Setting) -> bool:
+        """Tell whether a line stands in a file of this data directory."""
+        return self._is_editable(setting.path)
+
+    def set(self, name: str, value: str, note: str, *, everywhere: bool = False) -> str:
         """Make a value the effective one; return the path of the file that now decides.
 
         The winning line is edited in place. Every other editable line for the name is commented out, because
-        `ALTER SYSTEM RESET` would otherwise bring the value of another server back.
+        `ALTER SYSTEM RESET` would otherwise bring the value of another server back. everywhere: the value has to hold
+        whatever postgresql.conf the server is started with, and so stands in postgresql.auto.conf.
         """
         lines = self.lines(name)
+        place = self.main_path if self._is_editable(self.main_path) and not everywhere else self.auto_path
         keep = lines[-1] if lines and self._may_decide(lines[-1].path) else None
+        if everywhere and keep is not None and keep.path != self.auto_path:
+            keep = None
         for setting in lines:
             if setting is not keep and self._is_editable(setting.path):
                 self._document(setting.path).comment_out(setting.line, note)
@@ -128,9 +148,9 @@ class Configuration:
             self._document(keep.path).set_value(keep.line, value)
         else:
             self._block.append(f"{name} = {format_value(value)}")
-            self._document(self.main_path).append(self._take_block(note))
+            self._document(place).append(self._take_block(place, note))
         self._reload()
-        return keep.path if keep else self.main_path
+        return keep.path if keep else place
 
     def disable(self, name: str, note: str) -> list[Setting]:
         """Comment out every editable line for the name; return the lines, the one that decided last."""
@@ -152,10 +172,10 @@ class Configuration:
         """Return path and content of every file that was changed."""
         return {path: self.documents[path].content for path in sorted(self._edited)}
 
-    def _take_block(self, note: str) -> list[str]:
+    def _take_block(self, path: str, note: str) -> list[str]:
         lines, self._block = self._block, []
         marker = f"# {note}"
-        present = self._document(self.main_path).content.decode("utf-8", "surrogateescape")
+        present = self._document(path).content.decode("utf-8", "surrogateescape")
         return lines if marker in present.splitlines() else ["", marker, *lines]
 
     def _document(self, path: str) -> ConfDocument:
@@ -179,8 +199,8 @@ class Configuration:
         for path in (self._cluster_file, self._local_cluster_copy):
             if path is not None:
                 self._load(path, depth=0)
-        for name in (MAIN_FILE, AUTO_FILE):
-            self._load(posixpath.join(self._directory, name), depth=0)
+        for path in (self.main_path, self.auto_path):
+            self._load(path, depth=0)
 
     def _load(self, path: str, *, depth: int) -> bool:
         path = posixpath.normpath(path)

@@ -71,6 +71,9 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
         )
     yield f"  WAL               {_wal_line(plan)}"
     yield f"  signal file       {plan.signal_path}"
+    if plan.debian is not None:
+        yield f"  configuration     {plan.debian.main_file}, Debian's cluster {plan.debian}; of the data directory"
+        yield "                    only postgresql.auto.conf is read, where all settings below go"
     programs = f"{plan.binaries.directory} ({plan.binaries.version})" if plan.binaries else "none found"
     yield f"  programs          {programs}"
     if plan.recovery is not None:
@@ -119,6 +122,8 @@ def server_text(server: StartedServer) -> Iterator[str]:
 
 def start_command(plan: RestorePlan, account: Account, *, is_root: bool) -> str:
     """Return the line that starts the restored server."""
+    if plan.debian is not None:
+        return shlex.join(plan.debian.command("start"))
     program = plan.binaries.program("pg_ctl") if plan.binaries else "pg_ctl"
     local = plan.layout.local
     command = shlex.join([program, "-D", local, "-l", f"{local}/polarvault-start.log", "-w", "start"])
@@ -147,6 +152,7 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "space": [{"path": n.path, "needed": n.needed, "available": n.available} for n in plan.space],
         "missing_wal": missing_wal(plan.inventory, plan.label) if plan.label else None,
         "signal_file": plan.signal_path,
+        "configuration_file": plan.debian.main_file if plan.debian else None,
         "programs": plan.binaries.directory if plan.binaries else None,
         "recovery": recovery_json(plan.recovery),
         "primary": primary_json(plan),

@@ -14,6 +14,7 @@ from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.target import RecoveryRequest
 
 if TYPE_CHECKING:
+    from polarvault.instance.debian import DebianCluster
     from polarvault.recovery.reachability import RecoveryPlan
     from polarvault.restore.standby.primary import Primary
 
@@ -133,6 +134,8 @@ class RestorePlan:
     primary: Primary | None = None
     """The server to follow, as it answered before anything was written."""
     follow_warnings: tuple[str, ...] = ()
+    debian: DebianCluster | None = None
+    """The cluster of Debian's tools whose configuration names the data directory: its server reads that one."""
     live_datadir: str | None = None
     """Replica: polar_datadir of the primary's own storage, which the restore never writes to."""
 
@@ -151,4 +154,5 @@ class RestorePlan:
             segment_size_bytes=control.wal_segment_size if control is not None else None,
             superuser=self.request.superuser,
             timeout_s=self.request.timeout_s,
+            debian=self.debian,
         )

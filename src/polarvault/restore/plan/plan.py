@@ -9,6 +9,7 @@ from dataclasses import replace
 from polarvault.backupset.model import CONTROL_NAME, SHARED_LABEL_NAME, Area, BackupSource, Inventory
 from polarvault.backupset.one_backup import check_one_backup
 from polarvault.errors import BackupUnusable, UsageError
+from polarvault.instance.debian import DebianCluster
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Role
 from polarvault.pgconf.configuration import Configuration, MemoryReader
@@ -61,8 +62,21 @@ def plan_restore(
         space=tuple(plan_space(layout, inventory, source, host)),
         warnings=(),
         binaries=None,
+        debian=_debian_cluster(request, layout.local, major, host),
     )
     return with_settings(plan, host, account)
+
+
+def _debian_cluster(request: RestoreRequest, data_directory: str, major: int, host: Host) -> DebianCluster | None:
+    """Return the cluster in /etc/postgresql that the data directory belongs to; it must be of the backup's version."""
+    cluster = host.debian_cluster(data_directory) if request.confined_to is None else None
+    if cluster is not None and cluster.version != str(major):
+        raise UsageError(
+            f'"{data_directory}" is the data directory of the cluster {cluster} ({cluster.main_file}), and the backup '
+            f"is of PostgreSQL {major}",
+            hint=f"make a cluster of that version and restore into its data directory: pg_createcluster {major} NAME",
+        )
+    return cluster
 
 
 def settle_plan(
@@ -89,7 +103,8 @@ def with_settings(
     warnings += plan.recovery.warnings if plan.recovery else ()
     warnings += _half_warnings(plan) + _port_warnings(plan, planner.configuration, host)
     files = dict(planner.configuration.edited())
-    if plan.inventory.file("pg_hba.conf") is None and not planner.configuration.value("hba_file"):
+    keeps_hba = plan.debian is not None or planner.configuration.value("hba_file")
+    if plan.inventory.file("pg_hba.conf") is None and not keeps_hba:
         warnings.append("the backup holds no pg_hba.conf: one that admits local users is written")
         files[os.path.join(plan.layout.local, "pg_hba.conf")] = _MINIMAL_HBA
     return replace(
@@ -284,7 +299,9 @@ def _plan_settings(
     is_confined = plan.request.confined_to is not None
     reader = MemoryReader(files, fallback=None if is_confined else host, is_ours=is_ours, directories=known)
     planner = SettingsPlanner(
-        configuration=Configuration(layout.local, reader, cluster_file=cluster_file),
+        configuration=Configuration(
+            layout.local, reader, cluster_file=cluster_file, main_file=plan.debian.main_file if plan.debian else None
+        ),
         layout=layout,
         request=plan.request,
         exists=exists,
@@ -293,6 +310,7 @@ def _plan_settings(
         is_polardb=plan.is_polardb,
         had_shared_half=inventory.has_shared_half or layout.merged,
         control=inventory.control,
+        debian=plan.debian,
         recovery=plan.recovery,
         restore_command=_restore_command(plan, host),
         primary_settings=plan.primary.settings if plan.primary else {},

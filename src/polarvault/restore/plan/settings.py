@@ -2,6 +2,11 @@
 
 Order counts: what names the source's place is switched off first, then the role's settings are made, then PolarDB's,
 and `--set` comes last and wins.
+
+Where a setting goes: a server may be started with another postgresql.conf than the one in its data directory (Debian's
+layout; `-c config_file`), and then reads nothing of that one. So what decides about recovery, and what keeps a copy
+away from the source's archive and storage, always goes into postgresql.auto.conf, which is read in every layout; the
+rest does too, where postgresql.conf is known to lie elsewhere, or not known at all.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from polarvault.errors import UsageError
+from polarvault.instance.debian import DebianCluster
 from polarvault.instance.model import Role
 from polarvault.pgconf.configuration import POLAR_FILE, Configuration
 from polarvault.pgconf.grammar import quote_value
@@ -23,7 +29,8 @@ from polarvault.polardb.settings import (
     shared_storage_settings,
 )
 from polarvault.recovery.reachability import RecoveryPlan
-from polarvault.recovery.settings import archive_recovery_settings
+from polarvault.recovery.settings import archive_recovery_settings, target_setting
+from polarvault.recovery.target import TargetKind
 from polarvault.restore.model import Change, Layout, RestoreRequest
 from polarvault.restore.plan.archiving import archive_settings, archive_warnings
 from polarvault.restore.standby.follow_checks import hot_standby_shortfalls
@@ -71,6 +78,24 @@ _NEUTRAL: dict[str, str | None] = {
     "hba_file": None,
     "ident_file": None,
 }
+# Must hold whatever postgresql.conf the server is started with: a target that is not read is a recovery to somewhere
+# else, an archive_command that is read after all writes into the source's WAL archive.
+_EVERYWHERE = frozenset(
+    {
+        "restore_command", "primary_conninfo", "primary_slot_name",
+        "archive_mode", "archive_command", "archive_library",
+        "recovery_target", "recovery_target_action", "recovery_target_inclusive", "recovery_target_lsn",
+        "recovery_target_name", "recovery_target_time", "recovery_target_timeline", "recovery_target_xid", DATADIR,
+    }
+)  # fmt: skip
+# What an unknown postgresql.conf may hold that acts during any recovery; empty is harmless where it holds nothing.
+_EMPTIED_IF_UNKNOWN = (
+    ("archive_cleanup_command", "would delete from the source's WAL archive, if a postgresql.conf elsewhere sets it"),
+    ("recovery_end_command", "was meant for another recovery, if a postgresql.conf elsewhere sets it"),
+)
+_TARGETS = tuple(sorted(name for kind in TargetKind if (name := target_setting(kind)) is not None))
+# These belong to the cluster in /etc where its own file sets them, whatever was restored into its data directory.
+_OF_THE_CLUSTER = frozenset({"data_directory", "external_pid_file"})
 # What the server takes where nothing is set, for the settings in which hot standby must not have less than the primary.
 _HOT_STANDBY_DEFAULTS = {
     "max_connections": "100",
@@ -102,17 +127,22 @@ class SettingsPlanner:
     is_polardb: bool
     had_shared_half: bool
     control: ControlFile | None
+    debian: DebianCluster | None = None
+    """The cluster of Debian's tools that the data directory belongs to."""
     recovery: RecoveryPlan | None = None
     restore_command: str | None = None
     primary_settings: Mapping[str, str] = field(default_factory=dict)
     replica_settings: tuple[Wanted, ...] = ()
     changes: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    _elsewhere: bool = False
 
     def plan(self) -> None:
         """Run every rule; afterwards the configuration holds the edited files."""
-        if not self.configuration.has_main_file:
+        is_unknown = not self.configuration.has_main_file
+        if is_unknown:
             self._make_main_file()
+        self._elsewhere = is_unknown or self.debian is not None
         self._check_includes()
         sources_archive_command = self.configuration.value("archive_command")
         for name, why in _POINT_AT_SOURCE:
@@ -127,16 +157,33 @@ class SettingsPlanner:
             for wanted in archive_settings(self.request):
                 self._set(wanted.name, wanted.value, wanted.why)
         self.warnings += archive_warnings(self.request, sources_archive_command)
-        if is_true(self.configuration.value("huge_pages")):
+        if self._is_from_the_source("huge_pages") and is_true(self.configuration.value("huge_pages")):
             self._set("huge_pages", "try", "this machine may have none reserved")
         for wanted in self._role_settings():
             self._set(wanted.name, wanted.value, wanted.why)
         for wanted in self._polardb_settings():
             self._set(wanted.name, wanted.value, wanted.why)
+        if is_unknown:
+            self._empty_what_may_act()
         if self.request.port is not None:
             self._set("port", str(self.request.port), "--port")
         for name, value in self.request.settings:
             self._set(name, value, "--set")
+
+    def _is_from_the_source(self, name: str) -> bool:
+        """Tell whether the deciding line came with the backup: what /etc says of this host's cluster is its own."""
+        winner = self.configuration.winner(name)
+        return winner is not None and (self.debian is None or self.configuration.is_editable(winner))
+
+    def _empty_what_may_act(self) -> None:
+        for name, why in _EMPTIED_IF_UNKNOWN:
+            if self.configuration.value(name) is None:
+                self._set(name, "", why)
+        target = self.recovery and target_setting(self.recovery.target.kind)
+        for name in _TARGETS if target else ():
+            # The server takes one target only; a second, from wherever, would keep it from starting.
+            if name != target and self.configuration.value(name) is None:
+                self._set(name, "", "only one target can be set, should a postgresql.conf elsewhere set another")
 
     def _set(self, name: str, value: str, why: str) -> None:
         before = self.configuration.winner(name)
@@ -144,13 +191,21 @@ class SettingsPlanner:
             quote_value(value)
         except ValueError as problem:
             raise UsageError(f"{name}: {problem}") from problem
+        everywhere = self._must_hold_everywhere(name)
         unchanged = before is not None and (before.value == value or (value == "on" and is_true(before.value)))
-        if unchanged and len(self.configuration.lines(name)) == 1:
+        holds = before is not None and (not everywhere or before.path == self.configuration.auto_path)
+        if unchanged and holds and len(self.configuration.lines(name)) == 1:
             return
-        path = self.configuration.set(name, value, NOTE)
+        path = self.configuration.set(name, value, NOTE, everywhere=everywhere)
         self._record(name, before.value if before else None, value, path, why)
 
+    def _must_hold_everywhere(self, name: str) -> bool:
+        # A replica's postgresql.conf is what arms it, last of all its files (replica.py).
+        return self._elsewhere or (name.lower() in _EVERYWHERE and self.request.role is not Role.REPLICA)
+
     def _disable(self, name: str, why: str) -> None:
+        if name in _OF_THE_CLUSTER and not self._is_from_the_source(name):
+            return
         lines = self.configuration.disable(name, f"{NOTE}: {why}")
         if not lines:
             return
@@ -160,9 +215,9 @@ class SettingsPlanner:
         in_cluster_file = any(line.path.endswith(POLAR_FILE) for line in lines)
         neutral = _NEUTRAL.get(name, "")
         if (outside or in_cluster_file) and neutral is not None:
-            path = self.configuration.set(name, neutral, NOTE)
+            path = self.configuration.set(name, neutral, NOTE, everywhere=self._must_hold_everywhere(name))
             self._record(name, before, neutral, path, why)
-        elif before:
+        elif before and not outside:
             self._record(name, before, None, lines[-1].path, why)
 
     def _record(self, name: str, before: str | None, after: str | None, path: str, why: str) -> None:
@@ -175,8 +230,12 @@ class SettingsPlanner:
             self.changes.append(Change(name, before, after, path, why))
 
     def _make_main_file(self) -> None:
+        if self.debian is not None:
+            self.warnings.append(f'"{self.debian.main_file}" of cluster {self.debian} cannot be read')
+            return
         self.warnings.append(
-            "the backup holds no postgresql.conf (Debian keeps it in /etc/postgresql): a minimal one is written"
+            "the backup holds no postgresql.conf (Debian keeps it in /etc/postgresql): a minimal one is written; what "
+            "must hold, should the server be started with another one, is in postgresql.auto.conf"
         )
         if self.control is None:
             return
@@ -197,13 +256,16 @@ class SettingsPlanner:
                 "which is not here: the line is commented out"
             )
             self.configuration.disable_include(include, f"{NOTE}: the file is not here")
+        own = self.debian.directory + "/" if self.debian else None
         for path in self.configuration.outside_files():
+            if own and path.startswith(own):
+                continue
             if not path.endswith("global/polar_settings.conf"):
                 self.warnings.append(f'the settings include "{path}", outside of the restored directory')
 
     def _disable_outside_path(self, name: str, why: str) -> None:
         value = self.configuration.value(name)
-        if value and posixpath.isabs(value) and not self._is_inside(value):
+        if value and posixpath.isabs(value) and not self._is_inside(value) and self._is_from_the_source(name):
             self._disable(name, why)
 
     def _is_inside(self, path: str) -> bool:
@@ -211,6 +273,8 @@ class SettingsPlanner:
 
     def _ssl(self) -> None:
         missing = []
+        if self.debian is not None and not self._is_from_the_source("ssl"):
+            return
         for name, default in _SSL_FILES:
             value = self.configuration.value(name) or default
             path = posixpath.join(self.layout.local, value)
@@ -226,7 +290,7 @@ class SettingsPlanner:
 
     def _sockets(self) -> None:
         value = self.configuration.value("unix_socket_directories")
-        if value is None:
+        if value is None or not self._is_from_the_source("unix_socket_directories"):
             return
         directories = [part.strip().strip('"') for part in value.split(",") if part.strip()]
         usable = [part for part in directories if part.startswith("@") or self._is_usable_socket_directory(part)]

@@ -122,16 +122,17 @@ def check_settings(plan: RestorePlan, binaries: Binaries | None, account: Accoun
     A restored local half that still names live storage starts as a second writer there and destroys data: PolarDB has
     no lock on it (facts 4.2). The server's own reading counts; our reading of the files is the fallback.
     """
-    files = Configuration(plan.layout.local, Host(), cluster_file=_cluster_file(plan))
+    main_file = plan.debian.main_file if plan.debian else None
+    files = Configuration(plan.layout.local, Host(), cluster_file=_cluster_file(plan), main_file=main_file)
     _check_datadir(files.value(DATADIR), plan)
     if plan.layout.merged and is_true(files.value(SHARED_STORAGE_MODE)):
         raise _points_elsewhere(SHARED_STORAGE_MODE, "on", "off", plan)
     if binaries is None:
         return ["no fitting server programs were found, so `postgres -C` could not confirm the settings"]
     try:
-        directory = ask_setting(binaries, plan.layout.local, "data_directory", account)
+        directory = ask_setting(binaries, plan.layout.local, "data_directory", account, config_file=main_file)
         if plan.layout.shared:
-            _check_datadir(ask_setting(binaries, plan.layout.local, DATADIR, account), plan)
+            _check_datadir(ask_setting(binaries, plan.layout.local, DATADIR, account, config_file=main_file), plan)
     except ProgramFailed as problem:
         if plan.is_polardb or plan.request.start:
             raise
