@@ -34,7 +34,7 @@ from support.two_archive_proxy import TwoArchiveProxy
 
 # Quick groups first, so that a broken parser shows before any server is started.
 ORDER = ("unit", "property", "contract", "golden", "docs", "integration", "fault")
-# Where tests start servers or work against the clock: `make test-fast` leaves these out, but for what is marked `quick`.
+# Where tests start servers or work against the clock: `make test-fast` leaves out what is not marked `quick` there.
 SLOW = ("integration", "fault")
 
 

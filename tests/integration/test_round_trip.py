@@ -1,4 +1,4 @@
-"""The whole way once: a backup is taken, verified, restored, started and compared. Quick, so part of `make test-fast`."""
+"""The whole way once: a backup is taken, verified, restored, started and compared; a part of `make test-fast`."""
 
 from __future__ import annotations
 

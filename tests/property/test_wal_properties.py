@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from polarvault.machine_code import CompiledModule
+from polarvault.machine_code.compiling import CompiledModule
 from polarvault.wal.compiled.crc32c import Crc32cMethod, host_method
 from polarvault.wal.compiled.reader import CompiledReader
 from polarvault.wal.compiled.walker import walker_source

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from polarvault.machine_code import accepted_source
+from polarvault.machine_code.compiling import accepted_source
 from polarvault.model.lsn import Lsn
 from polarvault.wal.compiled.crc32c import Crc32cMethod
 from polarvault.wal.compiled.walker import walker_source

@@ -1,7 +1,7 @@
 """Page checksums: PostgreSQL's FNV-1a variant (storage/checksum_impl.h), over many pages at once.
 
-Two implementations give the same answer. The kernel is LLVM IR compiled in memory by llvmlite: 32 lanes wide, 7 GB/s
-per core, and it runs without the GIL. Where code may not be generated (hardened kernels), numpy does the same at
+Two implementations give the same answer. The kernel (`page_kernel`) is compiled in memory by llvmlite: 32 lanes wide,
+7 GB/s per core, and it runs without the GIL. Where code may not be generated (hardened kernels), numpy does the same at
 about 1 GB/s; the tests compare both with `page_checksum`, the plain definition.
 
 Shapes: pages are 8192 bytes; a page is 64 rows of 32 little-endian uint32. In the page header pd_lsn is two uint32
@@ -21,7 +21,7 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
-from polarvault.machine_code import CANNOT_COMPILE, CompiledModule
+from polarvault.machine_code.compiling import CANNOT_COMPILE, CompiledModule
 
 PAGE_BYTES = 8192
 _ROWS, _LANES = 64, 32
@@ -141,95 +141,13 @@ def numpy_kernel(address: int, count: int, first_block: int, per_run: int, strid
     return len(wrong)
 
 
-def _kernel_source() -> str:
-    """Return the kernel as LLVM IR; one page per outer iteration, one row of 32 lanes per inner one."""
-    vector = "<32 x i32>"
-    offsets = ", ".join(f"i32 {value - (1 << 32) if value >> 31 else value}" for value in _OFFSETS)
-    prime, shift = (", ".join([f"i32 {value}"] * _LANES) for value in (_PRIME, 17))
-    mask = ", ".join(f"i32 {-65536 if lane == 2 else -1}" for lane in range(_LANES))
-
-    def mix(out: str, state: str, row: str) -> str:
-        return f"""
-  %{out}x = xor {vector} %{state}, {row}
-  %{out}m = mul {vector} %{out}x, <{prime}>
-  %{out}s = lshr {vector} %{out}x, <{shift}>
-  %{out} = xor {vector} %{out}m, %{out}s"""
-
-    return f"""
-declare i32 @llvm.vector.reduce.xor.v32i32({vector})
-define i64 @check(i64 %address, i64 %count, i64 %first, i64 %perrun, i64 %stride, i64 %bad, i64 %capacity) {{
-entry:
-  br label %page
-page:
-  %index = phi i64 [0, %entry], [%next, %done]
-  %found = phi i64 [0, %entry], [%total, %done]
-  %finished = icmp uge i64 %index, %count
-  br i1 %finished, label %exit, label %start
-start:
-  %run = udiv i64 %index, %perrun
-  %inrun = urem i64 %index, %perrun
-  %skiprun = mul i64 %run, %stride
-  %skippage = mul i64 %inrun, {PAGE_BYTES}
-  %skip = add i64 %skiprun, %skippage
-  %where = add i64 %address, %skip
-  %base = inttoptr i64 %where to {vector}*
-  %row0 = load {vector}, {vector}* %base, align 1
-  %masked = and {vector} %row0, <{mask}>
-  %initial = bitcast {vector} <{offsets}> to {vector}{mix("state0", "initial", "%masked")}
-  br label %loop
-loop:
-  %row = phi i64 [1, %start], [%nextrow, %loop]
-  %state = phi {vector} [%state0, %start], [%mixed, %loop]
-  %at = getelementptr {vector}, {vector}* %base, i64 %row
-  %value = load {vector}, {vector}* %at, align 1{mix("mixed", "state", "%value")}
-  %nextrow = add i64 %row, 1
-  %more = icmp ult i64 %nextrow, {_ROWS}
-  br i1 %more, label %loop, label %fold
-fold:{mix("zero1", "mixed", "zeroinitializer")}{mix("zero2", "zero1", "zeroinitializer")}
-  %folded = call i32 @llvm.vector.reduce.xor.v32i32({vector} %zero2)
-  %block64 = add i64 %first, %index
-  %block = trunc i64 %block64 to i32
-  %salted = xor i32 %folded, %block
-  %modulo = urem i32 %salted, 65535
-  %calculated = add i32 %modulo, 1
-  %word2 = extractelement {vector} %row0, i32 2
-  %stored = and i32 %word2, 65535
-  %word3 = extractelement {vector} %row0, i32 3
-  %word0 = extractelement {vector} %row0, i32 0
-  %word1 = extractelement {vector} %row0, i32 1
-  %lsn = or i32 %word0, %word1
-  %rest = or i32 %word2, %word3
-  %header = or i32 %lsn, %rest
-  %differs = icmp ne i32 %calculated, %stored
-  %used = icmp ne i32 %header, 0
-  %wrong = and i1 %differs, %used
-  br i1 %wrong, label %report, label %done
-report:
-  %fits = icmp ult i64 %found, %capacity
-  br i1 %fits, label %store, label %counted
-store:
-  %slot = mul i64 %found, 8
-  %slotat = add i64 %bad, %slot
-  %slotptr = inttoptr i64 %slotat to i64*
-  store i64 %index, i64* %slotptr
-  br label %counted
-counted:
-  %one = add i64 %found, 1
-  br label %done
-done:
-  %total = phi i64 [%found, %fold], [%one, %counted]
-  %next = add i64 %index, 1
-  br label %page
-exit:
-  ret i64 %found
-}}
-"""
-
-
 @functools.cache
 def _module() -> CompiledModule:
     # The module owns the machine code: the cache keeps it alive as long as the process.
-    return CompiledModule(_kernel_source())
+    # Imported here: it needs llvmlite, which is expensive and may be absent.
+    from polarvault.pgfiles.page_kernel import kernel_source
+
+    return CompiledModule(kernel_source(_OFFSETS, _PRIME, PAGE_BYTES))
 
 
 def _compile_kernel() -> Kernel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Protocol
 
-from polarvault.machine_code import CANNOT_COMPILE
+from polarvault.machine_code.compiling import CANNOT_COMPILE
 from polarvault.model.lsn import Lsn
 from polarvault.wal.marks import MarkKind, Marks, WalMark, wanted_bytes
 from polarvault.wal.pages import WalEnd

@@ -10,8 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from polarvault.machine_code import cpu_family, has_cpu_feature
-from polarvault.wal.compiled.language import I64, Code, Value
+from polarvault.machine_code.compiling import cpu_family, has_cpu_feature
+from polarvault.machine_code.language import I64, Code, Value
 
 I32 = ir.IntType(32)
 # The Castagnoli polynomial, bits reversed.
@@ -42,31 +42,10 @@ def add_crc32c(module: Any, method: Crc32cMethod) -> Any:
     steps = _TableSteps(module, code) if method is Crc32cMethod.TABLES else _InstructionSteps(module, code, method)
     register, address, length = code.parameters
     # Eight bytes a step as long as there are as many, then one by one: records have any length.
-    register, address = _emit_loop(code, register, address, address + (length & ~7), 8, steps.eight_bytes)
-    register, _ = _emit_loop(code, register, address, address + (length & 7), 1, steps.one_byte)
+    register, address = code.fold(address, address + (length & ~7), 8, register, steps.eight_bytes)
+    register, _ = code.fold(address, address + (length & 7), 1, register, steps.one_byte)
     code.give(register)
     return code.function
-
-
-def _emit_loop(code: Code, register: Value, address: Value, end: Value, stride: int, step: Any) -> tuple[Value, Value]:
-    """Emit a loop that keeps its state in CPU registers: stored and loaded again it would take twice as long."""
-    builder = code.builder
-    before = builder.basic_block
-    head, body, after = (builder.append_basic_block(name) for name in ("head", "body", "after"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    current, at = builder.phi(I64), builder.phi(I64)
-    here, now = Value(builder, at), Value(builder, current)
-    builder.cbranch((here < end).emitted, body, after)
-    builder.position_at_end(body)
-    following = step(now, here)
-    moved = here + stride
-    builder.branch(head)
-    for phi, first, later in ((current, register, following), (at, address, moved)):
-        phi.add_incoming(first.emitted, before)
-        phi.add_incoming(later.emitted, builder.basic_block)
-    builder.position_at_end(after)
-    return now, here
 
 
 class _InstructionSteps:

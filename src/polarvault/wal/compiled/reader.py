@@ -6,7 +6,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 
-from polarvault.machine_code import CompiledModule
+from polarvault.machine_code.compiling import CompiledModule
 from polarvault.model.lsn import Lsn
 from polarvault.wal.compiled.crc32c import Crc32cMethod, host_method
 from polarvault.wal.compiled.walker import Slot, Status, walker_source
@@ -30,7 +30,7 @@ def _compile(method: Crc32cMethod) -> CompiledModule:
 
 
 def load_walk(method: Crc32cMethod) -> Walk:
-    """Compile the reader, once; raise one of `machine_code.CANNOT_COMPILE` where that is impossible."""
+    """Compile the reader, once; raise one of `CANNOT_COMPILE` where that is impossible."""
     walk: Walk = ctypes.CFUNCTYPE(ctypes.c_uint64, *[ctypes.c_uint64] * 3)(_compile(method).address("walk"))
     return walk
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from polarvault.machine_code.language import I64, Code, Number, Value
 from polarvault.wal.compiled.crc32c import Crc32cMethod, add_crc32c
-from polarvault.wal.compiled.language import I64, Code, Number, Value
 from polarvault.wal.marks import (
     BLOCK_HEADERS_BYTES,
     ENTRY_BYTES,

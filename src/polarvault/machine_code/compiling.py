@@ -1,8 +1,4 @@
-"""Code compiled in memory by llvmlite: C speed for the few inner loops, without a build step.
-
-The callers keep a second implementation for systems where no code can be generated. llvmlite is imported on first
-use only: it costs 50 ms and 60 MB.
-"""
+"""Code compiled in memory by llvmlite, which is imported on first use only: it costs 50 ms and 60 MB."""
 
 from __future__ import annotations
 

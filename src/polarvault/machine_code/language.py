@@ -1,4 +1,4 @@
-"""A small language for the compiled reader: integers of 64 bits, memory, conditions, one kind of loop.
+"""A small language for compiled loops: integers of 64 bits, vectors of smaller ones, memory, conditions, loops.
 
 Python operators on `Value` emit LLVM instructions, so that the code that emits reads like the code it emits. All
 numbers are unsigned.
@@ -6,7 +6,7 @@ numbers are unsigned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ I64 = ir.IntType(64)
 
 
 class Value:
-    """A 64-bit number, or the outcome of a comparison, that the emitted code computes."""
+    """A 64-bit number, a vector of numbers, or the outcome of a comparison, that the emitted code computes."""
 
     def __init__(self, builder: Any, emitted: Any) -> None:
         self._builder = builder
@@ -27,6 +27,15 @@ class Value:
 
     def __sub__(self, other: Number) -> Value:
         return self._do("sub", other)
+
+    def __mul__(self, other: Number) -> Value:
+        return self._do("mul", other)
+
+    def __floordiv__(self, other: Number) -> Value:
+        return self._do("udiv", other)
+
+    def __mod__(self, other: Number) -> Value:
+        return self._do("urem", other)
 
     def __and__(self, other: Number) -> Value:
         return self._do("and_", other)
@@ -74,7 +83,11 @@ class Value:
         return Value(self._builder, self._builder.icmp_unsigned(sign, self.emitted, self._operand(other)))
 
     def _operand(self, other: Number) -> Any:
-        return other.emitted if isinstance(other, Value) else ir.Constant(self.emitted.type, other)
+        if isinstance(other, Value):
+            return other.emitted
+        kind = self.emitted.type
+        # A plain number beside a vector stands for one in every lane.
+        return ir.Constant(kind, [other] * kind.count if isinstance(kind, ir.VectorType) else other)
 
 
 Number: TypeAlias = "Value | int"
@@ -97,6 +110,29 @@ class Code:
         pointer = self.builder.inttoptr(address.emitted, ir.IntType(bits).as_pointer())
         loaded = self.builder.load(pointer, align=1)
         return Value(self.builder, loaded if bits == 64 else self.builder.zext(loaded, I64))
+
+    def vector(self, numbers: Sequence[int], bits: int) -> Value:
+        """Return a constant vector."""
+        return Value(self.builder, ir.Constant(ir.VectorType(ir.IntType(bits), len(numbers)), list(numbers)))
+
+    def load_vector(self, address: Value, lanes: int, bits: int) -> Value:
+        """Read little-endian numbers that lie one after the other, at any address."""
+        pointer = self.builder.inttoptr(address.emitted, ir.VectorType(ir.IntType(bits), lanes).as_pointer())
+        return Value(self.builder, self.builder.load(pointer, align=1))
+
+    def lane(self, vector: Value, number: int) -> Value:
+        """Return one number of a vector."""
+        emitted = self.builder.extract_element(vector.emitted, ir.IntType(32)(number))
+        return Value(self.builder, self.builder.zext(emitted, I64))
+
+    def xor_of_lanes(self, vector: Value) -> Value:
+        """Return all numbers of a vector combined by exclusive or."""
+        kind = vector.emitted.type
+        reduce = self.builder.module.declare_intrinsic(
+            f"llvm.vector.reduce.xor.v{kind.count}i{kind.element.width}",
+            fnty=ir.FunctionType(kind.element, [kind]),
+        )
+        return Value(self.builder, self.builder.zext(self.builder.call(reduce, [vector.emitted]), I64))
 
     def store(self, address: Value, value: Number) -> None:
         """Write a number of 64 bits."""
@@ -127,6 +163,32 @@ class Code:
         self.builder.position_at_end(head)
         yield
         self.builder.branch(head)
+
+    def fold(
+        self, first: Value, end: Value, stride: int, state: Value, step: Callable[[Value, Value], Value]
+    ) -> tuple[Value, Value]:
+        """Emit a loop from first to before end; return the state after it, and where it ended.
+
+        step(state, at) emits the body and returns the next state. Both stay in CPU registers: stored and loaded again
+        the loop would take twice as long.
+        """
+        builder = self.builder
+        before = builder.basic_block
+        head, body, after = (builder.append_basic_block(name) for name in ("head", "body", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        current, place = builder.phi(state.emitted.type), builder.phi(I64)
+        now, at = Value(builder, current), Value(builder, place)
+        builder.cbranch((at < end).emitted, body, after)
+        builder.position_at_end(body)
+        following = step(now, at)
+        moved = at + stride
+        builder.branch(head)
+        for phi, earlier, later in ((current, state, following), (place, first, moved)):
+            phi.add_incoming(earlier.emitted, before)
+            phi.add_incoming(later.emitted, builder.basic_block)
+        builder.position_at_end(after)
+        return now, at
 
     def call(self, function: Any, *arguments: Number) -> Value:
         """Call a function of the module."""
