@@ -25,7 +25,7 @@ from polarvault.errors import BackupUnusable
 from polarvault.pgfiles.backup_label import parse_tablespace_map
 from polarvault.pgfiles.control import parse_control
 from polarvault.pgfiles.tar import Member, MemberKind
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 
 # Configuration may include files of any name, so every small file outside of the database's own directories is kept.
 _SMALL_BYTES = 1 << 20
@@ -231,11 +231,11 @@ def load_manifest_sizes(source: BackupSource) -> ManifestSizes | None:
     for path in _manifest_paths(source):
         try:
             if os.path.getsize(path) <= _MANIFEST_BYTES:
-                with open(path, "rb") as stream:
-                    files = json.load(stream)["Files"]
+                with open_regular(path) as stream:
+                    files = json.loads(stream.read(_MANIFEST_BYTES))["Files"]
                 named = [(entry["Path"], int(entry["Size"])) for entry in files if "Path" in entry]
                 entries += [(name, size) for name, size in named if not name.startswith(FULL_PAGE_DIRECTORY + "/")]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue
     return entries if any(name == CONTROL_NAME for name, _ in entries) else None
 

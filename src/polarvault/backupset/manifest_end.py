@@ -11,6 +11,7 @@ import re
 
 from polarvault.backupset.model import ManifestSpan
 from polarvault.model.lsn import Lsn
+from polarvault.storage.files import open_regular
 
 # A range takes about 80 bytes, and there is one for each timeline that the backup saw.
 _END_BYTES = 64 << 10
@@ -23,7 +24,7 @@ def load_manifest_span(path: str) -> ManifestSpan | None:
     Whether a manifest is right is verifybackup's question, and one that is damaged is as good as none here.
     """
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _END_BYTES))
             found = _RANGES.search(stream.read(_END_BYTES))
         ranges = json.loads(found[1]) if found else []
@@ -31,5 +32,5 @@ def load_manifest_span(path: str) -> ManifestSpan | None:
         ordered = sorted(ranges, key=lambda one: int(one["Timeline"]))
         first, last = ordered[0], ordered[-1]
         return ManifestSpan(path, Lsn.parse(first["Start-LSN"]), Lsn.parse(last["End-LSN"]), int(last["Timeline"]))
-    except (OSError, ValueError, LookupError, TypeError, OverflowError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

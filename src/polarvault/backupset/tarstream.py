@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from polarvault.backupset.foreign import HEAD_BYTES, refuse_foreign
 from polarvault.backupset.model import STANDARD_INPUT, Area, Part, compression_of
 from polarvault.errors import BackupUnusable, IntegrityError, PolarvaultError, RemoteProtocolError
+from polarvault.model import limits
 from polarvault.pgfiles.tar import BLOCK_BYTES, Member, MemberBegins, MemberData, TarEvent, TarReader
 from polarvault.storage.files import open_regular, storage_failed
 
@@ -262,8 +263,8 @@ class _Sealed:
 def _zstd(stream: BinaryIO) -> Iterator[memoryview]:
     import zstandard
 
-    # Long-distance matching (--long) uses windows up to 2 GB; the decoder must be told that this is wanted.
-    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    # As much as --long uses. Whoever wrote the frame decides how much memory it takes; more has to be unpacked by hand.
+    decoder = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW_BYTES)
     try:
         # All that is asked of the source is to read.
         sealed: Any = _Sealed(stream)

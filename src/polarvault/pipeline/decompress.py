@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 
 from polarvault.errors import PolarvaultError, RemoteProtocolError
+from polarvault.model import limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `wal fetch` decodes too, and its start-up counts.
@@ -101,8 +102,7 @@ def _gzip(what: str, failed: type[PolarvaultError]) -> _Framed:
 def _zstd(what: str, failed: type[PolarvaultError]) -> _Framed:
     import zstandard
 
-    # A window up to 2 GB: --long on the other side may have used one larger than the default limit.
-    maker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    maker = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW_BYTES)
     # zstd packs 128 kB of zeros into 4 bytes: 256 bytes can mean 8 MB.
     return _Framed(what, failed, lambda: maker.decompressobj(write_size=64 << 10), zstandard.ZstdError, piece_bytes=256)
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import select
+import sys
+import termios
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -19,7 +22,9 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from polarvault.errors import ConnectionFailed, ConnectionLost, ServerError, UsageError
+from polarvault.errors import ConnectionFailed, ConnectionLost, RemoteProtocolError, ServerError, UsageError
+from polarvault.model import limits
+from polarvault.model.names import shown_text
 from polarvault.server.session_settings import later_statement, options_of_user, startup_options
 from polarvault.wire.messages import ResultSet
 
@@ -56,13 +61,40 @@ class ConnectionSettings:
             found = {name: str(value) for name, value in conninfo_to_dict(self.conninfo or "").items()}
         except psycopg.ProgrammingError as problem:
             raise UsageError(
-                f"invalid connection string: {str(problem).strip()}",
+                f"invalid connection string: {_without_quotations(str(problem).strip())}",
                 hint="use keyword=value pairs or postgresql://user@host:port/, see the libpq manual",
             ) from None
+        except (UnicodeError, ValueError):
+            raise UsageError("invalid connection string: it holds bytes that are no UTF-8, or a zero byte") from None
+        _refuse_misread_uri(found)
         for name, value in (("host", self.host), ("port", self.port), ("user", self.user)):
             if value is not None:
                 found[name] = value
         return found
+
+
+def _without_quotations(words: str) -> str:
+    """Take what libpq quotes out of its complaint: it can be a password, or what is left of one."""
+    if words.startswith('missing "=" after'):
+        return 'missing "=" after a word in it (a value with blanks in it needs quotes)'
+    # From the first quotation mark to the last: what is quoted may hold some.
+    start, end = words.find('"'), words.rfind('"')
+    return words if start == end else f'{words[:start]}"..."{words[end + 1 :]}'
+
+
+def _refuse_misread_uri(parameters: Mapping[str, str]) -> None:
+    """Refuse host and port that show that a password with @, : or / in it was taken apart; never quote them."""
+    hosts, ports = parameters.get("host", ""), parameters.get("port", "")
+    if "@" in hosts and not hosts.startswith("@") and not hosts.startswith("/"):
+        wrong = "the host in it holds an @"
+    elif any(port and not port.strip().isdecimal() for port in ports.split(",")):
+        wrong = "the port in it is no number"
+    else:
+        return
+    raise UsageError(
+        f"invalid connection string: {wrong}",
+        hint="in a URI, write @ in user name and password as %40, : as %3A, / as %2F and % as %25",
+    )
 
 
 class Connector:
@@ -167,7 +199,7 @@ class Connection:
     def parameter(self, name: str) -> str | None:
         """Return a ParameterStatus value, such as in_hot_standby."""
         value = self.pgconn.parameter_status(name.encode())
-        return value.decode() if value is not None else None
+        return value.decode("utf-8", "replace") if value is not None else None
 
     def query(self, sql: str) -> ResultSet:
         """Run one statement and return its rows; raise ServerError or ConnectionLost."""
@@ -226,6 +258,7 @@ def next_result(pgconn: pq.abc.PGconn, timeout_s: float | None = None) -> pq.abc
     psycopg's own blocking calls keep the GIL, so that neither the other threads nor a signal would get a turn while the
     server thinks; this waits outside of libpq.
     """
+    received = 0
     try:
         while pgconn.is_busy():
             if select.select([pgconn.socket], [], [], timeout_s) == ([], [], []):
@@ -234,6 +267,7 @@ def next_result(pgconn: pq.abc.PGconn, timeout_s: float | None = None) -> pq.abc
                     f"lost the connection to the server: nothing has come from it for {timeout_s:g} s",
                     hint="look for what drops packets between here and the server: a firewall, a VPN, a proxy",
                 )
+            received = count_received(pgconn, received)
             pgconn.consume_input()
         return pgconn.get_result()
     except (psycopg.Error, OSError, ValueError):
@@ -241,10 +275,21 @@ def next_result(pgconn: pq.abc.PGconn, timeout_s: float | None = None) -> pq.abc
         raise connection_lost(pgconn) from None
 
 
+def count_received(pgconn: pq.abc.PGconn, so_far: int) -> int:
+    """Add what waits in the socket to what libpq holds already; raise RemoteProtocolError beyond the limit.
+
+    libpq gathers a result, a message and the notices before it as a whole, however long they are.
+    """
+    waiting = int.from_bytes(fcntl.ioctl(pgconn.socket, termios.FIONREAD, bytes(4)), sys.byteorder)
+    if so_far + waiting > limits.LIBPQ_BYTES:
+        raise RemoteProtocolError(f"the server's answer does not end: {so_far + waiting} bytes so far")
+    return so_far + waiting
+
+
 def result_set(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ResultSet:
     """Convert a libpq result into rows of text; raise for an error result."""
     if result.status in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY):
-        columns = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+        columns = [(result.fname(column) or b"").decode("utf-8", "replace") for column in range(result.nfields)]
         rows = []
         for row in range(result.ntuples):
             values = (result.get_value(row, column) for column in range(result.nfields))
@@ -258,7 +303,7 @@ def server_error(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ServerError 
 
     def text(field_code: pq.DiagnosticField) -> str | None:
         value = result.error_field(field_code)
-        return value.decode("utf-8", "replace") if value else None
+        return shown_text(value.decode("utf-8", "replace")) if value else None
 
     primary = text(pq.DiagnosticField.MESSAGE_PRIMARY)
     if primary is None:
@@ -275,7 +320,8 @@ def server_error(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ServerError 
 
 def connection_lost(pgconn: pq.abc.PGconn) -> ConnectionLost:
     """Describe a broken connection with libpq's words."""
-    words = " ".join(pgconn.error_message.decode("utf-8", "replace").split()) or "the connection was closed"
+    words = " ".join(shown_text(pgconn.error_message.decode("utf-8", "replace")).split())
+    words = words or "the connection was closed"
     return ConnectionLost(
         f"lost the connection to the server: {words}",
         hint="look into the server's log for the time of the loss, then run the command again",
@@ -308,7 +354,7 @@ _HBA = re.compile(
 def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFailed:
     """Explain a failed login: libpq's message and the line to type."""
     # psycopg puts words of its own in front of libpq's.
-    message = words.strip().removeprefix("connection is bad: ").removeprefix("connection failed: ")
+    message = shown_text(words.strip().removeprefix("connection is bad: ").removeprefix("connection failed: "))
     role = parameters.get("user", "ROLE")
     hint: str | None = None
     if match := _HBA.search(message):

@@ -19,7 +19,15 @@ import psycopg
 from psycopg import pq
 
 from polarvault.errors import RemoteProtocolError, ServerError
-from polarvault.server.connection import Connection, connection_lost, next_result, result_set, server_error
+from polarvault.model.names import shown_text
+from polarvault.server.connection import (
+    Connection,
+    connection_lost,
+    count_received,
+    next_result,
+    result_set,
+    server_error,
+)
 from polarvault.server.raw_connection import BUFFER_BYTES, CopyBegins, RawConnection
 from polarvault.wire import messages
 from polarvault.wire.copy_scanner import Control, CopyScanner, DataRun, Piece
@@ -162,7 +170,10 @@ class LibpqTransport:
 
     def send_query(self, sql: str) -> None:
         """Send one simple query."""
-        self._pgconn.send_query(sql.encode())
+        try:
+            self._pgconn.send_query(sql.encode())
+        except psycopg.Error:
+            raise connection_lost(self._pgconn) from None
 
     def upload(self, sql: str, content: Iterator[bytes]) -> None:
         """Run a COPY IN command with the content."""
@@ -170,19 +181,25 @@ class LibpqTransport:
         result = next_result(self._pgconn)
         if result is None or result.status != pq.ExecStatus.COPY_IN:
             raise connection_lost(self._pgconn) if result is None else server_error(self._pgconn, result)
-        for part in content:
-            self._pgconn.put_copy_data(part)
-        self._pgconn.put_copy_end()
+        try:
+            for part in content:
+                self._pgconn.put_copy_data(part)
+            self._pgconn.put_copy_end()
+        except psycopg.Error:
+            raise connection_lost(self._pgconn) from None
         while self.next_result() is not None:
             pass
 
     def wait_readable(self, timeout_s: float) -> bool:
         """Wait until the server has sent a whole result, or the time is over."""
-        if not self._pgconn.is_busy():
-            return True
-        if select.select([self._pgconn.socket], [], [], timeout_s)[0]:
-            self._pgconn.consume_input()
-        return not self._pgconn.is_busy()
+        try:
+            if not self._pgconn.is_busy():
+                return True
+            if select.select([self._pgconn.socket], [], [], timeout_s)[0]:
+                self._pgconn.consume_input()
+            return not self._pgconn.is_busy()
+        except (psycopg.Error, OSError, ValueError):
+            raise connection_lost(self._pgconn) from None
 
     def next_result(self) -> ResultSet | CopyBegins | None:
         """Return the next result, or None when the query is complete."""
@@ -225,6 +242,7 @@ class LibpqTransport:
 
     def _copy_data(self, *, wait: bool) -> tuple[int, memoryview]:
         """Return the next message; without `wait`, length 0 if there is none yet; length -1 at the end."""
+        received = 0
         try:
             while True:
                 length, message = self._pgconn.get_copy_data(1)
@@ -234,6 +252,7 @@ class LibpqTransport:
                     return 0, memoryview(b"")
                 # libpq's own wait would keep the GIL, and with it the thread that writes.
                 select.select([self._pgconn.socket], [], [])
+                received = count_received(self._pgconn, received)
                 self._pgconn.consume_input()
         except (psycopg.Error, OSError, ValueError):
             raise connection_lost(self._pgconn) from None
@@ -252,7 +271,7 @@ class LibpqTransport:
 def _notice(result: pq.abc.PGresult) -> ServerError:
     def text(field_code: pq.DiagnosticField) -> str | None:
         value = result.error_field(field_code)
-        return value.decode("utf-8", "replace") if value else None
+        return shown_text(value.decode("utf-8", "replace")) if value else None
 
     return ServerError(
         text(pq.DiagnosticField.MESSAGE_PRIMARY) or "",

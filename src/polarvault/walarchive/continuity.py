@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from polarvault.errors import IntegrityError, StorageFailed, TimelineDiverged
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
+from polarvault.storage.files import open_regular
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.pages import PAGE_BYTES, Ending
 from polarvault.wal.scan import PlainReader
@@ -110,7 +111,7 @@ def _tail(path: str, end: int, length: int) -> bytes:
     """Return the last pages of a plain file before an offset."""
     start = max(0, end - length) // PAGE_BYTES * PAGE_BYTES
     try:
-        with open(path, "rb") as source:
+        with open_regular(path) as source:
             return os.pread(source.fileno(), end - start, start)
     except OSError:
         return b""  # Receiving finds out what is wrong with it.

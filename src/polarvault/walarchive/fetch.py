@@ -16,7 +16,7 @@ import time
 
 from polarvault.errors import IntegrityError, PolarvaultError, StorageFailed, UsageError
 from polarvault.storage.copying import copy_content
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header, valid_bytes
 from polarvault.walarchive.directory import (
     OTHER_COPY,
@@ -247,7 +247,7 @@ def _check_place(file: WalFile, header: SegmentHeader) -> None:
 def _copy_plain(file: WalFile, header: SegmentHeader, output: Output) -> None:
     segment_bytes = header.segment_size_bytes
     try:
-        with open(file.path, "rb", buffering=0) as source:
+        with open_regular(file.path) as source:
             reading = source.fileno()
             size_bytes = os.fstat(reading).st_size
             _check_size(file, size_bytes, segment_bytes)

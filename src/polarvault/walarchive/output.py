@@ -24,7 +24,7 @@ class Output:
     """A file without a name until `publish`, so that even SIGKILL leaves nothing of it.
 
     Not every file system can do that (NFS, FUSE): there it has the name TARGET.polarvault meanwhile, and what a killed
-    fetch left is overwritten by the next one.
+    fetch left is removed by the next one.
     """
 
     def __init__(self, target: str) -> None:
@@ -60,9 +60,11 @@ class Output:
             if os.path.exists(f"/proc/self/fd/{descriptor}"):
                 return descriptor
             os.close(descriptor)
+        # What a killed fetch left has the name, or a link that somebody has put there: never written through.
+        self._unlink()
         descriptor = os.open(
-            self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE, dir_fd=self._directory
-        )  # fmt: skip
+            self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, _MODE, dir_fd=self._directory
+        )
         self._is_named = True
         return descriptor
 
@@ -76,6 +78,8 @@ class Output:
     def publish(self) -> None:
         """Give the file its name, in place of what had it."""
         try:
+            # NFS and quotas tell of a write that failed only here, and then the file must not get its name.
+            os.close(os.dup(self.descriptor))
             if not self._is_named:
                 # Only a rename replaces a file; a name of its own has to come first.
                 self._unlink()
@@ -93,10 +97,11 @@ class Output:
             os.unlink(self._temporary, dir_fd=self._directory)
 
     def _close(self) -> None:
-        for descriptor in (self.descriptor, self._directory):
-            if descriptor >= 0:
-                os.close(descriptor)
+        # Given up first: a close that fails has closed it all the same (close(2)).
+        descriptors = [one for one in (self.descriptor, self._directory) if one >= 0]
         self.descriptor = self._directory = -1
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def write_sparsely(output: Output, views: Iterator[memoryview], *, most_bytes: int | None = None) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from polarvault.errors import IntegrityError, StorageFailed, TimelineDiverged, UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.history import TimelineHistory, TimelineRange
 from polarvault.wal.segment_header import SegmentHeader
 from polarvault.walarchive.directory import WalFile, is_segment_name, read_segment_header, read_wal, wal_file
@@ -191,7 +191,7 @@ def _size_problem(file: WalFile, expected: int) -> str | None:
     """Tell what is wrong with a whole segment's size; None if it is right."""
     try:
         if file.compression == "gz":
-            with open(file.path, "rb") as source:
+            with open_regular(file.path) as source:
                 source.seek(-4, os.SEEK_END)
                 size = int(struct.unpack("<I", source.read(4))[0])
         elif file.compression is None:

@@ -81,7 +81,8 @@ class PlainSegment:
         self._sync = sync
         self._writeback = 0
         self._reserved = 0 if reserve else segment.size_bytes
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, mode)
+        # Never through a link: run by root, in a directory of another account, it could lead to any file.
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, mode)
         if os.fstat(self._descriptor).st_size != segment.size_bytes:
             os.ftruncate(self._descriptor, segment.size_bytes)
 
@@ -170,7 +171,7 @@ class CompressedSegment:
         # What an earlier run has acknowledged stays readable until there is as much again.
         self._replaces = _decoded_bytes(self._partial_path, segment.size_bytes)
         self.path = self._partial_path + (REPLACING if self._replaces else "")
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
 
     def write(self, views: Sequence[memoryview]) -> None:
         """Compress and append WAL."""

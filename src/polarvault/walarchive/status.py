@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 from polarvault.errors import PolarvaultError, UsageError
 from polarvault.model.lsn import Lsn
+from polarvault.storage.below import Below
 from polarvault.storage.files import storage_failed
 
 SCHEMA_VERSION = 1
@@ -102,7 +104,7 @@ class DirectoryLock:
     def __init__(self, directory: str) -> None:
         self._path = os.path.join(directory, LOCK_NAME)
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except OSError as problem:
             raise storage_failed(problem, "open lock file", self._path) from problem
         try:
@@ -125,7 +127,7 @@ class DirectoryLock:
 def is_locked(directory: str) -> bool:
     """Tell whether a receiver writes to the directory now."""
     try:
-        descriptor = os.open(os.path.join(directory, LOCK_NAME), os.O_RDONLY)
+        descriptor = os.open(os.path.join(directory, LOCK_NAME), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     except OSError as problem:
@@ -141,19 +143,15 @@ def is_locked(directory: str) -> bool:
 
 def write_status(directory: str, content: dict[str, Any]) -> None:
     """Replace the status file. It is news, not data: it is not synced, and a full disk does not matter."""
-    path = os.path.join(directory, STATUS_NAME)
     text = json.dumps(content).encode()
-    try:
-        with open(path + ".tmp", "wb") as target:
-            target.write(text)
-        os.replace(path + ".tmp", path)
-    except OSError:
+    with contextlib.suppress(OSError), Below(directory) as below:
         try:
-            # On a full disk the blocks of the old file are still there to be written over.
-            with open(path, "r+b") as target:
-                target.write(text.ljust(os.fstat(target.fileno()).st_size))
+            below.write(STATUS_NAME + ".tmp", text, 0o666, sync=False, replace=True)
+            below.rename(STATUS_NAME + ".tmp", STATUS_NAME)
         except OSError:
-            pass
+            # On a full disk the blocks of the old file are still there to be written over.
+            with open(below.open_for_writing(STATUS_NAME), "r+b") as target:
+                target.write(text.ljust(os.fstat(target.fileno()).st_size))
 
 
 def read_status(directory: str) -> dict[str, Any]:
