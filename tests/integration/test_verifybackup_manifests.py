@@ -79,15 +79,15 @@ def backups(servers: ServerPool) -> Iterator[Callable[[int], TinyBackup]]:
 
 def tiny_backup(installation: Installation, directory: Path) -> TinyBackup:
     server_account().make_directory(directory)
-    for path in ("global", "base"):
-        (directory / path).mkdir()
+    for path in ("global", "base", "pg_xact", "pg_multixact/offsets"):
+        (directory / path).mkdir(parents=True)
     for missing in missing_directories(str(directory), None):
         Path(missing).mkdir(parents=True)
     version, catalog = CONTROL[installation.major]
     files = {
         "backup_label": label_bytes(), "base/1": b"one",
         "PG_VERSION": b"%d\n" % installation.major,
-        "global/pg_control": control_bytes(version, catalog),
+        "global/pg_control": control_bytes(version, catalog), "pg_xact/0000": b"@", "pg_multixact/offsets/0000": b"",
     }  # fmt: skip
     entries = []
     for path, content in files.items():

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lz4.frame
 import pytest
+import zstandard
 
 from polarvault.backupset.model import Area, Part
 from polarvault.errors import IntegrityError
@@ -351,6 +353,18 @@ def test_a_segment_of_another_cluster_is_named(made: Made) -> None:
 
 def test_all_wal_of_another_cluster_is_noticed_by_the_manifest_or_pg_control(made: Made) -> None:
     assert checks(made.check(system_identifier=99)) == ["wal-foreign"] * 3
+
+
+def test_a_compressed_segment_under_a_plain_name_is_called_compressed(made: Made) -> None:
+    names = sorted(made.segments)
+    for compression, compress in (("gz", gzip.compress), ("zst", zstandard.compress), ("lz4", lz4.frame.compress)):
+        contents = dict(made.segments)
+        contents[names[1]] = compress(contents[names[1]])
+        found = problems(made.check(contents))[0]
+        assert (found.check, found.subject) == ("wal-unreadable", names[1])
+        assert f"{names[1]} is compressed ({compression})" in found.message
+        assert f".{compression}" in (found.advice or "")
+        assert not [other for other in problems(made.check(contents)) if other.check == "wal-damaged"]
 
 
 def test_segments_of_another_size_are_named(made: Made) -> None:

@@ -19,6 +19,7 @@ from polarvault.pgfiles.manifest import ManifestFile
 from polarvault.verify.beyond import Beyond, BeyondThread, pages_not_checked, usual_blocks_per_segment
 from polarvault.verify.files.comparison import compare_names, compare_reading, judge_settings
 from polarvault.verify.files.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
+from polarvault.verify.files.databases import LostDatabase, judge_lost, lost_databases, missing_parts
 from polarvault.verify.files.directories import judge_directories
 from polarvault.verify.files.marks import judge_marks
 from polarvault.verify.files.reading import FileReading, FileTask, read_files
@@ -121,8 +122,8 @@ class _Run:
         self._compare_names(contents, expected)
         self._read(contents, expected, beyond, judge, self._beyond.kernel_loaded)
         self._take_results(self._beyond)
+        self._judge_pages(judge, beyond, self._lost_databases(expected, beyond))
         if judge is not None:
-            self._judge_pages(judge, beyond)
             self._result.checked_pages, self._result.repaired_pages = judge.checked_pages, judge.repaired_by_wal
 
     def close(self) -> None:
@@ -277,10 +278,26 @@ class _Run:
         is_wanted = judge is not None and not self._request.exit_on_error
         return is_wanted and finding.check == "wrong-checksum" and reading.bad_count > 0
 
-    def _judge_pages(self, judge: PageJudge, beyond: Beyond) -> None:
-        """Look up bad pages in the WAL, which is read once more for that."""
-        suspects = judge.suspects()
-        fates, is_whole = beyond.page_fates(suspects) if suspects else (None, False)
+    def _lost_databases(self, expected: list[Expected], beyond: Beyond) -> list[LostDatabase]:
+        """Report what every cluster has and this backup has not; return databases without a directory."""
+        if self._layout.missing_half is not None:
+            return []  # That is worse, and was said.
+        names = [[*found.sizes, *listed.entries] for found, listed in zip(self._contents, expected, strict=True)]
+        for finding in missing_parts(self._contents, [name for half in names for name in half], self._ignored):
+            self._report(finding)
+        major = beyond.control.major_version if beyond.control is not None else None
+        return lost_databases(self._contents[-1], names[-1], self._ignored, major=major, report=self._report)
+
+    def _judge_pages(self, judge: PageJudge | None, beyond: Beyond, lost: list[LostDatabase]) -> None:
+        """Look up bad pages and lost databases in the WAL, which is read once more for that."""
+        suspects = judge.suspects() if judge is not None else []
+        fates, is_whole = beyond.page_fates(suspects) if suspects or lost else (None, False)
+        changed = fates.changed_databases if fates is not None and is_whole else None
+        start = beyond.label.start_lsn if beyond.label is not None else None
+        for finding in judge_lost(lost, changed, start, self._contents[-1]):
+            self._report(finding)
+        if judge is None:
+            return
         for finding in judge.findings(fates, is_whole=is_whole):
             mismatch = self._mismatches.pop(finding.subject, None) if finding.check == "page-checksum" else None
             self._report(finding if mismatch is None else in_damaged_copy(finding, mismatch))

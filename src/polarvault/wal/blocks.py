@@ -199,6 +199,15 @@ def copied_database(record: KeptRecord) -> tuple[int, int] | None:
     return tablespace, database
 
 
+def changed_database(record: KeptRecord) -> int | None:
+    """Return the database that a record makes, fills, moves or drops."""
+    if record.rmgr != RMGR_DATABASE:
+        return None
+    # All of these records begin with it (server: commands/dbcommands_xlog.h).
+    main = _main(record)
+    return int(struct.unpack_from("<I", main)[0]) if len(main) >= 4 else None
+
+
 def _storage_data(record: KeptRecord, operation: int, length: int) -> bytes | None:
     if record.rmgr != RMGR_STORAGE or record.info & RMGR_INFO_MASK != operation:
         return None

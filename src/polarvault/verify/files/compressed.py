@@ -13,7 +13,7 @@ from polarvault.pgfiles.digest import new_digest
 from polarvault.pgfiles.pages import Kernel, relation_segment
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, TarEvent
 from polarvault.pipeline.read_ahead import ReadAhead
-from polarvault.verify.files.contents import SMALL_FILES, Contents, Report, damaged_tar, is_readable_tar, note_member
+from polarvault.verify.files.contents import Contents, Report, damaged_tar, is_kept, is_readable_tar, note_member
 from polarvault.verify.files.reading import FileReading, FileTask, PageReader
 from polarvault.verify.files.trees import IgnoreRules
 
@@ -120,7 +120,7 @@ class _TarPass:
         self._digest = new_digest(checks.algorithm)
         has_pages = first_block is not None and checks.kernel is not None
         self._pages = PageReader(self._reading, checks.kernel) if has_pages and checks.kernel else None
-        self._small = [] if path in SMALL_FILES else None
+        self._small = [] if is_kept(path, member.size) else None
 
     def _end(self, path: str) -> None:
         if self._digest is not None:

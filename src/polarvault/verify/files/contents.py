@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,13 @@ Report = Callable[[Finding], None]
 SETTINGS = "postgresql.auto.conf"
 SMALL_FILES = ("global/pg_control", "backup_label", "tablespace_map", "PG_VERSION", SETTINGS)
 _SMALL_BYTES = 1 << 20
+# And those that tell which databases there are: pg_database is one of the files directly in global.
+_TELLS_DATABASES = re.compile(r"global/(?:[0-9]+|pg_filenode\.map)\Z|pg_xact/[0-9A-F]+\Z")
+
+
+def is_kept(path: str, size: int) -> bool:
+    """Tell whether the content of a file in a compressed tar, which is read once, has to be kept."""
+    return size <= _SMALL_BYTES and (path in SMALL_FILES or _TELLS_DATABASES.match(path) is not None)
 
 
 @dataclass(frozen=True, slots=True)

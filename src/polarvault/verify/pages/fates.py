@@ -21,6 +21,7 @@ from polarvault.verify.pages.findings import Fate
 from polarvault.wal.blocks import (
     KeptRecord,
     block_references,
+    changed_database,
     copied_database,
     made_relation,
     records_about,
@@ -47,6 +48,7 @@ class PageFates:
         self._databases = {(relation.tablespace_oid, relation.database_oid) for relation in self._open}
         self._made: set[RelationFile] = set()
         self._touched: set[RelationFile] = set()
+        self._changed_databases: set[int] = set()
 
     def accept(self, marks: Marks, magic: int) -> None:
         """Take the next records, of a scanner that was made with `with_blocks`."""
@@ -67,7 +69,14 @@ class PageFates:
             return Fate.REPAIRED
         return Fate.UNTOUCHED
 
+    @property
+    def changed_databases(self) -> frozenset[int]:
+        """The databases that the WAL makes, fills, moves or drops."""
+        return frozenset(self._changed_databases)
+
     def _accept(self, record: KeptRecord) -> None:
+        if (changed := changed_database(record)) is not None:
+            self._changed_databases.add(changed)
         for reference in block_references(record):
             page = reference.page
             if page.relation not in self._open:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.model import compression_of
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.finding import Finding
 from polarvault.model.lsn import Lsn
@@ -342,7 +343,10 @@ class _RangeReading:
             self._check.seen.magic = header.magic
             self._check.seen.system_identifier = self._check.seen.system_identifier or header.system_identifier
             return True
-        if problem.ending in _FOREIGN:
+        compression = compression_of(bytes(view[:LONG_HEADER_BYTES])) if problem.ending is Ending.PAGE_MAGIC else None
+        if compression is not None:
+            self.report.compressed(segment, content.where, compression)
+        elif problem.ending in _FOREIGN:
             self.report.foreign(segment, content.where, str(problem))
         elif problem.ending in _UNWRITTEN:
             self.report.unwritten(segment, content.where, problem)

@@ -77,6 +77,12 @@ class RangeReport:
             self._add(finding)
         return is_new
 
+    def compressed(self, segment: WalSegment, where: str, compression: str) -> None:
+        """The file is compressed, and its name does not say so: no restore_command would decompress it."""
+        message = f"{where} is compressed ({compression}), and its name does not end in .{compression}"
+        advice = f"give it that name, and it is read: mv {where} {where}.{compression}"
+        self._add(problem("wal-unreadable", segment.file_name, message, _STOPS, advice))
+
     @staticmethod
     def unreadable(subject: str, failure: PolarvaultError) -> Finding:
         """Return the finding about content that cannot be had."""
