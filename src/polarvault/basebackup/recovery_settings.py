@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from polarvault.server.connection import Connection
+import os
+from collections.abc import Mapping
+
+from polarvault.pgconf.grammar import decode, encode, quote_value
+from polarvault.server.connection import Connector
+from polarvault.server.conninfo import format_conninfo
 
 STANDBY_SIGNAL = "standby.signal"
 AUTO_CONF = "postgresql.auto.conf"
-# Set by us or meaningless for a standby's own connection (server: fe_utils/recovery_gen.c).
-_SKIPPED = {"replication", "fallback_application_name", "dbname"}
+# Meaningless for a standby's own connection (server: fe_utils/recovery_gen.c), or, like the name of a service, found in
+# files that the standby's host need not have: what the service says is written instead.
+_SKIPPED = {"replication", "fallback_application_name", "dbname", "service", "servicefile"}
 # The standby reads the lines with the libpq of its own version, which refuses a connection string with a keyword that
 # it does not know (manual of each version, "Parameter Key Words"): keyword -> first server version that has it.
 _SINCE = {
@@ -30,42 +36,41 @@ _SINCE = {
     "servicefile": 190000,
 }
 _SLOT_SYNCHRONISATION = 170000
+# Written also where nobody named them: on the standby's host the defaults may be others.
+_ALWAYS = {"host", "hostaddr", "port", "user"}
 
 
 def recovery_settings(
-    connection: Connection, *, slot: str | None, dbname: str | None, shared_data_directory: str | None
+    connector: Connector, server_version_num: int, *, slot: str | None, shared_data_directory: str | None
 ) -> bytes:
-    """Return the lines to append.
+    """Return the lines to append; the server and libpq read back every byte of what was given.
 
-    Defaults of the libpq in use are left out: another build's may differ (without Kerberos it says gssencmode=disable).
-    dbname is written only when the user named one, for PostgreSQL 17 and later, which synchronises slots with it. On
+    Lists of hosts, names and options are written as the user gave them; the standby has to find its primary after a
+    failover too. Defaults of the libpq in use that nobody asked for are left out: another build's may differ (without
+    Kerberos it says gssencmode=disable). dbname is for PostgreSQL 17 and later, which synchronises slots with it. On
     PolarDB the copy must not point at the live storage, which it would open as a second writer (facts 4.2).
     """
-    words = []
-    version = connection.server_version_num
-    for option in connection.pgconn.info:
-        name = option.keyword.decode()
-        if name in _SKIPPED or not option.val or version < _SINCE.get(name, 0):
-            continue
-        if option.val == option.compiled and name not in ("host", "port", "user"):
-            continue
-        words.append(f"{name}={_conninfo_value(option.val.decode())}")
-    if dbname is not None and version >= _SLOT_SYNCHRONISATION:
-        words.append(f"dbname={_conninfo_value(dbname)}")
-    lines = [f"primary_conninfo = {_quoted(' '.join(words))}"]
+    words = {
+        name: option.value
+        for name, option in connector.options.items()
+        if name not in _SKIPPED
+        and server_version_num >= _SINCE.get(name, 0)
+        and (name in _ALWAYS or name in connector.given or not option.is_default)
+    }
+    if connector.password is not None:
+        words["password"] = connector.password
+    dbname = connector.standby_dbname
+    if dbname is not None and server_version_num >= _SLOT_SYNCHRONISATION:
+        words["dbname"] = dbname
+    lines = {"primary_conninfo": format_conninfo(words)}
     if slot is not None:
-        lines.append(f"primary_slot_name = {_quoted(slot)}")
+        lines["primary_slot_name"] = slot
     if shared_data_directory is not None:
-        lines.append(f"polar_datadir = {_quoted('file-dio://' + shared_data_directory)}")
-    return ("\n".join(lines) + "\n").encode()
+        # A path comes in the locale's encoding.
+        lines["polar_datadir"] = "file-dio://" + decode(os.fsencode(shared_data_directory))
+    return encode_settings(lines)
 
 
-def _conninfo_value(value: str) -> str:
-    if value and value.replace("_", "").replace(".", "").replace("-", "").isalnum():
-        return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+def encode_settings(settings: Mapping[str, str]) -> bytes:
+    """Return lines for a configuration file from which the server reads these very values, whatever bytes they hold."""
+    return encode("".join(f"{name} = {quote_value(value)}\n" for name, value in settings.items()))

@@ -102,7 +102,7 @@ def _take(
     failed = True
     try:
         if request.write_recovery_conf:
-            context.recovery_settings = _recovery_settings(context, connection, connector)
+            context.recovery_settings = _recovery_settings(context, connector)
         absences = context.absences
         transport = open_transport(connection, lambda notice: _pass_on(context, notice))
         if request.incremental is not None:
@@ -177,13 +177,13 @@ def _open_wal(context: BackupContext, connector: Connector) -> WalStream | None:
     return stream
 
 
-def _recovery_settings(context: BackupContext, connection: Connection, connector: Connector) -> bytes:
+def _recovery_settings(context: BackupContext, connector: Connector) -> bytes:
     shared = None
     if context.identity.shared_storage and context.request.directory is not None:
         default = os.path.join(context.request.directory, SHARED_HALF_NAME)
         shared = os.path.abspath(context.request.polardata or default)
     return recovery_settings.recovery_settings(
-        connection, slot=context.request.slot, dbname=connector.given_dbname, shared_data_directory=shared
+        connector, context.identity.version_num, slot=context.request.slot, shared_data_directory=shared
     )
 
 

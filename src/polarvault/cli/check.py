@@ -54,10 +54,11 @@ def command(target: str | None, as_json: bool, **connection: Any) -> int:
 
 def _hasty(settings: ConnectionSettings) -> ConnectionSettings:
     """Limit how long a connection may take, unless the caller has."""
-    from psycopg.conninfo import make_conninfo
+    from polarvault.server.conninfo import format_conninfo, parse_conninfo
 
     given = settings.parameters()
+    words = parse_conninfo(settings.conninfo or "") | {"connect_timeout": str(_CONNECT_TIMEOUT_S)}
     # A service file may have a limit too, which a keyword would override.
     if {"connect_timeout", "service"} & given.keys() or {"PGCONNECT_TIMEOUT", "PGSERVICE"} & os.environ.keys():
         return settings
-    return replace(settings, conninfo=make_conninfo(settings.conninfo or "", connect_timeout=_CONNECT_TIMEOUT_S))
+    return replace(settings, conninfo=format_conninfo(words))

@@ -107,19 +107,24 @@ def connection_settings(
     password: bool,
     application_name: str | None = None,
 ) -> ConnectionSettings:
-    """Turn the options into settings; application_name is what the program that we stand in for calls itself."""
+    """Turn the options into settings; application_name is what the program that we stand in for calls itself.
+
+    Like that program, a command with such a name takes no bare database name for a connection string.
+    """
     # Here: it loads libpq, which not every drop-in command needs.
     from polarvault.server.connection import APPLICATION_NAME, ConnectionSettings, PasswordPolicy
+    from polarvault.server.conninfo import from_locale, quote_conninfo_value
 
     policy = PasswordPolicy.WHEN_NEEDED
     if password:
         policy = PasswordPolicy.FORCE
     elif no_password:
         policy = PasswordPolicy.NEVER
-    if dbname is not None and "=" not in dbname and "://" not in dbname:
-        dbname = f"dbname='{dbname}'"
+    conninfo = from_locale(dbname)
+    if conninfo and application_name is None and "=" not in conninfo and "://" not in conninfo:
+        conninfo = f"dbname={quote_conninfo_value(conninfo)}"
     return ConnectionSettings(
-        dbname, host, port, username, policy,
+        conninfo, from_locale(host), from_locale(port), from_locale(username), policy,
         application_name=application_name or APPLICATION_NAME, prompt=_ask_password,
     )  # fmt: skip
 

@@ -20,12 +20,13 @@ from enum import Enum
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from polarvault.errors import ConnectionFailed, ConnectionLost, RemoteProtocolError, ServerError, UsageError
 from polarvault.model import limits
 from polarvault.model.names import shown_text
-from polarvault.server.session_settings import later_statement, options_of_user, startup_options
+from polarvault.server.conninfo import ResolvedOption, default_options, parse_conninfo, resolved_options
+from polarvault.server.login import LoginFailed, log_in
+from polarvault.server.session_settings import later_statement, startup_options
 from polarvault.wire.messages import ResultSet
 
 APPLICATION_NAME = "polarvault"
@@ -56,45 +57,9 @@ class ConnectionSettings:
     prompt: Callable[[str], str] | None = field(default=None, repr=False, compare=False)
 
     def parameters(self) -> dict[str, str]:
-        """Return libpq keywords from -d, overridden by -h, -p and -U as pg_basebackup does."""
-        try:
-            found = {name: str(value) for name, value in conninfo_to_dict(self.conninfo or "").items()}
-        except psycopg.ProgrammingError as problem:
-            raise UsageError(
-                f"invalid connection string: {_without_quotations(str(problem).strip())}",
-                hint="use keyword=value pairs or postgresql://user@host:port/, see the libpq manual",
-            ) from None
-        except (UnicodeError, ValueError):
-            raise UsageError("invalid connection string: it holds bytes that are no UTF-8, or a zero byte") from None
-        _refuse_misread_uri(found)
-        for name, value in (("host", self.host), ("port", self.port), ("user", self.user)):
-            if value is not None:
-                found[name] = value
-        return found
-
-
-def _without_quotations(words: str) -> str:
-    """Take what libpq quotes out of its complaint: it can be a password, or what is left of one."""
-    if words.startswith('missing "=" after'):
-        return 'missing "=" after a word in it (a value with blanks in it needs quotes)'
-    # From the first quotation mark to the last: what is quoted may hold some.
-    start, end = words.find('"'), words.rfind('"')
-    return words if start == end else f'{words[:start]}"..."{words[end + 1 :]}'
-
-
-def _refuse_misread_uri(parameters: Mapping[str, str]) -> None:
-    """Refuse host and port that show that a password with @, : or / in it was taken apart; never quote them."""
-    hosts, ports = parameters.get("host", ""), parameters.get("port", "")
-    if "@" in hosts and not hosts.startswith("@") and not hosts.startswith("/"):
-        wrong = "the host in it holds an @"
-    elif any(port and not port.strip().isdecimal() for port in ports.split(",")):
-        wrong = "the port in it is no number"
-    else:
-        return
-    raise UsageError(
-        f"invalid connection string: {wrong}",
-        hint="in a URI, write @ in user name and password as %40, : as %3A, / as %2F and % as %25",
-    )
+        """Return libpq keywords from -d, overridden by -h, -p and -U as pg_basebackup does; none is empty."""
+        given = (("host", self.host), ("port", self.port), ("user", self.user))
+        return parse_conninfo(self.conninfo or "") | {name: value for name, value in given if value}
 
 
 class Connector:
@@ -107,16 +72,38 @@ class Connector:
 
     @property
     def given_dbname(self) -> str | None:
-        """The database named in the connection string, if any (PostgreSQL 17 writes it with -R)."""
+        """The database named in the connection string, if any."""
         return self._parameters.get("dbname")
 
     @property
+    def standby_dbname(self) -> str | None:
+        """The database that pg_basebackup 17 and later write with -R, which slot synchronisation connects to.
+
+        That of the connection string, or of the environment and the service that it names; not that of a service named
+        in the connection string, which pg_basebackup does not look into either.
+        """
+        return self.given_dbname or default_options().get("dbname")
+
+    @property
+    def options(self) -> dict[str, ResolvedOption]:
+        """Every option that replication connections have, as they were given: lists of hosts, names, no addresses."""
+        return resolved_options(self._parameters)
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The keywords that the connection string and the options name."""
+        return frozenset(self._parameters)
+
+    @property
     def user(self) -> str | None:
-        """The role that logs in, as far as options and environment name it; None when only a service file may."""
-        if "user" in self._parameters or "service" in self._parameters or "PGSERVICE" in os.environ:
-            return self._parameters.get("user")
-        default = next((found.val for found in pq.Conninfo.get_defaults() if found.keyword == b"user"), None)
-        return default.decode("utf-8", "replace") if default else None
+        """The role that logs in: given, of the service file, of the environment, or the operating system's name."""
+        found = self.options.get("user")
+        return found.value if found else None
+
+    @property
+    def password(self) -> str | None:
+        """The password that somebody has typed, if one was needed."""
+        return self._password
 
     def replication(self) -> Connection:
         """Open a physical replication connection."""
@@ -129,7 +116,8 @@ class Connector:
         The session has the settings of `session_settings`, whatever the defaults of server, database and role are.
         """
         chosen = dbname or self.given_dbname or "postgres"
-        options = startup_options(before=options_of_user(self._parameters))
+        given = self.options.get("options")
+        options = startup_options(before=given.value if given else None)
         connection = self._connect({**self._parameters, "dbname": chosen, "options": options})
         if (statement := later_statement(connection.server_version_num)) is not None:
             # Settings only: a server that refuses one of them still answers.
@@ -153,21 +141,13 @@ class Connector:
             if self._password is not None:
                 wanted["password"] = self._password
             try:
-                opened = psycopg.Connection.connect(make_conninfo(**wanted), autocommit=True)
-            except UnicodeEncodeError as problem:
-                raise _unusable_name(problem, wanted) from None
-            except (UnicodeError, ValueError, OSError) as problem:
-                # psycopg looks the host up itself, and Python refuses some names before it asks anybody.
-                raise _unusable_host(wanted.get("host") or os.environ.get("PGHOST", ""), problem) from None
-            except psycopg.Error as problem:
-                failed = problem.pgconn
-                needs_password = failed is not None and failed.needs_password
+                return Connection(psycopg.Connection(log_in(wanted)))
+            except LoginFailed as problem:
                 may_ask = settings.password_policy is not PasswordPolicy.NEVER and settings.prompt is not None
-                if needs_password and may_ask and self._password is None:
+                if problem.needs_password and may_ask and self._password is None:
                     self._password = self._ask("Password: ")
                     continue
-                raise connection_failed(str(problem), wanted) from None
-            return Connection(opened)
+                raise connection_failed(problem.words, wanted) from None
 
     def _ask(self, text: str) -> str:
         if self._settings.prompt is None:
@@ -328,23 +308,6 @@ def connection_lost(pgconn: pq.abc.PGconn) -> ConnectionLost:
     )
 
 
-def _unusable_name(problem: UnicodeEncodeError, parameters: Mapping[str, str]) -> ConnectionFailed:
-    """Say which name is not UTF-8, which is all that psycopg takes; or that a host is none that DNS can have."""
-    if problem.encoding == "idna":
-        return _unusable_host(parameters.get("host") or os.environ.get("PGHOST", ""), problem)
-    # A database that was named where nobody knew an encoding.
-    return ConnectionFailed("a name in the connection string is not UTF-8")
-
-
-def _unusable_host(host: str, problem: Exception) -> ConnectionFailed:
-    # Python's codec speaks of labels, which tells nobody that a directory was meant.
-    why = "that is no host name" if isinstance(problem, UnicodeError) else str(problem)
-    return ConnectionFailed(
-        f"host {host!r} cannot be used: {why}",
-        hint="give a host name, an address, or the absolute path of the socket's directory: -h",
-    )
-
-
 _HBA = re.compile(
     r"(?:no pg_hba\.conf entry for|pg_hba\.conf rejects) replication connection (?:from|for) "
     r'host "([^"]*)", user "([^"]*)"'
@@ -353,8 +316,7 @@ _HBA = re.compile(
 
 def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFailed:
     """Explain a failed login: libpq's message and the line to type."""
-    # psycopg puts words of its own in front of libpq's.
-    message = shown_text(words.strip().removeprefix("connection is bad: ").removeprefix("connection failed: "))
+    message = shown_text(words.strip())
     role = parameters.get("user", "ROLE")
     hint: str | None = None
     if match := _HBA.search(message):
@@ -384,6 +346,8 @@ def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFa
         hint = "correct the name, or give an address, or the absolute path of the socket's directory: -h"
     elif "Connection refused" in message or "No such file or directory" in message:
         hint = "check that the server runs and -h and -p (or PGHOST and PGPORT) name its address"
+    elif "could not translate host name" in message:
+        hint = "give a host name, an address, or the absolute path of the socket's directory: -h"
     elif "certificate" in message or "SSL" in message:
         hint = "check sslmode and sslrootcert (or ~/.postgresql/root.crt) and that the certificate names this host"
     return ConnectionFailed(message, hint=hint)

@@ -10,7 +10,6 @@ Only settings that every role may change are here, and that 13 knows; `later_set
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 # How values are written, and how literals are read.
@@ -49,11 +48,6 @@ def startup_options(settings: Mapping[str, str] = SESSION_SETTINGS, *, before: s
     escaped = {name: value.replace("\\", "\\\\").replace(" ", "\\ ") for name, value in settings.items()}
     words = [f"-c {name}={value}" for name, value in escaped.items()]
     return " ".join([before, *words] if before else words)
-
-
-def options_of_user(parameters: Mapping[str, str]) -> str | None:
-    """Return the options that libpq would have sent without ours; one in a service file is not looked for."""
-    return parameters.get("options") or os.environ.get("PGOPTIONS") or None
 
 
 def later_settings(version_num: int) -> dict[str, str]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import make_conninfo
 
 from polarvault.errors import ConnectionFailed, PolarvaultError, ServerError
 from polarvault.model.lsn import Lsn
@@ -27,6 +26,7 @@ from polarvault.server.connection import (
     next_result,
     server_error,
 )
+from polarvault.server.conninfo import format_conninfo
 from polarvault.server.identity import ServerIdentity, read_identity, show
 from polarvault.wal.history import TimelineHistory
 from polarvault.wire.commands import quote_identifier, start_replication_command
@@ -78,7 +78,7 @@ def connector_to(conninfo: str) -> Connector:
     parameters = ConnectionSettings(conninfo).parameters()
     parameters = {name: value for name, value in parameters.items() if name not in _NOT_FOR_STANDBYS}
     parameters.setdefault("connect_timeout", str(_CONNECT_TIMEOUT_S))
-    return Connector(ConnectionSettings(make_conninfo(**parameters), password_policy=PasswordPolicy.NEVER))
+    return Connector(ConnectionSettings(format_conninfo(parameters), password_policy=PasswordPolicy.NEVER))
 
 
 def ask_primary(given: str, *, application_name: str, user: str) -> Primary:
@@ -135,7 +135,7 @@ def _complete(given: Mapping[str, str], connection: Connection, application_name
         words.setdefault("port", pgconn.port.decode())
         words.setdefault("user", pgconn.user.decode())
     words.setdefault("application_name", application_name)
-    return make_conninfo(**words)
+    return format_conninfo(words)
 
 
 def _history(connection: Connection, timeline_id: int) -> TimelineHistory | None:
