@@ -91,6 +91,8 @@ def test_nothing_is_said_where_nothing_can_be_known(tmp_path: Path) -> None:
     assert not check(files, other)
     keep(tmp_path, written(1).content[:MB], ".partial")
     assert not check(files, other)
+    # Beside a partial one with WAL an empty one would not count.
+    next(tmp_path.glob("*.partial")).unlink()
     keep(tmp_path, bytes(MB))
     assert check(files, other)
     # Behind a segment that was switched early there is nothing that could be continued.

@@ -19,6 +19,8 @@ from polarvault.cli.wal import fetch as click_command
 from polarvault.errors import IntegrityError, StorageFailed, UsageError
 from polarvault.model.segment import WalSegment
 from polarvault.walarchive import output as output_module
+from polarvault.walarchive.choice import unrecognised
+from polarvault.walarchive.directory import WalDirectories, wal_file
 from polarvault.walarchive.fetch import Fetcher
 from support.waiting import wait_until
 from support.wal_segments import PAGE_BYTES, SYSTEM_IDENTIFIER, segment_content
@@ -209,8 +211,8 @@ def test_a_segment_of_another_cluster_is_refused(wal: Path, target: Path) -> Non
     [
         (NAME, segment_content(SEGMENT.next()), 'holds the content of segment 000000020000000000000004'),
         (NAME, segment_content(SEGMENT, timeline_id=3), "holds WAL of timeline 3"),
-        (NAME, bytes(MB), "does not begin with a WAL page"),
-        (NAME, b"", "ends after 0 bytes"),
+        (NAME, bytes(MB), "begins with zeros: no WAL is in it"),
+        (NAME, b"", "is empty"),
         (NAME, CONTENT[:30], "ends after 30 bytes"),
         (NAME, CONTENT[:-1], "ends after 1048575 of 1048576 bytes"),
         (NAME, CONTENT + b"\0", "holds more than a segment of 1048576 bytes"),
@@ -221,7 +223,7 @@ def test_a_segment_of_another_cluster_is_refused(wal: Path, target: Path) -> Non
         (f"{NAME}.gz", gzip.compress(CONTENT[:-8]), "ends after 1048568 of 1048576 bytes"),
         (f"{NAME}.gz", gzip.compress(CONTENT + b"\0"), "is longer than the 1048576 bytes of a segment"),
         (f"{NAME}.gz", gzip.compress(CONTENT, 0)[:5000] + b"\xff" * 90000, "cannot be decompressed at byte [0-9]+"),
-        (f"{NAME}.gz", b"", "ends at byte 0"),
+        (f"{NAME}.gz", b"", "is empty"),
     ],
 )  # fmt: skip
 def test_wrong_content_is_an_error_and_not_served(
@@ -379,3 +381,107 @@ def test_the_help_shows_every_option_that_is_understood() -> None:
     assert shown - {"--help", "-?"} == set(wal_fetch.OPTIONS)
     text = click_command.get_help(click.Context(click_command, info_name="fetch"))
     assert all(option in text for option in wal_fetch.OPTIONS)
+
+
+@pytest.mark.parametrize("hollow", [b"", bytes(MB), bytes(100)])
+@pytest.mark.parametrize("form", [".partial", ".gz.partial", ".partial.zst"])
+def test_a_finished_file_without_anything_in_it_loses_against_a_partial_one(
+    wal: Path, target: Path, hollow: bytes, form: str
+) -> None:
+    (wal / NAME).write_bytes(hollow)
+    content = segment_content(SEGMENT, pages=3)
+    (wal / (NAME + form)).write_bytes(pack("gz" if "gz" in form else "zst", content) if "." in form[1:] else content)
+    said: list[str] = []
+    assert fetcher(wal, warn=said.append).fetch(NAME, str(target))
+    assert target.read_bytes() == content.ljust(MB, b"\0")
+    assert len(said) == 1
+    assert f'{NAME}{form}" is used instead' in said[0]
+    assert WalDirectories([str(wal)], MB).find(SEGMENT) == wal_file(str(wal), NAME + form, in_pg_wal=False)
+
+
+def test_a_finished_file_that_was_cut_does_not_lose_against_a_partial_one(wal: Path, target: Path) -> None:
+    (wal / NAME).write_bytes(CONTENT[: MB // 2])
+    (wal / f"{NAME}.partial").write_bytes(CONTENT)
+    with pytest.raises(IntegrityError, match=f"ends after {MB // 2} of {MB} bytes"):
+        fetcher(wal).fetch(NAME, str(target))
+    found = WalDirectories([str(wal)], MB).find(SEGMENT)
+    assert found is not None
+    assert found.path == str(wal / NAME)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [("", CONTENT[: 3 * PAGE_BYTES]), (".gz", gzip.compress(CONTENT)[:-9]), (".zst", zstandard.compress(CONTENT)[:-20]),
+     ("", CONTENT)],
+)  # fmt: skip
+def test_the_segment_that_was_accepted_as_the_last_one_is_served_as_far_as_it_goes(
+    wal: Path, target: Path, suffix: str, content: bytes
+) -> None:
+    (wal / (NAME + suffix)).write_bytes(content)
+    (wal / SEGMENT.next().file_name).write_bytes(segment_content(SEGMENT.next()))
+    asked = fetcher(wal, last_segment=NAME)
+    assert asked.fetch(NAME, str(target))
+    served = target.read_bytes()
+    assert len(served) == MB
+    assert served[: 3 * PAGE_BYTES] == CONTENT[: 3 * PAGE_BYTES] or suffix
+    target.unlink()
+    assert not asked.fetch(SEGMENT.next().file_name, str(target))
+    # On any timeline.
+    assert not asked.fetch("00000009" + SEGMENT.next().file_name[8:], str(target))
+    assert asked.fetch("00000009.history", str(target))
+
+
+@pytest.mark.parametrize(
+    ("content", "says", "hint"),
+    [
+        (gzip.compress(CONTENT), "is compressed with gzip, under the name of a plain segment", f"{NAME}.gz"),
+        (zstandard.compress(CONTENT), "is compressed with zstd", f"{NAME}.zst"),
+        (lz4.frame.compress(CONTENT), "is compressed with lz4", f"{NAME}.lz4"),
+        (b"BZh91AY&SY" + bytes(100), "is compressed with bzip2", "unpack it"),
+        (b"age-encryption.org/v1\n-> X25519", "is encrypted with age", "unpack it"),
+        (segment_content(WalSegment(2, 1, MB)), "holds the content of segment 000000020000000000000001, which is older",
+         "pg_wal keeps older segments"),
+    ],
+)  # fmt: skip
+def test_what_a_file_really_is_and_what_to_do_is_said(
+    wal: Path, target: Path, content: bytes, says: str, hint: str
+) -> None:
+    (wal / NAME).write_bytes(content)
+    with pytest.raises(IntegrityError, match=says) as caught:
+        fetcher(wal).fetch(NAME, str(target))
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("names", "says", "hint"),
+    [
+        ([], "is empty", "mount"),
+        ([f"0000000200000000/{NAME}"], "Barman's layout", "--wal {}/0000000200000000"),
+        ([f"wal/{NAME}"], "one level too high", "--wal {}/wal"),
+        ([f"{NAME}-0123456789abcdef0123456789abcdef01234567.gz"], f'but "{NAME}-0123', "restore_command"),
+        ([f"0000000200000000/{NAME}-0123456789abcdef0123456789abcdef01234567.gz"], "0000000200000000/", "restore_com"),
+        (["notes.txt"], 'but "notes.txt"', "--wal DIR"),
+    ],
+)
+def test_a_directory_without_wal_is_told_by_its_layout(
+    tmp_path: Path, target: Path, names: list[str], says: str, hint: str
+) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for name in names:
+        (archive / name).parent.mkdir(exist_ok=True)
+        (archive / name).write_bytes(b"x")
+    found = unrecognised(str(archive))
+    assert found is not None
+    assert says in found[0]
+    assert hint.format(archive) in found[1]
+    assert not fetcher(archive).fetch(NAME, str(target))
+    with pytest.raises(StorageFailed, match="may be missing rather than not written yet"):
+        fetcher(archive, refuse_empty=True).fetch(NAME, str(target))
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}.partial", f"{NAME}.gz", "00000002.history", f"{NAME}.00000028.backup",
+                                  f"{NAME}.bz2"])  # fmt: skip
+def test_a_directory_with_any_file_of_an_archive_is_recognised(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    assert unrecognised(str(tmp_path)) is None

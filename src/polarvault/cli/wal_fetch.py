@@ -12,6 +12,7 @@ import sys
 
 from polarvault.cli.messages import say_error, say_warning
 from polarvault.errors import PolarvaultError, UsageError
+from polarvault.walarchive.directory import is_segment_name
 from polarvault.walarchive.fetch import DEFAULT_GRACE_S, Fetcher
 
 SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 200, 130
@@ -19,7 +20,11 @@ SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 200, 130
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "--wal": ("DIR", "A WAL directory; repeat it for more, which are searched in this order."),
     "--system-identifier": ("N", "Refuse WAL of any other cluster (pg_controldata shows a cluster's identifier)."),
-    "--refuse-empty": (None, "Take an empty directory for one that is not mounted, not for an archive without WAL."),
+    "--refuse-empty": (
+        None,
+        "Take a directory without WAL for one that is not mounted, not for an archive that is new.",
+    ),
+    "--last-segment": ("SEGMENT", "Let recovery end in this segment, whatever is wrong with it and whatever follows."),
     "--grace": (
         "SECONDS",
         f"How long to wait for a file that is too short and does not grow.  [default: {DEFAULT_GRACE_S:g}]",
@@ -76,6 +81,7 @@ def _fetch(arguments: list[str]) -> int:
         system_identifier=_number("--system-identifier", values),
         refuse_empty="--refuse-empty" in values,
         grace_s=DEFAULT_GRACE_S if (grace := _number("--grace", values)) is None else grace,
+        last_segment=_segment("--last-segment", values),
         warn=say_warning,
     )
     return SERVED if fetcher.fetch(*names) else NOT_THERE
@@ -105,6 +111,13 @@ def _parse(arguments: list[str]) -> tuple[list[str], dict[str, str], list[str]]:
             else:
                 values[option] = value
     return directories, values, names
+
+
+def _segment(option: str, values: dict[str, str]) -> str | None:
+    text = values.get(option)
+    if text is not None and not is_segment_name(text):
+        raise UsageError(f"option {option} needs a segment's name of 24 hexadecimal digits, not {text!r}")
+    return text
 
 
 def _number(option: str, values: dict[str, str]) -> int | None:

@@ -13,15 +13,9 @@ from __future__ import annotations
 
 import os
 
-from polarvault.errors import IntegrityError, StorageFailed
+from polarvault.errors import IntegrityError
 from polarvault.storage.files import open_regular, storage_failed
-from polarvault.wal.segment_header import (
-    LONG_HEADER_BYTES,
-    SegmentHeader,
-    is_valid_page,
-    parse_segment_header,
-    valid_bytes,
-)
+from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,21 +160,16 @@ class WalDirectories:
     def find(self, segment: WalSegment) -> WalFile | None:
         """Return the best file for a segment.
 
-        A finished file wins over one that may end early. Of finished ones the first good one is taken, in the order of
-        the directories and plain before compressed, as a fetch does; of the others the one with the longest valid
-        content.
+        The rule is that of `choice`, which a fetch follows as well.
         """
-        found = [file for path in self.paths for file in forms_of(path, segment.file_name)]
-        final = [file for file in found if file.is_final]
-        if final:
-            # One alone is not opened here: an archive may hold many thousands.
-            return next((file for file in final if len(final) == 1 or _looks_good(file, segment)), final[0])
-        found = [file for file in found if not _is_recycled(file, segment.start)]
-        return longest(found)
+        from polarvault.walarchive.choice import choose
+
+        return choose([file for path in self.paths for file in forms_of(path, segment.file_name)], segment)
 
     def segments(self, timeline_id: int) -> list[int]:
         """Return the numbers of all segments of a timeline that are there in some form, sorted."""
         from polarvault.model.segment import WalSegment
+        from polarvault.walarchive.choice import is_recycled
 
         numbers = set()
         for file in self._files():
@@ -189,7 +178,7 @@ class WalDirectories:
                     segment = WalSegment.parse(file.name, self.segment_size_bytes)
                 except ValueError:
                     continue  # A name of another segment size; the first fetch or scan says so.
-                if segment.number not in numbers and not _is_recycled(file, segment.start):
+                if segment.number not in numbers and not is_recycled(file, segment.start):
                     numbers.add(segment.number)
         return sorted(numbers)
 
@@ -216,67 +205,6 @@ class WalDirectories:
                 raise storage_failed(problem, "read directory", path) from problem
             for name in names:
                 yield wal_file(path, name, in_pg_wal=in_pg_wal)
-
-
-def longest(files: Sequence[WalFile]) -> WalFile | None:
-    """Return the file with the longest valid content; the first of equal ones, None of none."""
-    if len(files) < 2:
-        return files[0] if files else None
-    return max(files, key=_valid_end)
-
-
-def _valid_end(file: WalFile) -> int:
-    """Return how many bytes of valid WAL a file holds: whole pages by their headers, the last one up to its zeros."""
-    header = parse_segment_header(first_bytes(file))
-    if header is None:
-        return 0
-    if file.compression is not None:
-        return _valid_end_of_stream(file, header)
-    try:
-        with open_regular(file.path) as source:
-
-            def read(offset: int, length: int) -> bytes:
-                return os.pread(source.fileno(), length, offset)
-
-            end = valid_bytes(read, header, os.fstat(source.fileno()).st_size)
-            start_of_last = max(0, end - 1) // header.page_bytes * header.page_bytes
-            return start_of_last + len(read(start_of_last, end - start_of_last).rstrip(b"\0"))
-    except OSError as problem:
-        raise storage_failed(problem, "read", file.path) from problem
-
-
-def _valid_end_of_stream(file: WalFile, header: SegmentHeader) -> int:
-    pages, kept, last = 0, b"", b""
-    for view in read_wal(file):
-        kept += view
-        whole = len(kept) // header.page_bytes * header.page_bytes
-        for start in range(0, whole, header.page_bytes):
-            page = kept[start : start + header.page_bytes]
-            if not is_valid_page(page[:16], header, pages):
-                return max(0, pages - 1) * header.page_bytes + len(last.rstrip(b"\0"))
-            pages, last = pages + 1, page
-        kept = kept[whole:]
-    if is_valid_page(kept[:16], header, pages):
-        pages, last = pages + 1, kept
-    return max(0, pages - 1) * header.page_bytes + len(last.rstrip(b"\0"))
-
-
-def _looks_good(file: WalFile, segment: WalSegment) -> bool:
-    """Tell whether a finished file has its segment's first page and, where that is seen without reading it, size."""
-    try:
-        header = parse_segment_header(first_bytes(file))
-        size_bytes = os.path.getsize(file.path) if file.compression is None else segment.size_bytes
-    except (IntegrityError, StorageFailed, OSError):
-        return False
-    return header is not None and (header.page_address, size_bytes) == (segment.start, segment.size_bytes)
-
-
-def _is_recycled(file: WalFile, start: int) -> bool:
-    """Tell whether a file in pg_wal holds nothing of the segment that its name speaks of."""
-    if not file.in_pg_wal:
-        return False
-    header = parse_segment_header(first_bytes(file))
-    return header is None or header.page_address != start
 
 
 def first_bytes(file: WalFile) -> bytes:

@@ -17,17 +17,16 @@ import time
 from polarvault.errors import IntegrityError, PolarvaultError, StorageFailed, UsageError
 from polarvault.storage.copying import copy_content
 from polarvault.storage.files import open_regular, storage_failed
-from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header, valid_bytes
+from polarvault.wal.segment_header import SegmentHeader, valid_bytes
+from polarvault.walarchive.choice import foreign_form, holds_wal, longest, look_at_start, unrecognised
 from polarvault.walarchive.directory import (
     OTHER_COPY,
     CutShort,
     WalFile,
-    first_bytes,
     forms_of,
     is_backup_history_name,
     is_history_name,
     is_segment_name,
-    longest,
     read_wal,
 )
 from polarvault.walarchive.output import Output, write_sparsely
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 # A file that is being copied into the directory is waited for as long as it grows, and this long when it does not.
 DEFAULT_GRACE_S = 10.0
 _POLL_S = 0.1
-# What other archive_commands make of a segment.
-_FOREIGN_SUFFIXES = (".bz2", ".xz", ".lzma", ".lzo", ".br", ".gpg", ".enc")
 # Each time a file was renamed or removed between finding and opening it; more often is no coincidence.
 _MOST_LOOKS = 20
 
@@ -48,9 +45,10 @@ _MOST_LOOKS = 20
 class Fetcher:
     """Serves the requests of one recovery.
 
-    system_identifier: of the cluster that is recovered; None: not checked. refuse_empty: a directory without any entry
-    means that its file system is not mounted, instead of that there is no WAL yet. warn is called with a line about
-    each damaged file for which another directory has a good one.
+    system_identifier: of the cluster that is recovered; None: not checked. refuse_empty: a directory without any WAL
+    file means that its file system is not mounted, instead of that there is no WAL yet. last_segment: the name of the
+    segment in which recovery is to end, whatever is wrong with it and whatever follows; its timeline does not count.
+    warn is called with a line about each damaged file for which there is a good one.
     """
 
     def __init__(
@@ -60,12 +58,15 @@ class Fetcher:
         system_identifier: int | None = None,
         refuse_empty: bool = False,
         grace_s: float = DEFAULT_GRACE_S,
+        last_segment: str | None = None,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._directories = tuple(directories)
         self._system_identifier = system_identifier
         self._refuse_empty = refuse_empty
         self._grace_s = grace_s
+        # Behind the 8 digits of the timeline; they sort like the segments.
+        self._last = None if last_segment is None else last_segment[8:24]
         self._warn = warn
 
     def fetch(self, name: str, target: str) -> bool:
@@ -77,6 +78,8 @@ class Fetcher:
         is_segment = is_segment_name(name.removesuffix(".partial"))
         if not (is_segment or is_history_name(name) or is_backup_history_name(name)):
             raise UsageError(f'"{name}" is not the name of a WAL segment, a history file or a backup history file')
+        if is_segment and self._last is not None and name[8:24] > self._last:
+            return False
         looks, seen_bytes, give_up_at = 0, -1, time.monotonic() + self._grace_s
         while True:
             try:
@@ -86,6 +89,8 @@ class Fetcher:
                 if size_bytes != seen_bytes:
                     seen_bytes, give_up_at = size_bytes, time.monotonic() + self._grace_s
                 if time.monotonic() >= give_up_at:
+                    if self._serve_instead(problem, name, target):
+                        return True
                     raise
                 # An archive_command such as the manual's cp writes to the final name and may be at it right now.
                 time.sleep(_POLL_S)
@@ -99,7 +104,7 @@ class Fetcher:
         problems: list[PolarvaultError] = []
         for directory in self._directories:
             try:
-                forms = forms_of(directory, name)
+                forms = self._judged(forms_of(directory, name))
             except StorageFailed as problem:
                 problems.append(problem)
                 continue
@@ -111,16 +116,47 @@ class Fetcher:
         has_empty = self._check_directories()
         self._look_again(name, found)
         self._check_foreign_forms(name)
-        best = longest([file for file in found if self._holds_wal(file)])
+        best = self._best_unfinished(found)
         if best is not None:
             self._serve(best, target)
             return True
         if has_empty is not None and self._refuse_empty:
             raise StorageFailed(
-                f'WAL directory "{has_empty}" is empty, so "{name}" may be missing rather than not written yet',
+                f'WAL directory "{has_empty[0]}" {has_empty[1]}, so "{name}" may be missing rather than not written '
+                "yet",
                 hint="mount its file system, or leave --refuse-empty out if nothing has been archived so far",
             )
         return False
+
+    def _judged(self, files: list[WalFile]) -> list[WalFile]:
+        """Take every file of the last segment for one that may end early: that it does was accepted."""
+        if self._last is None:
+            return files
+        return [
+            WalFile(file.path, file.name, file.compression, partial=True, in_pg_wal=file.in_pg_wal)
+            if is_segment_name(file.segment_name) and file.segment_name[8:24] == self._last
+            else file
+            for file in files
+        ]
+
+    def _best_unfinished(self, files: list[WalFile]) -> WalFile | None:
+        unfinished = [file for file in files if not file.is_final and holds_wal(file)]
+        for file in unfinished:
+            header = look_at_start(file).header
+            if header is not None:
+                self._check_system(file, header)
+        return longest(unfinished)
+
+    def _serve_instead(self, problem: CutShort, name: str, target: str) -> bool:
+        """Serve an unfinished file in the place of a finished one that has stayed empty."""
+        if not isinstance(problem, _Hollow):
+            return False
+        best = self._best_unfinished([file for path in self._directories for file in forms_of(path, name)])
+        if best is None:
+            return False
+        self._serve(best, target)
+        self._warn(f'{problem.message}; "{best.path}" is used instead')
+        return True
 
     def _serve_finished(self, files: list[WalFile], target: str, problems: list[PolarvaultError]) -> bool:
         """Serve the first of the finished files that is good; what is wrong with others is added to problems."""
@@ -145,41 +181,33 @@ class Fetcher:
                 if file.path not in known:
                     raise _Moved(file.path)
 
-    def _check_directories(self) -> str | None:
-        """Raise StorageFailed unless every directory can be read; return one that is empty, if any."""
-        empty = None
+    def _check_directories(self) -> tuple[str, str] | None:
+        """Raise StorageFailed unless every directory can be read; return one that holds no WAL, if any, and what it is.
+
+        Only asked when a file was not found, which is rare; the look ends at the first WAL file.
+        """
+        without = None
         for directory in self._directories:
             try:
-                with os.scandir(directory) as entries:
-                    if next(entries, None) is None:
-                        empty = empty or directory
-            except OSError as problem:
+                found = unrecognised(directory)
+            except StorageFailed as problem:
+                why = os.strerror(getattr(problem.__cause__, "errno", None) or 0)
                 raise StorageFailed(
-                    f'WAL directory "{directory}" cannot be read: {os.strerror(problem.errno or 0)}',
+                    f'WAL directory "{directory}" cannot be read: {why}',
                     hint=f"mount its file system or correct --wal; try as the server's user: ls {directory}",
                 ) from problem
-        return empty
+            if found is not None and without is None:
+                without = directory, found[0]
+        return without
 
     def _check_foreign_forms(self, name: str) -> None:
         """Raise StorageFailed if the file is there in a form that cannot be read: that is not the end of the WAL."""
-        for directory in self._directories:
-            for suffix in _FOREIGN_SUFFIXES:
-                path = os.path.join(directory, name + suffix)
-                if os.path.exists(path):
-                    raise StorageFailed(
-                        f'"{path}" is compressed or encrypted in a way that is not understood here',
-                        hint="unpack it in the directory; .gz, .lz4 and .zst are read as they are",
-                    )
-
-    def _holds_wal(self, file: WalFile) -> bool:
-        """Tell whether a file that may end early holds anything of its segment."""
-        start = first_bytes(file)
-        header = parse_segment_header(start)
-        if header is None:
-            # Zeros: made ahead of time, nothing written yet. In pg_wal whatever is no WAL is older than the segment.
-            return not file.in_pg_wal and start.strip(b"\0") != b""
-        self._check_system(file, header)
-        return not file.in_pg_wal or header.page_address == _start_of(file.segment_name, header)
+        path = foreign_form(self._directories, name)
+        if path is not None:
+            raise StorageFailed(
+                f'"{path}" is compressed or encrypted in a way that is not understood here',
+                hint="unpack it in the directory; .gz, .lz4 and .zst are read as they are",
+            )
 
     def _serve(self, file: WalFile, target: str) -> None:
         try:
@@ -193,14 +221,18 @@ class Fetcher:
             raise
 
     def _serve_segment(self, file: WalFile, target: str) -> None:
-        start = first_bytes(file)
-        header = parse_segment_header(start)
+        look = look_at_start(file)
+        if look.problem is not None:
+            message = f'"{file.path}" {look.problem}'
+            if look.is_hollow:
+                raise _Hollow(file.path, message, hint=look.hint)
+            if look.header is None and file.is_final and look.problem.startswith("ends after"):
+                raise CutShort(file.path, message)
+            raise IntegrityError(message, hint=look.hint)
+        header = look.header
         if header is None:
-            if file.is_final and len(start) < LONG_HEADER_BYTES:
-                raise CutShort(file.path, f'"{file.path}" ends after {len(start)} bytes')
-            raise IntegrityError(f'"{file.path}" does not begin with a WAL page', hint=OTHER_COPY)
+            raise IntegrityError(f'"{file.path}" holds no WAL', hint=OTHER_COPY)
         self._check_system(file, header)
-        _check_place(file, header)
         with Output(target) as output:
             if file.compression is None:
                 _copy_plain(file, header, output)
@@ -217,6 +249,14 @@ class Fetcher:
             )
 
 
+class _Hollow(CutShort):
+    """A finished file that holds nothing: it is being written right now, or was lost in a crash."""
+
+    def __init__(self, path: str, message: str, *, hint: str) -> None:
+        super().__init__(path, message)
+        self.hint = hint
+
+
 class _Moved(Exception):
     """A file was renamed or removed while it was looked for: receivewal finished it, or retention came by."""
 
@@ -226,22 +266,6 @@ def _size_of(path: str) -> int:
         return os.stat(path).st_size
     except FileNotFoundError:
         return 0
-
-
-def _start_of(segment_name: str, header: SegmentHeader) -> int:
-    # The middle field of a name counts 4 GiB, the last one segments.
-    return (int(segment_name[8:16], 16) << 32) + int(segment_name[16:], 16) * header.segment_size_bytes
-
-
-def _check_place(file: WalFile, header: SegmentHeader) -> None:
-    name, size_bytes = file.segment_name, header.segment_size_bytes
-    if header.page_address != _start_of(name, header):
-        number = header.page_address % (1 << 32) // size_bytes
-        real = f"{header.timeline_id:08X}{header.page_address >> 32:08X}{number:08X}"
-        raise IntegrityError(f'"{file.path}" holds the content of segment {real}', hint=OTHER_COPY)
-    # Pages from before a switch are copied to the new timeline's first segment, so an older timeline is right.
-    if header.timeline_id > int(name[:8], 16):
-        raise IntegrityError(f'"{file.path}" holds WAL of timeline {header.timeline_id}', hint=OTHER_COPY)
 
 
 def _copy_plain(file: WalFile, header: SegmentHeader, output: Output) -> None:

@@ -11,7 +11,11 @@ import polarvault
 
 
 def restore_command(
-    directories: Sequence[str], *, system_identifier: int | None = None, refuse_empty: bool = False
+    directories: Sequence[str],
+    *,
+    system_identifier: int | None = None,
+    refuse_empty: bool = False,
+    last_segment: str | None = None,
 ) -> str:
     """Return the value of restore_command; what writes it into postgresql.conf has yet to quote it as a value.
 
@@ -28,6 +32,8 @@ def restore_command(
     if refuse_empty:
         words.append("--refuse-empty")
     # A percent sign is the server's; two are one (manual, restore_command).
+    if last_segment is not None:
+        words += ["--last-segment", last_segment]
     command = shlex.join(words).replace("%", "%%")
     # Python's own status for a file it cannot open is 2, which the server takes for the end of the WAL.
     guard = f"test -r {shlex.quote(program)} || exit 200".replace("%", "%%")
