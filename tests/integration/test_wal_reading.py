@@ -157,7 +157,8 @@ def run_workload(cluster: Cluster, transactions: int = 300) -> None:
 
 
 @pytest.mark.parametrize(
-    ("major", "segment_mb"), [(13, 1), (15, 16), (15, 1), (16, 1), (16, 64), (17, 16), (18, 1), (18, 64)]
+    ("major", "segment_mb"),
+    [(13, 1), (15, 16), (15, 1), (16, 1), (16, 64), (17, 16), (18, 1), (18, 64), (19, 1), (19, 16)],
 )
 def test_every_record_and_mark_is_pg_waldumps(
     make_cluster: Callable[..., Cluster], major: int, segment_mb: int
@@ -174,7 +175,7 @@ def test_every_record_and_mark_is_pg_waldumps(
     assert ours.end_reason is not None
 
 
-@pytest.mark.parametrize("major", [13, 15, 16, 17, 18])
+@pytest.mark.parametrize("major", [13, 15, 16, 17, 18, 19])
 def test_damage_ends_the_wal_where_pg_waldump_says(
     make_cluster: Callable[..., Cluster], workspace: Path, major: int
 ) -> None:
@@ -204,7 +205,7 @@ def test_damage_ends_the_wal_where_pg_waldump_says(
         assert (ours.next_lsn <= lsn) == (ours.next_lsn < whole.next_lsn)
 
 
-@pytest.mark.parametrize("major", [15, 18])
+@pytest.mark.parametrize("major", [15, 18, 19])
 def test_recycled_segments_end_the_wal(make_cluster: Callable[..., Cluster], major: int) -> None:
     # Without a standby in sight no record of running transactions is written between our last word and the end.
     settings = {"wal_keep_size": "0", "wal_level": "minimal", "max_wal_senders": "0"}
@@ -226,7 +227,7 @@ def test_recycled_segments_end_the_wal(make_cluster: Callable[..., Cluster], maj
     assert ours.next_lsn % (1 << 20) == 0
 
 
-@pytest.mark.parametrize("major", [13, 18])
+@pytest.mark.parametrize("major", [13, 18, 19])
 def test_a_promotion_is_seen(
     make_cluster: Callable[..., Cluster], start_restored: Callable[..., Cluster], workspace: Path, major: int
 ) -> None:

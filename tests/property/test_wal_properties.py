@@ -71,7 +71,7 @@ _STEPS: st.SearchStrategy[Callable[[WalBuilder], object]] = st.one_of(
 @st.composite
 def wals(draw: st.DrawFn) -> tuple[WalBuilder, int]:
     """WAL and where to begin: at its first byte, on a later page or at a record."""
-    wal = WalBuilder(magic=draw(st.sampled_from([0xD106, 0xD110, 0xD118])))
+    wal = WalBuilder(magic=draw(st.sampled_from([0xD106, 0xD110, 0xD118, 0xD122])))
     for step in draw(st.lists(_STEPS, min_size=1, max_size=25)):
         step(wal)
     if draw(st.integers(0, 9)) == 0:

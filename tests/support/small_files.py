@@ -11,7 +11,10 @@ from polarvault.model.lsn import Lsn
 from polarvault.verify.facts.judge import BackupFacts, WalRange
 
 SYSTEM_IDENTIFIER = 7711101783964903611
-_CRC = {1300: 288, 1700: 288, 1800: 292}
+_CRC = {1300: 288, 1700: 288, 1800: 292, 1905: 308}
+# Minimum recovery point, settings of hot standby, block sizes, WAL sizes, checksum version; as od -A d shows them.
+_PLACES = {1905: (144, 188, 224, 236, 268)}
+_USUAL_PLACES = (136, 180, 216, 224, 252)
 IN_ARCHIVE_RECOVERY, IN_PRODUCTION = 5, 6
 
 
@@ -27,14 +30,17 @@ def control_bytes(
     redo: int = 0x50144340,
     minimum: int = 0,
     block: int = 8192,
+    checksums: int = 1,
 ) -> bytes:
     content = bytearray(8192)
     struct.pack_into("<QIIi", content, 0, system, version, catalog, state)
     struct.pack_into("<QQI", content, 32, checkpoint, redo, timeline)
-    struct.pack_into("<Q", content, 136, minimum)
-    struct.pack_into("<5i", content, 180, 100, 8, 10, 0, 64)
-    struct.pack_into("<4I", content, 216, block, 131072, 8192, segment)
-    struct.pack_into("<I", content, 252, 1)
+    minimum_at, settings_at, blocks_at, wal_at, checksums_at = _PLACES.get(version, _USUAL_PLACES)
+    struct.pack_into("<Q", content, minimum_at, minimum)
+    struct.pack_into("<5i", content, settings_at, 100, 8, 10, 0, 64)
+    struct.pack_into("<2I", content, blocks_at, block, 131072)
+    struct.pack_into("<2I", content, wal_at, 8192, segment)
+    struct.pack_into("<I", content, checksums_at, checksums)
     return with_crc(content, version)
 
 

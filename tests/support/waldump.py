@@ -23,6 +23,8 @@ _RMGRS = [
     "LogicalMessage",
 ]  # fmt: skip
 _TRANSACTION_END = re.compile(r"(?P<kind>COMMIT|ABORT)(?:_PREPARED)? (?:(?P<xid>\d+): )?(?P<time>[-0-9]+ [:.0-9]+) UTC")
+# 19 writes eight digits behind the slash.
+_LSN = re.compile(r"\b[0-9A-F]+/[0-9A-F]+\b")
 _ENDS = re.compile(r"at ([0-9A-F]+/[0-9A-F]+): (?:wanted|expected)|record with incorrect prev-link \S+ at (\S+)")
 
 
@@ -79,7 +81,7 @@ def waldump(installation: Installation, directory: Path, start: Lsn, segment_byt
     records = [
         DumpedRecord(
             Lsn.parse(m["lsn"]), int(m["length"]), int(m["xid"]), _RMGRS.index(m["rmgr"]),
-            Lsn.parse(m["previous"]), m["description"],
+            Lsn.parse(m["previous"]), _LSN.sub(lambda found: str(Lsn.parse(found[0])), m["description"]),
         )
         for m in matches if m
     ]  # fmt: skip

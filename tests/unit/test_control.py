@@ -1,4 +1,4 @@
-"""pg_control: every layout from 13 to 18, and what is refused."""
+"""pg_control: every layout from 13 to 19, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from support.small_files import control_bytes
 
 @pytest.mark.parametrize(
     ("version", "catalog", "major"),
-    [(1300, 202007201, 13), (1300, 202209061, 15), (1300, 202307071, 16), (1700, 202406281, 17), (1800, 202506291, 18)],
+    [
+        (1300, 202007201, 13),
+        (1300, 202209061, 15),
+        (1300, 202307071, 16),
+        (1700, 202406281, 17),
+        (1800, 202506291, 18),
+        (1905, 202610061, 19),
+    ],
 )
 def test_every_layout_is_read(version: int, catalog: int, major: int) -> None:
     control = parse_control(control_bytes(version, catalog))
@@ -27,6 +34,19 @@ def test_every_layout_is_read(version: int, catalog: int, major: int) -> None:
     assert (control.block_size, control.relation_segment_blocks) == (8192, 131072)
     assert control.wal_segment_size == 16 << 20
     assert control.has_data_checksums
+
+
+def test_a_file_of_a_newer_server_is_called_that() -> None:
+    content = bytearray(control_bytes())
+    struct.pack_into("<I", content, 8, 2001)
+    with pytest.raises(ControlDamage, match="of a newer server") as refused:
+        parse_control(bytes(content))
+    assert (refused.value.aspect, refused.value.hint) == ("version", "use a newer polarvault")
+
+
+@pytest.mark.parametrize(("state", "has"), [(0, False), (1, True), (2, False), (3, False)])
+def test_only_what_says_that_all_pages_have_checksums_counts(state: int, has: bool) -> None:
+    assert parse_control(control_bytes(1905, 202610061, checksums=state)).has_data_checksums is has
 
 
 def test_an_unknown_catalog_version_has_no_major_version() -> None:

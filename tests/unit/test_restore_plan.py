@@ -358,7 +358,7 @@ def test_incremental_backups_are_refused_with_the_way_out() -> None:
 def test_missing_parts_are_named() -> None:
     refused(BackupUnusable, "no global/pg_control", inventory(has_control=False, control=None))
     refused(BackupUnusable, "no PG_VERSION", with_files(inventory(), PG_VERSION=None))
-    with pytest.raises(BackupUnusable, match="versions 13 to 18"):
+    with pytest.raises(BackupUnusable, match="PostgreSQL 13 to 19 can be restored"):
         plan(with_files(inventory(), PG_VERSION=b"12\n"))
 
 

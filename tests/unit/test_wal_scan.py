@@ -59,7 +59,7 @@ def test_an_abort_that_came_from_elsewhere_has_its_transaction_and_its_time():
     assert (mark.kind, mark.xid, mark.time) == (MarkKind.ABORT, 43, NOON)
 
 
-@pytest.mark.parametrize(("magic", "statistics"), [(0xD110, 12), (0xD116, 12), (0xD118, 16)])
+@pytest.mark.parametrize(("magic", "statistics"), [(0xD110, 12), (0xD116, 12), (0xD118, 16), (0xD122, 16)])
 @pytest.mark.parametrize(("info", "invalidations"), [(0xB0, 2), (0xC0, 0)])
 @pytest.mark.parametrize("named", [False, True])
 def test_the_end_of_a_prepared_transaction_has_the_prepared_xid(magic, statistics, info, invalidations, named):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from polarvault.model import versions
 from polarvault.pgconf.grammar import decode, encode, quote_value
 from polarvault.server.connection import Connector
 from polarvault.server.conninfo import format_conninfo
@@ -14,28 +15,6 @@ AUTO_CONF = "postgresql.auto.conf"
 # Meaningless for a standby's own connection (server: fe_utils/recovery_gen.c), or, like the name of a service, found in
 # files that the standby's host need not have: what the service says is written instead.
 _SKIPPED = {"replication", "fallback_application_name", "dbname", "service", "servicefile"}
-# The standby reads the lines with the libpq of its own version, which refuses a connection string with a keyword that
-# it does not know (manual of each version, "Parameter Key Words"): keyword -> first server version that has it.
-_SINCE = {
-    "sslcrldir": 140000,
-    "sslsni": 140000,
-    "require_auth": 160000,
-    "sslcertmode": 160000,
-    "gssdelegation": 160000,
-    "load_balance_hosts": 160000,
-    "sslnegotiation": 170000,
-    "min_protocol_version": 180000,
-    "max_protocol_version": 180000,
-    "sslkeylogfile": 180000,
-    "scram_client_key": 180000,
-    "scram_server_key": 180000,
-    "oauth_issuer": 180000,
-    "oauth_client_id": 180000,
-    "oauth_client_secret": 180000,
-    "oauth_scope": 180000,
-    "servicefile": 190000,
-}
-_SLOT_SYNCHRONISATION = 170000
 # Written also where nobody named them: on the standby's host the defaults may be others.
 _ALWAYS = {"host", "hostaddr", "port", "user"}
 
@@ -50,17 +29,21 @@ def recovery_settings(
     Kerberos it says gssencmode=disable). dbname is for PostgreSQL 17 and later, which synchronises slots with it. On
     PolarDB the copy must not point at the live storage, which it would open as a second writer (facts 4.2).
     """
+    version = versions.of_server(server_version_num)
+    # The standby reads the lines with the libpq of its own version, which refuses a connection string with a keyword
+    # that it does not know (manual of each version, "Parameter Key Words").
+    too_new = versions.NEWEST.connection_keywords - version.connection_keywords
     words = {
         name: option.value
         for name, option in connector.options.items()
         if name not in _SKIPPED
-        and server_version_num >= _SINCE.get(name, 0)
+        and name not in too_new
         and (name in _ALWAYS or name in connector.given or not option.is_default)
     }
     if connector.password is not None:
         words["password"] = connector.password
     dbname = connector.standby_dbname
-    if dbname is not None and server_version_num >= _SLOT_SYNCHRONISATION:
+    if dbname is not None and version.synchronises_slots:
         words["dbname"] = dbname
     lines = {"primary_conninfo": format_conninfo(words)}
     if slot is not None:

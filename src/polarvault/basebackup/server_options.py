@@ -6,6 +6,7 @@ from polarvault.basebackup.node_role import refuse_replica
 from polarvault.basebackup.reporter import BackupReporter
 from polarvault.basebackup.request import BackupRequest
 from polarvault.errors import ServerRefused
+from polarvault.model import versions
 from polarvault.server.connection import Connector
 from polarvault.server.identity import ServerIdentity
 from polarvault.wire.commands import BaseBackupOptions
@@ -43,11 +44,12 @@ def refuse_impossible(
     request: BackupRequest, identity: ServerIdentity, connector: Connector, reporter: BackupReporter
 ) -> None:
     """Refuse what this server cannot do, before it starts a checkpoint for it."""
-    if request.incremental is not None and identity.version_num < 170000:
+    server = versions.of_server(identity.version_num)
+    if request.incremental is not None and not server.makes_incremental_backups:
         raise ServerRefused(
             f"server version {identity.version} does not support incremental backup", hint="it needs PostgreSQL 17"
         )
-    if identity.version_num < 150000:
+    if not server.takes_option_lists:
         if request.target is not None:
             raise ServerRefused(f"backup targets are not supported by server version {identity.version}")
         if request.compression.location == "server" and request.compression.algorithm != "none":

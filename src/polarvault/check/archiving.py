@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from polarvault.check.session import MONITOR, CheckSession
 from polarvault.check.verdict import setting_change
+from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 
@@ -55,6 +56,7 @@ def read_archiving(session: CheckSession) -> ArchivingFacts:
         what="archiver statistics",
     )
     row = row or {}
+    has_library = versions.of_server(session.version_num).has_archive_library
     ready = None
     if mode in ("on", "always"):
         ready = session.value(
@@ -65,7 +67,7 @@ def read_archiving(session: CheckSession) -> ArchivingFacts:
     return ArchivingFacts(
         mode=mode,
         command=session.setting("archive_command"),
-        library=session.setting("archive_library") if session.version_num >= 150000 else None,
+        library=session.setting("archive_library") if has_library else None,
         in_recovery=bool(session.in_recovery),
         archived_count=int(row.get("archived_count") or 0),
         last_archived_wal=row.get("last_archived_wal"),

@@ -10,13 +10,13 @@ from enum import Enum
 
 from polarvault.check.session import MONITOR, STAT_FILE, CheckSession
 from polarvault.errors import PolarvaultError
+from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 from polarvault.wire.commands import quote_identifier
 
 # pg_default and pg_global (pg_tablespace.dat): the data directory itself.
 _BUILT_IN_TABLESPACES = "(1663, 1664)"
-_FILE_SETTINGS = ("config_file", "hba_file", "ident_file")
 _TLS_FILE_SETTINGS = ("ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file", "ssl_dh_params_file")
 
 
@@ -163,7 +163,8 @@ def read_outside(session: CheckSession) -> list[str] | None:
     directory = session.setting("data_directory")
     if directory is None:
         return None
-    names = [*_FILE_SETTINGS, *(_TLS_FILE_SETTINGS if session.setting("ssl") == "on" else ())]
+    own = ("config_file", *versions.of_server(session.version_num).configuration_files)
+    names = [*own, *(_TLS_FILE_SETTINGS if session.setting("ssl") == "on" else ())]
     paths = [path for name in names if (path := session.setting(name))]
     rows = session.rows(
         "SELECT DISTINCT sourcefile FROM pg_catalog.pg_settings WHERE sourcefile IS NOT NULL",
@@ -203,7 +204,8 @@ def read_label(session: CheckSession) -> LabelFacts | None:
     if session.sql is None:
         return None
     since = None
-    if session.version_num < 150000 and session.value("SELECT pg_catalog.pg_is_in_backup()") == "t":
+    may_be_exclusive = versions.of_server(session.version_num).has_exclusive_backups
+    if may_be_exclusive and session.value("SELECT pg_catalog.pg_is_in_backup()") == "t":
         since = session.value("SELECT pg_catalog.pg_backup_start_time()") or "an unknown time"
     modified = None
     if _may_stat(session, "backup_label"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
+from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, warning
 
 _MOST_NAMES = 5
@@ -47,7 +48,7 @@ class IndexFacts:
 
 def read_indexes(inner: CheckSession, database: str) -> IndexFacts:
     """Ask one database."""
-    own = inner.row(_OF_DATABASE) if inner.version_num >= 150000 else None
+    own = inner.row(_OF_DATABASE) if versions.of_server(inner.version_num).versions_database_collations else None
     return IndexFacts(
         database=database,
         invalid=[row["name"] or "" for row in inner.rows(_INVALID) or []],

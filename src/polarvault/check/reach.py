@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from polarvault.check.hba import Client, Refusal, hba_line, login_method, parse_refusal
 from polarvault.check.session import CheckSession, patient, prepared
 from polarvault.errors import PolarvaultError, ServerRefused
+from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
@@ -71,7 +72,8 @@ def read_client(session: CheckSession) -> Client | None:
     )
     if row is None:
         return None
-    system_user = session.value("SELECT SYSTEM_USER") if session.version_num >= 160000 else None
+    knows = versions.of_server(session.version_num).has_system_user
+    system_user = session.value("SELECT SYSTEM_USER") if knows else None
     return Client(
         user=row["name"] or "",
         address=row["address"],

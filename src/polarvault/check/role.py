@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
+from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.wire.commands import quote_identifier
 
 _EXPIRES_SOON_DAYS = 14.0
 _ALWAYS = ("pg_switch_wal()", "pg_create_restore_point(text)")
-_FROM_15 = ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)")
-_BEFORE_15 = ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +49,7 @@ def read_role(session: CheckSession) -> RoleFacts | None:
     )
     if row is None:
         return None
-    names = (*(_FROM_15 if session.version_num >= 150000 else _BEFORE_15), *_ALWAYS)
+    names = (*versions.of_server(session.version_num).backup_functions, *_ALWAYS)
     granted = {
         name: session.value(f"SELECT pg_catalog.has_function_privilege('pg_catalog.{name}', 'EXECUTE')")
         for name in names

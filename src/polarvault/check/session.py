@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from polarvault.errors import ConnectionLost, PolarvaultError, ServerError
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, show
+from polarvault.server.session_settings import later_settings
 
 Row = dict[str, str | None]
 INSUFFICIENT_PRIVILEGE = "42501"
@@ -22,7 +23,7 @@ MONITOR = "pg_monitor"
 STAT_FILE = "EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean)"
 # Settings that only these may read (GUC_SUPERUSER_ONLY): asking all the same would leave errors in the server's log.
 _RESTRICTED_SETTINGS = frozenset(
-    {"data_directory", "config_file", "hba_file", "ident_file", "shared_preload_libraries"}
+    {"data_directory", "config_file", "hba_file", "ident_file", "hosts_file", "shared_preload_libraries"}
 )
 # Longer than statement_timeout below: only a network, or a server that hangs, is silent for that long.
 _ANSWER_TIMEOUT_S = 75.0
@@ -185,7 +186,8 @@ def patient(connection: Connection) -> Connection:
 def prepared(connection: Connection) -> Connection:
     """Make an SQL connection harmless: read-only, without waiting for locks, with names that nobody can shadow."""
     patient(connection)
-    limit = ("SET transaction_timeout = '60s'",) if connection.server_version_num >= 170000 else ()
+    has_limit = "transaction_timeout" in later_settings(connection.server_version_num)
+    limit = ("SET transaction_timeout = '60s'",) if has_limit else ()
     for statement in (*limit, *_PREPARE):
         # A pooler or an odd server may refuse one of them; the questions themselves are read-only anyway.
         with suppress(ServerError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
 from polarvault.check.verdict import setting_change
+from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 
@@ -41,6 +42,7 @@ def check_wal(session: CheckSession) -> list[Finding]:
 
 def read_wal(session: CheckSession) -> WalFacts:
     """Ask for settings and use."""
+    server = versions.of_server(session.version_num)
     own = session.replication.pgconn.backend_pid if session.replication else 0
     senders = session.rows(
         # Who a WAL sender serves is not shown to every role, but that there is one is.
@@ -62,7 +64,7 @@ def read_wal(session: CheckSession) -> WalFacts:
         wal_keep_bytes=session.size_setting("wal_keep_size"),
         max_slot_wal_keep_bytes=session.size_setting("max_slot_wal_keep_size"),
         segment_bytes=session.size_setting("wal_segment_size"),
-        summarize_wal=session.setting("summarize_wal") if session.version_num >= 170000 else None,
+        summarize_wal=session.setting("summarize_wal") if server.makes_incremental_backups else None,
         spread_checkpoint_s=float(timing) if timing else None,
     )
 

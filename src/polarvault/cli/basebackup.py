@@ -1,4 +1,4 @@
-"""`polarvault basebackup`: drop-in for pg_basebackup 13-18 and polar_basebackup."""
+"""`polarvault basebackup`: drop-in for pg_basebackup 13-19 and polar_basebackup."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
 def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Take a base backup of a running PostgreSQL or PolarDB server.
 
-    Every option of pg_basebackup 13 to 18 and of polar_basebackup, the same environment variables, the same files, the
+    Every option of pg_basebackup 13 to 19 and of polar_basebackup, the same environment variables, the same files, the
     same exit status.
     """
     if rest:

@@ -52,7 +52,7 @@ class LazyCommands(click.Group):
 @click.group(cls=LazyCommands, context_settings={"help_option_names": ["-?", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name=PROGRAM)
 def group() -> None:
-    """Online backup and recovery for PolarDB on shared storage and for PostgreSQL 13 to 18."""
+    """Online backup and recovery for PolarDB on shared storage and for PostgreSQL 13 to 19."""
 
 
 def run(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`polarvault receivewal`: drop-in for pg_receivewal 13-18."""
+"""`polarvault receivewal`: drop-in for pg_receivewal 13-19."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 def command(rest: tuple[str, ...], **options: Any) -> int:
     """Stream write-ahead log from a PostgreSQL or PolarDB server into a directory.
 
-    Every option of pg_receivewal 13 to 18, the same environment variables, the same files, the same exit status; either
+    Every option of pg_receivewal 13 to 19, the same environment variables, the same files, the same exit status; either
     tool goes on in the other's directory. It follows timeline switches, reconnects, and stops cleanly on SIGTERM.
     """
     if rest:

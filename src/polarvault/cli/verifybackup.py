@@ -1,4 +1,4 @@
-"""`polarvault verifybackup`: drop-in for pg_verifybackup 13-18."""
+"""`polarvault verifybackup`: drop-in for pg_verifybackup 13-19."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FORMATS = {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"}
 def command(rest: tuple[str, ...], **options: Any) -> int:
     """Verify a backup against its manifest, and beyond it.
 
-    Every option of pg_verifybackup 13 to 18, with the same verdict and the same exit status. Beyond it: both halves of
+    Every option of pg_verifybackup 13 to 19, with the same verdict and the same exit status. Beyond it: both halves of
     a PolarDB backup, tar files compressed in any way, page checksums, pg_control, backup_label, tablespaces, and every
     WAL record that the restore will need. Nothing is written.
     """

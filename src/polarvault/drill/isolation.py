@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from polarvault.errors import UsageError
+from polarvault.model import versions
 
 # Behind listen_addresses = '' the number only names the socket; it stays clear of the ports of real servers.
 _PORTS = range(20000, 32000)
@@ -115,4 +116,4 @@ def private_settings(
 
 def settings_of_version(major: int) -> tuple[tuple[str, str], ...]:
     """Return what an older server would not understand."""
-    return _SINCE_17 if major >= 17 else ()
+    return _SINCE_17 if versions.of_server(major * 10000).can_disable_event_triggers else ()

@@ -23,12 +23,12 @@ from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import run_program
 from polarvault.instance.session import likely_superusers
 from polarvault.instance.start import LOG_NAME, StartedServer, log_end
+from polarvault.model import versions
 from polarvault.pgfiles.control import ClusterState, parse_control
 from polarvault.restore.model import RestorePlan
 from polarvault.server.session_settings import (
     SESSION_SETTINGS,
     SPELLING_SETTINGS,
-    later_settings,
     startup_options,
 )
 
@@ -45,7 +45,6 @@ _SESSION = {
     "jit": "off",
     "row_security": "off",
 }
-_EVENT_TRIGGERS_SINCE = 17
 # Functions and operators of somebody else's, put in front of the server's own, would run as the superuser that we are.
 _TRUSTED_PATH = "pg_catalog,pg_temp"
 _ALWAYS_FIRING = """
@@ -102,7 +101,7 @@ class DrillServer:
         """
         path = {"search_path": _TRUSTED_PATH, "default_transaction_read_only": "off" if writable else "on"}
         connection = self._connect(dbname, {**path, **(settings or {})})
-        if writable and self.binaries.major < _EVENT_TRIGGERS_SINCE:
+        if writable and not self._version.can_disable_event_triggers:
             # From 17 on a setting switches them off. They must not do in the copy what they do at the source.
             for (command,) in connection.execute(_ALWAYS_FIRING).fetchall():
                 connection.execute(command)
@@ -115,10 +114,14 @@ class DrillServer:
         """
         return self._connect(dbname, {"default_transaction_read_only": "on"}, without=SPELLING_SETTINGS)
 
+    @property
+    def _version(self) -> versions.ServerVersion:
+        return versions.of_server(self.binaries.major * 10000)
+
     def session(self) -> dict[str, str]:
         """Return the settings of every connection to the copy, also of programs."""
-        no_triggers = {"event_triggers": "off"} if self.binaries.major >= _EVENT_TRIGGERS_SINCE else {}
-        return {**_SESSION, **later_settings(self.binaries.major * 10000), **no_triggers}
+        no_triggers = {"event_triggers": "off"} if self._version.can_disable_event_triggers else {}
+        return {**_SESSION, **self._version.session_settings, **no_triggers}
 
     def _connect(
         self, dbname: str, settings: Mapping[str, str], *, without: Collection[str] = frozenset()

@@ -20,13 +20,12 @@ from polarvault.drill.parallel import work_through
 from polarvault.drill.second_look import Unchecked, index_check, look_again
 from polarvault.drill.server import Connection, DrillServer, printable
 from polarvault.instance.programs import run_program
+from polarvault.model import versions
 from polarvault.model.finding import Finding, Severity
 
 _CHECK = "amcheck"
 _FOUND_CORRUPTION = 2
 _SHOWN_PROBLEMS = 50
-# verify_heapam came with 14, together with pg_amcheck.
-_HEAP_CHECK_SINCE = 14
 _OBJECT = re.compile(r"(?:heap|btree|gin|table|index)\b.*:\Z")
 _INDEXES = """
     SELECT c.oid::int8, quote_ident(n.nspname) || '.' || quote_ident(c.relname), n.nspname || '.' || c.relname
@@ -93,7 +92,7 @@ def check_structure(server: DrillServer, dbname: str, *, jobs: int) -> Structure
         return StructureChecked((finding,), (f'that indexes of database "{dbname}" agree with their tables: {why}',))
     with server.connect(dbname) as connection:
         objects = list(_objects(connection, server.binaries.major))
-    if server.binaries.major >= _HEAP_CHECK_SINCE and os.access(server.binaries.program("pg_amcheck"), os.X_OK):
+    if _checks_heaps(server.binaries.major) and os.access(server.binaries.program("pg_amcheck"), os.X_OK):
         problems, way = _by_program(server, dbname, jobs), "pg_amcheck"
     else:
         problems, way = _by_sql(server, dbname, schema, objects, jobs), "the functions of amcheck"
@@ -107,7 +106,8 @@ def check_structure(server: DrillServer, dbname: str, *, jobs: int) -> Structure
     message = f"{way} found {len(objects) - tables - len(unchecked)} B-tree indexes{heap} sound"
     good = Finding(severity=Severity.OK, check=_CHECK, subject=dbname, message=message)
     if not tables:
-        not_proved.append(f'that tables of database "{dbname}" are sound inside: PostgreSQL 13 checks indexes only')
+        why = f"PostgreSQL {server.binaries.major} checks indexes only"
+        not_proved.append(f'that tables of database "{dbname}" are sound inside: {why}')
     return StructureChecked((good, *findings), tuple(not_proved))
 
 
@@ -158,10 +158,14 @@ def _extension_schema(server: DrillServer, dbname: str) -> str | None:
     return row[0] if row else None
 
 
+def _checks_heaps(major: int) -> bool:
+    return versions.of_server(major * 10000).checks_heaps
+
+
 def _objects(connection: Connection, major: int) -> Iterator[_Object]:
     for oid, name, plain_name in connection.execute(_INDEXES).fetchall():
         yield _Object(oid, printable(name), printable(plain_name), is_index=True)
-    if major >= _HEAP_CHECK_SINCE:
+    if _checks_heaps(major):
         for oid, name, plain_name in connection.execute(_TABLES).fetchall():
             yield _Object(oid, printable(name), printable(plain_name), is_index=False)
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from polarvault.instance.model import Account, Instance
+from polarvault.model import versions
 from polarvault.server.session_settings import SESSION_SETTINGS, later_statement, startup_options
 
 if TYPE_CHECKING:
     import psycopg
 
 _CONNECT_TIMEOUT_S = 10
-_EVENT_TRIGGERS_SINCE = 17
 
 
 def ask_value(connection: psycopg.Connection[Any], query: str) -> Any:
@@ -58,8 +58,9 @@ def _settings_to_try(instance: Instance) -> list[Mapping[str, str]]:
             major = int(stream.read(16))
     except (OSError, ValueError):
         major = 0
-    without = {**SESSION_SETTINGS, "event_triggers": "off"}
-    return [without, SESSION_SETTINGS] if major >= _EVENT_TRIGGERS_SINCE else [SESSION_SETTINGS]
+    if not versions.of_server(major * 10000).can_disable_event_triggers:
+        return [SESSION_SETTINGS]
+    return [{**SESSION_SETTINGS, "event_triggers": "off"}, SESSION_SETTINGS]
 
 
 def _connect(host: str, port: int, user: str, options: str) -> psycopg.Connection[Any]:

@@ -1,7 +1,7 @@
 """Why a standby does not stream, from its own log. Pure.
 
 The WAL receiver says it nowhere else: it ends with a FATAL line and is started again every wal_retrieve_retry_interval.
-Texts are those of PostgreSQL 13 to 18 in English (replication/walreceiver.c, libpqwalreceiver.c, xlogrecovery.c).
+Texts are those of PostgreSQL 13 to 19 in English (replication/walreceiver.c, libpqwalreceiver.c, xlogrecovery.c).
 """
 
 from __future__ import annotations

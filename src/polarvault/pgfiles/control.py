@@ -1,13 +1,10 @@
-"""pg_control of PostgreSQL 13-18 and PolarDB 15 (server file catalog/pg_control.h).
-
-13 to 16 and PolarDB 15 write version 1300, 17 writes 1700 and 18 writes 1800. Every field read here lies at the same
-offset in all of them; 18 adds one byte (default_char_signedness) behind the checksum version, which moves the CRC from
-288 to 292.
+"""pg_control (server file catalog/pg_control.h) of every version in `polarvault.model.versions`, and of PolarDB.
 
 Byte layout (little endian, natural alignment): 0 system identifier u64, 8 control version u32, 12 catalog version u32,
-16 state i32, 32 checkpoint LSN u64, 40 its redo LSN u64, 48 its timeline u32, 56 full_page_writes at that time (bool),
-104 its time i64 (seconds since 1970), 136 minimum recovery point u64, 172 the settings that hot standby needs, 216
-sizes, 252 checksum version u32, then the CRC-32C of all that is before it.
+16 state i32, 32 checkpoint LSN u64, 40 its redo LSN u64, 48 its timeline u32, 56 full_page_writes at that time (bool);
+from there on as the version's `ControlLayout` says: the checkpoint's time i64 (seconds since 1970), minimum recovery
+point u64, the settings that hot standby needs, sizes, checksum version u32, then the CRC-32C of all that is before it.
+The first 16 bytes lie alike in every version there will be, as the server's source promises.
 """
 
 from __future__ import annotations
@@ -20,12 +17,14 @@ from enum import IntEnum
 import google_crc32c
 
 from polarvault.errors import IntegrityError
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import is_segment_size
 
-_CRC_OFFSET = {1300: 288, 1700: 288, 1800: 292}
-# Majors by control version; the catalog version tells the members of 1300 apart (catversion.h of each release).
-_MAJOR_BY_CATALOG = {202007201: 13, 202107181: 14, 202209061: 15, 202307071: 16, 202406281: 17, 202506291: 18}
+_HEAD = struct.Struct("<QII")
+# PG_DATA_CHECKSUM_VERSION; other numbers than 0 would be states in between, in which pages need not have checksums.
+_CHECKSUMS_ON = 1
+_LARGEST_FORMAT = 1 << 16
 
 
 class ControlDamage(IntegrityError):
@@ -81,38 +80,36 @@ class ControlFile:
     @property
     def major_version(self) -> int | None:
         """The server's major version, or None for a catalog version that no release has."""
-        return _MAJOR_BY_CATALOG.get(self.catalog_version)
+        known = versions.of_catalog(self.catalog_version)
+        return known.major if known else None
 
     @property
     def has_data_checksums(self) -> bool:
-        """Tell whether pages carry checksums."""
-        return self.data_checksum_version != 0
+        """Tell whether every page carries a checksum."""
+        return self.data_checksum_version == _CHECKSUMS_ON
 
 
 def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFile:
     """Parse pg_control; raise ControlDamage when it is short, of an unknown version, or its CRC or a value is wrong."""
     if len(content) < 16:
         raise ControlDamage("size", f"{what} is {len(content)} bytes long, too short for pg_control")
-    system_identifier, control_version, catalog_version = struct.unpack_from("<QII", content, 0)
-    crc_offset = _CRC_OFFSET.get(control_version)
-    if crc_offset is None:
-        raise ControlDamage(
-            "version",
-            f"{what} has control file version {control_version}, which is none of PostgreSQL 13 to 18",
-            hint="version 1201 is PostgreSQL 12; a number such as 335806464 means another byte order",
-        )
-    if len(content) < crc_offset + 4:
+    system_identifier, control_version, catalog_version = _HEAD.unpack_from(content)
+    layout = versions.control_layout(control_version)
+    if layout is None:
+        raise _unknown_version(control_version, what)
+    if len(content) < layout.crc + 4:
         raise ControlDamage("size", f"{what} is {len(content)} bytes long, too short for version {control_version}")
-    (stored,) = struct.unpack_from("<I", content, crc_offset)
-    if stored != google_crc32c.value(content[:crc_offset]):
+    (stored,) = struct.unpack_from("<I", content, layout.crc)
+    if stored != google_crc32c.value(content[: layout.crc]):
         raise ControlDamage("crc", f"{what} is damaged: its CRC is wrong", hint="restore another backup")
     (state,) = struct.unpack_from("<i", content, 16)
     checkpoint, redo, timeline_id = struct.unpack_from("<QQI", content, 32)
-    (checkpoint_time,) = struct.unpack_from("<q", content, 104)
-    (minimum,) = struct.unpack_from("<Q", content, 136)
-    connections, workers, senders, prepared, locks = struct.unpack_from("<5i", content, 180)
-    block_size, relation_blocks, wal_block_size, segment_size = struct.unpack_from("<4I", content, 216)
-    (checksum_version,) = struct.unpack_from("<I", content, 252)
+    (checkpoint_time,) = struct.unpack_from("<q", content, layout.checkpoint_time)
+    (minimum,) = struct.unpack_from("<Q", content, layout.minimum_recovery_lsn)
+    connections, workers, senders, prepared, locks = struct.unpack_from("<5i", content, layout.hot_standby_settings)
+    block_size, relation_blocks = struct.unpack_from("<2I", content, layout.block_sizes)
+    wal_block_size, segment_size = struct.unpack_from("<2I", content, layout.wal_sizes)
+    (checksum_version,) = struct.unpack_from("<I", content, layout.data_checksums)
     if not is_segment_size(segment_size):
         raise ControlDamage(
             "values", f"{what} names a WAL segment size of {segment_size} bytes, which initdb cannot make"
@@ -141,6 +138,15 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
         checkpoint_time=_time(checkpoint_time),
         full_page_writes=content[56] != 0,
     )
+
+
+def _unknown_version(control_version: int, what: str) -> ControlDamage:
+    known = versions.KNOWN_VERSIONS
+    message = f"{what} has control file version {control_version}, which is none of {known}"
+    if versions.NEWEST.control.version < control_version < _LARGEST_FORMAT:
+        return ControlDamage("version", f"{message}, but of a newer server", hint="use a newer polarvault")
+    hint = "version 1201 is PostgreSQL 12; a number such as 335806464 means another byte order"
+    return ControlDamage("version", message, hint=hint)
 
 
 def _time(seconds: int) -> datetime | None:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.pages import PAGE_BYTES
 
@@ -21,8 +22,6 @@ DEFAULT_TABLESPACE = 1663
 _INVALID = -2
 _MAP_MAGIC, _MOST_MAPPINGS = 0x592717, 64
 _PAGE_HEADER_BYTES, _NORMAL_ITEM = 24, 1
-# Offsets of datconnlimit and dattablespace; until 14 the locale's names stood before them, 64 bytes each.
-_COLUMNS_13, _COLUMNS_15 = (208, 224), (80, 92)
 _XMIN_COMMITTED, _XMIN_INVALID, _XMAX_COMMITTED, _XMAX_INVALID = 0x0100, 0x0200, 0x0400, 0x0800
 _XMAX_IS_MULTI, _XMAX_LOCKS_ONLY = 0x1000, 0x0080
 _FIRST_NORMAL_TRANSACTION = 3
@@ -67,8 +66,14 @@ def pg_xact_name(transaction_id: int) -> str:
 
 
 def live_databases(content: bytes, major: int, committed: HasCommitted) -> Iterator[DatabaseRow]:
-    """Yield the databases in the file of pg_database that are there for sure: no row in doubt, none half dropped."""
-    limit_at, tablespace_at = _COLUMNS_13 if major < 15 else _COLUMNS_15
+    """Yield the databases in the file of pg_database that are there for sure: no row in doubt, none half dropped.
+
+    None of a version that is not known.
+    """
+    if major not in versions.VERSIONS:
+        return
+    columns = versions.VERSIONS[major].database_columns
+    limit_at, tablespace_at = columns.datconnlimit, columns.dattablespace
     for lsn, tuple_ in _tuples(content):
         row = tuple_[tuple_[22] :]
         if len(row) < tablespace_at + 4 or not _is_live(tuple_, committed):

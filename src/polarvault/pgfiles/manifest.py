@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import google_crc32c
 
 from polarvault.errors import IntegrityError
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.manifest_json import SYSTEM_IDENTIFIER, Fields, ManifestProblem, read_fields, shown
 
 _ALGORITHMS = {"SHA224": hashlib.sha224, "SHA256": hashlib.sha256, "SHA384": hashlib.sha384, "SHA512": hashlib.sha512}
 _ALGORITHM_NAMES = frozenset({"NONE", "CRC32C", *_ALGORITHMS})
-# PostgreSQL 17 reads both versions of a manifest, and writes the second.
-_SECOND_VERSION_SINCE = 17
 # What strtoul(3) and sscanf(3) with %X take, in the C locale.
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9]+")
 _LSN = re.compile(r"\s*\+?(?:0[xX])?([0-9A-Fa-f]+)/\s*\+?(?:0[xX])?([0-9A-Fa-f]+)", re.ASCII)
@@ -115,7 +114,7 @@ def _checksum_damage(content: bytes, stored: str | None) -> IntegrityError | Non
 
 def _version(text: str, major: int | None) -> int:
     # Until 16 the text had to be "1"; since then it is read as a number (json_manifest_finalize_version).
-    is_old = major < _SECOND_VERSION_SINCE if major is not None else text == "1"
+    is_old = _knows_first_only(major) if major is not None else text == "1"
     number = None if (is_old and text != "1") or "-" in text else _unsigned(text)
     if number is None and not is_old and _INTEGER.fullmatch(text) is None:
         raise ManifestProblem(f"manifest version not an integer: {shown(text)}")
@@ -129,13 +128,18 @@ def _system_identifier(text: str | None, version: int, major: int | None) -> int
         if version > 1:
             raise ManifestProblem(f"missing {SYSTEM_IDENTIFIER}, which version {version} has")
         return None
-    if (major is not None and major < _SECOND_VERSION_SINCE) or (major is None and version == 1):
+    if (major is not None and _knows_first_only(major)) or (major is None and version == 1):
         raise ManifestProblem(f'unrecognized top-level field "{SYSTEM_IDENTIFIER}", which version 1 does not have')
     number = _unsigned(text)
     if number is None:
         raise ManifestProblem(f"manifest system identifier not an integer: {shown(text)}")
     # pg_verifybackup compares it with pg_control from version 2 on only.
     return number if version > 1 else None
+
+
+def _knows_first_only(major: int) -> bool:
+    """Tell whether the programs of a version read only the first version of manifests; later ones read both."""
+    return versions.of_server(major * 10000).manifest_version == 1
 
 
 def _file(number: int, entry: Fields) -> ManifestFile:

@@ -7,7 +7,7 @@ copied: a `MemberData` event carries slices of the buffers that were fed, valid 
     HEADER --512 bytes--> BODY (size bytes) --> PADDING (to 512) --> HEADER
        \\--zero block--> HEADER                (so concatenated tars and missing terminators both work)
 
-Facts (measured on PostgreSQL 13-18 and PolarDB 15): names are at most 99 bytes; sizes of 8 GiB and more are GNU
+Facts (measured on PostgreSQL 13-19 and PolarDB 15): names are at most 99 bytes; sizes of 8 GiB and more are GNU
 base-256 (PolarDB's relation segments are 128 GB); a name may start with ``./``; PolarDB's base.tar can lack its
 terminator. GNU long names and pax paths are understood because restored tars may come from other programs.
 """

@@ -28,6 +28,7 @@ from polarvault.instance.start import (
     launch,
     not_ready,
 )
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.control import ClusterState, parse_control
@@ -214,7 +215,7 @@ def _ask_replay(connection: psycopg.Connection[Any]) -> _Observed:
         # "pause requested" is not there yet; 13 knows only the request, which at a target is the pause itself.
         query = (
             "SELECT pg_get_wal_replay_pause_state() = 'paused'"
-            if connection.info.server_version >= 140000
+            if versions.of_server(connection.info.server_version).has_pause_state
             else "SELECT pg_is_wal_replay_paused()"
         )
         paused = bool(ask_value(connection, query))

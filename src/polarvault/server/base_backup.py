@@ -1,4 +1,4 @@
-"""BASE_BACKUP on one connection, as a stream of typed events, the same for servers 13 to 18 and PolarDB.
+"""BASE_BACKUP on one connection, as a stream of typed events, the same for servers of every version.
 
 Theory of operation. `start` sends the command and returns the first two results: where the backup starts, and the list
 of tablespaces. `batches` then yields what the COPY streams carry. Before PostgreSQL 15 there is one COPY per tablespace
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from polarvault.errors import RemoteProtocolError
-from polarvault.model import limits
+from polarvault.model import limits, versions
 from polarvault.model.compression import SUFFIXES
 from polarvault.model.lsn import Lsn
 from polarvault.model.names import shown_name
@@ -155,7 +155,7 @@ class BaseBackup:
 
     def batches(self) -> Iterator[Batch]:
         """Yield the backup's events; runs in the reader thread."""
-        if self._version >= 150000:
+        if versions.of_server(self._version).takes_option_lists:
             yield from self._one_copy()
         else:
             yield from self._copy_per_tablespace()

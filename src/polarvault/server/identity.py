@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass
 
 from polarvault.errors import RemoteProtocolError, ServerError, ServerRefused
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.model.names import shown_name
 from polarvault.model.segment import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, is_segment_size
 from polarvault.server.connection import Connection
 from polarvault.wire.messages import parse_number
 
-OLDEST_SERVER = 130000
-NEWEST_SERVER = 190000
 _UNKNOWN_PARAMETER = "42704"
 _NOT_ALLOWED = "42501"
 _UNITS = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
@@ -46,6 +45,11 @@ class ServerIdentity:
         return self.shared_data_directory is not None
 
     @property
+    def is_newer(self) -> bool:
+        """Tell whether the server is newer than all versions that are known: what it writes is not to be guessed at."""
+        return versions.is_newer(self.version_num // 10000)
+
+    @property
     def product(self) -> str:
         """Name the server for people."""
         if self.polar_version:
@@ -54,12 +58,15 @@ class ServerIdentity:
 
 
 def read_identity(connection: Connection) -> ServerIdentity:
-    """Ask the server who it is; refuse versions that we do not speak to."""
+    """Ask the server who it is; refuse versions that are too old to be spoken to.
+
+    A newer one than is known is for the caller to speak of (`ServerIdentity.is_newer`).
+    """
     version_num = connection.server_version_num
-    if not OLDEST_SERVER <= version_num < NEWEST_SERVER:
+    if version_num < versions.OLDEST.number:
         raise ServerRefused(
             f"server version {connection.parameter('server_version')} is not supported",
-            hint="polarvault backs up PostgreSQL 13 to 18 and PolarDB 15 and 17",
+            hint=f"polarvault backs up {versions.KNOWN_VERSIONS}, and PolarDB",
         )
     system = connection.query("IDENTIFY_SYSTEM")
     if len(system.rows) != 1 or len(system.rows[0]) < 3:
@@ -86,7 +93,9 @@ def read_identity(connection: Connection) -> ServerIdentity:
 
 def _in_recovery(connection: Connection) -> bool:
     """Tell whether the server recovers or follows; 13 does not report that, but its transactions show it."""
-    if (reported := connection.parameter("in_hot_standby")) is not None or connection.server_version_num >= 140000:
+    if (reported := connection.parameter("in_hot_standby")) is not None or (
+        versions.of_server(connection.server_version_num).reports_hot_standby
+    ):
         return reported == "on"
     is_read_only = show(connection, "transaction_read_only") == "on"
     return is_read_only and show(connection, "default_transaction_read_only") == "off"

@@ -5,12 +5,14 @@ them get in our way: what a hot standby refuses (serializable transactions), wha
 read-only), and what changes the spelling of an answer or the meaning of a name. What a client sends when it connects
 outranks all of them, and counts before the first statement (manual, 20.1.3 and 34.1.2 "options").
 
-Only settings that every role may change are here, and that 13 knows; `later_settings` has those of newer servers.
+Only settings that every role may change are here, and that the oldest version knows; `later_settings` has the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from polarvault.model import versions
 
 # How values are written, and how literals are read.
 SPELLING_SETTINGS: Mapping[str, str] = {
@@ -36,10 +38,6 @@ SESSION_SETTINGS: Mapping[str, str] = {
     # A commit of ours must not wait for a standby that is gone.
     "synchronous_commit": "local",
 }
-_SINCE: Mapping[int, Mapping[str, str]] = {
-    140000: {"idle_session_timeout": "0"},
-    170000: {"transaction_timeout": "0"},
-}
 
 
 def startup_options(settings: Mapping[str, str] = SESSION_SETTINGS, *, before: str | None = None) -> str:
@@ -52,8 +50,7 @@ def startup_options(settings: Mapping[str, str] = SESSION_SETTINGS, *, before: s
 
 def later_settings(version_num: int) -> dict[str, str]:
     """Return those settings that not every server knows, for one whose version is known."""
-    known = [settings for since, settings in _SINCE.items() if version_num >= since]
-    return {name: value for settings in known for name, value in settings.items()}
+    return dict(versions.of_server(version_num).session_settings)
 
 
 def later_statement(version_num: int) -> str | None:

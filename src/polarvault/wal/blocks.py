@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from polarvault.model import versions
 from polarvault.model.relation import BlockId, RelationFile
 from polarvault.wal.marks import (
     ENTRY_WORDS,
@@ -23,15 +24,12 @@ from polarvault.wal.marks import (
     TRANSACTION_MASK,
     Marks,
 )
-from polarvault.wal.pages import MAGIC_15
 from polarvault.wal.records import (
     BLOCK_HAS_IMAGE,
     BLOCK_SAME_RELATION,
     DATA_LONG,
     DATA_SHORT,
     HEADER_BYTES,
-    IMAGE_COMPRESSED,
-    IMAGE_COMPRESSED_13,
     IMAGE_HAS_HOLE,
     LAST_BLOCK_ID,
     ORIGIN,
@@ -46,8 +44,6 @@ _STORAGE_CREATE, _STORAGE_TRUNCATE = 0x10, 0x20
 # 15 and later write this record for STRATEGY FILE_COPY and SET TABLESPACE, earlier ones for every CREATE DATABASE.
 _DATABASE_COPY = 0x00
 _BLOCK_WILL_INIT, _FORK_MASK = 0x40, 0x0F
-# 13 and 14 have the bit in another place than later ones.
-_IMAGE_APPLIES, _IMAGE_APPLIES_13 = 0x02, 0x04
 _RELATION = struct.Struct("<III")
 # Words of an entry, see `Marks`.
 _CODE, _BODY, _BODY_BYTES = 4, 6, 7
@@ -135,11 +131,10 @@ def block_references(record: KeptRecord) -> list[BlockReference]:
             is_whole = bool(flags & _BLOCK_WILL_INIT)
             if flags & BLOCK_HAS_IMAGE:
                 image_bytes, _, image = struct.unpack_from("<HHB", body, at)
-                is_new = record.magic >= MAGIC_15
-                compressed = IMAGE_COMPRESSED if is_new else IMAGE_COMPRESSED_13
-                at += 7 if image & compressed and image & IMAGE_HAS_HOLE else 5
+                layout = versions.record_layout(record.magic)
+                at += 7 if image & layout.image_is_compressed and image & IMAGE_HAS_HOLE else 5
                 block_bytes += image_bytes
-                is_whole |= bool(image & (_IMAGE_APPLIES if is_new else _IMAGE_APPLIES_13))
+                is_whole |= bool(image & layout.image_applies)
             if not flags & BLOCK_SAME_RELATION:
                 relation = RelationFile(*_RELATION.unpack_from(body, at))
                 at += _RELATION.size

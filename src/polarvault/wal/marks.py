@@ -1,8 +1,8 @@
 """Marks: the WAL records that recovery targets and plans look at, decoded when they are looked at.
 
-Layouts (server: access/xact.h, access/xlog_internal.h, catalog/pg_control.h) are the same in 13 to 18 as far as they
-are read here, but for the size of a dropped statistics entry in commits. The main data of every kind of mark begins
-with a 64-bit word: a time in microseconds since 2000-01-01 UTC, or an LSN.
+Layouts (server: access/xact.h, access/xlog_internal.h, catalog/pg_control.h) are the same in all versions as far as
+they are read here, but for what `polarvault.model.versions.RecordLayout` has. The main data of every kind of mark
+begins with a 64-bit word: a time in microseconds since 2000-01-01 UTC, or an LSN.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import overload
 
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
-from polarvault.wal.pages import MAGIC_18
 from polarvault.wal.records import RMGR_INFO_MASK, RMGR_TABLESPACE, RMGR_TRANSACTION, RMGR_XLOG, Record, find_main_data
 
 
@@ -103,6 +103,7 @@ TRANSACTION_KINDS = {
 # The topmost bit of a transaction record's info says that flags follow the time.
 TRANSACTION_MASK, HAS_FLAGS = 0x70, 0x80
 HAS_DATABASE, HAS_SUBTRANSACTIONS, HAS_RELATIONS, _HAS_INVALIDATIONS = 1, 2, 4, 8
+_STATISTICS_SIZES = sorted({version.records.dropped_statistics_bytes for version in versions.VERSIONS.values()})
 _HAS_PREPARED, _HAS_ORIGIN, _HAS_NAME, _HAS_DROPPED_STATISTICS = 16, 32, 128, 256
 
 # All fields lie in the first bytes, but for the name of a directory, and for the xid of a prepared transaction, which
@@ -225,9 +226,9 @@ def prepared_xid(main: bytes, info: int, magic: int) -> int:
     (flags,) = struct.unpack_from("<I", main, 8)
     if not flags & _HAS_PREPARED:
         return 0
-    # 18 numbers statistics entries with 64 bits. Before the first page header the version is not known: then the size
-    # is right with which the record ends where its data end.
-    sizes = (12,) if 0 < magic < MAGIC_18 else (16,) if magic else (12, 16)
+    # Before the first page header the version is not known: then the size is right with which the record ends where
+    # its data end.
+    sizes = (versions.record_layout(magic).dropped_statistics_bytes,) if magic else _STATISTICS_SIZES
     candidates = [_prepared_xid_at(main, info, flags, size) for size in sizes]
     return next((xid for xid, fits in candidates if fits), candidates[0][0])
 

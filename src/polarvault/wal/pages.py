@@ -11,13 +11,13 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 
 PAGE_BYTES = 8192
 SHORT_HEADER_BYTES, LONG_HEADER_BYTES = 24, 40
-# XLOG_PAGE_MAGIC of each major version; PolarDB 15 writes PostgreSQL 15's.
-MAGICS = {0xD106: 13, 0xD10D: 14, 0xD110: 15, 0xD113: 16, 0xD116: 17, 0xD118: 18}
-MAGIC_15, MAGIC_18 = 0xD110, 0xD118
+# XLOG_PAGE_MAGIC of each major version.
+MAGICS = frozenset(version.page_magic for version in versions.VERSIONS.values())
 
 CONTINUES_RECORD, IS_LONG, _REMOVABLE_BLOCKS, OVERWRITES_RECORD = 1, 2, 4, 8
 KNOWN_FLAGS = CONTINUES_RECORD | IS_LONG | _REMOVABLE_BLOCKS | OVERWRITES_RECORD
@@ -57,6 +57,9 @@ class WalEnd:
     expected: int = 0
 
     def __str__(self) -> str:
+        if self.ending is Ending.PAGE_MAGIC and not self.expected:
+            known = versions.KNOWN_VERSIONS
+            return f"the page at {self.lsn} has magic {self.found:04X}, which is that of none of {known}"
         return _TEXTS[self.ending].format(
             lsn=self.lsn, found=self.found, expected=self.expected,
             found_lsn=Lsn(self.found), expected_lsn=Lsn(self.expected),

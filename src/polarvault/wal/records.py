@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import google_crc32c
 
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import is_segment_size
 from polarvault.wal.pages import (
     CONTINUES_RECORD,
-    MAGIC_15,
     OVERWRITES_RECORD,
     PAGE_BYTES,
     SHORT_HEADER_BYTES,
@@ -35,8 +35,8 @@ from polarvault.wal.pages import (
 HEADER_BYTES = 24
 CHECKED_HEADER_BYTES = 20
 ALIGNMENT = 8
-# The last of PostgreSQL's own resource managers, the same in 13 to 18; extensions take 128 and more.
-LAST_BUILTIN_RMGR, FIRST_CUSTOM_RMGR = 21, 128
+# Of the newest version: none has taken one away. Extensions take 128 and more.
+LAST_BUILTIN_RMGR, FIRST_CUSTOM_RMGR = versions.NEWEST.records.last_resource_manager, 128
 RMGR_XLOG, RMGR_TRANSACTION, RMGR_TABLESPACE = 0, 1, 5
 XLOG_SWITCH = 0x40
 # The lower half of info belongs to the WAL itself, the upper half to the resource manager.
@@ -46,7 +46,7 @@ _HEADER = struct.Struct("<IIQBBxxI")
 # What begins a part of the record's headers; the numbers up to the last block's begin a block.
 DATA_SHORT, DATA_LONG, ORIGIN, TOP_XID, LAST_BLOCK_ID = 255, 254, 253, 252, 32
 BLOCK_HAS_IMAGE, BLOCK_SAME_RELATION = 0x10, 0x80
-IMAGE_HAS_HOLE, IMAGE_COMPRESSED, IMAGE_COMPRESSED_13 = 0x01, 0x1C, 0x02
+IMAGE_HAS_HOLE = 0x01
 
 # How many bytes of a record's body are wanted; it gets the resource manager and the info byte.
 WantedBytes = Callable[[int, int], int]
@@ -122,8 +122,7 @@ def _pass_block_header(body: bytes | memoryview, at: int, magic: int) -> tuple[i
     at += 4
     if fork_flags & BLOCK_HAS_IMAGE:
         image_bytes, _, image_flags = struct.unpack_from("<HHB", body, at)
-        # 15 gave each compression method a bit of its own; before, pglz had the bit that now means "apply".
-        compressed = IMAGE_COMPRESSED if magic == 0 or magic >= MAGIC_15 else IMAGE_COMPRESSED_13
+        compressed = versions.record_layout(magic).image_is_compressed
         at += 7 if image_flags & compressed and image_flags & IMAGE_HAS_HOLE else 5
         data_bytes += image_bytes
     # The relation (tablespace, database, file) unless it is that of the block before; then the block number.

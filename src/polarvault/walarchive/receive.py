@@ -24,7 +24,7 @@ from polarvault.errors import (
     TimelineDiverged,
     WalGap,
 )
-from polarvault.model import limits
+from polarvault.model import limits, versions
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
@@ -45,8 +45,6 @@ from polarvault.wire.messages import parse_lsn
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _WARN_AGAIN_S = 300.0
-_READ_REPLICATION_SLOT_SINCE = 150000
-_IN_HOT_STANDBY_SINCE = 140000
 _RETRYABLE = (ConnectionFailed, ConnectionLost, ServerError, ServerRefused, DiskFull, TimelineDiverged, WalGap)
 
 
@@ -258,7 +256,7 @@ class _Receiver:
             return
         key = address, wanted.timeline_id
         finished = wanted.lsn // identity.segment_size_bytes * identity.segment_size_bytes
-        knows_role = identity.version_num >= _IN_HOT_STANDBY_SINCE and not identity.in_recovery
+        knows_role = versions.of_server(identity.version_num).reports_hot_standby and not identity.in_recovery
         if knows_role and identity.flush_lsn < finished:
             segment = WalSegment.holding(identity.flush_lsn, wanted.timeline_id, identity.segment_size_bytes)
             self._diverged[key] = TimelineDiverged(
@@ -297,7 +295,7 @@ class _Receiver:
         slot = self.request.slot
         if slot is None:
             return None
-        if identity.version_num >= _READ_REPLICATION_SLOT_SINCE:
+        if versions.of_server(identity.version_num).takes_option_lists:
             with self.stop.interruptible():
                 answer = source.query(f"READ_REPLICATION_SLOT {commands.quote_identifier(slot)}")
             row = answer.rows[0] if answer.rows else ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from polarvault.model import versions
+
 
 def quote_literal(text: str) -> str:
     """Quote a string constant of the replication grammar (only quotes are special there)."""
@@ -44,7 +46,7 @@ _OLD_SPELLING = {"CHECKPOINT 'fast'": "FAST", "WAIT 0": "NOWAIT", "VERIFY_CHECKS
 def base_backup_command(options: BaseBackupOptions, server_version_num: int) -> str:
     """Return the BASE_BACKUP command in the syntax that the server knows."""
     words = list(_common_words(options))
-    if server_version_num >= 150000:
+    if versions.of_server(server_version_num).takes_option_lists:
         return "BASE_BACKUP (" + ", ".join([*words, *_newer_words(options)]) + ")"
     return "BASE_BACKUP " + " ".join(_OLD_SPELLING.get(word, word) for word in words)
 
@@ -93,7 +95,7 @@ def create_physical_slot_command(
         words.append("TEMPORARY")
     words.append("PHYSICAL")
     if reserve_wal:
-        words.append("(RESERVE_WAL)" if server_version_num >= 150000 else "RESERVE_WAL")
+        words.append("(RESERVE_WAL)" if versions.of_server(server_version_num).takes_option_lists else "RESERVE_WAL")
     return " ".join(words)
 
 

@@ -12,6 +12,7 @@ from polarvault.errors import BackupUnusable, UsageError
 from polarvault.instance.debian import DebianCluster
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Role
+from polarvault.model import versions
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ClusterState, parse_control
@@ -136,8 +137,8 @@ def major_version(inventory: Inventory, source: BackupSource) -> int:
             f'"{source.path}" holds no PG_VERSION' if content is None else f"PG_VERSION says {text!r}",
             hint="the backup is incomplete, or is not a base backup of PostgreSQL 13 or later",
         )
-    if not 13 <= int(text) <= 18:
-        raise BackupUnusable(f"the backup is of PostgreSQL {text}; versions 13 to 18 can be restored")
+    if int(text) not in versions.VERSIONS:
+        raise BackupUnusable(f"the backup is of PostgreSQL {text}; {versions.KNOWN_VERSIONS} can be restored")
     return int(text)
 
 

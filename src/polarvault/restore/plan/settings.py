@@ -63,6 +63,7 @@ _ARCHIVE_OF_SOURCE = (
 _OUTSIDE_PATHS = (
     ("hba_file", "names a file outside of the restored directory"),
     ("ident_file", "names a file outside of the restored directory"),
+    ("hosts_file", "names a file outside of the restored directory"),
     ("log_directory", "would mix this server's log with the source's"),
     ("stats_temp_directory", "would be shared with the source"),
 )
@@ -77,6 +78,7 @@ _NEUTRAL: dict[str, str | None] = {
     "data_directory": None,
     "hba_file": None,
     "ident_file": None,
+    "hosts_file": None,
 }
 # Must hold whatever postgresql.conf the server is started with: a target that is not read is a recovery to somewhere
 # else, an archive_command that is read after all writes into the source's WAL archive.

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import pq
 
 from polarvault.errors import ConnectionFailed, PolarvaultError, ServerError
+from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.server.connection import (
     Connection,
@@ -177,7 +178,7 @@ def ask_slots(connector: Connector) -> tuple[SlotState, ...] | None:
 
 def ask_slot(connection: Connection, name: str) -> SlotState | None:
     """Ask for one slot on a replication connection (PostgreSQL 15 and later); None when there is none or no answer."""
-    if connection.server_version_num < 150000:
+    if not versions.of_server(connection.server_version_num).takes_option_lists:
         return None
     try:
         rows = connection.query(f"READ_REPLICATION_SLOT {quote_identifier(name)}").rows

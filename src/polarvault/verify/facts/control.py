@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.pgfiles.control import ClusterState, ControlDamage, ControlFile, parse_control
 from polarvault.verify.facts.backup import BackupFacts, unusable
@@ -93,7 +94,7 @@ def _judge_identity(facts: BackupFacts, control: ControlFile) -> list[Finding]:
         meaning = "it is of a later backup, or a server was started on these files: they do not fit together"
         findings.append(unusable("control-age", path, message, meaning))
     if control.major_version is None:
-        message = f"catalog version {control.catalog_version} is of no release of PostgreSQL 13 to 18"
+        message = f"catalog version {control.catalog_version} is of no release of {versions.KNOWN_VERSIONS}"
         meaning = "only a server of exactly that version can open the files"
         findings.append(
             warning("control-version", path, message, meaning, "restore with the binaries of the source server")

@@ -192,7 +192,7 @@ def _add_page_header(module: Any) -> Any:
     code.give_if(is_long & (code.available < LONG_HEADER_BYTES), Status.NEEDS_BYTES)
 
     known_magic, known_timeline, segment_bytes = map(code.get, (Slot.MAGIC, Slot.TIMELINE, Slot.SEGMENT_BYTES))
-    is_known = magic.one_of(list(MAGICS)) & known_magic.equals(0) | magic.equals(known_magic)
+    is_known = magic.one_of(sorted(MAGICS)) & known_magic.equals(0) | magic.equals(known_magic)
     code.end_if(magic.equals(0), Ending.ZERO_PAGE, page)
     code.end_if(is_known.equals(0), Ending.PAGE_MAGIC, page, magic, known_magic)
     code.end_if((flags & ~KNOWN_FLAGS & 0xFFFF).differs(0), Ending.PAGE_FLAGS, page, flags)
