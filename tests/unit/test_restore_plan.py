@@ -424,7 +424,7 @@ def test_options_that_do_not_fit_are_refused(request_: dict[str, object]) -> Non
 def test_missing_space_is_an_error_with_both_numbers() -> None:
     host = FakeHost()
     host.available = 500
-    with pytest.raises(StorageFailed, match="1000 bytes are needed, 500 are free"):
+    with pytest.raises(StorageFailed, match="1000 bytes are needed, 500 bytes are free"):
         check_space(plan(inventory(), host=host))
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from polarvault.backupset.manifest_end import load_manifest_span
+from polarvault.backupset.listing import (
+    MANIFEST,
+    SHARED_MANIFEST,
+    Key,
+    Listing,
+    is_compared,
+    key_of,
+    listed_sizes,
+    load_listing,
+    parse_listing,
+)
+from polarvault.backupset.manifest_end import load_manifest_span, parse_manifest_span
 from polarvault.backupset.model import (
     CONTROL_NAME,
     FULL_PAGE_DIRECTORY,
@@ -16,26 +27,28 @@ from polarvault.backupset.model import (
     BackupSource,
     Form,
     Inventory,
+    ManifestSpan,
     Part,
     Tablespace,
     area_of,
 )
+from polarvault.backupset.plain_tree import PlainTree
 from polarvault.backupset.tarstream import scan_tar
 from polarvault.errors import BackupUnusable
+from polarvault.model import limits
 from polarvault.pgfiles.backup_label import parse_tablespace_map
 from polarvault.pgfiles.control import parse_control
 from polarvault.pgfiles.tar import Member, MemberKind
-from polarvault.storage.files import open_regular, storage_failed
 
 # Configuration may include files of any name, so every small file outside of the database's own directories is kept.
 _SMALL_BYTES = 1 << 20
-_MANIFEST_BYTES = 1 << 30
 # Our tar backups of PolarDB have a manifest for each half; the real tool's one lists both.
-_MANIFEST_NAMES = ("backup_manifest", "backup_manifest.shared")
+_MANIFEST_NAMES = (MANIFEST, SHARED_MANIFEST)
 # The local half's own manifest names no WAL, because it holds none; what the server sent is kept beside it.
 _SERVER_MANIFEST = "backup_manifest.server"
-ManifestSizes = list[tuple[str, int]]
 _DATABASE_DIRECTORIES = ("base", "global", "log")
+ManifestSizes = list[tuple[str, int]]
+_OF_TABLESPACE = re.compile(r"pg_tblspc/[0-9]+/")
 
 
 @dataclass(slots=True)
@@ -46,11 +59,19 @@ class _Findings:
     wal: dict[str, int] = field(default_factory=dict)
     names: set[tuple[Area, str]] = field(default_factory=set)
     links: dict[int, str] = field(default_factory=dict)
+    dangling: dict[int, str] = field(default_factory=dict)
+    lengths: dict[Key, int] = field(default_factory=dict)
+    manifests: dict[Area, bytes] = field(default_factory=dict)
+    is_whole: bool = True
     modes: list[int] = field(default_factory=list)
     file_count: int = 0
 
-    def add(self, area: Area, name: str, kind: MemberKind, size: int, *, oid: int = 0) -> None:
-        """Count a member; its area is already resolved."""
+    def add(self, area: Area, name: str, kind: MemberKind, size: int, *, oid: int = 0, length: int) -> None:
+        """Count a member; its area is already resolved. size: what it occupies; length: with its holes."""
+        if kind is MemberKind.FILE:
+            key = key_of(area, name, oid)
+            if area is not Area.WAL and is_compared(key[1]):
+                self.lengths[key] = length
         if name.startswith(FULL_PAGE_DIRECTORY + "/"):
             return
         if kind is MemberKind.FILE:
@@ -83,9 +104,12 @@ def is_wanted(area: Area, name: str, size: int) -> bool:
 def take_inventory(source: BackupSource) -> Inventory:
     """Read what decides about a restore; large payload is skipped wherever the format allows it."""
     found = _Findings()
-    manifest = load_manifest_sizes(source)
-    if not source.parts_of(Area.WAL):
-        # WAL that was fetched lies at the end of a tar and is in no manifest: the tars have to be read to their ends.
+    listing = load_listing(source)
+    # WAL that was fetched lies at the end of a tar and is in no manifest: the tars have to be read to their ends.
+    helps = source.form is Form.TAR_DIRECTORY and listing.is_known and bool(source.parts_of(Area.WAL))
+    manifest = listed_sizes(listing) if helps else None
+    in_manifest = manifest is not None and any(name == CONTROL_NAME for name, _ in manifest)
+    if not in_manifest:
         manifest = None
     for part in source.parts:
         if not part.is_tar:
@@ -94,10 +118,14 @@ def take_inventory(source: BackupSource) -> Inventory:
             # Reading it twice would double the time of a restore. pg_control is looked at when it is unpacked.
             found.sizes[Area.SHARED] = sum(size for name, size in manifest if not name.startswith("pg_tblspc/"))
             found.file_count = len(manifest)
+            found.is_whole = False
         else:
-            _scan_tar_part(found, part, manifest)
-    in_manifest = manifest is not None and any(name == CONTROL_NAME for name, _ in manifest)
-    tablespaces = _tablespaces(found, source)
+            _scan_tar_part(found, part, manifest, is_alone=source.form is Form.TAR_FILE)
+    if source.form is Form.TAR_FILE:
+        listing = parse_listing(found.manifests, frozenset(found.sizes) & {Area.LOCAL, Area.SHARED})
+    elif source.form is Form.TAR_DIRECTORY:
+        _add_files_beside(found, source, listing)
+    tablespaces, unlisted = _tablespaces(found, source, listing)
     control = next((found.files[key] for key in _control_keys() if key in found.files), None)
     return Inventory(
         files=found.files,
@@ -110,12 +138,21 @@ def take_inventory(source: BackupSource) -> Inventory:
         control=parse_control(control) if control is not None else None,
         group_readable=bool(found.modes) and all(mode & 0o777 == 0o750 for mode in found.modes),
         file_count=found.file_count,
-        spans=tuple(
-            span
-            for path in _manifest_paths(source, (*_MANIFEST_NAMES, _SERVER_MANIFEST))
-            if (span := load_manifest_span(path)) is not None
-        ),
+        spans=tuple(_spans(source, found)),
+        listing=listing,
+        lengths=found.lengths,
+        is_whole=found.is_whole,
+        unlisted_tablespaces=unlisted,
     )
+
+
+def _spans(source: BackupSource, found: _Findings) -> Iterator[ManifestSpan]:
+    for path in _manifest_paths(source, (*_MANIFEST_NAMES, _SERVER_MANIFEST)):
+        if (span := load_manifest_span(path)) is not None:
+            yield span
+    for content in found.manifests.values():
+        if (span := parse_manifest_span(content, f"{source.path}:{MANIFEST}")) is not None:
+            yield span
 
 
 def _manifest_paths(source: BackupSource, names: tuple[str, ...] = _MANIFEST_NAMES) -> list[str]:
@@ -125,6 +162,18 @@ def _manifest_paths(source: BackupSource, names: tuple[str, ...] = _MANIFEST_NAM
     return [os.path.join(directory, name) for directory in directories for name in names]
 
 
+def _add_files_beside(found: _Findings, source: BackupSource, listing: Listing) -> None:
+    """Add the files beside the tars that the manifests list; others there are not restored, and nobody's business."""
+    tars = {part.path for part in source.parts}
+    for area, directory in {
+        (Area.SHARED if part.area is Area.SHARED else Area.LOCAL, os.path.dirname(part.path)) for part in source.parts
+    }:
+        for entry in os.scandir(directory):
+            key = (area, entry.name)
+            if entry.path not in tars and listing.of(key) and entry.is_file(follow_symlinks=False):
+                found.lengths.setdefault(key, entry.stat().st_size)
+
+
 def _control_keys() -> list[tuple[Area, str]]:
     return [(Area.SHARED, CONTROL_NAME), (Area.LOCAL, CONTROL_NAME)]
 
@@ -132,56 +181,31 @@ def _control_keys() -> list[tuple[Area, str]]:
 def _scan_tree(found: _Findings, part: Part, skip: frozenset[str]) -> None:
     found.sizes.setdefault(part.area, 0)
     found.modes.append(os.stat(part.path).st_mode)
-    for name, entry_path, status, kind in walk_tree(part.path, skip=skip):
-        # Holes stay holes, so what a file occupies is what its copy needs.
-        size = min(status.st_size, status.st_blocks * 512) if kind is MemberKind.FILE else 0
-        found.add(part.area, name, kind, size)
-        if name.startswith("pg_wal/") and kind is MemberKind.FILE and "/" not in name[7:]:
-            found.wal[name[7:]] = status.st_size
-        if kind is MemberKind.SYMLINK and name.startswith("pg_tblspc/") and part.area is Area.LOCAL:
-            found.links[int(name[10:])] = os.path.realpath(entry_path)
-        if kind is MemberKind.FILE and is_wanted(part.area, name, status.st_size):
-            found.files[part.area, name] = _read(entry_path)
+    with PlainTree(part.path, skip=skip) as tree:
+        for entry in tree.walk():
+            name, status = entry.name, entry.status
+            # Holes stay holes, so what a file occupies is what its copy needs.
+            size = min(status.st_size, status.st_blocks * 512) if entry.kind is MemberKind.FILE else 0
+            found.add(part.area, name, entry.kind, size, length=status.st_size)
+            if name.startswith("pg_wal/") and entry.kind is MemberKind.FILE and "/" not in name[7:]:
+                found.wal[name[7:]] = status.st_size
+            if entry.kind is MemberKind.SYMLINK and name.startswith("pg_tblspc/") and part.area is Area.LOCAL:
+                path = os.path.join(part.path, name)
+                to = found.links if os.path.isdir(path) else found.dangling
+                to[int(name[10:])] = os.path.realpath(path)
+            if entry.kind is MemberKind.FILE and is_wanted(part.area, name, status.st_size):
+                found.files[part.area, name] = tree.read(entry, limits.SMALL_FILE_BYTES)
 
 
-def walk_tree(
-    root: str, *, skip: frozenset[str] = frozenset()
-) -> Iterator[tuple[str, str, os.stat_result, MemberKind]]:
-    """Yield name, path, status and kind of everything below root, parents first; nothing of the names in skip.
-
-    pg_wal may be a link to another disk, and files may be links: both are followed, because the restored copy must
-    not share anything with the backup. Links in pg_tblspc are reported as links; other links to directories too.
-    """
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        try:
-            entries = sorted(os.scandir(os.path.join(root, prefix)), key=lambda entry: entry.name)
-        except OSError as problem:
-            raise storage_failed(problem, "read directory", os.path.join(root, prefix)) from problem
-        for entry in entries:
-            name = prefix + entry.name
-            if name in skip:
-                continue
-            try:
-                is_link, is_directory, status = entry.is_symlink(), entry.is_dir(), entry.stat()
-            except OSError as problem:
-                raise storage_failed(problem, "read", entry.path) from problem
-            if is_link and (prefix == "pg_tblspc/" or (is_directory and name != "pg_wal")):
-                yield name, entry.path, status, MemberKind.SYMLINK
-            elif is_directory:
-                yield name, entry.path, status, MemberKind.DIRECTORY
-                pending.append(name + "/")
-            elif entry.is_file():
-                yield name, entry.path, status, MemberKind.FILE
-
-
-def _scan_tar_part(found: _Findings, part: Part, manifest: ManifestSizes | None) -> None:
+def _scan_tar_part(found: _Findings, part: Part, manifest: ManifestSizes | None, *, is_alone: bool) -> None:
     if part.area is not Area.TABLESPACE:
         found.sizes.setdefault(part.area, 0)
 
     def wants(member: Member) -> bool:
-        return member.kind is MemberKind.FILE and is_wanted(*area_of(part.area, member.name), member.size)
+        area, name = area_of(part.area, member.name)
+        # One tar holds its manifests itself.
+        is_manifest = is_alone and name == MANIFEST and member.size <= limits.MANIFEST_BYTES
+        return member.kind is MemberKind.FILE and (is_wanted(area, name, member.size) or is_manifest)
 
     # A compressed tar has to be decompressed to be listed; the manifest, if there is one, says the rest.
     outstanding = _wanted_names(part, manifest) if part.compression is not None else None
@@ -189,8 +213,10 @@ def _scan_tar_part(found: _Findings, part: Part, manifest: ManifestSizes | None)
         area, name = area_of(part.area, member.name)
         if not name:
             continue
-        found.add(area, name, member.kind, member.size, oid=part.tablespace_oid)
-        if content is not None:
+        found.add(area, name, member.kind, member.size, oid=part.tablespace_oid, length=member.size)
+        if content is not None and name == MANIFEST:
+            found.manifests[area] = content
+        elif content is not None:
             found.files[area, name] = content
         if member.kind is MemberKind.DIRECTORY and name == "base":
             found.modes.append(member.mode)
@@ -200,6 +226,7 @@ def _scan_tar_part(found: _Findings, part: Part, manifest: ManifestSizes | None)
             outstanding.discard(name)
             if not outstanding and manifest is not None:
                 _finish_from_manifest(found, area, manifest)
+                found.is_whole = False
                 return
 
 
@@ -219,63 +246,60 @@ def _finish_from_manifest(found: _Findings, area: Area, manifest: ManifestSizes)
     found.modes = found.modes or [0o700]
 
 
-def load_manifest_sizes(source: BackupSource) -> ManifestSizes | None:
-    """Return path and size of everything in the manifests beside the tar files; None when they do not help.
-
-    A stock PolarDB manifest lists both halves, and some paths twice. Whether a manifest is right is verifybackup's
-    question: here it saves reading compressed tars twice.
-    """
-    if source.form is not Form.TAR_DIRECTORY:
-        return None
-    entries: ManifestSizes = []
-    for path in _manifest_paths(source):
-        try:
-            if os.path.getsize(path) <= _MANIFEST_BYTES:
-                with open_regular(path) as stream:
-                    files = json.loads(stream.read(_MANIFEST_BYTES))["Files"]
-                named = [(entry["Path"], int(entry["Size"])) for entry in files if "Path" in entry]
-                entries += [(name, size) for name, size in named if not name.startswith(FULL_PAGE_DIRECTORY + "/")]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            continue
-    return entries if any(name == CONTROL_NAME for name, _ in entries) else None
-
-
-def _tablespaces(found: _Findings, source: BackupSource) -> tuple[Tablespace, ...]:
+def _tablespaces(
+    found: _Findings, source: BackupSource, listing: Listing
+) -> tuple[tuple[Tablespace, ...], dict[int, str]]:
+    """Return the tablespaces of a backup, and those that appeared while it was taken: nothing of theirs is in it."""
     mapped = parse_tablespace_map(found.files.get((Area.LOCAL, "tablespace_map"), b""))
     if source.form is Form.PLAIN:
-        for oid in mapped.keys() - found.links.keys():
-            raise BackupUnusable(
-                f'tablespace {oid} ("{mapped[oid]}") is named in tablespace_map, but pg_tblspc/{oid} is not there',
-                hint=f"unpack {oid}.tar and make pg_tblspc/{oid} a link to it, or restore the tar files themselves",
-            )
-        spaces = []
-        for oid, copy in sorted(found.links.items()):
-            _scan_tablespace(found, oid, copy)
-            spaces.append(Tablespace(oid, copy, copy))
-        return tuple(spaces)
+        return _tablespaces_of_plain(found, mapped, listing)
     located = found.links | mapped
     for oid in sorted({part.tablespace_oid for part in source.parts_of(Area.TABLESPACE)} ^ located.keys()):
         raise BackupUnusable(
             f"tablespace {oid} has no {oid}.tar" if oid in located else f"{oid}.tar is in no tablespace_map",
             hint="the backup is incomplete; restore another one",
         )
-    return tuple(Tablespace(oid, location, None) for oid, location in sorted(located.items()))
+    return tuple(Tablespace(oid, location, None) for oid, location in sorted(located.items())), {}
 
 
-def _scan_tablespace(found: _Findings, oid: int, copy: str) -> None:
-    if not os.path.isdir(copy):
+def _tablespaces_of_plain(
+    found: _Findings, mapped: dict[int, str], listing: Listing
+) -> tuple[tuple[Tablespace, ...], dict[int, str]]:
+    for oid in mapped.keys() - found.links.keys() - found.dangling.keys():
         raise BackupUnusable(
-            f'tablespace {oid} is missing: pg_tblspc/{oid} points to "{copy}", which is no directory',
-            hint="put the tablespace's copy back, or use another backup",
+            f'tablespace {oid} ("{mapped[oid]}") is named in tablespace_map, but pg_tblspc/{oid} is not there',
+            hint=f"unpack {oid}.tar and make pg_tblspc/{oid} a link to it, or restore the tar files themselves",
         )
-    for name, _, status, kind in walk_tree(copy):
-        size = min(status.st_size, status.st_blocks * 512) if kind is MemberKind.FILE else 0
-        found.add(Area.TABLESPACE, name, kind, size, oid=oid)
+    listed = {int(path.split("/")[1]) for _, path in listing.entries if _OF_TABLESPACE.match(path)}
+    spaces: list[Tablespace] = []
+    unlisted: dict[int, str] = {}
+    for oid, copy in sorted((found.links | found.dangling).items()):
+        is_new = listing.is_known and oid not in listed and oid not in mapped
+        if oid in found.dangling:
+            if is_new:
+                unlisted[oid] = copy
+            else:
+                spaces.append(Tablespace(oid, copy, None, is_missing=True))
+        elif _scan_tablespace(found, oid, copy) and is_new:
+            # Its link leads to the place of the live server, which is not what a backup holds.
+            unlisted[oid] = copy
+            found.tablespace_sizes.pop(oid, None)
+            prefix = f"pg_tblspc/{oid}/"
+            found.lengths = {key: size for key, size in found.lengths.items() if not key[1].startswith(prefix)}
+        else:
+            spaces.append(Tablespace(oid, copy, copy))
+    return tuple(spaces), unlisted
 
 
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as stream:
-            return stream.read()
-    except OSError as problem:
-        raise storage_failed(problem, "read", path) from problem
+def _scan_tablespace(found: _Findings, oid: int, copy: str) -> int:
+    """Take in the files of a tablespace; return how many there are."""
+    count = 0
+    with PlainTree(copy, tablespace=True) as tree:
+        for entry in tree.walk():
+            status = entry.status
+            is_file = entry.kind is MemberKind.FILE
+            size = min(status.st_size, status.st_blocks * 512) if is_file else 0
+            found.add(Area.TABLESPACE, entry.name, entry.kind, size, oid=oid, length=status.st_size)
+            count += is_file
+    found.tablespace_sizes.setdefault(oid, 0)
+    return count

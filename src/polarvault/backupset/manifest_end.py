@@ -26,11 +26,19 @@ def load_manifest_span(path: str) -> ManifestSpan | None:
     try:
         with open_regular(path) as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _END_BYTES))
-            found = _RANGES.search(stream.read(_END_BYTES))
+            return parse_manifest_span(stream.read(_END_BYTES), path)
+    except OSError:
+        return None
+
+
+def parse_manifest_span(content: bytes, path: str) -> ManifestSpan | None:
+    """Return what the end of a manifest says; path: what it is called."""
+    try:
+        found = _RANGES.search(content[-_END_BYTES:])
         ranges = json.loads(found[1]) if found else []
         # The oldest timeline is the one that recovery begins on; the server names the newest first.
         ordered = sorted(ranges, key=lambda one: int(one["Timeline"]))
         first, last = ordered[0], ordered[-1]
         return ManifestSpan(path, Lsn.parse(first["Start-LSN"]), Lsn.parse(last["End-LSN"]), int(last["Timeline"]))
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None

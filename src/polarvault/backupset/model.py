@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ControlFile
+
+if TYPE_CHECKING:
+    from polarvault.backupset.listing import Listing
 
 SHARED_PREFIX = "polar_shared_data"
 CONTROL_NAME = "global/pg_control"
@@ -75,11 +79,15 @@ class BackupSource:
 
 @dataclass(frozen=True, slots=True)
 class Tablespace:
-    """A tablespace outside of the data directory: its original location and, for plain backups, its copy."""
+    """A tablespace outside of the data directory: its original location and, for plain backups, its copy.
+
+    is_missing: the link in a plain backup leads nowhere.
+    """
 
     oid: int
     location: str
     copy: str | None
+    is_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,14 @@ class Inventory:
     file_count: int
     spans: tuple[ManifestSpan, ...] = ()
     """Of every manifest that is there: one of each half, or one of both."""
+    listing: Listing | None = None
+    """What the manifests say."""
+    lengths: Mapping[tuple[Area, str], int] = field(default_factory=dict)
+    """The length of every file that is compared with the manifests, by its key there."""
+    is_whole: bool = True
+    """False if a compressed tar was not read to its end, so that lengths lacks what comes after."""
+    unlisted_tablespaces: Mapping[int, str] = field(default_factory=dict)
+    """Where tablespaces are that appeared while the backup was taken, by oid; nothing of theirs is in it."""
 
     @property
     def has_shared_half(self) -> bool:

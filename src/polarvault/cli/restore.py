@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli.messages import say_warning
 from polarvault.cli.recovery_options import recovery_options, recovery_request
 from polarvault.cli.setting_options import assignment
 from polarvault.errors import UsageError
@@ -51,7 +52,10 @@ _DEFAULT_TIMEOUT_S = 3600.0
 @click.option("--owner", metavar="USER", help="When root: the user that owns the files and runs the server.")
 @click.option("-j", "--jobs", type=click.IntRange(0, 64), default=0, metavar="N", help="Copies at a time.")
 @click.option("-N", "--no-sync", is_flag=True, help="Do not wait until the files are on disk.")
-@click.option("--force", is_flag=True, help="Restore a backup that was never completed.")
+@click.option("--no-verify-checksums", is_flag=True,
+              help="Do not compare the content of files with the manifest; names and sizes always are.")  # fmt: skip
+@click.option("--force", is_flag=True,
+              help="Restore a backup that was never completed, or is not what its manifest says.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     backup: str,
@@ -76,6 +80,7 @@ def command(
     owner: str | None,
     jobs: int,
     no_sync: bool,
+    no_verify_checksums: bool,
     force: bool,
     as_json: bool,
     **recovery: Any,
@@ -111,6 +116,7 @@ def command(
         owner=owner,
         sync=not no_sync,
         force=force,
+        verify_checksums=not no_verify_checksums,
         jobs=jobs,
         recovery=recovery_request(
             **recovery, archive_is_unknown=any(name.lower() == "restore_command" for name, _ in assignments)
@@ -131,7 +137,7 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     with scan_printer(_say, is_terminal=sys.stderr.isatty()) as scan_progress:
         plan, account = prepare(request, host, scan_progress)
     for warning in plan.warnings:
-        click.echo(f"polarvault: warning: {warning}", err=True)
+        say_warning(warning)
     if plan_only:
         _print(plan_json(plan) if as_json else plan_text(plan))
     check_space(plan)
@@ -141,7 +147,7 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     with _progress(plan) as progress, replay_printer(_say, zone=zone, is_terminal=is_terminal) as watch:
         result = restore_backup(plan, host, account, progress, FollowPrinter(_say), watch)
     for warning in result.warnings[len(plan.warnings) :]:
-        click.echo(f"polarvault: warning: {warning}", err=True)
+        say_warning(warning)
     _print(result_json(result) if as_json else result_text(result, account, is_root=os.geteuid() == 0))
 
 

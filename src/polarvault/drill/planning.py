@@ -41,6 +41,7 @@ def restore_request(request: DrillRequest, scratch: Scratch, draw: int) -> Resto
         owner=request.owner,
         sync=request.sync,
         force=request.force,
+        reports_damage=True,
         jobs=request.copy_jobs,
         recovery=recovery,
         superuser=request.superuser,

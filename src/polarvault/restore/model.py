@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.listing import Disagreement
 from polarvault.backupset.model import CONTROL_NAME, BackupSource, Inventory
 from polarvault.instance.model import Binaries, Instance, Role
 from polarvault.pgfiles.backup_label import BackupLabel
@@ -55,6 +56,10 @@ class RestoreRequest:
     owner: str | None = None
     sync: bool = True
     force: bool = False
+    verify_checksums: bool = True
+    """Compare the content of every file with the manifest while it is copied."""
+    reports_damage: bool = False
+    """Go on with a damaged backup, because the caller reports `RestorePlan.disagreements` itself."""
     jobs: int = 0
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
     superuser: str | None = None
@@ -136,6 +141,12 @@ class RestorePlan:
     follow_warnings: tuple[str, ...] = ()
     debian: DebianCluster | None = None
     """The cluster of Debian's tools whose configuration names the data directory: its server reads that one."""
+    disagreements: tuple[Disagreement, ...] = ()
+    """What is not as the manifest says, and was accepted; more can be found while files are copied."""
+    broken: frozenset[str] = frozenset()
+    """Backups of the same directory that cannot be used at all."""
+    lasting_warnings: tuple[str, ...] = ()
+    """Those about the backup, which stay when settings are worked out anew."""
     live_datadir: str | None = None
     """Replica: polar_datadir of the primary's own storage, which the restore never writes to."""
 

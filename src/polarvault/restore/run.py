@@ -7,18 +7,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.listing import Disagreement
 from polarvault.backupset.model import CONTROL_NAME, Area
 from polarvault.backupset.source import find_backup
-from polarvault.errors import BackupUnusable, Interrupted, StartFailed, UsageError
+from polarvault.errors import BackupUnusable, IntegrityError, Interrupted, StartFailed, UsageError
+from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Binaries, Role
 from polarvault.instance.programs import find_binaries, missing_binaries
 from polarvault.instance.start import StartedServer, start_server
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan, RestoreRequest
+from polarvault.restore.plan.candidates import candidates_in, choose_backup, name_older_backup, refuse_several
+from polarvault.restore.plan.integrity import check_integrity, judge
 from polarvault.restore.plan.places import check_space
 from polarvault.restore.plan.plan import missing_wal, plan_restore, settle_plan, with_settings
-from polarvault.restore.plan.recovery import backups_in, check_recovery_request, choose_backup, plan_recovery
+from polarvault.restore.plan.recovery import check_recovery_request, plan_recovery
 from polarvault.restore.plan.routing import Router
 from polarvault.restore.standby.held_slot import held_slot
 from polarvault.restore.standby.replica import (
@@ -58,17 +62,16 @@ def prepare(
     With a recovery target request.backup can also be a directory of backups; scan_progress is called while WAL is read.
     """
     check_recovery_request(request)
-    backups = backups_in(request.backup)
-    if backups and not request.recovery.is_wanted:
-        raise BackupUnusable(
-            f'"{request.backup}" holds {len(backups)} backups and is none itself',
-            hint=f"name one of them, the newest is {backups[0]}; or a target, and the right one is chosen: --wal DIR "
-            "--target latest",
-        )
-    if backups:
-        plan = choose_backup(request, lambda one: _plan_one(one, host, scan_progress))
+    candidates = candidates_in(request.backup, force=request.force)
+    if candidates and not request.recovery.is_wanted:
+        raise refuse_several(request.backup, candidates)
+    if candidates:
+        plan = choose_backup(request, candidates, lambda one: _plan_one(one, host, scan_progress))
     else:
-        plan = _plan_one(request, host, scan_progress)
+        try:
+            plan = _plan_one(request, host, scan_progress)
+        except IntegrityError as problem:
+            raise name_older_backup(problem, request.backup) from problem
     account = host.account(request.owner, plan.source.path)
     found, rejected = find_binaries(
         plan.major_version, account, polardb=plan.is_polardb, bindir=request.bindir, environment=os.environ
@@ -90,10 +93,14 @@ def _plan_one(request: RestoreRequest, host: Host, scan_progress: ScanProgress) 
     """Plan the restore of one backup, and its recovery beyond its end if that is wanted."""
     is_replica = request.role is Role.REPLICA
     source = find_backup(request.backup, shared_from=request.shared_from, force=request.force, local_only=is_replica)
-    inventory = take_inventory(source)
     account = host.account(request.owner, source.path)
+    # What root may read and the account may not is read only where no link has led: see PlainTree.
+    with working_as_account(account):
+        inventory = take_inventory(source)
+    found, warnings = check_integrity(request, source, inventory, local_only=is_replica)
     plan_role = plan_replica if is_replica else plan_restore
     plan = plan_role(request, source, inventory, host, account)
+    plan = replace(plan, disagreements=found, lasting_warnings=tuple(warnings), warnings=(*warnings, *plan.warnings))
     if request.role is not Role.PRIMARY or not request.recovery.is_wanted:
         return plan
     return with_settings(replace(plan, recovery=plan_recovery(plan, account, scan_progress)), host, account)
@@ -114,7 +121,10 @@ def restore_backup(
     check_space(plan)
     # The slot first: from then on the primary keeps the WAL that it writes while files are copied.
     with held_slot(plan):
-        plan, warnings = write_files(plan, host, account, progress)
+        try:
+            plan, warnings = write_files(plan, host, account, progress)
+        except IntegrityError as problem:
+            raise name_older_backup(problem, plan.source.path) from problem
     result = RestoreResult(plan, (*plan.warnings, *warnings), None)
     if not plan.request.start or plan.binaries is None:
         return result
@@ -168,19 +178,24 @@ def write_files(plan: RestorePlan, host: Host, account: Account, progress: Progr
     directory_mode = 0o750 if plan.inventory.group_readable else 0o700
     targets = Targets(account, directory_mode=directory_mode)
     is_replica = plan.request.role is Role.REPLICA
-    laying = LayOut(plan, _router(plan), account, progress)
+    laying = LayOut(plan, _router(plan), progress)
     modes = {"file_mode": laying.file_mode, "directory_mode": laying.directory_mode}
     try:
         targets.claim(plan.layout.roots)
         if is_replica:
             prove_storage(plan)
-            begin_replica(plan, account, file_mode=laying.file_mode)
-        laying.run()
+        with working_as_account(account):
+            if is_replica:
+                begin_replica(plan, file_mode=laying.file_mode)
+            laying.run()
+        plan, warnings = _with_disagreements(plan, laying.checks.disagreements)
         if is_replica:
-            return plan, finish_replica(plan, account, file_mode=laying.file_mode)
+            return plan, warnings + finish_replica(plan, account, file_mode=laying.file_mode)
         if plan.inventory.control is None:
-            plan = settle_plan(plan, _unpacked(plan), host, account)
-        return plan, finish(plan, account, **modes)
+            with working_as_account(account):
+                unpacked = _unpacked(plan)
+            plan = settle_plan(plan, unpacked, host, account)
+        return plan, warnings + finish(plan, account, **modes)
     except KeyboardInterrupt:
         _undo(plan, targets)
         raise Interrupted("interrupted; what was restored so far has been removed") from None
@@ -188,6 +203,12 @@ def write_files(plan: RestorePlan, host: Host, account: Account, progress: Progr
         # A half restore must not look like a whole one.
         _undo(plan, targets)
         raise
+
+
+def _with_disagreements(plan: RestorePlan, found: list[Disagreement]) -> tuple[RestorePlan, list[str]]:
+    """Return the plan with what was found to be wrong while it was copied, and warnings for it."""
+    new = found[len(plan.disagreements) :]
+    return replace(plan, disagreements=tuple(found)), judge(plan.request, plan.source, new)
 
 
 def _undo(plan: RestorePlan, targets: Targets) -> None:

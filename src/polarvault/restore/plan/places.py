@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Form, Inventory
-from polarvault.errors import StorageFailed, UsageError
+from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Form, Inventory, Tablespace
+from polarvault.errors import BackupUnusable, StorageFailed, UsageError
 from polarvault.instance.host import Host
 from polarvault.model.tablespace_mapping import mapping_option
+from polarvault.model.units import format_bytes
 from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, SpaceNeed
 from polarvault.storage.occupants import not_empty
 
@@ -37,7 +38,11 @@ def _tablespace_mapping(request: RestoreRequest, inventory: Inventory) -> Mappin
 def _map_tablespaces(mapping: Mapping[str, str], inventory: Inventory) -> dict[int, str]:
     mapping = {os.path.normpath(old): new for old, new in mapping.items()}
     known = {os.path.normpath(space.location): space for space in inventory.tablespaces}
-    for old in mapping.keys() - known.keys():
+    missing = [space for location, space in known.items() if space.is_missing and location not in mapping]
+    if missing:
+        raise _tablespace_missing(missing)
+    new = {os.path.normpath(path) for path in inventory.unlisted_tablespaces.values()}
+    for old in mapping.keys() - known.keys() - new:
         present = ", ".join(sorted(known)) or "none"
         raise UsageError(f'-T: the backup has no tablespace at "{old}"', hint=f"its tablespaces: {present}")
     # The links of a plain backup point at the backup's own files: never use those in place.
@@ -48,6 +53,18 @@ def _map_tablespaces(mapping: Mapping[str, str], inventory: Inventory) -> dict[i
             hint="add " + " ".join(mapping_option(location, "NEW_DIRECTORY") for location in homeless),
         )
     return {space.oid: mapping.get(location, location) for location, space in known.items()}
+
+
+def _tablespace_missing(missing: Sequence[Tablespace]) -> BackupUnusable:
+    first = missing[0]
+    more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return BackupUnusable(
+        f'tablespace {first.oid} is missing: pg_tblspc/{first.oid} points to "{first.location}", where nothing '
+        f"is{more}",
+        hint=f"put the tablespace's copy back there, or make the link lead to it: ln -sfn COPY pg_tblspc/{first.oid}; "
+        "if the tablespace was made while the backup was taken, or you can do without what is in it, it is restored "
+        f"empty with {mapping_option(first.location, 'NEW_DIRECTORY')}",
+    )
 
 
 def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, host: Host) -> None:
@@ -73,7 +90,10 @@ def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, ho
     for index, (path, target) in enumerate(zip(layout.roots, targets, strict=True)):
         for place, other in list(zip(layout.roots, targets, strict=True))[:index]:
             nested_shared = place == layout.local and path == layout.shared and target != other
-            if (is_within(target, other) or is_within(other, target)) and not nested_shared:
+            # One tablespace may lie inside of another: each has its files in a directory of the server's version.
+            spaces = set(layout.tablespaces.values())
+            may_nest = nested_shared or ({place, path} <= spaces and target != other)
+            if (is_within(target, other) or is_within(other, target)) and not may_nest:
                 raise UsageError(f'targets "{place}" and "{path}" lie inside one another', hint="choose another place")
 
 
@@ -109,6 +129,7 @@ def check_space(plan: RestorePlan) -> None:
     for need in plan.space:
         if need.needed > need.available:
             raise StorageFailed(
-                f'not enough space for "{need.path}": {need.needed} bytes are needed, {need.available} are free',
+                f'not enough space for "{need.path}": {format_bytes(need.needed)} are needed, '
+                f"{format_bytes(need.available)} are free",
                 hint="free space or choose another target (df -h); nothing was written",
             )

@@ -112,7 +112,7 @@ def with_settings(
         plan,
         changes=tuple(planner.changes),
         files=files,
-        warnings=(*warnings, *planner.warnings, *plan.follow_warnings),
+        warnings=(*plan.lasting_warnings, *warnings, *planner.warnings, *plan.follow_warnings),
     )
 
 

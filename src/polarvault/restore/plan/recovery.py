@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
-from polarvault.backupset.inventory import take_inventory
-from polarvault.backupset.model import BackupSource
-from polarvault.backupset.source import find_backup
 from polarvault.errors import (
-    BackupUnusable,
-    PolarvaultError,
-    TargetUnreachable,
-    TimelineDiverged,
     UsageError,
     WalGap,
 )
 from polarvault.instance.model import Account, Role
-from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.recovery.access import check_readable
 from polarvault.recovery.chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
 from polarvault.recovery.reachability import (
@@ -45,9 +36,6 @@ from polarvault.recovery.target import LATEST_TIMELINE, RecoveryRequest, TargetK
 from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind
-
-# What means "not this backup, but perhaps an older one".
-_OTHER_BACKUP_MAY_DO = (TargetUnreachable, TimelineDiverged, WalGap)
 
 
 def check_recovery_request(request: RestoreRequest) -> None:
@@ -199,65 +187,3 @@ def _system_identifier(plan: RestorePlan) -> int | None:
         return plan.inventory.control.system_identifier
     claimed = str(plan.source.description.get("system_identifier", ""))
     return int(claimed) if claimed.isdigit() else None
-
-
-def choose_backup(request: RestoreRequest, plan_one: Callable[[RestoreRequest], RestorePlan]) -> RestorePlan:
-    """Plan the newest backup below request.backup that reaches the target; the plan says why newer ones do not.
-
-    plan_one plans the restore of one backup, its recovery included.
-    """
-    rejected: list[tuple[str, str]] = []
-    problem: PolarvaultError | None = None
-    for path in backups_in(request.backup):
-        try:
-            plan = plan_one(replace(request, backup=path))
-        except (*_OTHER_BACKUP_MAY_DO, BackupUnusable) as refused:
-            # The newest one's account of what can be reached is the most useful one.
-            problem = problem or refused
-            rejected.append((path, refused.message))
-        else:
-            recovery = replace(plan.recovery, rejected=tuple(rejected)) if plan.recovery else None
-            return replace(plan, recovery=recovery)
-    assert problem is not None
-    lines = "\n  ".join(f"{path}: {why}" for path, why in rejected)
-    raise TargetUnreachable(
-        f'none of the {len(rejected)} backups in "{request.backup}" reaches {request.recovery.effective_target}',
-        detail=f"newest first:\n  {lines}" + (f"\n{problem.detail}" if problem.detail else ""),
-        hint=problem.hint,
-    ) from problem
-
-
-def backups_in(directory: str) -> list[str]:
-    """Return the backups directly below a directory, newest first; none when it is a backup itself or no directory.
-
-    Newest means the one that starts last in the WAL, whatever its name says.
-    """
-    if not os.path.isdir(directory) or _looks_like_backup(directory):
-        return []
-    found: list[tuple[int, str]] = []
-    for name in sorted(os.listdir(directory)):
-        path = os.path.join(directory, name)
-        if os.path.isdir(path) and _looks_like_backup(path):
-            found.append((_start_lsn(path), path))
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def _looks_like_backup(directory: str) -> bool:
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return False
-    return "PG_VERSION" in names or any(name.startswith("base.tar") for name in names)
-
-
-def _start_lsn(path: str) -> int:
-    """Return where a backup starts; -1 for one that cannot be read: it is tried last, and refused with its reason."""
-    try:
-        source: BackupSource = find_backup(path)
-        if all(not part.is_tar for part in source.parts):
-            with open(os.path.join(path, "backup_label"), "rb") as stream:
-                return parse_backup_label(stream.read()).start_lsn
-        content = take_inventory(source).file("backup_label")
-        return parse_backup_label(content).start_lsn if content else -1
-    except (PolarvaultError, OSError):
-        return -1

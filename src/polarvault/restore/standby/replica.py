@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from polarvault.backupset.model import CONTROL_NAME, Area, BackupSource, Form, Inventory, area_of
 from polarvault.errors import BackupUnusable, IntegrityError, ServerRefused, StartFailed, StorageFailed, UsageError
+from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Role
 from polarvault.instance.programs import ask_setting
@@ -265,10 +266,10 @@ def prove_storage(plan: RestorePlan) -> None:
         )
 
 
-def begin_replica(plan: RestorePlan, account: Account, *, file_mode: int) -> None:
+def begin_replica(plan: RestorePlan, *, file_mode: int) -> None:
     """Write replica.signal, before anything that a server could start from; durable on return."""
     try:
-        _write(plan.signal_path, b"", account, file_mode, sync=plan.request.sync)
+        write_durably(plan.signal_path, b"", mode=file_mode, sync=plan.request.sync)
     except OSError as problem:
         raise storage_failed(problem, "write", plan.signal_path) from problem
 
@@ -280,15 +281,18 @@ def finish_replica(plan: RestorePlan, account: Account, *, file_mode: int) -> li
     """
     local = plan.layout.local
     try:
-        for path, content in plan.files.items():
-            waiting = _WAITING_SUFFIX if path == _main_path(plan) else ""
-            _write(path + waiting, content, account, file_mode)
+        with working_as_account(account):
+            for path, content in plan.files.items():
+                waiting = _WAITING_SUFFIX if path == _main_path(plan) else ""
+                # Not synced one by one: fsync_tree does all of them at the end.
+                write_durably(path + waiting, content, mode=file_mode, sync=False)
     except OSError as problem:
         raise storage_failed(problem, "complete", local) from problem
     warnings = _check_settings(plan, account)
-    if plan.request.sync:
-        fsync_tree(local)
-    _put_settings_in_place(plan)
+    with working_as_account(account):
+        if plan.request.sync:
+            fsync_tree(local)
+        _put_settings_in_place(plan)
     return warnings
 
 
@@ -339,13 +343,6 @@ def _put_settings_in_place(plan: RestorePlan) -> None:
         raise storage_failed(problem, "rename", waiting) from problem
     if plan.request.sync:
         fsync_parent(final)
-
-
-def _write(path: str, content: bytes, account: Account, mode: int, *, sync: bool = False) -> None:
-    # Settings are not synced one by one: fsync_tree does all of them at the end.
-    write_durably(path, content, mode=mode, sync=sync)
-    if os.geteuid() == 0:
-        os.chown(path, account.uid, account.gid)
 
 
 def _refused(message: str, hint: str) -> ServerRefused:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from polarvault.backupset.skeleton import missing_directories
 from polarvault.errors import BackupUnusable, StartFailed
+from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import ProgramFailed, ask_setting
@@ -24,19 +25,21 @@ _SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
 
 def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mode: int) -> list[str]:
     """Make the laid-out files a cluster that starts; return warnings. On return everything is durable."""
-    control = _check_control(plan)
     try:
-        warnings = _complete_directories(plan, account, directory_mode)
-        _complete_wal_segments(plan, control)
-        _link_tablespaces(plan, account, directory_mode)
-        _write_files({**plan.files, plan.signal_path: b""}, account, file_mode)
+        with working_as_account(account):
+            control = _check_control(plan)
+            warnings = _complete_directories(plan, directory_mode)
+            _complete_wal_segments(plan, control)
+            _link_tablespaces(plan, directory_mode)
+            _write_files({**plan.files, plan.signal_path: b""}, file_mode)
     except OSError as problem:
         raise storage_failed(problem, "complete", plan.layout.local) from problem
     warnings += check_settings(plan, plan.binaries, account)
-    if plan.request.sync:
-        for root in plan.layout.outer_roots:
-            fsync_tree(root)
-    _put_control_in_place(plan)
+    with working_as_account(account):
+        if plan.request.sync:
+            for root in plan.layout.outer_roots:
+                fsync_tree(root)
+        _put_control_in_place(plan)
     return warnings
 
 
@@ -59,7 +62,7 @@ def _check_control(plan: RestorePlan) -> ControlFile:
     return control
 
 
-def _complete_directories(plan: RestorePlan, account: Account, directory_mode: int) -> list[str]:
+def _complete_directories(plan: RestorePlan, directory_mode: int) -> list[str]:
     """Make the empty directories that whatever copied the backup has dropped; return a warning that names them."""
     missing = missing_directories(plan.layout.local, plan.layout.shared)
     for path in missing:
@@ -67,8 +70,6 @@ def _complete_directories(plan: RestorePlan, account: Account, directory_mode: i
         # A parent can be missing too, and no line of the list names it.
         while path not in plan.layout.roots:
             os.chmod(path, directory_mode)
-            if os.geteuid() == 0:
-                os.chown(path, account.uid, account.gid)
             path = os.path.dirname(path)
     if not missing:
         return []
@@ -86,23 +87,19 @@ def _complete_wal_segments(plan: RestorePlan, control: ControlFile) -> None:
             os.truncate(path, control.wal_segment_size)
 
 
-def _link_tablespaces(plan: RestorePlan, account: Account, directory_mode: int) -> None:
+def _link_tablespaces(plan: RestorePlan, directory_mode: int) -> None:
     directory = os.path.join(plan.layout.local, "pg_tblspc")
     if plan.layout.tablespaces and not os.path.isdir(directory):
         os.mkdir(directory, directory_mode)
     for oid, location in plan.layout.tablespaces.items():
         link = os.path.join(directory, str(oid))
         os.symlink(location, link)
-        if os.geteuid() == 0:
-            os.chown(link, account.uid, account.gid, follow_symlinks=False)
 
 
-def _write_files(files: Mapping[str, bytes], account: Account, file_mode: int) -> None:
+def _write_files(files: Mapping[str, bytes], file_mode: int) -> None:
     for path, content in files.items():
         # Not synced one by one: fsync_tree does all of them at the end.
         write_durably(path, content, mode=file_mode, sync=False)
-        if os.geteuid() == 0:
-            os.chown(path, account.uid, account.gid)
 
 
 def _put_control_in_place(plan: RestorePlan) -> None:

@@ -1,0 +1,195 @@
+"""Several backups in one directory: which there are, which of them can be used, and the right one for a target.
+
+What is no whole backup (cut off, damaged, unreadable) is never passed over without a word: it may be the newest one,
+and whoever relies on it has to know.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.listing import MANIFEST
+from polarvault.backupset.source import find_backup
+from polarvault.backupset.unfinished import MARKER_NAME
+from polarvault.errors import (
+    BackupUnusable,
+    IntegrityError,
+    PolarvaultError,
+    StorageFailed,
+    TargetUnreachable,
+    TimelineDiverged,
+    WalGap,
+)
+from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
+from polarvault.restore.model import RestorePlan, RestoreRequest
+from polarvault.restore.plan.integrity import find_disagreements
+
+# What means "not this backup, but perhaps an older one".
+_OTHER_BACKUP_MAY_DO = (TargetUnreachable, TimelineDiverged, WalGap)
+_BROKEN = (BackupUnusable, IntegrityError, StorageFailed)
+# Older backups that are looked at for one that is whole; each costs a listing.
+_LOOKED_AT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A directory that is, or was to become, a backup; problem: why it cannot be used, then label is None."""
+
+    path: str
+    label: BackupLabel | None
+    problem: PolarvaultError | None = None
+
+
+def candidates_in(directory: str, *, force: bool = False) -> list[Candidate]:
+    """Return the backups directly below a directory; none when it is a backup itself or no directory.
+
+    Newest first, which means the one that starts last in the WAL, whatever its name says; then those that cannot be
+    used at all.
+    """
+    if not os.path.isdir(directory) or looks_like_backup(directory):
+        return []
+    found: list[Candidate] = []
+    for name in sorted(os.listdir(directory)):
+        path = os.path.join(directory, name)
+        if os.path.isdir(path) and looks_like_backup(path):
+            found.append(_candidate(path, force=force))
+    return sorted(found, key=lambda one: (one.label.start_lsn if one.label else -1, one.path), reverse=True)
+
+
+def looks_like_backup(directory: str) -> bool:
+    """Tell whether a directory holds a backup, or what is left of one."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return False
+    marks = {"PG_VERSION", MANIFEST, MANIFEST + ".tmp", MARKER_NAME}
+    return bool(marks.intersection(names)) or any(name.startswith("base.tar") for name in names)
+
+
+def _candidate(path: str, *, force: bool) -> Candidate:
+    try:
+        return Candidate(path, load_label(path, force=force))
+    except PolarvaultError as problem:
+        return Candidate(path, None, problem)
+
+
+def load_label(path: str, *, force: bool = False) -> BackupLabel:
+    """Return the label of a backup; raise PolarvaultError for one that cannot be used."""
+    source = find_backup(path, force=force)
+    if all(not part.is_tar for part in source.parts):
+        try:
+            with open(os.path.join(path, "backup_label"), "rb") as stream:
+                return parse_backup_label(stream.read())
+        except OSError:
+            pass  # Without a label it may still be a copy of a server that was shut down; the inventory tells.
+    content = take_inventory(source).file("backup_label")
+    if content is None:
+        raise BackupUnusable(f'"{path}" holds no backup_label', hint="name it alone, to see what it is")
+    return parse_backup_label(content)
+
+
+def choose_backup(
+    request: RestoreRequest, candidates: list[Candidate], plan_one: Callable[[RestoreRequest], RestorePlan]
+) -> RestorePlan:
+    """Plan the newest of several backups that reaches the target; the plan says why newer and broken ones do not.
+
+    plan_one plans the restore of one backup, its recovery included.
+    """
+    rejected: list[tuple[str, str]] = []
+    broken: set[str] = set()
+    problem: PolarvaultError | None = None
+    chosen: RestorePlan | None = None
+    for candidate in candidates:
+        if candidate.problem is not None:
+            broken.add(candidate.path)
+            rejected.append((candidate.path, candidate.problem.message))
+            continue
+        if chosen is not None:
+            continue
+        try:
+            # Whether it is whole decides here, also for who reports damage and goes on with a backup that was named.
+            chosen = plan_one(replace(request, backup=candidate.path, reports_damage=False))
+        except (*_OTHER_BACKUP_MAY_DO, *_BROKEN) as refused:
+            # The newest one's account of what can be reached is the most useful one.
+            problem = problem or refused
+            rejected.append((candidate.path, refused.message))
+            if isinstance(refused, _BROKEN):
+                broken.add(candidate.path)
+    if chosen is not None:
+        recovery = replace(chosen.recovery, rejected=tuple(rejected)) if chosen.recovery else None
+        warnings = tuple(f'"{path}" cannot be used: {why}' for path, why in rejected if path in broken)
+        return replace(
+            chosen, recovery=recovery, broken=frozenset(broken), warnings=(*warnings, *chosen.warnings),
+            lasting_warnings=(*warnings, *chosen.lasting_warnings),
+        )  # fmt: skip
+    problem = problem or next(one.problem for one in candidates if one.problem is not None)
+    lines = "\n  ".join(f"{path}: {why}" for path, why in rejected)
+    raise TargetUnreachable(
+        f'none of the {len(rejected)} backups in "{request.backup}" reaches {request.recovery.effective_target}',
+        detail=f"newest first:\n  {lines}" + (f"\n{problem.detail}" if problem.detail else ""),
+        hint=problem.hint,
+    ) from problem
+
+
+def refuse_several(directory: str, candidates: list[Candidate]) -> BackupUnusable:
+    """Return the error for a directory of backups without a target that would choose one."""
+    usable = [one for one in candidates if one.problem is None]
+    broken = [one for one in candidates if one.problem is not None]
+    newest = next(((one.path, why) for one in usable[:_LOOKED_AT] if (why := _how_whole(one)) is not None), None)
+    lines = [f"{one.path}: {one.problem.message}" for one in broken if one.problem]
+    lines += [f"{one.path}: does not agree with its manifest" for one in usable[:_LOOKED_AT] if _how_whole(one) is None]
+    choice = f"the newest that is whole is {newest[0]} ({newest[1]})" if newest else "none of them is whole"
+    return BackupUnusable(
+        f'"{directory}" holds {len(candidates)} backups and is none itself',
+        detail="\n  ".join(["these cannot be used:", *lines]) if lines else None,
+        hint=f"name one of them, {choice}; or a target, and the right one is chosen: --wal DIR --target latest",
+    )
+
+
+def name_older_backup(problem: IntegrityError, path: str) -> IntegrityError:
+    """Add to the error of a backup that is damaged which older one beside it is whole."""
+    older = next(_whole_older(path), None)
+    if older is not None:
+        option, why = older
+        line = f"older, and whole ({why}): polarvault restore {shlex.quote(option)} -D DIRECTORY"
+        problem.hint = f"{line}; {problem.hint}" if problem.hint else line
+    return problem
+
+
+def _whole_older(path: str) -> Iterator[tuple[str, str]]:
+    parent = os.path.dirname(os.path.abspath(path))
+    try:
+        candidates = candidates_in(parent)
+    except OSError:
+        return
+    own = next((one for one in candidates if os.path.realpath(one.path) == os.path.realpath(path)), None)
+    for one in [one for one in candidates if one.label is not None][: _LOOKED_AT * 2]:
+        if one is own or one.label is None:
+            continue
+        if own is not None and own.label is not None and one.label.start_lsn >= own.label.start_lsn:
+            continue
+        if (why := _how_whole(one)) is not None:
+            yield one.path, why
+
+
+def _how_whole(candidate: Candidate) -> str | None:
+    """Say how far a backup is known to be whole; None: it is not."""
+    try:
+        source = find_backup(candidate.path)
+        inventory = take_inventory(source)
+    except PolarvaultError:
+        return None
+    listing = inventory.listing
+    if listing is None or listing.damage is not None or candidate.label is None:
+        return None
+    if candidate.label.incremental_from_lsn is not None or not listing.entries or not inventory.has_control:
+        return None
+    if any(not one.is_setting for one in find_disagreements(source, inventory)):
+        return None
+    return (
+        "names and sizes agree with its manifest" if inventory.is_whole else "compressed, compared when it is unpacked"
+    )
