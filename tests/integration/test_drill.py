@@ -21,6 +21,7 @@ from support.drills import (
     make_stock,
     problems,
     relation_file,
+    seal_again,
     sql_files,
 )
 from support.program import run_polarvault
@@ -68,6 +69,7 @@ def unchecked(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[t
             (path,) = connection.execute("SELECT pg_relation_filepath('t_pkey')").fetchone() or ("",)
         backup = back_up(source, directory / "backup")
         break_order(backup / path)
+        seal_again(backup)
         yield source, backup
 
 
@@ -176,7 +178,7 @@ def test_damaged_maps_are_told_although_the_server_makes_them_anew(stock: Stock,
     operators = relation_file(stock.source, damaged, "pg_operator")
     for fork in ("fsm", "vm"):
         flip(Path(f"{operators}_{fork}"), block=0)
-    report = drills.run(stock.source, damaged)
+    report = drills.run(stock.source, seal_again(damaged))
     found = [(one["check"], one["subject"], one["message"]) for one in report["findings"] if one["severity"] != "ok"]
     assert [found[:2] for found in found] == [("read-map", "postgres.pg_catalog.pg_operator")] * 2
     assert found[0][2].startswith("free space map, block 0: invalid page")
@@ -190,7 +192,7 @@ def test_corrupt_pages_with_checksums_are_found_by_reading(stock: Stock, drills:
     heap = relation_file(stock.source, damaged, "accounts")
     flip(heap, block=3)
     flip(heap, block=7)
-    report = drills.run(stock.source, damaged, status=1)
+    report = drills.run(stock.source, seal_again(damaged), status=1)
     found = {(check, subject, message.partition(":")[0]) for check, subject, message in problems(report)}
     assert found == {
         ("read-index", "postgres.public.accounts_pkey", "block 1"),
@@ -199,6 +201,15 @@ def test_corrupt_pages_with_checksums_are_found_by_reading(stock: Stock, drills:
     }
     assert "page verification failed" in Path(report["log"]).read_text()
     assert "block 7" in Path(f"{drills.report}.html").read_text()
+
+
+@only18
+def test_what_has_changed_since_the_backup_is_told_although_it_is_sound(stock: Stock, drills: Drills) -> None:
+    changed = copied(stock.plain, drills.workspace / "changed")
+    index = relation_file(stock.source, changed, "accounts_pkey")
+    break_order(index)
+    report = drills.run(stock.source, changed, "--read", "none", status=1)
+    assert [(check, changed / subject) for check, subject, _ in problems(report)] == [("checksum-mismatch", index)]
 
 
 @only18

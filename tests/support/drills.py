@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import google_crc32c
 
 from support.cluster import Cluster
 from support.program import run_polarvault
@@ -116,6 +119,20 @@ def copied(backup: Path, target: Path) -> Path:
     """Return a copy of a plain backup that a test may damage."""
     subprocess.run(["cp", "-a", backup, target], check=True)
     return target
+
+
+def seal_again(backup: Path) -> Path:
+    """Make the manifest say what is there now, as if the server had sent it like that; return the backup."""
+    path = backup / "backup_manifest"
+    content = json.loads(path.read_text())
+    for entry in content["Files"]:
+        data = (backup / entry["Path"]).read_bytes()
+        assert entry["Checksum-Algorithm"] == "CRC32C"
+        entry |= {"Size": len(data), "Checksum": google_crc32c.value(data).to_bytes(4, "little").hex()}
+    del content["Manifest-Checksum"]
+    body = json.dumps(content, indent=0).removesuffix("\n}") + ",\n"
+    path.write_text(body + f'"Manifest-Checksum": "{hashlib.sha256(body.encode()).hexdigest()}"}}\n')
+    return backup
 
 
 def relation_file(source: Cluster, backup: Path, relation: str) -> Path:

@@ -32,6 +32,7 @@ from polarvault.backupset.model import (
     Tablespace,
     area_of,
 )
+from polarvault.backupset.opening import listing_rights
 from polarvault.backupset.plain_tree import PlainTree
 from polarvault.backupset.tarstream import scan_tar
 from polarvault.errors import BackupUnusable
@@ -168,10 +169,11 @@ def _add_files_beside(found: _Findings, source: BackupSource, listing: Listing) 
     for area, directory in {
         (Area.SHARED if part.area is Area.SHARED else Area.LOCAL, os.path.dirname(part.path)) for part in source.parts
     }:
-        for entry in os.scandir(directory):
-            key = (area, entry.name)
-            if entry.path not in tars and listing.of(key) and entry.is_file(follow_symlinks=False):
-                found.lengths.setdefault(key, entry.stat().st_size)
+        with listing_rights():
+            for entry in os.scandir(directory):
+                key = (area, entry.name)
+                if entry.path not in tars and listing.of(key) and entry.is_file(follow_symlinks=False):
+                    found.lengths.setdefault(key, entry.stat().st_size)
 
 
 def _control_keys() -> list[tuple[Area, str]]:
@@ -180,8 +182,8 @@ def _control_keys() -> list[tuple[Area, str]]:
 
 def _scan_tree(found: _Findings, part: Part, skip: frozenset[str]) -> None:
     found.sizes.setdefault(part.area, 0)
-    found.modes.append(os.stat(part.path).st_mode)
     with PlainTree(part.path, skip=skip) as tree:
+        found.modes.append(tree.status().st_mode)
         for entry in tree.walk():
             name, status = entry.name, entry.status
             # Holes stay holes, so what a file occupies is what its copy needs.
@@ -190,9 +192,8 @@ def _scan_tree(found: _Findings, part: Part, skip: frozenset[str]) -> None:
             if name.startswith("pg_wal/") and entry.kind is MemberKind.FILE and "/" not in name[7:]:
                 found.wal[name[7:]] = status.st_size
             if entry.kind is MemberKind.SYMLINK and name.startswith("pg_tblspc/") and part.area is Area.LOCAL:
-                path = os.path.join(part.path, name)
-                to = found.links if os.path.isdir(path) else found.dangling
-                to[int(name[10:])] = os.path.realpath(path)
+                links = found.dangling if entry.leads_nowhere else found.links
+                links[int(name[10:])] = entry.target
             if entry.kind is MemberKind.FILE and is_wanted(part.area, name, status.st_size):
                 found.files[part.area, name] = tree.read(entry, limits.SMALL_FILE_BYTES)
 
@@ -274,16 +275,11 @@ def _tablespaces_of_plain(
     spaces: list[Tablespace] = []
     unlisted: dict[int, str] = {}
     for oid, copy in sorted((found.links | found.dangling).items()):
-        is_new = listing.is_known and oid not in listed and oid not in mapped
         if oid in found.dangling:
-            if is_new:
-                unlisted[oid] = copy
-            else:
-                spaces.append(Tablespace(oid, copy, None, is_missing=True))
-        elif _scan_tablespace(found, oid, copy) and is_new:
-            # Its link leads to the place of the live server, which is not what a backup holds.
+            spaces.append(Tablespace(oid, copy, None, is_missing=True))
+        elif _scan_tablespace(found, oid, copy) and listing.is_known and oid not in listed and oid not in mapped:
+            # Its link leads to the place of the live server: nothing there is part of the backup.
             unlisted[oid] = copy
-            found.tablespace_sizes.pop(oid, None)
             prefix = f"pg_tblspc/{oid}/"
             found.lengths = {key: size for key, size in found.lengths.items() if not key[1].startswith(prefix)}
         else:

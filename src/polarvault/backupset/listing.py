@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from polarvault.backupset.model import CONTROL_NAME, FULL_PAGE_DIRECTORY, Area, BackupSource, Form
+from polarvault.backupset.opening import open_file
 from polarvault.model import limits
 from polarvault.pgfiles.manifest import ManifestFile, read_damaged_manifest
-from polarvault.storage.files import open_regular
 
 MANIFEST = "backup_manifest"
 SHARED_MANIFEST = "backup_manifest.shared"
@@ -141,7 +141,7 @@ def load_listing(source: BackupSource) -> Listing:
     contents: dict[Area, bytes] = {}
     for area, path in _manifest_paths(source):
         try:
-            with open_regular(path) as stream:
+            with open_file(path) as stream:
                 content = stream.read(limits.MANIFEST_BYTES + 1)
         except FileNotFoundError:
             continue

@@ -10,8 +10,8 @@ import os
 import re
 
 from polarvault.backupset.model import ManifestSpan
+from polarvault.backupset.opening import open_file
 from polarvault.model.lsn import Lsn
-from polarvault.storage.files import open_regular
 
 # A range takes about 80 bytes, and there is one for each timeline that the backup saw.
 _END_BYTES = 64 << 10
@@ -24,7 +24,7 @@ def load_manifest_span(path: str) -> ManifestSpan | None:
     Whether a manifest is right is verifybackup's question, and one that is damaged is as good as none here.
     """
     try:
-        with open_regular(path) as stream:
+        with open_file(path) as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _END_BYTES))
             return parse_manifest_span(stream.read(_END_BYTES), path)
     except OSError:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from polarvault.backupset.opening import listing_rights
 from polarvault.errors import BackupUnusable
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.storage.below import Below, NameRefused
@@ -36,14 +37,17 @@ _DATABASE_PARTS = re.compile(r"(?:base|global|pg_[^/]*|polar_[^/]*)(?:/|\Z)")
 class TreeEntry:
     """Something in a backup: its name there, what it is, and for a file where its bytes are (`PlainTree.open`).
 
-    place: the name below the directory that holds it, which is another one behind a link of the layout.
+    place: the name below the directory that holds it, which is another one behind a link of the layout. target: where
+    the link of a tablespace leads.
     """
 
     name: str
     kind: MemberKind
     status: os.stat_result
     place: str = ""
-    behind: str | None = None
+    behind: str = ""
+    target: str = ""
+    leads_nowhere: bool = False
 
 
 class PlainTree:
@@ -56,8 +60,9 @@ class PlainTree:
         # By the name of the link, "" for the directory itself, with the user who made the link.
         self._directories: dict[str, tuple[Below, int | None]] = {}
         try:
-            self._directories[""] = (Below(root), None)
-            self._owner = os.stat(root).st_uid
+            with listing_rights():
+                self._directories[""] = (Below(root), None)
+            self._owner = self.status().st_uid
         except OSError as problem:
             raise storage_failed(problem, "read directory", root) from problem
 
@@ -83,7 +88,7 @@ class PlainTree:
 
         With the rights of the account that the process works as; root's where those do not do and that is safe.
         """
-        below, link_owner = self._directories[entry.behind or ""]
+        below, link_owner = self._directories[entry.behind]
         try:
             return below.open_regular(entry.place)
         except PermissionError:
@@ -109,74 +114,80 @@ class PlainTree:
         with open(descriptor, "rb") as stream:
             return stream.read(most_bytes)
 
+    def status(self) -> os.stat_result:
+        """Return the status of the directory itself."""
+        return self._directories[""][0].status("")
+
     def _walk(self, name: str, place: str, behind: str) -> Iterator[TreeEntry]:
-        below, _ = self._directories[behind]
         pending = [(name, place)]
         while pending:
             name, place = pending.pop()
-            try:
-                descriptor = below.open_directory(place)
-            except OSError as problem:
-                raise storage_failed(problem, "read directory", os.path.join(self.root, name)) from problem
-            try:
-                with os.scandir(descriptor) as scanned:
-                    entries = sorted(scanned, key=lambda entry: entry.name)
-                for entry in entries:
-                    inner = f"{name}/{entry.name}" if name else entry.name
-                    inner_place = f"{place}/{entry.name}" if place else entry.name
-                    if inner in self._skip or not self._belongs(inner, behind):
-                        continue
-                    status = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(status.st_mode):
-                        yield TreeEntry(inner, MemberKind.DIRECTORY, status)
-                        pending.append((inner, inner_place))
-                    elif stat.S_ISREG(status.st_mode):
-                        yield TreeEntry(inner, MemberKind.FILE, status, inner_place, behind)
-                    elif stat.S_ISLNK(status.st_mode):
-                        yield from self._link(inner, behind, status)
-            except OSError as problem:
-                raise storage_failed(problem, "read", os.path.join(self.root, name)) from problem
-            finally:
-                os.close(descriptor)
+            for entry in self._list(name, place, behind):
+                yield entry
+                if entry.kind is MemberKind.DIRECTORY and entry.name == "pg_wal" and "pg_wal" in self._directories:
+                    yield from self._walk("pg_wal", "", "pg_wal")
+                elif entry.kind is MemberKind.DIRECTORY:
+                    pending.append((entry.name, entry.place))
+
+    def _list(self, name: str, place: str, behind: str) -> list[TreeEntry]:
+        """Return what is in one directory."""
+        found: list[TreeEntry] = []
+        try:
+            with listing_rights():
+                descriptor = self._directories[behind][0].open_directory(place)
+                try:
+                    with os.scandir(descriptor) as scanned:
+                        entries = sorted(scanned, key=lambda entry: entry.name)
+                    for entry in entries:
+                        inner = f"{name}/{entry.name}" if name else entry.name
+                        inner_place = f"{place}/{entry.name}" if place else entry.name
+                        if inner in self._skip or not self._belongs(inner, behind):
+                            continue
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(status.st_mode):
+                            found.append(TreeEntry(inner, MemberKind.DIRECTORY, status, inner_place, behind))
+                        elif stat.S_ISREG(status.st_mode):
+                            found.append(TreeEntry(inner, MemberKind.FILE, status, inner_place, behind))
+                        elif stat.S_ISLNK(status.st_mode) and (link := self._link(inner, behind, status)):
+                            found.append(link)
+                finally:
+                    os.close(descriptor)
+        except OSError as problem:
+            raise storage_failed(problem, "read directory", os.path.join(self.root, name)) from problem
+        return found
 
     def _belongs(self, name: str, behind: str) -> bool:
         if behind == "pg_wal":
             return _WAL_NAME.match(name.removeprefix("pg_wal/")) is not None
         return not self._tablespace or _VERSION_DIRECTORY.match(name) is not None
 
-    def _link(self, name: str, behind: str, status: os.stat_result) -> Iterator[TreeEntry]:
+    def _link(self, name: str, behind: str, status: os.stat_result) -> TreeEntry | None:
         path = os.path.join(self.root, name)
-        if name.startswith("pg_tblspc/") and not self._tablespace and name[10:].isdigit():
-            yield TreeEntry(name, MemberKind.SYMLINK, status)
-            return
-        if name == "pg_wal" and not self._tablespace:
-            yield from self._wal_link(path, status)
-            return
         real_root, target = os.path.realpath(self.root), os.path.realpath(path)
-        inside = target.startswith(real_root + os.sep) and not behind
+        if name.startswith("pg_tblspc/") and not self._tablespace and name[10:].isdigit():
+            return TreeEntry(name, MemberKind.SYMLINK, status, target=target, leads_nowhere=not os.path.isdir(target))
+        if name == "pg_wal" and not self._tablespace:
+            return self._wal_link(path, target, status)
         if os.path.isdir(target):
             if self._tablespace or behind or _DATABASE_PARTS.match(name):
                 raise _leads_away(path, "a part of the database")
             # The DBA's own: its files are not the server's, and a base backup has no such links either.
-            yield TreeEntry(name, MemberKind.SYMLINK, status)
-            return
-        if not inside:
+            return TreeEntry(name, MemberKind.SYMLINK, status)
+        if behind or not target.startswith(real_root + os.sep):
             raise _leads_away(path, "a file")
         place = os.path.relpath(target, real_root)
         found = self._directories[""][0].status(place)
-        if stat.S_ISREG(found.st_mode):
-            yield TreeEntry(name, MemberKind.FILE, found, place)
+        return TreeEntry(name, MemberKind.FILE, found, place, "") if stat.S_ISREG(found.st_mode) else None
 
-    def _wal_link(self, path: str, status: os.stat_result) -> Iterator[TreeEntry]:
+    def _wal_link(self, path: str, target: str, status: os.stat_result) -> TreeEntry:
         try:
-            self._directories["pg_wal"] = (Below(os.path.realpath(path)), status.st_uid)
+            self._directories["pg_wal"] = (Below(target), status.st_uid)
         except OSError as problem:
             raise BackupUnusable(
                 f'"{path}" is a link to "{os.readlink(path)}", which cannot be read: {problem.strerror}',
                 hint="put the WAL directory back there, or replace the link by a copy of it",
             ) from problem
-        yield TreeEntry("pg_wal", MemberKind.DIRECTORY, os.stat(path))
-        yield from self._walk("pg_wal", "", "pg_wal")
+        return TreeEntry("pg_wal", MemberKind.DIRECTORY, os.stat(path))
 
 
 def _leads_away(path: str, what: str) -> BackupUnusable:

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 from polarvault.backupset.foreign import HEAD_BYTES, refuse_foreign
 from polarvault.backupset.model import STANDARD_INPUT, Area, Part, compression_of
+from polarvault.backupset.opening import open_file
 from polarvault.errors import BackupUnusable, IntegrityError, PolarvaultError, RemoteProtocolError
 from polarvault.model import limits
 from polarvault.pgfiles.tar import BLOCK_BYTES, Member, MemberBegins, MemberData, TarEvent, TarReader
-from polarvault.storage.files import open_regular, storage_failed
+from polarvault.storage.files import storage_failed
 
 _CHUNK_BYTES = 1 << 20
 _ZEROS = memoryview(bytes(_CHUNK_BYTES))
@@ -114,7 +115,7 @@ def find_members(part: Part) -> Iterator[tuple[Member, int]]:
     The payload is not read. A member whose payload is cut is yielded, too, before IntegrityError is raised.
     """
     try:
-        with open(part.path, "rb", buffering=1 << 16) as stream:
+        with open_file(part.path) as opened, open(opened.fileno(), "rb", buffering=1 << 16, closefd=False) as stream:
             yield from _hop(part, stream)
     except OSError as problem:
         raise storage_failed(problem, "read", part.path) from problem
@@ -123,7 +124,7 @@ def find_members(part: Part) -> Iterator[tuple[Member, int]]:
 
 
 def _scan_seeking(part: Part, wants: Callable[[Member], bool]) -> Iterator[tuple[Member, bytes | None]]:
-    with open(part.path, "rb", buffering=1 << 16) as stream:
+    with open_file(part.path) as opened, open(opened.fileno(), "rb", buffering=1 << 16, closefd=False) as stream:
         for member, position in _hop(part, stream):
             content = None
             if wants(member):
@@ -173,7 +174,7 @@ def _damaged(part: Part, why: str) -> PolarvaultError:
             hint="see whether the command before the pipe ended well, and send it again",
         )
     try:
-        with open_regular(part.path) as stream:
+        with open_file(part.path) as stream:
             refuse_foreign(part.path, stream.read(HEAD_BYTES))
     except OSError:
         pass  # Whatever it is, what is wrong is known already.
@@ -186,7 +187,7 @@ def _damaged(part: Part, why: str) -> PolarvaultError:
 
 def _decompressed(part: Part) -> Iterator[memoryview]:
     try:
-        with open_regular(part.path) as stream:
+        with open_file(part.path) as stream:
             yield from _plain_bytes(part, stream)
     except OSError as problem:
         raise storage_failed(problem, "read", part.path) from problem

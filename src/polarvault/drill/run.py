@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from polarvault.backupset.listing import Fault
 from polarvault.drill.completeness import compare_with_manifest
 from polarvault.drill.isolation import check_settings
 from polarvault.drill.look_inside import look_inside
@@ -109,14 +110,17 @@ def _drill(
 
 
 def _newer_backups(plan: RestorePlan) -> Iterator[Finding]:
-    """Yield a warning for each newer backup of a directory that was passed over: it may be useless for good."""
+    """Yield a finding for each backup of a directory that was passed over: it may be useless for good."""
     for path, why in plan.recovery.rejected if plan.recovery else ():
         yield Finding(
-            severity=Severity.WARNING,
+            # One that does not reach the target is no worse for it; one that is broken is no backup.
+            severity=Severity.PROBLEM if path in plan.broken else Severity.WARNING,
             check="newer-backup",
             subject=path,
             message=f"it was passed over: {why}",
-            meaning="the drill says nothing about this backup but that it does not reach the target",
+            meaning="it cannot be restored: whoever relies on it has no backup of that time"
+            if path in plan.broken
+            else "the drill says nothing about this backup but that it does not reach the target",
             advice=f"drill it alone: polarvault drill {shlex.quote(path)}",
         )
 
@@ -141,6 +145,11 @@ def _copy(plan: RestorePlan, host: Host, account: Account, notes: Notes, reporte
     notes.know_plan(plan)
     for warning in warnings:
         notes.add(Severity.WARNING, "copy", plan.source.path, warning)
+    for wrong in [one for one in plan.disagreements if one.fault is Fault.CHECKSUM and not one.is_setting]:
+        notes.add(
+            Severity.PROBLEM, "checksum-mismatch", wrong.path, f"not as the manifest says: {wrong}",
+            meaning="the file is not the one that the server sent", advice="restore another backup",
+        )  # fmt: skip
     return RestoreResult(plan, tuple(warnings), None)
 
 

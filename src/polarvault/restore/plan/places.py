@@ -41,8 +41,14 @@ def _map_tablespaces(mapping: Mapping[str, str], inventory: Inventory) -> dict[i
     missing = [space for location, space in known.items() if space.is_missing and location not in mapping]
     if missing:
         raise _tablespace_missing(missing)
-    new = {os.path.normpath(path) for path in inventory.unlisted_tablespaces.values()}
-    for old in mapping.keys() - known.keys() - new:
+    for oid, live in inventory.unlisted_tablespaces.items():
+        # Replay forcibly removes what is there before it makes the directory again (server: commands/tablespace.c).
+        raise BackupUnusable(
+            f'tablespace {oid} at "{live}" was made while the backup was taken: it is not in the backup, and recovery '
+            "would remove what is there, which are a server's files, most likely the source's, to make it again",
+            hint="use a later backup; or restore on another machine, or in a container, where that directory is empty",
+        )
+    for old in mapping.keys() - known.keys():
         present = ", ".join(sorted(known)) or "none"
         raise UsageError(f'-T: the backup has no tablespace at "{old}"', hint=f"its tablespaces: {present}")
     # The links of a plain backup point at the backup's own files: never use those in place.
@@ -62,8 +68,8 @@ def _tablespace_missing(missing: Sequence[Tablespace]) -> BackupUnusable:
         f'tablespace {first.oid} is missing: pg_tblspc/{first.oid} points to "{first.location}", where nothing '
         f"is{more}",
         hint=f"put the tablespace's copy back there, or make the link lead to it: ln -sfn COPY pg_tblspc/{first.oid}; "
-        "if the tablespace was made while the backup was taken, or you can do without what is in it, it is restored "
-        f"empty with {mapping_option(first.location, 'NEW_DIRECTORY')}",
+        f"to restore it empty: {mapping_option(first.location, 'NEW_DIRECTORY')}; if it was made while the backup was "
+        f"taken, recovery makes it again at {first.location}, for which that directory has to be there, empty",
     )
 
 

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 
 from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, FULL_PAGE_DIRECTORY, Area, area_of
+from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.pgfiles.tar import MemberKind, is_safe_name
 from polarvault.restore.model import CONTROL_WAITING_NAME, Layout
 
@@ -19,6 +20,7 @@ _NEVER = frozenset(
         "backup_manifest",
         "backup_manifest.tmp",
         DESCRIPTION_NAME,
+        MARKER_NAME,
         "polar_replica_booted",
         "polar_non_exclusive_backup_label",
         "polar_non_exclusive_tablespace_map",

@@ -91,9 +91,14 @@ def _link_tablespaces(plan: RestorePlan, directory_mode: int) -> None:
     directory = os.path.join(plan.layout.local, "pg_tblspc")
     if plan.layout.tablespaces and not os.path.isdir(directory):
         os.mkdir(directory, directory_mode)
+    missing = {space.oid for space in plan.inventory.tablespaces if space.is_missing}
     for oid, location in plan.layout.tablespaces.items():
         link = os.path.join(directory, str(oid))
         os.symlink(location, link)
+        control = plan.inventory.control
+        if oid in missing and control is not None:
+            # The server makes directories of databases in it, and none above those (server: commands/tablespace.c).
+            os.makedirs(os.path.join(location, f"PG_{plan.major_version}_{control.catalog_version}"), directory_mode)
 
 
 def _write_files(files: Mapping[str, bytes], file_mode: int) -> None:

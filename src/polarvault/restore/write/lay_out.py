@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 
 from polarvault.backupset.listing import Key, key_of
@@ -18,13 +18,12 @@ from polarvault.backupset.model import Area, Part, area_of
 from polarvault.backupset.plain_tree import PlainTree, TreeEntry
 from polarvault.backupset.tarstream import read_tar
 from polarvault.pgfiles.digest import Digest
-from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind, TarEvent
+from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router
 from polarvault.restore.write.content_checks import ContentChecks
 from polarvault.storage.copying import copy_content, copy_reading, read_through
 from polarvault.storage.files import storage_failed, write_all
-from polarvault.storage.identity import can_read_as_root, reading_as_root
 
 # Files copied per task: most files of a cluster are tiny, and a task for each would cost more than the copy.
 _BATCH_FILES = 64
@@ -91,11 +90,10 @@ class LayOut:
     def _tree_tasks(self, part: Part) -> Iterator[Callable[[], None]]:
         """Make the directories at once and yield copies in batches, so that listing and copying overlap."""
         skip = self._plan.source.inside_local if part.area is Area.LOCAL else frozenset[str]()
-        with _reading():
-            tree = self._trees.enter_context(PlainTree(part.path, skip=skip, tablespace=part.area is Area.TABLESPACE))
+        tree = self._trees.enter_context(PlainTree(part.path, skip=skip, tablespace=part.area is Area.TABLESPACE))
         batch: list[tuple[TreeEntry, str]] = []
         size = 0
-        for entry in _listed(tree):
+        for entry in tree.walk():
             target = self._target(part, entry.name, entry.kind)
             if target is None or entry.kind is MemberKind.SYMLINK:
                 continue
@@ -173,7 +171,7 @@ class LayOut:
         key: Key = (part.area, "")
         digest: Digest | None = None
         try:
-            for event in _events(part):
+            for event in read_tar(part):
                 if self._stop.is_set():
                     raise _Stopped
                 if isinstance(event, MemberBegins):
@@ -237,31 +235,6 @@ class LayOut:
             pass  # Another worker was faster.
         except OSError as problem:
             raise storage_failed(problem, "create directory", path) from problem
-
-
-def _reading() -> AbstractContextManager[None]:
-    """List with root's rights what the account may not; what is opened there is checked (`PlainTree.open`)."""
-    return reading_as_root() if can_read_as_root() else nullcontext()
-
-
-def _listed(tree: PlainTree) -> Iterator[TreeEntry]:
-    entries = tree.walk()
-    while True:
-        with _reading():
-            entry = next(entries, None)
-        if entry is None:
-            return
-        yield entry
-
-
-def _events(part: Part) -> Iterator[TarEvent]:
-    """Read a tar; root opens it if the account may not."""
-    events = read_tar(part)
-    with _reading():
-        first = next(events, None)
-    if first is not None:
-        yield first
-    yield from events
 
 
 def _write(descriptor: int, event: MemberData, *, sparse: bool) -> None:

@@ -40,6 +40,16 @@ class Targets:
                 self._claim(directory)
             except OSError as problem:
                 raise storage_failed(problem, "create directory", directory) from problem
+            self._check_access(directory)
+
+    def _check_access(self, directory: str) -> None:
+        with working_as_account(self._account):
+            may = os.access(directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
+        if not may:
+            raise StorageFailed(
+                f'user {self._account.name}, who is to own the restored server, cannot enter "{directory}"',
+                hint=f"see who may pass on the way there: namei -l {directory}; or choose another directory",
+            )
 
     def _claim(self, directory: str) -> None:
         missing = []
