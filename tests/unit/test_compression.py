@@ -25,7 +25,16 @@ SEGMENT = WalSegment(1, 1, 1 << 20)
         ("7", ("gzip", None, 7, None, False)),
         ("gzip", ("gzip", None, None, None, False)),
         ("client-gzip:3", ("gzip", "client", 3, None, False)),
-        ("server-lz4:level=12", ("lz4", "server", 12, None, False)),
+        ("client-lz4:level=12", ("lz4", "client", 12, None, False)),
+        # What the server is to do it judges itself.
+        ("server-lz4:level=99", ("lz4", "server", None, None, False)),
+        ("server-new:level", ("new", "server", None, None, False)),
+        ("", ("none", None, None, None, False)),
+        (" 3", ("gzip", None, 3, None, False)),
+        ("gzip:+3", ("gzip", None, 3, None, False)),
+        ("none:0", ("none", None, None, None, False)),
+        ("-1", ("gzip", None, None, None, False)),
+        ("lz4:0", ("lz4", None, None, None, False)),
         ("zstd:level=-5,workers=4,long", ("zstd", None, -5, 4, True)),
         ("zstd:long=off", ("zstd", None, None, None, False)),
     ],
@@ -36,7 +45,23 @@ def test_specifications_are_understood(text: str, expected: tuple[object, ...]) 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "zip", "gzip:0", "gzip:long", "lz4:13", "zstd:23", "zstd:workers=x", "zstd:,", "none:1"]
+    "text",
+    [
+        "zip",
+        " ",
+        "3 ",
+        "server",
+        "gzip:",
+        "gzip:0",
+        "gzip:long",
+        "gzip:5,level=3",
+        "zstd:long=true",
+        "lz4:13",
+        "zstd:23",
+        "zstd:workers=x",
+        "zstd:,",
+        "none:1",
+    ],
 )
 def test_wrong_specifications_are_refused(text: str) -> None:
     with pytest.raises(UsageError):

@@ -8,12 +8,28 @@ from typing import Any
 
 import click
 
-from polarvault import __version__
-from polarvault.cli.drop_in import DropInCommand, connection_options, connection_settings
+from polarvault.cli.drop_in import (
+    DropInCommand,
+    connection_options,
+    connection_settings,
+    status_interval,
+    version_option,
+)
 from polarvault.errors import UsageError
+from polarvault.model.c_numbers import BLANKS, strtod
 
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kM]?)\Z")
 _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
+
+
+LAST_COMPRESSION = "polarvault.last_compression"
+
+
+def last_of_two(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Remember which of -z and -Z came last: that one counts."""
+    source = context.get_parameter_source(parameter.name or "")
+    if source is click.core.ParameterSource.COMMANDLINE:
+        context.meta[LAST_COMPRESSION] = parameter.name
+    return value
 
 
 @click.command("basebackup", cls=DropInCommand, context_settings={"help_option_names": ["-?", "--help"]})
@@ -29,8 +45,11 @@ _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
 )  # fmt: skip
 @click.option("--waldir", metavar="WALDIR", help="Location for the write-ahead log directory.")
 @click.option("-X", "--wal-method", metavar="none|fetch|stream", help="Include required WAL files with this method.")
-@click.option("-z", "--gzip", is_flag=True, help="Compress tar output.")
-@click.option("-Z", "--compress", metavar="[{client|server}-]METHOD[:DETAIL]", help="Compress on client or server.")
+@click.option("-z", "--gzip", is_flag=True, callback=last_of_two, help="Compress tar output.")
+@click.option(
+    "-Z", "--compress", metavar="[{client|server}-]METHOD[:DETAIL]", callback=last_of_two,
+    help="Compress on client or server.",
+)  # fmt: skip
 @click.option("-c", "--checkpoint", metavar="fast|spread", help="Set fast or spread (default) checkpointing.")
 @click.option("-C", "--create-slot", is_flag=True, help="Create replication slot.")
 @click.option("-l", "--label", metavar="LABEL", default="pg_basebackup base backup", help="Set backup label.")
@@ -62,7 +81,7 @@ _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
     help="PolarDB: give up and name the slot when one holds the checkpoint up for so long.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-@click.version_option(__version__, "-V", "--version", message="polarvault basebackup (Polarvault) %(version)s")
+@version_option
 @click.argument("rest", nargs=-1)
 def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Take a base backup of a running PostgreSQL or PolarDB server.
@@ -74,7 +93,7 @@ def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
         raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
     from polarvault.basebackup.request import check_request
 
-    request = _request(options)
+    request = _request({**options, "last_compression": click.get_current_context().meta.get(LAST_COMPRESSION)})
     check_request(request)
     if as_json and request.to_stdout:
         raise UsageError("--json needs standard output, which -D - uses for the backup")
@@ -110,8 +129,8 @@ def _request(options: dict[str, Any]) -> Any:
     )  # fmt: skip
     if format_name is None and target is None:
         format_name = "plain"
-    if options["compress"] is not None:
-        compression = Compression.parse(options["compress"])
+    if options["compress"] is not None and options["last_compression"] != "gzip":
+        compression = Compression.parse(options["compress"], by_server=target is not None)
     else:
         compression = Compression("gzip") if options["gzip"] else Compression()
     if compression.location is None and compression.algorithm != "none":
@@ -123,17 +142,17 @@ def _request(options: dict[str, Any]) -> Any:
         max_rate_kb=_rate(options["max_rate"]),
         write_recovery_conf=options["write_recovery_conf"],
         tablespace_mapping=_mappings(options["tablespace_mapping"]),
-        waldir=options["waldir"].rstrip("/") or "/" if options["waldir"] else None,
+        waldir=_waldir(options["waldir"]),
         wal_method=_choice(
-            options["wal_method"] or "stream",
+            "stream" if options["wal_method"] is None else options["wal_method"],
             {"n": "none", "none": "none", "f": "fetch", "fetch": "fetch", "s": "stream", "stream": "stream"},
             'invalid wal-method option "{}", must be "fetch", "stream", or "none"',
         )
         or "stream",
         compression=compression,
         checkpoint_fast=_choice(
-            options["checkpoint"] or "spread", {"fast": "fast", "spread": "spread"},
-            'invalid checkpoint argument "{}", must be "fast" or "spread"',
+            "spread" if options["checkpoint"] is None else options["checkpoint"], {"fast": "fast", "spread": "spread"},
+            'invalid checkpoint argument "{}", must be "fast" or "spread"', ignore_case=True,
         )
         == "fast",
         create_slot=options["create_slot"],
@@ -154,7 +173,7 @@ def _request(options: dict[str, Any]) -> Any:
         estimate_size=not options["no_estimate_size"],
         verify_checksums=not options["no_verify_checksums"],
         incremental=options["incremental"],
-        status_interval_s=_seconds(options["status_interval"]),
+        status_interval_s=status_interval(options["status_interval"]),
         polardata=options["polardata"],
         polar_disk_name=options["polar_disk_name"],
         polar_host_id=options["polar_host_id"],
@@ -164,30 +183,37 @@ def _request(options: dict[str, Any]) -> Any:
     )  # fmt: skip
 
 
-def _choice(value: str | None, known: dict[str, str], complaint: str) -> str | None:
+def _waldir(text: str | None) -> str | None:
+    if text is None or not text.strip("/"):
+        return "/" if text else text
+    return text.rstrip("/")
+
+
+def _choice(value: str | None, known: dict[str, str], complaint: str, *, ignore_case: bool = False) -> str | None:
     if value is None:
         return None
-    if value not in known:
+    word = value.lower() if ignore_case else value
+    if word not in known:
         raise UsageError(complaint.format(value))
-    return known[value]
+    return known[word]
 
 
 def _rate(text: str | None) -> int | None:
+    """Read a rate as pg_basebackup does, with strtod and a suffix."""
     if text is None:
         return None
-    match = _RATE.match(text.strip())
-    if match is None:
+    number, rest = strtod(text)
+    if number is None or number != number:
         raise UsageError(f'transfer rate "{text}" is not a valid value', hint='use kB/s, or a suffix: "k" or "M"')
-    kilobytes = int(float(match[1]) * (1024 if match[2] == "M" else 1))
+    if number <= 0:
+        raise UsageError("transfer rate must be greater than zero")
+    unit = rest.lstrip(BLANKS)
+    if unit[1:].strip(BLANKS) or (unit and unit[0] not in "kM"):
+        raise UsageError(f'invalid --max-rate unit: "{unit}"', hint='use kB/s, or a suffix: "k" or "M"')
+    kilobytes = number * (1024 if unit[:1] == "M" else 1)
     if not _MIN_RATE_KB <= kilobytes <= _MAX_RATE_KB:
         raise UsageError(f'transfer rate "{text}" is out of range: {_MIN_RATE_KB} to {_MAX_RATE_KB} kB/s')
-    return kilobytes
-
-
-def _seconds(text: str) -> float:
-    if not (text.isascii() and text.isdigit()) or int(text) > 2**31 // 1000:
-        raise UsageError(f'invalid value "{text}" for option -s/--status-interval')
-    return float(text)
+    return int(kilobytes)
 
 
 def _manifest_algorithm(text: str | None) -> str | None:

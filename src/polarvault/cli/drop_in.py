@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import getpass
-import warnings
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from polarvault import __version__
 from polarvault.errors import UsageError
+from polarvault.model.c_numbers import BLANKS, strtol
 
 if TYPE_CHECKING:
     from polarvault.server.connection import ConnectionSettings
@@ -17,19 +20,22 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-# Options that the replaced tools do not have; they must not make an abbreviation of theirs ambiguous.
-_OURS_ALONE = {
-    "--checkpoint-timeout",
-    "--jobs",
-    "--json",
-    "--keep-all",
-    "--no-pages",
-    "--pages",
-    "--status",
-    "--summary",
+# The long options of the programs that we stand in for, 13 to 19. An abbreviation that is unique among them means that
+# option, whatever options we have besides (server: pg_basebackup.c, pg_receivewal.c, pg_verifybackup.c).
+_CONNECTION = "dbname host port username no-password password help version"
+_THEIRS = {
+    "basebackup": f"""pgdata format checkpoint create-slot incremental max-rate write-recovery-conf slot target
+        tablespace-mapping wal-method gzip compress label no-clean no-sync status-interval verbose progress waldir
+        no-slot no-verify-checksums no-estimate-size no-manifest manifest-force-encode manifest-checksums sync-method
+        {_CONNECTION}""",
+    "receivewal": f"""directory endpos no-loop status-interval slot verbose compress create-slot drop-slot
+        if-not-exists synchronous no-sync {_CONNECTION}""",
+    "verifybackup": """exit-on-error ignore manifest-path format no-parse-wal progress quiet skip-checksums
+        wal-directory wal-path help version""",
 }
-
 _ALONE = {"-?", "--help", "-V", "--version"}
+# Oldest and newest server, as `server.identity` has them; not from there, for that loads libpq.
+SERVER_MAJORS = (13, 18)
 
 
 class DropInCommand(click.Command):
@@ -43,12 +49,12 @@ class DropInCommand(click.Command):
         return super().parse_args(ctx, self._expanded(args))
 
     def _expanded(self, args: list[str]) -> list[str]:
-        takes_value: dict[str, bool] = {}
+        options: dict[str, click.Option] = {}
         # With our settings: the command keeps the first help option it is asked for, and -? is one of its names.
         for parameter in self.get_params(click.Context(self, **self.context_settings)):
             if isinstance(parameter, click.Option):
-                for name in parameter.opts + parameter.secondary_opts:
-                    takes_value[name] = not parameter.is_flag
+                options |= dict.fromkeys(parameter.opts + parameter.secondary_opts, parameter)
+        takes_value = {name: not option.is_flag for name, option in options.items()}
         expanded: list[str] = []
         waiting = iter(args)
         for word in waiting:
@@ -56,20 +62,34 @@ class DropInCommand(click.Command):
                 return [*expanded, word, *waiting]
             if word.startswith("--"):
                 name, equals, value = word.partition("=")
-                matches = [known for known in takes_value.keys() - _OURS_ALONE if known.startswith(name)]
-                if name not in takes_value and len(matches) == 1:
-                    name = matches[0]
-                elif name not in takes_value and len(matches) > 1:
-                    raise click.UsageError(f"option '{name}' is ambiguous; possibilities: {' '.join(sorted(matches))}")
+                name = self._full_name(name, options)
                 expanded.append(name + equals + value)
                 follows = takes_value.get(name, False) and not equals
             else:
+                name = word
                 expanded.append(word)
                 follows = self._short_takes_next(word, takes_value)
+            if name in _ALONE:
+                # PostgreSQL's own programs know them as the first word only.
+                raise click.UsageError(f"option '{name}' has to come first")
             if follows:
                 # The next word is a value, whatever it looks like.
                 expanded.extend(value for value in [next(waiting, None)] if value is not None)
         return expanded
+
+    def _full_name(self, name: str, options: dict[str, click.Option]) -> str:
+        """Return the option that an abbreviation means: one of the replaced program before one of ours."""
+        if name in options:
+            return name
+        theirs = {f"--{known}" for known in _THEIRS.get(self.name or "", "").split()}
+        for known in (theirs & options.keys(), options.keys()):
+            matches = sorted(option for option in known if option.startswith(name))
+            # Two spellings of one option are no choice.
+            if len({id(options[match]) for match in matches}) == 1:
+                return matches[0]
+            if matches:
+                raise click.UsageError(f"option '{name}' is ambiguous; possibilities: {' '.join(matches)}")
+        return name
 
     @staticmethod
     def _short_takes_next(word: str, takes_value: dict[str, bool]) -> bool:
@@ -80,6 +100,39 @@ class DropInCommand(click.Command):
             if takes_value.get("-" + letter, False):
                 return position == len(word) - 1
         return False
+
+
+def version_option(function: Function) -> Function:
+    """Add -V and --version.
+
+    The first line has the shape of PostgreSQL's own: program, product whose servers it is for, version that it stands
+    for, a number that callers compare with their server's. Ours follows; its last word is such a number as well, for
+    callers that look at the last word of all.
+    """
+
+    def show(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if not wanted or context.resilient_parsing:
+            return
+        name = context.command.name
+        oldest, newest = SERVER_MAJORS
+        click.echo(f"polarvault-{name} (PostgreSQL) {newest}.0")
+        click.echo(f"Polarvault {__version__}, for servers of PostgreSQL {oldest} to {newest}")
+        context.exit()
+
+    return click.option(
+        "-V", "--version", is_flag=True, expose_value=False, is_eager=True, callback=show,
+        help="Show the version and exit.",
+    )(function)  # fmt: skip
+
+
+def status_interval(text: str) -> float:
+    """Read -s as PostgreSQL's programs do, with strtol; seconds."""
+    number, rest = strtol(text)
+    if rest.strip(BLANKS):
+        raise UsageError(f'invalid value "{text}" for option -s/--status-interval')
+    if number is not None and not 0 <= number <= 2**31 // 1000:
+        raise UsageError("-s/--status-interval must be in range 0..2147483")
+    return float(number or 0)
 
 
 def connection_options(function: Function) -> Function:
@@ -125,19 +178,33 @@ def connection_settings(
         conninfo = f"dbname={quote_conninfo_value(conninfo)}"
     return ConnectionSettings(
         conninfo, from_locale(host), from_locale(port), from_locale(username), policy,
-        application_name=application_name or APPLICATION_NAME, prompt=_ask_password,
+        application_name=application_name or APPLICATION_NAME,
+        prompt=_ask_password if application_name else _insist_on_password,
     )  # fmt: skip
 
 
 def _ask_password(text: str) -> str:
-    """Ask on the terminal, or read standard input where there is none, as PostgreSQL's own clients do."""
+    """Ask on the terminal, or read standard input where there is none, as PostgreSQL's own clients do.
+
+    The end of standard input is an empty password: what asks for one refuses it in its own words.
+    """
     try:
-        with warnings.catch_warnings():
-            # Without a terminal nothing is echoed that a person has typed.
-            warnings.simplefilter("ignore", getpass.GetPassWarning)
-            return getpass.getpass(text)
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        os.write(2, text.encode())
+        return sys.stdin.readline().rstrip("\r\n") if sys.stdin is not None else ""
+    try:
+        return getpass.getpass(text)
     except EOFError:
+        return ""
+
+
+def _insist_on_password(text: str) -> str:
+    """Ask for a password, and say what to do where nobody can answer."""
+    answer = _ask_password(text)
+    if not answer:
         raise UsageError(
             "a password is needed, but there is no terminal to ask for it and nothing on standard input",
             hint="put it into ~/.pgpass (mode 0600) or PGPASSWORD, and leave -W out",
-        ) from None
+        )
+    return answer

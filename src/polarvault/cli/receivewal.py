@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from polarvault import __version__
-from polarvault.cli.drop_in import DropInCommand, connection_options, connection_settings
+from polarvault.cli.drop_in import (
+    DropInCommand,
+    connection_options,
+    connection_settings,
+    status_interval,
+    version_option,
+)
 from polarvault.errors import StorageFailed, UsageError
+from polarvault.model.c_numbers import scan_hex
 
 if TYPE_CHECKING:
     from polarvault.model.lsn import Lsn
@@ -38,7 +43,7 @@ _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 @click.option("--drop-slot", is_flag=True, help="Drop the replication slot, and exit.")
 @click.option("--reserve-wal", is_flag=True, help="With --create-slot: hold WAL back from now on, not from first use.")
 @click.option("--status", "show_status", is_flag=True, help="Print what the receiver of this directory does, as JSON.")
-@click.version_option(__version__, "-V", "--version", message="polarvault receivewal (Polarvault) %(version)s")
+@version_option
 @click.argument("rest", nargs=-1)
 def command(rest: tuple[str, ...], **options: Any) -> int:
     """Stream write-ahead log from a PostgreSQL or PolarDB server into a directory.
@@ -95,7 +100,7 @@ def _request(options: dict[str, Any]) -> ReceiveRequest | None:
     from polarvault.model.compression import Compression
     from polarvault.walarchive.request import ReceiveRequest, check_compression
 
-    end_lsn, interval_s = _end_lsn(options["endpos"]), _interval(options["status_interval"])
+    end_lsn, interval_s = _end_lsn(options["endpos"]), status_interval(options["status_interval"])
     _check_actions(options)
     changes_slot = options["create_slot"] or options["drop_slot"]
     if options["directory"] is None and not changes_slot:
@@ -117,23 +122,17 @@ def _request(options: dict[str, Any]) -> ReceiveRequest | None:
 
 
 def _end_lsn(text: str | None) -> Lsn | None:
+    """Read a position as pg_receivewal does, with scanf."""
     from polarvault.model.lsn import Lsn
 
     if text is None:
         return None
-    try:
-        # 0/0 is no position in the WAL, and means none to pg_receivewal.
-        return Lsn.parse(text) or None
-    except ValueError:
-        raise UsageError(f'could not parse end position "{text}"', hint="write it as 16/B374D848") from None
-
-
-def _interval(text: str) -> float:
-    if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", text):
-        raise UsageError(f'invalid value "{text}" for option -s/--status-interval')
-    if not 0 <= int(text) <= 2**31 // 1000:
-        raise UsageError("-s/--status-interval must be in range 0..2147483")
-    return float(int(text))
+    high, rest = scan_hex(text)
+    low = scan_hex(rest[1:])[0] if rest.startswith("/") else None
+    if high is None or low is None:
+        raise UsageError(f'could not parse end position "{text}"', hint="write it as 16/B374D848")
+    # 0/0 is no position in the WAL, and means none to pg_receivewal.
+    return Lsn(high << 32 | low) or None
 
 
 def _directory(path: str | None) -> str:

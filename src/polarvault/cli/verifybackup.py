@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polarvault import __version__
-from polarvault.cli.drop_in import DropInCommand
+from polarvault.cli.drop_in import DropInCommand, version_option
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ _FORMATS = {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"}
 @click.option("-j", "--jobs", type=click.IntRange(1, 64), metavar="N", help="Files to read at a time.")
 @click.option("--summary", is_flag=True, help="Say what was checked and what was not, also of a good backup.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@click.version_option(__version__, "-V", "--version", message="polarvault verifybackup (Polarvault) %(version)s")
+@version_option
 @click.argument("rest", nargs=-1, metavar="BACKUPDIR")
 def command(rest: tuple[str, ...], **options: Any) -> int:
     """Verify a backup against its manifest, and beyond it.

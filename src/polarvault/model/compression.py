@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from typing import Self
 
 from polarvault.errors import UsageError
+from polarvault.model.c_numbers import as_int, strtol
 
 SUFFIXES = {"none": "", "gzip": ".gz", "lz4": ".lz4", "zstd": ".zst"}
-_NUMBER = re.compile(r"-?[0-9]+")
 _LEVELS = {"gzip": (1, 9), "lz4": (1, 12), "zstd": (-131072, 22)}
+# What zlib and lz4 take for "as you like" (server: common/compression.c).
+_DEFAULT_LEVELS = {"gzip": -1, "lz4": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,61 +46,93 @@ class Compression:
         return min(4, 2 * cores if fast else cores)
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse a -Z argument; raise UsageError with pg_basebackup's words."""
-        if _NUMBER.fullmatch(text):
-            level = int(text)
-            if level == 0:
-                return cls(detail=None)
-            return cls("gzip", None, _level("gzip", str(level), text), detail=text)
-        location, name = None, text
+    def parse(cls, text: str, *, by_server: bool = False) -> Self:
+        """Parse a -Z argument; raise UsageError with pg_basebackup's words.
+
+        What the server is to do, because the text says so or by_server, is not judged here: the server does.
+        """
+        location, text_below = None, text
         for prefix in ("server", "client"):
-            if text == prefix or text.startswith((prefix + "-", prefix + ":")):
-                location = prefix
-                name = text[len(prefix) + 1 :] if text.startswith(prefix + "-") else text[len(prefix) :]
-        name, colon, detail = name.partition(":")
+            if text.startswith(prefix + "-"):
+                location, text_below = prefix, text[len(prefix) + 1 :]
+        name, detail = _split(text_below)
+        if location == "server" or (location is None and by_server):
+            return cls(name, location, detail=detail)
         if name not in SUFFIXES:
             raise UsageError(f'unrecognized compression algorithm: "{name}"')
-        return cls._with_detail(name, location, detail if colon else None)
+        return cls._with_detail(name, location, detail)
 
     @classmethod
     def _with_detail(cls, algorithm: str, location: str | None, detail: str | None) -> Self:
-        level, workers, long, window_log = None, None, False, None
-        if detail is not None and algorithm == "none":
-            raise UsageError('invalid compression specification: compression algorithm "none" does not accept options')
-        for word in detail.split(",") if detail is not None else ():
+        if detail is None:
+            return cls(algorithm, location)
+        number, rest = strtol(detail)
+        if number is not None and not rest:
+            return cls(algorithm, location, _level(algorithm, as_int(number)), detail=detail)
+        level, workers, long = None, None, False
+        for word in detail.split(","):
             keyword, equals, value = word.partition("=")
-            if not equals and _NUMBER.fullmatch(keyword):
-                level = _level(algorithm, keyword, detail or "")
-            elif keyword == "level":
-                level = _level(algorithm, value, detail or "")
-            elif keyword == "workers" and algorithm == "zstd":
-                if not (value.isascii() and value.isdigit()):
-                    raise UsageError('invalid compression specification: option "workers" needs a number')
-                workers = int(value)
-            elif keyword == "long" and algorithm == "zstd":
-                if value not in ("", "on", "off", "true", "false", "yes", "no", "1", "0"):
-                    raise UsageError('invalid compression specification: option "long" needs a Boolean value')
-                long = value in ("", "on", "true", "yes", "1")
-            elif keyword in ("workers", "long"):
-                raise UsageError(
-                    f'invalid compression specification: compression algorithm "{algorithm}" '
-                    f"does not accept {'a worker count' if keyword == 'workers' else 'long-distance mode'}"
-                )
+            given = value if equals else None
+            if keyword == "level":
+                level = _integer(keyword, given)
+            elif keyword == "workers":
+                workers = _integer(keyword, given)
+            elif keyword == "long":
+                long = _boolean(keyword, given)
             elif not keyword:
-                raise UsageError("invalid compression specification: found empty string where an option was expected")
+                raise _invalid("found empty string where a compression option was expected")
             else:
-                raise UsageError(f'invalid compression specification: unrecognized compression option: "{keyword}"')
-        return cls(algorithm, location, level, workers, long, window_log, detail)
+                raise _invalid(f'unrecognized compression option: "{keyword}"')
+        if level is not None or algorithm == "none":
+            level = _level(algorithm, level or 0)
+        for wanted, what in ((workers is not None, "a worker count"), (long, "long-distance mode")):
+            if wanted and algorithm != "zstd":
+                raise _invalid(f'compression algorithm "{algorithm}" does not accept {what}')
+        return cls(algorithm, location, level, workers, long, detail=detail)
 
 
-def _level(algorithm: str, value: str, detail: str) -> int:
-    if not _NUMBER.fullmatch(value):
-        raise UsageError(f'invalid compression specification: level "{value}" in "{detail}" is not a number')
+def _split(text: str) -> tuple[str, str | None]:
+    """Return method and detail; a bare number is gzip's level, and zero none."""
+    number, rest = strtol(text)
+    if not rest:
+        return ("gzip", text) if number else ("none", None)
+    name, colon, detail = text.partition(":")
+    return name, detail if colon else None
+
+
+def _integer(keyword: str, value: str | None) -> int:
+    if value is None:
+        raise _invalid(f'compression option "{keyword}" requires a value')
+    number, rest = strtol(value)
+    if number is None or rest:
+        raise _invalid(f'value for compression option "{keyword}" must be an integer')
+    return as_int(number)
+
+
+def _boolean(keyword: str, value: str | None) -> bool:
+    if value is None or value.lower() in ("yes", "on", "1"):
+        return True
+    if value.lower() not in ("no", "off", "0"):
+        raise _invalid(f'value for compression option "{keyword}" must be a Boolean value')
+    return False
+
+
+def _level(algorithm: str, level: int) -> int | None:
+    """Check a level; the number that stands for a method's own default is None."""
+    if algorithm == "none":
+        if level != 0:
+            raise _invalid('compression algorithm "none" does not accept a compression level')
+        return None
+    if level == _DEFAULT_LEVELS.get(algorithm):
+        return None
     low, high = _LEVELS[algorithm]
-    if not low <= int(value) <= high:
-        raise UsageError(
-            f'invalid compression specification: compression algorithm "{algorithm}" '
-            f"expects a compression level between {low} and {high}"
+    if not low <= level <= high:
+        default = f" (default at {_DEFAULT_LEVELS[algorithm]})" if algorithm in _DEFAULT_LEVELS else ""
+        raise _invalid(
+            f'compression algorithm "{algorithm}" expects a compression level between {low} and {high}{default}'
         )
-    return int(value)
+    return level
+
+
+def _invalid(why: str) -> UsageError:
+    return UsageError(f"invalid compression specification: {why}")
