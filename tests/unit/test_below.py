@@ -10,6 +10,7 @@ import pytest
 
 from polarvault.model import limits
 from polarvault.model.names import name_problem
+from polarvault.storage import files
 from polarvault.storage.below import Below, NameRefused
 
 
@@ -32,6 +33,35 @@ def test_a_file_is_made_and_read_back(below: Below, root: Path) -> None:
     below.write("base/5/1259", b"content", 0o600, sync=True)
     assert below.read("base/5/1259") == (root / "base/5/1259").read_bytes() == b"content"
     assert [name for name, _ in below.walk()] == ["base", "base/5", "base/5/1259"]
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_modes_are_set_as_given_whatever_the_umask(root: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with Below(root) as below:
+            below.make_directories("base/5", 0o750)
+            below.write("base/5/1259", b"content", 0o640, sync=False)
+        files.make_directories(os.fspath(root / "wal/archive"), 0o750)
+        os.close(files.create_file(os.fspath(root / "wal/archive/segment"), 0o640))
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o7777 for path in root.rglob("*") if path.is_dir()}
+    assert modes == {0o750}
+    assert {path.stat().st_mode & 0o7777 for path in root.rglob("*") if path.is_file()} == {0o640}
+
+
+def test_a_file_that_is_there_keeps_its_mode_and_a_link_is_refused(root: Path) -> None:
+    (root / "there").write_text("content")
+    (root / "there").chmod(0o604)
+    os.close(files.create_file(os.fspath(root / "there"), 0o640))
+    assert (root / "there").stat().st_mode & 0o7777 == 0o604
+    (root / "link").symlink_to(root.parent / "outside" / "victim")
+    with pytest.raises(OSError, match="Too many levels"):
+        files.create_file(os.fspath(root / "link"), 0o640, os.O_WRONLY | os.O_TRUNC)
+    with pytest.raises(FileExistsError):
+        files.create_file(os.fspath(root / "there"), 0o640, os.O_WRONLY | os.O_EXCL)
+    assert (root.parent / "outside" / "victim").read_text() == "untouched"
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_a_status_file_is_read_back_and_says_whether_its_writer_lives(tmp_path: 
     with pytest.raises(UsageError, match="no receivewal has written to"):
         read_status(str(tmp_path))
     lock = DirectoryLock(str(tmp_path))
-    write_status(str(tmp_path), {"state": "streaming"})
+    write_status(str(tmp_path), {"state": "streaming"}, 0o600)
     assert read_status(str(tmp_path)) == {"running": True, "state": "streaming"}
     lock.release()
     assert read_status(str(tmp_path)) == {"running": False, "state": "stopped"}

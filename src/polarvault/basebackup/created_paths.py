@@ -15,8 +15,6 @@ from polarvault.storage import files
 from polarvault.storage.below import Below
 from polarvault.storage.occupants import Occupancy, enclosing_occupant, not_empty, occupant_of
 
-_MARKER_MODE = 0o640
-
 
 class CreatedPaths:
     """Remembers which directories this backup made, which it found empty, and which it has marked as unfinished."""
@@ -43,7 +41,7 @@ class CreatedPaths:
             top = directory
             while not os.path.exists(parent := os.path.dirname(os.path.abspath(top))):
                 top = parent
-            os.makedirs(directory, self._mode)
+            files.make_directories(directory, self._mode)
             self._made.append(directory)
         except OSError as problem:
             raise files.storage_failed(problem, "create directory", directory) from problem
@@ -52,7 +50,7 @@ class CreatedPaths:
         """Have the directory say that a backup is being made in it; see `backupset.unfinished`."""
         try:
             with Below(directory) as below:
-                below.write(MARKER_NAME, marker_content(datetime.now(UTC), os.getpid()), _MARKER_MODE, sync=False)
+                below.write(MARKER_NAME, marker_content(datetime.now(UTC), os.getpid()), self._mode & 0o640, sync=False)
         except OSError as problem:
             raise files.storage_failed(problem, "write", os.path.join(directory, MARKER_NAME)) from problem
         self._marked.append(directory)

@@ -64,8 +64,6 @@ def take_base_backup(request: BackupRequest, connector: Connector, reporter: Bac
         closing.callback(connection.close)
         identity = read_identity(connection)
         refuse_impossible(request, identity, connector, reporter)
-        # New files get the modes of the server's data directory, whatever the shell's umask.
-        os.umask(0o027 if identity.group_access else 0o077)
         created = CreatedPaths(0o750 if identity.group_access else 0o700)
         context = BackupContext(request, identity, reporter, created, absences=Absences(identity.shared_data_directory))
         output = _choose_output(context)

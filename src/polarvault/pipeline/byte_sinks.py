@@ -55,7 +55,7 @@ class FileBytes:
         self._writeback = writeback
         self._position = self._started = 0
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+            self._descriptor = files.create_file(path, mode, os.O_WRONLY | os.O_EXCL)
         except OSError as problem:
             raise files.storage_failed(problem, "create file", path) from problem
 

@@ -43,7 +43,8 @@ class WalDirectory:
         self._position = 0
         self._path = directory
         try:
-            os.makedirs(directory, directory_mode, exist_ok=True)
+            if not os.path.isdir(directory):
+                files.make_directories(directory, directory_mode)
             # A descriptor of its own: what the base backup's archives name meanwhile changes nothing for the WAL.
             self._below = Below(directory)
             self._below.make_directory("archive_status", directory_mode)

@@ -172,11 +172,11 @@ class Below:
 
     # Writing
 
-    def create(self, name: str, mode: int, *, replace: bool = False, exact_mode: bool = False) -> int:
+    def create(self, name: str, mode: int, *, replace: bool = False) -> int:
         """Make a file for writing; return its descriptor, which the caller owns. It must not exist.
 
         replace: a regular file or a link of that name is removed first; what the link points to is not touched.
-        exact_mode: set the mode whatever the umask.
+        The mode is set as given: the umask is the caller's shell's, and the same for all threads of the process.
         """
         with self._lock:
             parent, last = self._parent(name)
@@ -191,8 +191,7 @@ class Below:
         try:
             if self.owner is not None:
                 os.fchown(descriptor, *self.owner)
-            if exact_mode:
-                os.fchmod(descriptor, mode)
+            os.fchmod(descriptor, mode)
         except BaseException:
             os.close(descriptor)
             raise
@@ -228,6 +227,7 @@ class Below:
             except FileExistsError:
                 self._directory(name)
                 return False
+            os.fchmod(self._directory(name), mode)
             if self.owner is not None:
                 os.chown(last, *self.owner, dir_fd=parent, follow_symlinks=False)
             return True

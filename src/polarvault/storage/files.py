@@ -145,6 +145,31 @@ def fsync_tree(root: str, *, method: str = "fsync") -> None:
     fsync_parent(root)
 
 
+def create_file(path: str, mode: int, flags: int = os.O_WRONLY) -> int:
+    """Open a file, made with exactly this mode if it is not there; never through a link. Raise OSError.
+
+    The umask has no say: it is the caller's shell's, and the same for all threads of the process.
+    """
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        if flags & os.O_EXCL:
+            raise
+        return os.open(path, flags)
+    os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def make_directories(path: str, mode: int) -> None:
+    """Make a directory, and those above it that are missing, with exactly this mode. Raise OSError if it is there."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.exists(parent):
+        make_directories(parent, mode)
+    os.mkdir(path, mode)
+    os.chmod(path, mode)
+
+
 def write_durably(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
     """Write a small file: temporary file, fsync, rename, fsync of the directory. On return it is durable.
 

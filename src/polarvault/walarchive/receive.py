@@ -75,6 +75,7 @@ class _Receiver:
         self.stop = stop
         self.state = ReceiverState(time.time(), slot=request.slot)
         self.files: WalFiles | None = None
+        self._mode = 0o600
         self._connector = connector
         self._system_identifier: str | None = None
         self._slot_watch: SlotWatch | None = None
@@ -177,13 +178,13 @@ class _Receiver:
 
     def _open_files(self, identity: ServerIdentity) -> WalFiles:
         request = self.request
-        # New files get the modes of the server's data directory, whatever the shell's umask.
-        os.umask(0o027 if identity.group_access else 0o077)
+        # New files get the modes of the server's data directory.
+        self._mode = 0o640 if identity.group_access else 0o600
         return WalFiles(
             request.directory,
             segment_size_bytes=identity.segment_size_bytes,
             compression=request.compression,
-            mode=0o640 if identity.group_access else 0o600,
+            mode=self._mode,
             sync=request.sync,
             synchronous=request.synchronous,
             wake=self.stop.wake,
@@ -385,7 +386,7 @@ class _Receiver:
         self._shown = now
         if self.files is not None:
             self.state.timeline_id, self.state.received = self.files.timeline_id, self.files.received
-        write_status(self.request.directory, self.state.as_json(time.time()))
+        write_status(self.request.directory, self.state.as_json(time.time()), self._mode)
         self.reporter.status(self.state)
 
     def _watch_slot(self, slot: str, segment_size_bytes: int) -> None:

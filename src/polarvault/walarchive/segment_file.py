@@ -82,7 +82,7 @@ class PlainSegment:
         self._writeback = 0
         self._reserved = 0 if reserve else segment.size_bytes
         # Never through a link: run by root, in a directory of another account, it could lead to any file.
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, mode)
+        self._descriptor = files.create_file(self.path, mode)
         if os.fstat(self._descriptor).st_size != segment.size_bytes:
             os.ftruncate(self._descriptor, segment.size_bytes)
 
@@ -171,7 +171,7 @@ class CompressedSegment:
         # What an earlier run has acknowledged stays readable until there is as much again.
         self._replaces = _decoded_bytes(self._partial_path, segment.size_bytes)
         self.path = self._partial_path + (REPLACING if self._replaces else "")
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        self._descriptor = files.create_file(self.path, mode, os.O_WRONLY | os.O_TRUNC)
 
     def write(self, views: Sequence[memoryview]) -> None:
         """Compress and append WAL."""

@@ -141,12 +141,15 @@ def is_locked(directory: str) -> bool:
     return False
 
 
-def write_status(directory: str, content: dict[str, Any]) -> None:
-    """Replace the status file. It is news, not data: it is not synced, and a full disk does not matter."""
+def write_status(directory: str, content: dict[str, Any], mode: int) -> None:
+    """Replace the status file, by one with this mode.
+
+    It is news, not data: it is not synced, and a full disk does not matter.
+    """
     text = json.dumps(content).encode()
     with contextlib.suppress(OSError), Below(directory) as below:
         try:
-            below.write(STATUS_NAME + ".tmp", text, 0o666, sync=False, replace=True)
+            below.write(STATUS_NAME + ".tmp", text, mode, sync=False, replace=True)
             below.rename(STATUS_NAME + ".tmp", STATUS_NAME)
         except OSError:
             # On a full disk the blocks of the old file are still there to be written over.
