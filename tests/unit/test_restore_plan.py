@@ -169,6 +169,7 @@ def test_a_primary_archives_nothing_and_recovers_from_its_own_wal() -> None:
         "archive_mode": ("on", "off"),
         "archive_command": ("cp %p /a/%f", None),
         "restore_command": (None, "false"),
+        "max_logical_replication_workers": (None, "0"),
     }
     assert "#archive_command = 'cp %p /a/%f' # keep" in main_file(made)
     assert made.signal_path == "/t/recovery.signal"
@@ -188,6 +189,19 @@ def test_a_primary_archives_nothing_and_recovers_from_its_own_wal() -> None:
         b"external_pid_file = '/run/x.pid'",
         b"hba_file = '/etc/pg_hba.conf'",
         b"log_directory = '/var/log/postgresql'",
+        b"log_directory = '../outside'",
+        b"log_directory = 'log/../../outside'",
+        b"log_filename = '../../outside.log'",
+        b"log_filename = '/var/log/postgresql.log'",
+        b"stats_temp_directory = '../stats'",
+        b"hba_file = '../pg_hba.conf'",
+        b"ident_file = 'x/../../pg_ident.conf'",
+        b"external_pid_file = '../x.pid'",
+        b"data_directory = '../live'",
+        b"krb_server_keyfile = 'FILE:/etc/krb5.keytab'",
+        b"krb_server_keyfile = '../krb5.keytab'",
+        b"ssl_ca_file = '../ca.crt'",
+        b"ssl_crl_file = '../../ca.crl'",
         b"stats_temp_directory = '/run/stats'",
         b"synchronous_standby_names = '*'",
         b"ssl_ca_file = '/etc/ca.crt'",
@@ -199,7 +213,16 @@ def test_what_points_at_the_source_is_commented_out(line: bytes) -> None:
     assert changed(made)[line.split(b" ")[0].decode()][1] is None
 
 
-@pytest.mark.parametrize("line", [b"log_directory = 'log'", b"hba_file = '/t/pg_hba.conf'", b"cluster_name = 'x'"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"log_directory = 'log'",
+        b"log_directory = 'x/../log'",
+        b"log_filename = 'x.log'",
+        b"hba_file = '/t/pg_hba.conf'",
+        b"cluster_name = 'x'",
+    ],
+)
 def test_what_lies_in_the_restored_directory_stays(line: bytes) -> None:
     assert line.decode() in main_file(plan(inventory(line + b"\n"))).splitlines()
 
@@ -233,6 +256,21 @@ def test_sockets_that_cannot_be_made_here_move() -> None:
         "/tmp",
     )
     assert "unix_socket_directories" not in changed(plan(inventory(b"unix_socket_directories = ''\n")))
+
+
+@pytest.mark.parametrize("value", ["../outside", "sock/../../outside", "/outside"])
+def test_a_socket_directory_outside_of_the_copy_is_replaced_however_it_is_spelled(value: str) -> None:
+    made = plan(inventory(f"unix_socket_directories = '{value}, /tmp'\n".encode()))
+    assert changed(made)["unix_socket_directories"] == (f"{value}, /tmp", "/tmp")
+
+
+def test_subscriptions_stay_off_in_a_copy_and_on_in_what_replaces_its_source() -> None:
+    assert changed(plan(inventory()))["max_logical_replication_workers"] == (None, "0")
+    standby = plan(inventory(), role=Role.STANDBY, primary_conninfo="host=a")
+    replacement = plan(inventory(), recovery=RecoveryRequest(keep_archiving=True))
+    asked = plan(inventory(), settings=(("max_logical_replication_workers", "4"),))
+    assert "max_logical_replication_workers" not in {**changed(standby), **changed(replacement)}
+    assert changed(asked)["max_logical_replication_workers"] == (None, "4")
 
 
 def test_ssl_without_its_certificate_is_switched_off_and_said() -> None:

@@ -21,6 +21,7 @@ from polarvault.errors import StorageFailed, UsageError
 from polarvault.instance.model import Account
 from polarvault.instance.session import acting_as
 from polarvault.model.finding import Finding, Severity
+from polarvault.storage.below import Below
 from polarvault.storage.files import storage_failed
 
 _PREFIX = "polarvault-drill-"
@@ -98,16 +99,15 @@ class Scratch:
             "program": "polarvault drill", "backup": self._backup, "pid": pid, "started": started_at(pid),
             "kept": kept, "socket_directory": self.socket_directory, "stop": self._stop,
         }  # fmt: skip
-        with open(os.path.join(self.directory, _MARK), "w", encoding="utf-8") as stream:
-            json.dump(mark, stream)
+        # The directory is the account's already: a link of that name must not lead us elsewhere.
+        with Below(self.directory) as below:
+            below.write(_MARK, json.dumps(mark).encode(), 0o600, sync=False, replace=True)
 
     @staticmethod
     def _write(path: str, content: bytes, account: Account) -> None:
-        with open(path, "xb") as stream:
-            stream.write(content)
-        os.chmod(path, 0o600)
-        if os.geteuid() == 0:
-            os.chown(path, account.uid, account.gid)
+        owner = (account.uid, account.gid) if os.geteuid() == 0 else None
+        with Below(os.path.dirname(path), owner=owner) as below:
+            below.write(os.path.basename(path), content, 0o600, sync=False)
 
 
 def check_parent(parent: str) -> None:
@@ -150,9 +150,9 @@ def removal(directory: str, socket_directory: str) -> str:
 
 def _read_mark(directory: str) -> dict[str, object] | None:
     try:
-        with open(os.path.join(directory, _MARK), encoding="utf-8") as stream:
-            mark = json.load(stream)
-    except (OSError, ValueError):
+        with Below(directory) as below:
+            mark = json.loads(below.read(_MARK))
+    except (OSError, ValueError, RecursionError):
         return None
     return mark if isinstance(mark, dict) and mark.get("program") == "polarvault drill" else None
 

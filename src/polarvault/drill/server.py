@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from psycopg.adapt import Loader
 from psycopg.conninfo import make_conninfo
 
 from polarvault.errors import StartFailed
+from polarvault.instance.log_files import last_lines_of, read_log
 from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import run_program
 from polarvault.instance.session import likely_superusers
@@ -244,19 +244,22 @@ def way_in(refusal: str, backup: str) -> str:
 def last_lines(data: str, lines: int = 40) -> str | None:
     """Return the end of the server's log; None when there is none."""
     try:
-        with open(os.path.join(data, LOG_NAME), encoding="utf-8", errors="replace") as stream:
-            return "\n".join(stream.read()[-40000:].splitlines()[-lines:]) or None
+        return last_lines_of(read_log(data, os.path.join(data, LOG_NAME), most_bytes=40_000), lines) or None
     except OSError:
         return None
 
 
 def copy_log(data: str, target: str) -> str | None:
-    """Copy the server's log out of the scratch place; return the copy's path, None when there is no log."""
-    source = os.path.join(data, LOG_NAME)
-    if not os.path.exists(source):
-        return None
+    """Copy the server's log out of the scratch place; return the copy's path, None when there is no log.
+
+    Nobody else may read the copy: SQL and data of the source stand in such a log.
+    """
     with suppress(OSError):
-        shutil.copyfile(source, target)
+        content = read_log(data, os.path.join(data, LOG_NAME))
+        with suppress(FileNotFoundError):
+            os.unlink(target)
+        with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as stream:
+            stream.write(content)
         return target
     return None
 

@@ -28,7 +28,9 @@ def likely_superusers(account: Account, wanted: str | None) -> list[str]:
     return list(dict.fromkeys([wanted] if wanted else ["postgres", account.name, os.environ.get("PGUSER", "postgres")]))
 
 
-def connect_server(instance: Instance, account: Account, host: str, port: int) -> psycopg.Connection[Any]:
+def connect_server(
+    instance: Instance, account: Account, host: str, port: int, *, dbname: str = "template1"
+) -> psycopg.Connection[Any]:
     """Connect as a superuser that is likely to exist; with peer authentication the operating system user counts.
 
     The session depends on no default of the server. Raises psycopg.OperationalError, whatever connecting raises.
@@ -40,7 +42,7 @@ def connect_server(instance: Instance, account: Account, host: str, port: int) -
         for user in likely_superusers(account, instance.superuser):
             try:
                 with acting_as(account):
-                    connection = _connect(host, port, user, startup_options(settings))
+                    connection = _connect(host, port, user, dbname, startup_options(settings))
                 later = later_statement(connection.info.server_version)
                 for statement in later.split("; ") if later else ():
                     connection.execute(statement.encode())
@@ -63,12 +65,12 @@ def _settings_to_try(instance: Instance) -> list[Mapping[str, str]]:
     return [{**SESSION_SETTINGS, "event_triggers": "off"}, SESSION_SETTINGS]
 
 
-def _connect(host: str, port: int, user: str, options: str) -> psycopg.Connection[Any]:
+def _connect(host: str, port: int, user: str, dbname: str, options: str) -> psycopg.Connection[Any]:
     import psycopg
 
     # A template1 in SQL_ASCII would have psycopg return bytes for text.
     words: dict[str, Any] = {
-        "host": host, "port": port, "user": user, "dbname": "template1", "client_encoding": "UTF8", "options": options,
+        "host": host, "port": port, "user": user, "dbname": dbname, "client_encoding": "UTF8", "options": options,
     }  # fmt: skip
     try:
         if host.startswith("@"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from polarvault.errors import PolarvaultError, StartFailed
 from polarvault.instance.lock_file import is_running, read_lock_file, server_address
+from polarvault.instance.log_files import last_lines_of, log_size, read_log
 from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.instance.programs import run_program
 from polarvault.instance.session import ask_value, connect_server
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LOG_NAME = "polarvault-start.log"
 _LOG_LINES = 15
+_LOG_BYTES = 20_000
 _POLL_S = 0.2
 # pg_ctlcluster waits for pg_ctl (60 s), then as long again for the socket and for a session.
 _DEBIAN_WAIT_S = 180.0
@@ -224,19 +226,25 @@ def log_files(instance: Instance) -> list[str]:
     directory = os.path.join(instance.data_directory, "log")
     if os.path.isdir(directory):
         candidates += [os.path.join(directory, name) for name in os.listdir(directory)]
-    return [path for path in candidates if os.path.isfile(path)]
+    return [path for path in candidates if log_size(log_root(instance, path), path) is not None]
+
+
+def log_root(instance: Instance, path: str) -> str:
+    """Return the directory below which a log is opened, links on the way refused."""
+    inside = path.startswith(instance.data_directory + os.sep)
+    return instance.data_directory if inside else os.path.dirname(path)
 
 
 def newest_log(instance: Instance, log_path: str) -> str:
     """Return the log that was written to last."""
-    written = [path for path in log_files(instance) if os.path.getsize(path)]
-    return max(written, key=os.path.getmtime, default=log_path)
+    written = [path for path in log_files(instance) if log_size(log_root(instance, path), path)]
+    return max(written, key=lambda path: os.lstat(path).st_mtime, default=log_path)
 
 
 def log_end(instance: Instance, log_path: str) -> str:
     """Return the last lines of the newest log, or why it cannot be read."""
     try:
-        with open(newest_log(instance, log_path), encoding="utf-8", errors="replace") as stream:
-            return "\n".join(stream.read()[-20000:].splitlines()[-_LOG_LINES:])
+        path = newest_log(instance, log_path)
+        return last_lines_of(read_log(log_root(instance, path), path, most_bytes=_LOG_BYTES), _LOG_LINES)
     except OSError as problem:
         return f"the log could not be read: {problem.strerror}"

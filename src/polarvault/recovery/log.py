@@ -10,9 +10,11 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from polarvault.instance.log_files import log_size, read_log
 from polarvault.instance.model import Instance
 from polarvault.instance.start import LOG_NAME
 from polarvault.model.lsn import Lsn
+from polarvault.model.secrets import hide_secrets
 
 _LINES = 15
 # "recovery stopping before commit of transaction 740, time ...", "recovery stopping at restore point "x", time ...",
@@ -43,19 +45,23 @@ class RecoveryLog:
     def __init__(self, instance: Instance) -> None:
         self._main = os.path.join(instance.data_directory, LOG_NAME)
         self._directory = os.path.join(instance.data_directory, "log")
-        self._before = {path: os.path.getsize(path) for path in self._files()}
+        self._root = instance.data_directory
+        self._before = {path: self._size(path) for path in self._files()}
+
+    def _size(self, path: str) -> int:
+        return log_size(self._root, path) or 0
 
     def _files(self) -> list[str]:
         found = [self._main] if os.path.isfile(self._main) else []
         if os.path.isdir(self._directory):
             found += [os.path.join(self._directory, name) for name in sorted(os.listdir(self._directory))]
-        return [path for path in found if os.path.isfile(path)]
+        return [path for path in found if log_size(self._root, path) is not None]
 
     @property
     def path(self) -> str:
         """The file that was written to last."""
-        grown = [path for path in self._files() if os.path.getsize(path) > self._before.get(path, 0)]
-        return max(grown, key=os.path.getmtime, default=self._main)
+        grown = [path for path in self._files() if self._size(path) > self._before.get(path, 0)]
+        return max(grown, key=lambda path: os.lstat(path).st_mtime, default=self._main)
 
     @property
     def text(self) -> str:
@@ -63,9 +69,8 @@ class RecoveryLog:
         parts = []
         for path in self._files():
             try:
-                with open(path, "rb") as stream:
-                    stream.seek(self._before.get(path, 0))
-                    parts.append(stream.read().decode("utf-8", "replace"))
+                content = read_log(self._root, path, start=self._before.get(path, 0))
+                parts.append(content.decode("utf-8", "replace"))
             except OSError:
                 continue  # Rotated away: the newer file is read as well.
         return "\n".join(parts)
@@ -73,7 +78,7 @@ class RecoveryLog:
     @property
     def end(self) -> str:
         """The last lines."""
-        return "\n".join(self.text.splitlines()[-_LINES:])
+        return hide_secrets("\n".join(self.text.splitlines()[-_LINES:]))
 
     @property
     def stopped(self) -> StopLine | None:

@@ -10,7 +10,7 @@ from polarvault.instance.model import Role
 from polarvault.model.secrets import hide_secrets
 from polarvault.report.recovery import outcome_json, outcome_text, recovery_json, recovery_text
 from polarvault.report.standby import follow_json, follow_text, primary_json, primary_text
-from polarvault.report.units import format_bytes
+from polarvault.report.units import format_bytes, printable
 from polarvault.restore.model import Change, RestorePlan
 from polarvault.restore.plan.plan import missing_wal
 
@@ -96,6 +96,7 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
     if result.server is not None:
         yield from server_text(result.server)
         yield from follow_text(result)
+        yield from subscriptions_text(result)
     if result.recovery is not None:
         server = result.server
         connect = f"psql -h {server.host} -p {server.port}" if server else None
@@ -104,6 +105,22 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
         return
     yield "start it with:"
     yield "  " + start_command(plan, account, is_root=is_root)
+
+
+def subscriptions_text(result: RestoreResult) -> Iterator[str]:
+    """Yield what became of the source's subscriptions, and how they are switched on again."""
+    server = result.server
+    if not result.subscriptions or server is None:
+        return
+    yield "subscriptions of the source are disabled, because they would take its place at their publishers"
+    for one in result.subscriptions:
+        state = "disabled" if one.problem is None else f"NOT disabled: {one.problem}"
+        yield f"  {printable(one.name)} in database {printable(one.database)}: {state}"
+    first = result.subscriptions[0]
+    words = f'ALTER SUBSCRIPTION "{first.name.replace(chr(34), chr(34) * 2)}" ENABLE'
+    line = shlex.join(["psql", "-h", server.host, "-p", str(server.port), "-d", first.database, "-c", words])
+    yield f"  to use one here   {printable(line)}"
+    yield "                    then take max_logical_replication_workers = 0 out of the settings, and restart"
 
 
 def server_text(server: StartedServer) -> Iterator[str]:
@@ -184,6 +201,10 @@ def result_json(result: RestoreResult) -> dict[str, Any]:
         "server": started,
         "outcome": outcome_json(result.recovery),
         "follow": follow_json(result),
+        "subscriptions": [
+            {"database": one.database, "name": one.name, "disabled": one.problem is None, "problem": one.problem}
+            for one in result.subscriptions
+        ],
     }
 
 

@@ -38,6 +38,7 @@ from polarvault.restore.write.lay_out import LayOut, Progress
 from polarvault.restore.write.targets import Targets
 
 if TYPE_CHECKING:
+    from polarvault.instance.subscriptions import Subscription
     from polarvault.recovery.survey import ScanProgress
     from polarvault.recovery.watch import RecoveryOutcome, Watch
     from polarvault.restore.standby.follow import FollowReport, Show
@@ -52,6 +53,8 @@ class RestoreResult:
     server: StartedServer | None
     follow: FollowReport | None = None
     recovery: RecoveryOutcome | None = None
+    subscriptions: tuple[Subscription, ...] = ()
+    """Those of the source that are disabled in the copy, because it was started as a primary."""
 
 
 def prepare(
@@ -132,7 +135,8 @@ def restore_backup(
 
     try:
         with naming_the_server(plan.instance):
-            return start_restored(result, plan.binaries, account, show, watch)
+            result = start_restored(result, plan.binaries, account, show, watch)
+            return _without_subscriptions(result, account)
     except StartFailed as problem:
         if plan.request.create_slot:
             kept = f'slot "{plan.request.slot}" is kept on the primary for it'
@@ -143,6 +147,19 @@ def restore_backup(
             f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',
             hint=f"{plan.binaries.program('pg_ctl')} -D {plan.layout.local} status",
         ) from None
+
+
+def _without_subscriptions(result: RestoreResult, account: Account) -> RestoreResult:
+    """Disable the source's subscriptions in a copy that can be written; --keep-archiving: it replaces its source."""
+    request, server = result.plan.request, result.server
+    if server is None or server.in_recovery is not False or request.role is not Role.PRIMARY:
+        return result
+    if request.recovery.keep_archiving:
+        return result
+    from polarvault.instance.subscriptions import disable_subscriptions
+
+    found = disable_subscriptions(result.plan.instance, account, server.host, server.port)
+    return replace(result, subscriptions=tuple(found))
 
 
 def start_restored(

@@ -36,6 +36,8 @@ from polarvault.restore.plan.archiving import archive_settings, archive_warnings
 from polarvault.restore.standby.follow_checks import hot_standby_shortfalls
 
 NOTE = "polarvault restore"
+# With none of them nobody starts the workers of a subscription, whatever the catalogs say (manual, 31.12).
+LOGICAL_WORKERS = "max_logical_replication_workers"
 
 _POINT_AT_SOURCE = (
     ("primary_conninfo", "would follow the source's primary"),
@@ -66,7 +68,11 @@ _OUTSIDE_PATHS = (
     ("hosts_file", "names a file outside of the restored directory"),
     ("log_directory", "would mix this server's log with the source's"),
     ("stats_temp_directory", "would be shared with the source"),
+    ("log_filename", "would mix this server's log with the source's"),
+    ("krb_server_keyfile", "names a file outside of the restored directory"),
 )
+# Where a relative one begins, if that is not the data directory.
+_RELATIVE_TO = {"log_filename": "log_directory"}
 # What a name is set to where its line cannot be taken away; None: leave it, the check before the start finds it.
 _NEUTRAL: dict[str, str | None] = {
     "recovery_target_action": "pause",
@@ -75,6 +81,7 @@ _NEUTRAL: dict[str, str | None] = {
     "recovery_min_apply_delay": "0",
     "log_directory": "log",
     "stats_temp_directory": "pg_stat_tmp",
+    "log_filename": "postgresql-%Y-%m-%d_%H%M%S.log",
     "data_directory": None,
     "hba_file": None,
     "ident_file": None,
@@ -167,6 +174,8 @@ class SettingsPlanner:
             self._set(wanted.name, wanted.value, wanted.why)
         if is_unknown:
             self._empty_what_may_act()
+        if self.request.role is Role.PRIMARY and not self.request.recovery.keep_archiving:
+            self._set(LOGICAL_WORKERS, "0", "subscriptions of the source would take its place at their publishers")
         if self.request.port is not None:
             self._set("port", str(self.request.port), "--port")
         for name, value in self.request.settings:
@@ -267,8 +276,16 @@ class SettingsPlanner:
 
     def _disable_outside_path(self, name: str, why: str) -> None:
         value = self.configuration.value(name)
-        if value and posixpath.isabs(value) and not self._is_inside(value) and self._is_from_the_source(name):
+        if value and not self._is_inside(self._absolute(name, value)) and self._is_from_the_source(name):
             self._disable(name, why)
+
+    def _absolute(self, name: str, value: str) -> str:
+        """Return the path that a setting means, however it is spelled: `../x` leaves the directory as `/x` does."""
+        base = self.layout.local
+        if name in _RELATIVE_TO:
+            base = posixpath.join(base, self.configuration.value(_RELATIVE_TO[name]) or "log")
+        # A Kerberos key can be named with its kind in front.
+        return posixpath.normpath(posixpath.join(base, value.removeprefix("FILE:")))
 
     def _is_inside(self, path: str) -> bool:
         return posixpath.normpath(path).startswith(self.layout.local + "/")
@@ -279,7 +296,7 @@ class SettingsPlanner:
             return
         for name, default in _SSL_FILES:
             value = self.configuration.value(name) or default
-            path = posixpath.join(self.layout.local, value)
+            path = self._absolute(name, value)
             if not value or self.exists(path):
                 continue
             if default:
@@ -302,11 +319,11 @@ class SettingsPlanner:
             )
 
     def _is_usable_socket_directory(self, directory: str) -> bool:
-        if posixpath.isabs(directory):
-            return self.usable_socket_directory(directory)
-        # It counts from the data directory, which is not there yet: what lies in the backup will be.
-        path = posixpath.normpath(posixpath.join(self.layout.local, directory))
-        return path == self.layout.local or (self._is_inside(path) and self.exists(path))
+        path = self._absolute("unix_socket_directories", directory)
+        if path != self.layout.local and not self._is_inside(path):
+            return self.usable_socket_directory(path)
+        # What is not there yet, but lies in the backup, will be.
+        return path == self.layout.local or self.exists(path)
 
     def _role_settings(self) -> Iterator[Wanted]:
         if self.request.role is Role.PRIMARY:

@@ -17,6 +17,7 @@ import psycopg
 
 from polarvault.errors import PolarvaultError, StartFailed
 from polarvault.instance.lock_file import read_lock_file, server_address
+from polarvault.instance.log_files import read_log
 from polarvault.instance.model import Account, Binaries, Role
 from polarvault.instance.session import connect_server
 from polarvault.instance.start import (
@@ -27,6 +28,7 @@ from polarvault.instance.start import (
     launch,
     log_end,
     log_files,
+    log_root,
     newest_log,
 )
 from polarvault.instance.walreceiver_log import Diagnosis, diagnose
@@ -117,16 +119,16 @@ class _NewLog:
     def __init__(self, plan: RestorePlan) -> None:
         self._plan = plan
         # The backup may have brought the source's own log files along.
-        self._sizes = {path: os.path.getsize(path) for path in log_files(plan.instance)}
+        self._sizes = {path: os.lstat(path).st_size for path in log_files(plan.instance)}
 
     def text(self) -> str:
         """Return the new lines, at most the last megabyte of each file."""
         found = []
         for path in log_files(self._plan.instance):
-            with suppress(OSError), open(path, "rb") as stream:
-                begin = max(self._sizes.get(path, 0), os.fstat(stream.fileno()).st_size - _LOG_BYTES)
-                stream.seek(begin)
-                found.append(stream.read().decode("utf-8", "replace"))
+            with suppress(OSError):
+                root = log_root(self._plan.instance, path)
+                content = read_log(root, path, start=self._sizes.get(path, 0), most_bytes=_LOG_BYTES)
+                found.append(content.decode("utf-8", "replace"))
         return "\n".join(found)
 
 
