@@ -168,7 +168,7 @@ def test_a_failing_archiver_is_a_problem_with_its_command_and_what_waits(sick: S
 @MAJORS
 def test_abandoned_and_lost_slots_are_named_with_the_line_that_drops_them(sick: Sick, workspace: Path) -> None:
     is_warning(sick.checked, "slot-inactive", 'physical slot "abandoned"', "MB of WAL", subject="abandoned")
-    is_warning(sick.checked, "slot-lost", 'physical slot "too_late" is lost', subject="too_late")
+    is_problem(sick.checked, "slot-lost", 'physical slot "too_late" is lost', subject="too_late")
     is_warning(sick.checked, "slot-inactive", 'logical slot "feed"', subject="feed")
     for check, name in (("slot-inactive", "abandoned"), ("slot-lost", "too_late")):
         advice = sick.checked.one(check, name).advice or ""
@@ -336,7 +336,7 @@ def test_an_archiver_that_hangs_and_a_reader_that_is_too_slow(
         wait_for_walsenders(cluster, 0)
         is_warning(check_server(cluster.conninfo()), "slot-inactive", "; it loses this WAL at the next checkpoint")
         wait_until(lambda: is_lost(cluster), "the slot is lost")
-        is_warning(check_server(cluster.conninfo()), "slot-lost", "the server removed WAL that it should have held")
+        is_problem(check_server(cluster.conninfo()), "slot-lost", "does not hold its WAL any more")
     finally:
         receiver.kill()
         receiver.communicate()

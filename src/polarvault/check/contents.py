@@ -10,10 +10,13 @@ from polarvault.check.session import CheckSession
 from polarvault.errors import ConnectionFailed, ConnectionLost
 from polarvault.model.finding import Finding, ok, warning
 from polarvault.model.units import format_bytes
+from polarvault.wire.commands import quote_identifier
 
 # Each costs a connection: enough for every ordinary server, and an end for one with thousands.
 _MOST_DATABASES = 50
 _MOST_NAMES = 5
+# What DROP DATABASE writes before it removes files (server: DATCONNLIMIT_INVALID_DB in pg_database.h).
+_HALF_DROPPED = -2
 _IN_EVERY_DATABASE = frozenset({"plpgsql"})
 
 
@@ -40,6 +43,7 @@ class ContentFacts:
     subscriptions: Sequence[str]
     prepared_transactions: int
     oldest_prepared: str | None
+    half_dropped: Sequence[str] = ()
 
 
 def check_contents(session: CheckSession) -> list[Finding]:
@@ -88,6 +92,9 @@ def read_contents(session: CheckSession) -> ContentFacts:
         ),
         prepared_transactions=int(prepared.get("count") or 0),
         oldest_prepared=prepared.get("oldest"),
+        half_dropped=_first_column(
+            session, f"SELECT datname FROM pg_catalog.pg_database WHERE datconnlimit = {_HALF_DROPPED} ORDER BY 1"
+        ),
     )
 
 
@@ -95,6 +102,7 @@ def _databases(session: CheckSession) -> list[str]:
     names = _first_column(
         session,
         "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate"
+        f" AND datconnlimit <> {_HALF_DROPPED}"
         " AND pg_catalog.has_database_privilege(oid, 'CONNECT') ORDER BY datname",
     )
     if len(names) > _MOST_DATABASES:
@@ -130,12 +138,30 @@ def _first_column(session: CheckSession, sql: str) -> list[str]:
 def judge_contents(facts: ContentFacts) -> list[Finding]:
     """Return the findings about contents."""
     return [
+        *_judge_half_dropped(facts),
         *_judge_unlogged(facts),
         *_judge_logical_slots(facts),
         *_judge_subscriptions(facts),
         *_judge_prepared(facts),
         *judge_indexes(facts.indexes),
         *_judge_needs(facts),
+    ]
+
+
+def _judge_half_dropped(facts: ContentFacts) -> list[Finding]:
+    if not facts.half_dropped:
+        return []
+    drops = [f"DROP DATABASE {quote_identifier(name)};" for name in facts.half_dropped[:_MOST_NAMES]]
+    return [
+        warning(
+            "interrupted-drop",
+            facts.half_dropped[0],
+            f"{_counted(len(facts.half_dropped), 'database')} of which an interrupted DROP DATABASE left only a part: "
+            f"{_some(facts.half_dropped)}",
+            meaning="nobody can connect to it, here or in a restored copy, and some of its files are gone; it takes "
+            "space in each backup",
+            advice="\n".join(["it can only be dropped; as its owner or a superuser:", *drops]),
+        )
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from polarvault.check.session import MONITOR, STAT_FILE, CheckSession
 from polarvault.errors import PolarvaultError
 from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
+from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.model.units import format_bytes
 from polarvault.wire.commands import quote_identifier
 
 # pg_default and pg_global (pg_tablespace.dat): the data directory itself.
 _BUILT_IN_TABLESPACES = "(1663, 1664)"
+_PLAIN_NAME = re.compile(r"[\w.-]+\Z")
 _TLS_FILE_SETTINGS = ("ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file", "ssl_dh_params_file")
 
 
@@ -141,7 +144,9 @@ def _judge_tablespace(space: TablespaceFacts, data_directory: str | None, target
         )  # fmt: skip
     if not os.path.isabs(space.location):
         return ok("tablespaces", space.name, f"{name}, inside the data directory")
-    mapping = "-T " + shlex.quote(f"{space.location}={target or 'TARGET'}.{space.name}")
+    # A name may hold a slash, or anything else that makes no file name.
+    suffix = space.name if _PLAIN_NAME.match(space.name) else str(space.oid)
+    mapping = mapping_option(space.location, f"{target or '/TARGET'}.{suffix}")
     if data_directory and (space.location + "/").startswith(data_directory.rstrip("/") + "/"):
         return warning(
             "tablespaces", space.name, f"{name} lies inside the data directory",

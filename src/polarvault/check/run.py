@@ -6,8 +6,10 @@ leaves its findings out and is named by the finding "visibility"; nothing but a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from polarvault.check.archiving import check_archiving
 from polarvault.check.contents import check_contents
@@ -29,6 +31,8 @@ from polarvault.model.finding import Finding, Severity, worst
 from polarvault.server.connection import Connector
 from polarvault.server.identity import ServerIdentity
 
+# Our commands that connect, where options follow; -h names another server, such as the primary of this one.
+_OWN_COMMAND = re.compile(r"(polarvault (?:basebackup|receivewal|check))(?= -(?!h ))")
 Area = Callable[[CheckSession], list[Finding]]
 # In the order of the report: can it be reached and asked, can a backup begin, is it worth something, what does it lack.
 AREAS: tuple[Area, ...] = (
@@ -61,10 +65,11 @@ class CheckReport:
         return worst(list(self.findings))
 
 
-def run_checks(connector: Connector, *, target: str | None = None) -> CheckReport:
+def run_checks(connector: Connector, *, target: str | None = None, connection_words: Sequence[str] = ()) -> CheckReport:
     """Connect, ask, judge. Never raises for what a server refuses: that is what the findings are about.
 
-    target: the absolute path where a backup is to go; its space is looked at.
+    target: the absolute path where a backup is to go; its space is looked at. connection_words: the options that lead
+    to this server, for the lines that are to be typed.
     """
     session, findings = open_session(connector, target)
     try:
@@ -74,9 +79,18 @@ def run_checks(connector: Connector, *, target: str | None = None) -> CheckRepor
         if session.is_polardb:
             findings += _guarded(check_polardb, session)
         findings += judge_visibility(session)
+        findings = [_with_connection(finding, connection_words) for finding in findings]
         return CheckReport(findings=tuple(findings), server=_server_name(session), identity=session.identity)
     finally:
         session.close()
+
+
+def _with_connection(finding: Finding, words: Sequence[str]) -> Finding:
+    """Complete the lines that a finding gives to type: without the options they would go to another server."""
+    if finding.advice is None or not words:
+        return finding
+    options = shlex.join(words).replace("\\", r"\\")
+    return replace(finding, advice=_OWN_COMMAND.sub(rf"\1 {options}", finding.advice))
 
 
 def _guarded(area: Area, session: CheckSession) -> list[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
-from polarvault.model.finding import Finding, ok, warning
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
 
 
@@ -68,7 +68,9 @@ def read_slots(session: CheckSession) -> list[SlotFacts] | None:
             restart_lsn=row["restart_lsn"],
             held_bytes=max(int(row["held"]), 0) if row["held"] is not None else None,
             safe_bytes=int(safe) if (safe := row.get("safe_wal_size")) is not None else None,
-            reason=row.get("invalidation_reason"),
+            # 16 has no reason, but the one that a slot can be invalid for besides its WAL.
+            reason=row.get("invalidation_reason")
+            or ("conflicts with recovery" if row.get("conflicting") == "t" else None),
             since=row.get("inactive_since"),
         )
         for row in rows
@@ -92,20 +94,24 @@ def judge_slots(slots: Sequence[SlotFacts], *, limit_bytes: int | None) -> list[
 
 
 def _judge(slot: SlotFacts, limit_bytes: int | None) -> Finding | None:
+    # Only the name's owner knows whether anybody still waits behind the slot, so the drop is never the first advice.
     drop = f"SELECT pg_drop_replication_slot('{slot.name}');"
     if slot.wal_status == "lost" or slot.reason:
         reason = f" ({slot.reason})" if slot.reason else ""
-        return warning(
+        return problem(
             "slot-lost",
             slot.name,
-            f'{slot.kind} slot "{slot.name}" is lost: the server removed WAL that it should have held{reason}',
-            meaning="the standby or receiver behind it cannot go on; a WAL directory that it filled has a gap",
-            advice=f"{drop}\nthen make the slot anew, rebuild its standby, or take a new backup",
+            f'{slot.kind} slot "{slot.name}" is lost: the server does not hold its WAL any more{reason}',
+            meaning="the standby or receiver behind it cannot go on; a WAL directory that it filled has a gap, beyond "
+            "which no older backup can be recovered",
+            advice=f"take a new base backup, or rebuild the standby behind the slot; then:\n{drop}",
         )
     if slot.active or slot.synced:
         if not slot.loses_wal:
             return None
-        return warning(
+        # The server's own word for it is the last one before the WAL is gone.
+        finding = problem if slot.wal_status == "unreserved" else warning
+        return finding(
             "slot-behind",
             slot.name,
             f'{slot.kind} slot "{slot.name}" is {_held(slot)} behind and loses its WAL at the next checkpoint',
@@ -116,7 +122,8 @@ def _judge(slot: SlotFacts, limit_bytes: int | None) -> Finding | None:
         return None
     since = f" since {slot.since[:19]} UTC" if slot.since else ""
     soon = "; it loses this WAL at the next checkpoint" if slot.loses_wal else ""
-    return warning(
+    finding = problem if slot.wal_status == "unreserved" else warning
+    return finding(
         "slot-inactive",
         slot.name,
         f'{slot.kind} slot "{slot.name}" is inactive{since} and holds back {_held(slot)} of WAL '

@@ -38,7 +38,11 @@ def command(target: str | None, as_json: bool, **connection: Any) -> int:
     if target is not None and (not target or "\n" in target):
         raise UsageError(f"--target: {target!r} is not a directory name")
     connector = Connector(_hasty(connection_settings(**connection)))
-    report = run_checks(connector, target=None if target is None else os.path.abspath(target))
+    report = run_checks(
+        connector,
+        target=None if target is None else os.path.abspath(target),
+        connection_words=_words(connection_settings(**connection)),
+    )
     if as_json:
         import json
 
@@ -50,6 +54,24 @@ def command(target: str | None, as_json: bool, **connection: Any) -> int:
         for line in check_text(report, width=width):
             click.echo(line, color=colour)
     return _EXIT_STATUS[report.severity.value]
+
+
+def _words(settings: ConnectionSettings) -> list[str]:
+    """Return the connection options as they were given, without secrets: what is printed ends up in tickets."""
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    words = []
+    if settings.conninfo:
+        given = conninfo_to_dict(settings.conninfo)
+        shown = {name: str(value) for name, value in given.items() if not _is_secret(name)}
+        words = ["-d", settings.conninfo if len(shown) == len(given) else make_conninfo(**shown)]
+    for option, value in (("-h", settings.host), ("-p", settings.port), ("-U", settings.user)):
+        words += [option, value] if value is not None else []
+    return words
+
+
+def _is_secret(name: str) -> bool:
+    return "password" in name or "secret" in name or name.startswith("scram_")
 
 
 def _hasty(settings: ConnectionSettings) -> ConnectionSettings:
