@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from polarvault.check.archiving import ArchivingFacts, judge_archiving
+from polarvault.check.configuration import outside_of
 from polarvault.check.contents import ContentFacts, UnloggedTable, judge_contents
-from polarvault.check.files import Place, TablespaceFacts, judge_tablespaces, outside_of
+from polarvault.check.files import Place, TablespaceFacts, judge_tablespaces
 from polarvault.check.hba import Client, hba_line, login_method, parse_refusal
 from polarvault.check.host import ProgramFacts, judge_clock, judge_programs
 from polarvault.check.reach import Attempt, ReachFacts, judge_reach

@@ -156,3 +156,16 @@ def test_a_standbys_connection_holds_in_every_layout() -> None:
     made = plan(inventory(None), host=debian_host(), role=Role.STANDBY, primary_conninfo="host=new", slot="s1")
     assert "primary_conninfo = 'host=new'" in auto_file(made).splitlines()
     assert "primary_slot_name = s1" in auto_file(made).splitlines()
+
+
+def test_lines_of_pg_hba_conf_whose_files_are_not_here_are_commented_out_before_anything_is_written() -> None:
+    host = FakeHost(files={"/etc/here": b"me\n"})
+    hba = b"host all @/etc/here all md5\nhost all @/etc/gone all md5\nhost all @bad all reject\nlocal all all trust\n"
+    made = plan(with_files(inventory(), pg_hba_conf=hba), host=host)
+    lines = made.files["/t/pg_hba.conf"].splitlines()
+    assert lines[0] == b"host all @/etc/here all md5"
+    assert lines[1].startswith(b"#host all @/etc/gone")
+    assert lines[3] == b"host all all all reject"
+    assert lines[-1] == b"local all all trust"
+    assert any('pg_hba.conf line 2 names "/etc/gone"' in warning for warning in made.warnings)
+    assert any("line 3" in warning and "reject all" in warning for warning in made.warnings)

@@ -26,6 +26,8 @@ from polarvault.server.wal_stream import WalSink
 from polarvault.storage import files
 from polarvault.storage.below import Below
 
+CONFIGURATION_NAMES = frozenset({"postgresql.conf", "pg_hba.conf"})
+
 
 @dataclass(slots=True)
 class BackupContext:
@@ -42,8 +44,9 @@ class BackupContext:
     current_member: str = ""
     left_out: LeftOut = field(default_factory=LeftOut)
     absences: Absences = field(default_factory=Absences)
-    # None until an archive that would hold it has come.
-    has_configuration: bool | None = None
+    # Which of the two files without which no server starts are in the backup.
+    configuration_seen: set[str] = field(default_factory=set)
+    lacks_configuration: bool = False
     # PolarDB: the names in base.tar and data.tar, in the order sent.
     local_names: ArchiveNames = field(default_factory=ArchiveNames)
     shared_names: ArchiveNames = field(default_factory=ArchiveNames)
@@ -87,8 +90,8 @@ class BackupContext:
     def note_member(self, name: str) -> None:
         """Remember what is being received, for progress with --verbose."""
         self.current_member = name
-        if name == "postgresql.conf":
-            self.has_configuration = True
+        if name in CONFIGURATION_NAMES:
+            self.configuration_seen.add(name)
 
     @property
     def tar_compression(self) -> Compression:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from polarvault.basebackup.archive_writer import ArchiveWriter
 from polarvault.basebackup.manifest_spool import ManifestSpool
 from polarvault.basebackup.node_role import replica_refusal
-from polarvault.basebackup.output import BackupContext, Output, ReceivedBackup
+from polarvault.basebackup.output import CONFIGURATION_NAMES, BackupContext, Output, ReceivedBackup
 from polarvault.basebackup.reporter import BackupProgress
 from polarvault.errors import ChecksumFailure, RemoteProtocolError, ServerError
 from polarvault.pipeline.page_check import PageFindings
@@ -76,7 +76,7 @@ class Receiver:
             return
         writer.finish()
         if space.oid is None and not space.shared:
-            context.has_configuration = bool(context.has_configuration)
+            context.lacks_configuration = context.configuration_seen != CONFIGURATION_NAMES
         # Even an empty tablespace has the server's own directory. PolarDB sends tablespaces in ways of its own.
         if space.oid is not None and not writer.member_count and not context.identity.shared_storage:
             context.absences.empty_tablespaces.append(space)

@@ -46,6 +46,7 @@ class BackupRequest:
     polar_host_id: str | None = None
     polar_storage_cluster_name: str | None = None
     keep_all: bool = False
+    copy_configuration: bool = False
     checkpoint_timeout_s: float = 60.0
 
     @property
@@ -74,6 +75,8 @@ def _contradictions(request: BackupRequest) -> list[tuple[bool, str]]:
     plain, target, wal = request.format == "plain", request.target is not None, request.wal_method
     client_compression = request.compression.algorithm != "none" and request.compression.location == "client"
     return [
+        (request.copy_configuration and (request.directory is None or request.to_stdout),
+         "--copy-configuration needs a directory: the copy is made beside it"),
         (request.directory is None and not target, "must specify output directory or backup target"),
         (request.directory is not None and target, "cannot specify both output directory and backup target"),
         (request.format is not None and target, "cannot specify both format and backup target"),

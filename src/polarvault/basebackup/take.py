@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from polarvault.basebackup import recovery_settings
 from polarvault.basebackup.absences import Absences, explain_refusal
 from polarvault.basebackup.checkpoint_watch import CheckpointWatch
+from polarvault.basebackup.copied_configuration import ConfigurationCopy, say_outside
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.no_output import NoOutput
 from polarvault.basebackup.output import BackupContext, Output
@@ -32,7 +33,7 @@ from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel
 from polarvault.pipeline.page_check import PageCheck, PageFindings
 from polarvault.polardb.layout import SHARED_HALF_NAME
 from polarvault.server.base_backup import BackupStart, BaseBackup
-from polarvault.server.connection import Connection, Connector
+from polarvault.server.connection import Connection, Connector, is_on_this_machine
 from polarvault.server.identity import ServerIdentity, read_identity
 from polarvault.server.transport import open_transport
 from polarvault.server.wal_stream import SlotPlan, WalStream
@@ -96,6 +97,10 @@ def _take(
 ) -> BackupOutcome:
     request, identity, reporter = context.request, context.identity, context.reporter
     output.claim()
+    copy = ConfigurationCopy(context)
+    port, is_here = connection.pgconn.port.decode("utf-8", "replace"), is_on_this_machine(connection)
+    if request.copy_configuration:
+        copy.read(connector, port=port, is_here=is_here)
     wal = _open_wal(context, connector)
     failed = True
     try:
@@ -129,7 +134,11 @@ def _take(
             finish_wal(context, connector, wal, sink, received)
         absences.raise_if_any(connector)
         judge_pages(receiver)
-        absences.warn_of_configuration(reporter)
+        copy.write()
+        if absences.configuration and not request.copy_configuration:
+            absences.warn_of_configuration(reporter)
+        elif context.lacks_configuration and not request.copy_configuration:
+            say_outside(context, connector, port=port, is_here=is_here)
         output.finish(received)
         failed = False
     finally:

@@ -1,4 +1,4 @@
-"""Where the server's files lie: tablespaces, configuration outside of the data directory, a leftover backup_label."""
+"""Where the server's files lie: tablespaces, configuration (configuration.py), a leftover backup_label."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from polarvault.check.session import MONITOR, STAT_FILE, CheckSession
+from polarvault.check.configuration import check_configuration
+from polarvault.check.session import STAT_FILE, CheckSession
 from polarvault.errors import PolarvaultError
 from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
@@ -20,7 +21,6 @@ from polarvault.wire.commands import quote_identifier
 # pg_default and pg_global (pg_tablespace.dat): the data directory itself.
 _BUILT_IN_TABLESPACES = "(1663, 1664)"
 _PLAIN_NAME = re.compile(r"[\w.-]+\Z")
-_TLS_FILE_SETTINGS = ("ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file", "ssl_dh_params_file")
 
 
 class Place(Enum):
@@ -60,7 +60,7 @@ def check_files(session: CheckSession) -> list[Finding]:
         tablespaces = read_tablespaces(session)
         directory = session.setting("data_directory") if tablespaces else None
         findings += judge_tablespaces(tablespaces, data_directory=directory, target=session.target)
-    findings += judge_outside(read_outside(session))
+    findings += check_configuration(session)
     label = read_label(session)
     return [*findings, *judge_label(label)] if label else findings
 
@@ -161,47 +161,6 @@ def _judge_tablespace(space: TablespaceFacts, data_directory: str | None, target
         meaning="a plain backup writes each tablespace to its original path, and refuses one that is not empty",
         advice=f"polarvault basebackup {mapping} ...   (or a tar backup: -Ft)",
     )  # fmt: skip
-
-
-def read_outside(session: CheckSession) -> list[str] | None:
-    """Return the server's files outside of its data directory; None when the role may not know."""
-    directory = session.setting("data_directory")
-    if directory is None:
-        return None
-    own = ("config_file", *versions.of_server(session.version_num).configuration_files)
-    names = [*own, *(_TLS_FILE_SETTINGS if session.setting("ssl") == "on" else ())]
-    paths = [path for name in names if (path := session.setting(name))]
-    rows = session.rows(
-        "SELECT DISTINCT sourcefile FROM pg_catalog.pg_settings WHERE sourcefile IS NOT NULL",
-        what="configuration files",
-        grant=MONITOR,
-    )
-    paths += [row["sourcefile"] or "" for row in rows or []]
-    return outside_of(directory, paths)
-
-
-def outside_of(directory: str, paths: Sequence[str]) -> list[str]:
-    """Return the absolute paths that do not lie below a directory, once each; relative ones are taken from there."""
-    inside = os.path.normpath(directory) + os.sep
-    normal = (os.path.normpath(os.path.join(directory, path)) for path in paths if path)
-    return [path for path in dict.fromkeys(normal) if not path.startswith(inside)]
-
-
-def judge_outside(outside: Sequence[str] | None) -> list[Finding]:
-    """Return the finding about files that no base backup contains."""
-    if outside is None:
-        return []
-    if not outside:
-        return [ok("files-outside", "config_file", "all configuration files lie in the data directory")]
-    count = f"{len(outside)} file{'s lie' if len(outside) > 1 else ' lies'}"
-    return [
-        warning(
-            "files-outside", "config_file", f"{count} outside of the data directory: {', '.join(outside)}",
-            meaning="no base backup contains them, and a restored server does not start, or starts with other "
-            "settings, without them",
-            advice=f"keep a copy with the backups: tar -czf server-config.tar.gz {shlex.join(outside)}",
-        )
-    ]  # fmt: skip
 
 
 def read_label(session: CheckSession) -> LabelFacts | None:

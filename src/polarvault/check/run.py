@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from polarvault.check.archiving import check_archiving
 from polarvault.check.contents import check_contents
+from polarvault.check.data_directory import check_data_directory
 from polarvault.check.files import check_files
 from polarvault.check.host import check_clock, check_programs
 from polarvault.check.node import check_node
@@ -44,6 +45,7 @@ AREAS: tuple[Area, ...] = (
     check_archiving,
     check_pages,
     check_files,
+    check_data_directory,
     check_contents,
     check_programs,
     check_clock,

@@ -7,11 +7,11 @@ import shlex
 from dataclasses import dataclass
 
 from polarvault.check.session import MONITOR, CheckSession
-from polarvault.check.transport import is_on_this_machine
 from polarvault.errors import StorageFailed
 from polarvault.instance.host import Host, existing_ancestor
 from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.model.units import format_bytes
+from polarvault.server.connection import is_on_this_machine
 from polarvault.storage.occupants import Occupancy, enclosing_occupant, not_empty
 
 # A streamed backup keeps at least the segment it begins in and the one it ends in.

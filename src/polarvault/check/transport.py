@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
 from polarvault.model.finding import Finding, ok, warning
-from polarvault.server.connection import Connection
+from polarvault.server.connection import Connection, is_on_this_machine
 
 _CHECKED_MODES = ("verify-ca", "verify-full")
 
@@ -78,12 +76,6 @@ def judge_transport(facts: TransportFacts) -> list[Finding]:
             advice=advice,
         )
     ]
-
-
-def is_on_this_machine(connection: Connection) -> bool:
-    """Tell whether the server is here: a local socket, or both ends have one address, be it the loopback or not."""
-    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours:
-        return ours.family == socket.AF_UNIX or bool(ours.getsockname()[0] == ours.getpeername()[0])
 
 
 def _sslmode(connection: Connection) -> str:

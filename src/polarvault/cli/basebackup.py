@@ -77,6 +77,10 @@ def last_of_two(context: click.Context, parameter: click.Parameter, value: Any) 
 )
 @click.option("--keep-all", is_flag=True, help="PolarDB: also write what a restore has no use for (caches, logs).")
 @click.option(
+    "--copy-configuration", is_flag=True,
+    help="Keep postgresql.conf, pg_hba.conf and what they include in DIRECTORY.configuration, never keys.",
+)  # fmt: skip
+@click.option(
     "--checkpoint-timeout", metavar="SECS", type=float, default=60.0, show_default=True,
     help="PolarDB: give up and name the slot when one holds the checkpoint up for so long.",
 )  # fmt: skip
@@ -179,6 +183,7 @@ def _request(options: dict[str, Any]) -> Any:
         polar_host_id=options["polar_host_id"],
         polar_storage_cluster_name=options["polar_storage_cluster_name"],
         keep_all=options["keep_all"],
+        copy_configuration=options["copy_configuration"],
         checkpoint_timeout_s=options["checkpoint_timeout"],
     )  # fmt: skip
 

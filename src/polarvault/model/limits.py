@@ -60,3 +60,7 @@ WAL_SEGMENTS = 10_000_000
 # A zstd decoder needs as much memory as the window that the frame claims. pg_basebackup's level 22 uses 128 MB, and so
 # does --long; only a deliberate --long=31 asks for 2 GB.
 ZSTD_WINDOW_BYTES = 128 << 20
+
+# Configuration: the server's own file has 30 kB; a list of users (@file) has a line each.
+CONFIGURATION_FILE_BYTES = 4 << 20
+CONFIGURATION_FILES = 1000

@@ -60,6 +60,7 @@ class BadInclude:
 class _Loaded:
     settings: list[Setting] = field(default_factory=list)
     bad_includes: list[BadInclude] = field(default_factory=list)
+    included_directories: list[str] = field(default_factory=list)
 
 
 class Configuration:
@@ -101,6 +102,11 @@ class Configuration:
     def bad_includes(self) -> Sequence[BadInclude]:
         """Include directives that would stop the server."""
         return self._loaded.bad_includes
+
+    @property
+    def included_directories(self) -> Sequence[str]:
+        """The directories that include_dir names; the server does not start without them, though they be empty."""
+        return self._loaded.included_directories
 
     def outside_files(self) -> list[str]:
         """Return the included files that lie outside of the data directory, which no edit ever touches."""
@@ -223,6 +229,7 @@ class Configuration:
     def _include(self, path: str, line: int, kind: str, value: str, *, depth: int) -> None:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(path), value))
         if kind == "include_dir":
+            self._loaded.included_directories.append(target)
             names = self._reader.list_names(target)
             readable = names is not None
             for name in sorted(name for name in names or [] if is_included_name(name)):

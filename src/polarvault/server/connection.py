@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import select
+import socket
 import sys
 import termios
 from collections.abc import Callable, Mapping
@@ -351,3 +352,9 @@ def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFa
     elif "certificate" in message or "SSL" in message:
         hint = "check sslmode and sslrootcert (or ~/.postgresql/root.crt) and that the certificate names this host"
     return ConnectionFailed(message, hint=hint)
+
+
+def is_on_this_machine(connection: Connection) -> bool:
+    """Tell whether the server is here: a local socket, or both ends have one address, be it the loopback or not."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as ours:
+        return ours.family == socket.AF_UNIX or bool(ours.getsockname()[0] == ours.getpeername()[0])

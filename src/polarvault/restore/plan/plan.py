@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from polarvault.backupset.model import CONTROL_NAME, SHARED_LABEL_NAME, Area, BackupSource, Inventory
@@ -14,6 +14,7 @@ from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Role
 from polarvault.model import versions
 from polarvault.pgconf.configuration import Configuration, MemoryReader
+from polarvault.pgconf.hba import without_missing
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ClusterState, parse_control
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, Wanted, names_directory, uses_shared_storage
@@ -21,7 +22,7 @@ from polarvault.recovery.settings import NO_ARCHIVE_COMMAND
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.archiving import check_archiving
 from polarvault.restore.plan.places import check_targets, is_within, plan_layout, plan_space
-from polarvault.restore.plan.settings import SettingsPlanner
+from polarvault.restore.plan.settings import NOTE, SettingsPlanner
 from polarvault.restore.standby.follow_checks import check_follow_options, check_system_identifier
 from polarvault.walarchive.restore_command import restore_command
 
@@ -108,12 +109,30 @@ def with_settings(
     if plan.inventory.file("pg_hba.conf") is None and not keeps_hba:
         warnings.append("the backup holds no pg_hba.conf: one that admits local users is written")
         files[os.path.join(plan.layout.local, "pg_hba.conf")] = _MINIMAL_HBA
+    elif plan.debian is None and not is_replica:
+        warnings += _settle_hba(plan, planner.exists, files)
     return replace(
         plan,
         changes=tuple(planner.changes),
         files=files,
         warnings=(*plan.lasting_warnings, *warnings, *planner.warnings, *plan.follow_warnings),
     )
+
+
+def _settle_hba(plan: RestorePlan, exists: Callable[[str], bool], files: dict[str, bytes]) -> list[str]:
+    """Comment out the lines of pg_hba.conf that name files which are not here; the server would not start with them."""
+    path = os.path.join(plan.layout.local, "pg_hba.conf")
+    content = plan.inventory.file("pg_hba.conf")
+    if content is None:
+        return []
+    settled, missing = without_missing(content, path, exists, f"{NOTE}: the file is not here")
+    if missing:
+        files[path] = settled
+    return [
+        f'pg_hba.conf line {reference.first_line} names "{reference.path_from(path)}", which is not here: the line is '
+        + ("made to reject all" if reference.rejects else "commented out")
+        for reference in missing
+    ]
 
 
 def check_request(request: RestoreRequest) -> None:
