@@ -58,10 +58,6 @@ def read_outside(session: CheckSession) -> OutsideFacts | None:
         grant=MONITOR,
     )
     paths += [row["sourcefile"] or "" for row in rows or []]
-    if session.version_num >= 160000:
-        # Only those may ask who may read the rules; what the files themselves say is known from above.
-        rows = session.rows("SELECT DISTINCT file_name FROM pg_catalog.pg_hba_file_rules WHERE file_name IS NOT NULL")
-        paths += [row["file_name"] or "" for row in rows or []]
     normal = list(dict.fromkeys(os.path.normpath(os.path.join(directory, path)) for path in paths if path))
     outside = outside_of(directory, normal)
     inside = [path for path in normal if path not in outside]
