@@ -135,7 +135,8 @@ def _write_reports(report: DrillReport, prefix: str) -> list[str]:
 
     made = []
     for ending, text in ((".json", _json_text(drill_json(report)) + "\n"), (".html", drill_page(report))):
-        write_durably(prefix + ending, text.encode("utf-8", "replace"), mode=0o644)
+        # It holds names and errors out of the database; who wants others to read it can say so.
+        write_durably(prefix + ending, text.encode("utf-8", "replace"), mode=0o600)
         made.append(prefix + ending)
     return made
 

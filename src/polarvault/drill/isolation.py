@@ -32,6 +32,8 @@ _FIXED = (
     ("max_logical_replication_workers", "0"),
     ("synchronous_standby_names", ""),
     ("autovacuum", "off"),
+    # A library of the server's own, not one that the backup names.
+    ("jit_provider", "llvmjit"),
     # Libraries with workers of their own: pg_cron's jobs, Citus' maintenance (which would end prepared transactions on
     # the source's worker nodes), TimescaleDB's jobs and telemetry.
     ("cron.launch_active_jobs", "off"),
@@ -65,9 +67,11 @@ _SMALL = (
 )
 # A trigger on login would run when we connect (manual, 40.1); the setting came together with it.
 _SINCE_17 = (("event_triggers", "off"),)
+# CREATE EXTENSION amcheck runs the script of the server's own, and of no directory that the backup names.
+_SINCE_18 = (("extension_control_path", "$system"),)
 # What --set may not touch: each would open the copy or point it at something of the source's.
 _OURS = {
-    *(name for name, _ in (*_FIXED, *_SINCE_17)),
+    *(name for name, _ in (*_FIXED, *_SINCE_17, *_SINCE_18)),
     "port", "unix_socket_directories", "hba_file", "ident_file", "data_directory", "config_file", "external_pid_file",
     "archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command", "restore_command",
     "primary_conninfo", "primary_slot_name", "include", "include_if_exists", "include_dir",
@@ -116,4 +120,8 @@ def private_settings(
 
 def settings_of_version(major: int) -> tuple[tuple[str, str], ...]:
     """Return what an older server would not understand."""
-    return _SINCE_17 if versions.of_server(major * 10000).can_disable_event_triggers else ()
+    version = versions.of_server(major * 10000)
+    return (
+        *(_SINCE_17 if version.can_disable_event_triggers else ()),
+        *(_SINCE_18 if version.has_extension_path else ()),
+    )

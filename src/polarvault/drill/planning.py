@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from polarvault.drill.isolation import choose_port, private_settings, settings_of_version
 from polarvault.drill.model import DrillRequest
+from polarvault.drill.network import Walls
 from polarvault.drill.scratch import Scratch
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account
+from polarvault.model import versions
 from polarvault.recovery.target import RecoveryRequest, RecoveryTarget, TargetAction, TargetKind
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.plan import with_settings
@@ -56,8 +58,11 @@ def _action(recovery: RecoveryRequest) -> TargetAction | None:
     return recovery.action or TargetAction.PROMOTE
 
 
-def with_settings_of_version(plan: RestorePlan, host: Host, account: Account) -> RestorePlan:
-    """Return the plan with the settings that only its version knows."""
+def with_settings_of_version(plan: RestorePlan, host: Host, account: Account, walls: Walls) -> RestorePlan:
+    """Return the plan with the settings that only its version knows, and with a start behind the walls."""
     more = settings_of_version(plan.major_version)
-    request = replace(plan.request, settings=(*plan.request.settings, *more))
+    if walls.refuses_connect and versions.of_server(plan.major_version * 10000).has_io_method:
+        # io_uring is refused with what connects.
+        more = (*more, ("io_method", "worker"))
+    request = replace(plan.request, settings=(*plan.request.settings, *more), start_through=walls.prefix)
     return with_settings(replace(plan, request=request), host, account)

@@ -14,6 +14,7 @@ from polarvault.drill.completeness import compare_with_manifest
 from polarvault.drill.isolation import check_settings
 from polarvault.drill.look_inside import look_inside
 from polarvault.drill.model import DrillReport, DrillRequest, KeptCopy, Part
+from polarvault.drill.network import build_walls, judge_walls
 from polarvault.drill.notes import Clock, Notes
 from polarvault.drill.planning import restore_request, with_settings_of_version
 from polarvault.drill.processes import stop_whatever_runs
@@ -88,7 +89,9 @@ def _drill(
 ) -> None:
     with notes.part(Part.PLAN, f'looking at "{request.backup}"'):
         plan, account = prepare(restore_request(request, scratch, draw), host, reporter.scanned)
-        plan = with_settings_of_version(plan, host, account)
+        walls = build_walls(account)
+        notes.findings.append(judge_walls(walls, scratch.data))
+        plan = with_settings_of_version(plan, host, account, walls)
         notes.know_plan(plan)
         notes.findings += _newer_backups(plan)
         for warning in plan.warnings:

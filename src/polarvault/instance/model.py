@@ -68,3 +68,5 @@ class Instance:
     timeout_s: float
     debian: DebianCluster | None = None
     """The cluster of Debian's tools that it belongs to, which start it."""
+    start_through: tuple[str, ...] = ()
+    """A program, run as the caller, that becomes the server's account and then pg_ctl."""

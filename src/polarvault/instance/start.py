@@ -67,7 +67,8 @@ def launch(instance: Instance, binaries: Binaries, account: Account, *, wait_s: 
     # A fraction of a second would round to no wait at all, which pg_ctl takes for its own default.
     seconds = max(1, int(wait_s))
     arguments = [binaries.program("pg_ctl"), "-D", local, "-l", log_path, "-w", "-t", str(seconds), "start"]
-    limit_s, keeps_user = wait_s + 60, False
+    arguments = [*instance.start_through, *arguments]
+    limit_s, keeps_user = wait_s + 60, bool(instance.start_through)
     if instance.debian is not None:
         # It waits in its own way, and as root hands over to systemd where that is in charge.
         arguments, log_path = instance.debian.command("start"), instance.debian.log_path

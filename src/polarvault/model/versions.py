@@ -100,6 +100,9 @@ class ServerVersion:
     has_system_user: bool = False
     # The event_triggers setting keeps login triggers, and all others, from firing.
     can_disable_event_triggers: bool = False
+    # io_method, which can be io_uring, and extension_control_path
+    has_io_method: bool = False
+    has_extension_path: bool = False
     # verify_heapam and pg_amcheck
     checks_heaps: bool = False
     # effective_wal_level: wal_level rises by itself while there are logical slots.
@@ -174,6 +177,8 @@ _18 = replace(
     control=replace(_17.control, version=1800, crc=292),
     page_magic=0xD118,
     records=replace(_17.records, dropped_statistics_bytes=16),
+    has_io_method=True,
+    has_extension_path=True,
     connection_keywords=_17.connection_keywords
     | {
         "min_protocol_version",

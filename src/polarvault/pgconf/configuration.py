@@ -49,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class BadInclude:
-    """An include directive whose file or directory cannot be read; the server would refuse to start."""
+    """An include directive whose file or directory cannot be read, or must not be."""
 
     path: str
     line: int
@@ -61,6 +61,7 @@ class _Loaded:
     settings: list[Setting] = field(default_factory=list)
     bad_includes: list[BadInclude] = field(default_factory=list)
     included_directories: list[str] = field(default_factory=list)
+    outside_includes: list[BadInclude] = field(default_factory=list)
 
 
 class Configuration:
@@ -107,6 +108,11 @@ class Configuration:
     def included_directories(self) -> Sequence[str]:
         """The directories that include_dir names; the server does not start without them, though they be empty."""
         return self._loaded.included_directories
+
+    @property
+    def outside_includes(self) -> Sequence[BadInclude]:
+        """Include directives that lead out of the data directory, whether something can be read there or not."""
+        return self._loaded.outside_includes
 
     def outside_files(self) -> list[str]:
         """Return the included files that lie outside of the data directory, which no edit ever touches."""
@@ -238,6 +244,8 @@ class Configuration:
             readable = target != path and self._load(target, depth=depth)
         if not readable and kind != "include_if_exists":
             self._loaded.bad_includes.append(BadInclude(path, line, target))
+        elif not self._is_editable(target):
+            self._loaded.outside_includes.append(BadInclude(path, line, target))
 
 
 def is_included_name(name: str) -> bool:

@@ -66,6 +66,8 @@ class RestoreRequest:
     """Who to log in as when the server is asked what it is; None tries the likely ones."""
     confined_to: str | None = None
     """A throw-away copy's own directory: nothing outside of it is written to, nor read for settings."""
+    start_through: tuple[str, ...] = ()
+    """What pg_ctl is started through, see `Instance`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,4 +168,5 @@ class RestorePlan:
             superuser=self.request.superuser,
             timeout_s=self.request.timeout_s,
             debian=self.debian,
+            start_through=self.request.start_through,
         )

@@ -33,6 +33,12 @@ from polarvault.recovery.settings import archive_recovery_settings, target_setti
 from polarvault.recovery.target import TargetKind
 from polarvault.restore.model import Change, Layout, RestoreRequest
 from polarvault.restore.plan.archiving import archive_settings, archive_warnings
+from polarvault.restore.plan.confined import (
+    LIBRARY_LISTS,
+    LIBRARY_PATH,
+    without_brought_directories,
+    without_brought_libraries,
+)
 from polarvault.restore.standby.follow_checks import hot_standby_shortfalls
 
 NOTE = "polarvault restore"
@@ -152,6 +158,8 @@ class SettingsPlanner:
         if is_unknown:
             self._make_main_file()
         self._elsewhere = is_unknown or self.debian is not None
+        if self.request.confined_to is not None:
+            self._leave_out_what_the_backup_brings()
         self._check_includes()
         sources_archive_command = self.configuration.value("archive_command")
         for name, why in _POINT_AT_SOURCE:
@@ -273,6 +281,25 @@ class SettingsPlanner:
                 continue
             if not path.endswith("global/polar_settings.conf"):
                 self.warnings.append(f'the settings include "{path}", outside of the restored directory')
+
+    def _leave_out_what_the_backup_brings(self) -> None:
+        """Keep a throw-away copy from files outside of it, and from libraries inside of the backup."""
+        for include in list(self.configuration.outside_includes):
+            self.warnings.append(
+                f'{posixpath.basename(include.path)} line {include.line} includes "{include.target}", '
+                "which is outside of the backup: the line is commented out"
+            )
+            self.configuration.disable_include(include, f"{NOTE}: outside of the copy")
+        asked = {name.lower() for name, _ in self.request.settings}
+        for name in (*LIBRARY_LISTS, LIBRARY_PATH):
+            value = self.configuration.value(name)
+            if value is None or name in asked:
+                continue
+            leave_out = without_brought_directories if name == LIBRARY_PATH else without_brought_libraries
+            kept, dropped = leave_out(value, self.request.backup)
+            if dropped:
+                self.warnings.append(f"{name}: {', '.join(dropped)} lies in the backup, and is left out")
+                self._set(name, kept, "libraries that a backup brings along are not loaded")
 
     def _disable_outside_path(self, name: str, why: str) -> None:
         value = self.configuration.value(name)
