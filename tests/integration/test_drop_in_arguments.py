@@ -15,7 +15,7 @@ import pytest
 
 from polarvault.cli.drop_in import SERVER_MAJORS
 from polarvault.demo.programs import Installation
-from polarvault.server import identity
+from polarvault.model import versions
 from support.command_lines import Finished, environment_for, run_command_lines
 from support.program import run_polarvault
 
@@ -330,4 +330,4 @@ def test_callers_find_a_version_of_postgresql(command: str, option: str) -> None
 
 
 def test_the_version_that_callers_find_is_the_newest_server_that_is_known() -> None:
-    assert SERVER_MAJORS == (identity.OLDEST_SERVER // 10000, identity.NEWEST_SERVER // 10000 - 1)
+    assert (versions.OLDEST.major, versions.NEWEST.major) == SERVER_MAJORS

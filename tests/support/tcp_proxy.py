@@ -33,6 +33,8 @@ class TcpProxy:
         self.cut_abruptly = True
         self.stall_at: int | None = None
         self.piece_bytes = _RELAY_BYTES
+        self.said_instead: tuple[bytes, bytes] | None = None
+        """What the server says, and what the client hears instead; of one length, and it must come in one piece."""
         self._accepting = threading.Thread(target=self._accept, name="proxy accept", daemon=True)
         self._accepting.start()
 
@@ -205,5 +207,7 @@ class _Pair:
             if at is not None and self._sent_by_server < at:
                 size = min(size, at - self._sent_by_server)
         self._to_client = self._server.recv(size)
+        if self._proxy.said_instead is not None:
+            self._to_client = self._to_client.replace(*self._proxy.said_instead)
         self._sent_by_server += len(self._to_client)
         return bool(self._to_client)

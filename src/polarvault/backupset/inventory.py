@@ -36,9 +36,9 @@ from polarvault.backupset.opening import listing_rights
 from polarvault.backupset.plain_tree import PlainTree
 from polarvault.backupset.tarstream import scan_tar
 from polarvault.errors import BackupUnusable
-from polarvault.model import limits
+from polarvault.model import limits, versions
 from polarvault.pgfiles.backup_label import parse_tablespace_map
-from polarvault.pgfiles.control import parse_control
+from polarvault.pgfiles.control import parse_known_control
 from polarvault.pgfiles.tar import Member, MemberKind
 
 # Configuration may include files of any name, so every small file outside of the database's own directories is kept.
@@ -128,6 +128,8 @@ def take_inventory(source: BackupSource) -> Inventory:
         _add_files_beside(found, source, listing)
     tablespaces, unlisted = _tablespaces(found, source, listing)
     control = next((found.files[key] for key in _control_keys() if key in found.files), None)
+    major = parse_major_version(found.files.get((Area.LOCAL, "PG_VERSION")))
+    known = parse_known_control(control, major) if control is not None else None
     return Inventory(
         files=found.files,
         sizes=found.sizes,
@@ -136,7 +138,8 @@ def take_inventory(source: BackupSource) -> Inventory:
         names=frozenset(found.names),
         tablespaces=tablespaces,
         has_control=control is not None or in_manifest,
-        control=parse_control(control) if control is not None else None,
+        control=known,
+        is_newer=(major is not None and versions.is_newer(major)) or (control is not None and known is None),
         group_readable=bool(found.modes) and all(mode & 0o777 == 0o750 for mode in found.modes),
         file_count=found.file_count,
         spans=tuple(_spans(source, found)),
@@ -154,6 +157,12 @@ def _spans(source: BackupSource, found: _Findings) -> Iterator[ManifestSpan]:
     for content in found.manifests.values():
         if (span := parse_manifest_span(content, f"{source.path}:{MANIFEST}")) is not None:
             yield span
+
+
+def parse_major_version(content: bytes | None) -> int | None:
+    """Return what PG_VERSION says; None when it says nothing."""
+    text = (content or b"").decode("ascii", "replace").strip()
+    return int(text) if text.isdigit() and len(text) < 5 else None
 
 
 def _manifest_paths(source: BackupSource, names: tuple[str, ...] = _MANIFEST_NAMES) -> list[str]:

@@ -105,7 +105,8 @@ class Inventory:
     """What a look at the backup found, before anything is written.
 
     files: contents of small files by area and name. sizes: bytes per area, tablespaces by oid. wal: size by file name.
-    control is None while a compressed tar was not read to its end; it is then checked when it is unpacked.
+    control is None while a compressed tar was not read to its end; it is then checked when it is unpacked. It is None
+    as well where is_newer: for a server newer than all that are known, nothing but names and sizes is understood.
     """
 
     files: Mapping[tuple[Area, str], bytes]
@@ -118,6 +119,7 @@ class Inventory:
     control: ControlFile | None
     group_readable: bool
     file_count: int
+    is_newer: bool = False
     spans: tuple[ManifestSpan, ...] = ()
     """Of every manifest that is there: one of each half, or one of both."""
     listing: Listing | None = None

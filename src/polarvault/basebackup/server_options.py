@@ -62,6 +62,11 @@ def refuse_impossible(
             f"{identity.product} keeps its data in one directory, there is no shared half for --polardata",
             hint="run the command again without --polardata",
         )
+    if identity.is_newer:
+        reporter.warning(
+            f"{versions.is_not_known(identity.product)}; files, manifest and WAL are saved as they come; "
+            "pages are checked by the server alone, and whether the WAL ends with the backup's last record is not"
+        )
     if request.polar_disk_name is not None:
         reporter.note(
             f"PFS is not written to directly: the shared half goes to the mounted directory {request.polardata!r}"

@@ -198,6 +198,7 @@ def _begin(context: BackupContext, backup: BaseBackup, connection: Connection, c
     """Start the backup and wait for the checkpoint."""
     request, identity, reporter = context.request, context.identity, context.reporter
     checks_pages = identity.data_checksums and request.verify_checksums and identity.block_bytes == PAGE_BYTES
+    checks_pages = checks_pages and not identity.is_newer
     # Compiling takes 50 ms that the wait for the checkpoint has to spare.
     compiling = threading.Thread(target=load_kernel, name="kernel", daemon=True)
     if checks_pages:

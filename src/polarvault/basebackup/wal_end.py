@@ -32,7 +32,7 @@ def finish_wal(
         if not said and time.monotonic() - started > _SAY_AFTER_S:
             said = True
             context.reporter.note(_what_takes_time(received.stop_lsn, wal.received))
-    if not context.identity.in_recovery:
+    if not context.identity.in_recovery and not context.identity.is_newer:
         check_backup_end(sink, received, context.identity.segment_size_bytes)
 
 

@@ -8,7 +8,7 @@ from polarvault.check.hba import Client, Refusal, hba_line, login_method, parse_
 from polarvault.check.session import CheckSession, patient, prepared
 from polarvault.errors import PolarvaultError, ServerRefused
 from polarvault.model import versions
-from polarvault.model.finding import Finding, ok, problem
+from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
 from polarvault.wire.commands import quote_identifier
@@ -59,7 +59,21 @@ def open_session(connector: Connector, target: str | None) -> tuple[CheckSession
         client=client,
         hba_file=session.setting("hba_file") if asks_for_hba else None,
     )
-    return session, judge_reach(facts)
+    return session, [*judge_reach(facts), *judge_version(identity)]
+
+
+def judge_version(identity: ServerIdentity | None) -> list[Finding]:
+    """Return a warning for a server that is newer than all known ones."""
+    if identity is None or not identity.is_newer:
+        return []
+    return [
+        warning(
+            "server-version", identity.version, versions.is_not_known(identity.product),
+            meaning="base backups and WAL are saved as they come and restored as they are; recovery targets and drills "
+            "are refused, and verifybackup compares with the manifest only",
+            advice="use a newer polarvault",
+        )
+    ]  # fmt: skip
 
 
 def read_client(session: CheckSession) -> Client | None:

@@ -33,6 +33,7 @@ class WalFacts:
     segment_bytes: int | None
     summarize_wal: str | None
     spread_checkpoint_s: float | None
+    effective_wal_level: str | None = None
 
 
 def check_wal(session: CheckSession) -> list[Finding]:
@@ -57,6 +58,7 @@ def read_wal(session: CheckSession) -> WalFacts:
     )
     return WalFacts(
         wal_level=session.setting("wal_level"),
+        effective_wal_level=session.setting("effective_wal_level") if server.raises_wal_level else None,
         max_wal_senders=_number(session.setting("max_wal_senders")),
         senders=None if senders is None else [row["name"] or "(not visible)" for row in senders],
         max_replication_slots=_number(session.setting("max_replication_slots")),
@@ -97,7 +99,10 @@ def _level(facts: WalFacts) -> list[Finding]:
                 + "; max_wal_senders must be above 0 as well (default 10)",
             )
         ]
-    return [ok("wal-level", "wal_level", f"wal_level is {facts.wal_level}")]
+    said = f"wal_level is {facts.wal_level}"
+    if facts.effective_wal_level not in (None, facts.wal_level):
+        said += f"; while there are logical slots it is in effect {facts.effective_wal_level}"
+    return [ok("wal-level", "wal_level", said)]
 
 
 def _senders(facts: WalFacts) -> list[Finding]:

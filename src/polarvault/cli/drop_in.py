@@ -12,6 +12,7 @@ import click
 
 from polarvault import __version__
 from polarvault.errors import UsageError
+from polarvault.model import versions
 from polarvault.model.c_numbers import BLANKS, strtol
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ _THEIRS = {
         wal-directory wal-path help version""",
 }
 _ALONE = {"-?", "--help", "-V", "--version"}
-# Oldest and newest server, as `server.identity` has them; not from there, for that loads libpq.
-SERVER_MAJORS = (13, 18)
+# Oldest and newest server that is known.
+SERVER_MAJORS = (versions.OLDEST.major, versions.NEWEST.major)
 
 
 class DropInCommand(click.Command):

@@ -25,7 +25,13 @@ _FORMATS = {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"}
 @click.option("-P", "--progress", is_flag=True, help="Show progress information.")
 @click.option("-q", "--quiet", is_flag=True, help="Do not print any output, except for errors.")
 @click.option("-s", "--skip-checksums", is_flag=True, help="Skip checksum verification.")
-@click.option("-w", "--wal-directory", metavar="PATH", help="Use specified path for WAL files.")
+@click.option(
+    "-w",
+    "--wal-path",
+    "--wal-directory",
+    metavar="PATH",
+    help="Use specified path for WAL files, a directory or a tar.",
+)
 @click.option("--polardata", metavar="DIR", help="The shared half of a PolarDB backup, if it cannot be found.")
 @click.option("--pages/--no-pages", default=None, help="Verify the checksum of every page; default: if there are any.")
 @click.option("-j", "--jobs", type=click.IntRange(1, 64), metavar="N", help="Files to read at a time.")
@@ -57,7 +63,7 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
         format=None if form is None else _FORMATS[form],
         manifest_path=options["manifest_path"],
         ignored=options["ignore"],
-        wal_directory=options["wal_directory"],
+        wal_path=options["wal_path"],
         check_checksums=not options["skip_checksums"],
         check_wal=not options["no_parse_wal"],
         pages=options["pages"],

@@ -21,9 +21,10 @@ from polarvault.drill.processes import stop_whatever_runs
 from polarvault.drill.reporter import DrillReporter
 from polarvault.drill.scratch import Scratch, check_parent, leftovers, removal
 from polarvault.drill.server import DrillServer, command_line, copy_log, last_lines, reach
-from polarvault.errors import Interrupted, PolarvaultError, StartFailed, UsageError
+from polarvault.errors import BackupUnusable, Interrupted, PolarvaultError, StartFailed, UsageError
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Binaries
+from polarvault.model import versions
 from polarvault.model.finding import Finding, Severity
 from polarvault.recovery.target import TargetAction
 from polarvault.restore.model import RestorePlan
@@ -93,6 +94,13 @@ def _drill(
         notes.findings.append(judge_walls(walls, scratch.data))
         plan = with_settings_of_version(plan, host, account, walls)
         notes.know_plan(plan)
+        if plan.inventory.is_newer:
+            known = versions.is_not_known(f"the backup's server, PostgreSQL {plan.major_version},")
+            raise BackupUnusable(
+                f"{known}, and a drill would not know what it proves",
+                hint="use a newer polarvault; or restore it to a directory of its own and look: polarvault restore "
+                f"{shlex.quote(plan.source.path)} -D DIRECTORY --port N --start",
+            )
         notes.findings += _newer_backups(plan)
         for warning in plan.warnings:
             reporter.warn(warning)

@@ -235,6 +235,14 @@ def is_newer(major: int) -> bool:
     return major > NEWEST.major
 
 
+def is_not_known(what: str) -> str:
+    """Say that something is newer than all that is known, and what that means; what: the server, with its version."""
+    return (
+        f"{what} is newer than what this polarvault knows ({KNOWN_VERSIONS}): how it writes WAL, pages and pg_control "
+        "is not known"
+    )
+
+
 def of_magic(magic: int) -> ServerVersion | None:
     """Return the version that writes WAL pages with this magic number."""
     return _BY_MAGIC.get(magic)

@@ -35,6 +35,10 @@ class ControlDamage(IntegrityError):
         self.aspect = aspect
 
 
+class ControlOfNewerServer(ControlDamage):
+    """pg_control is of a format that is newer than all known ones: a newer polarvault is needed to read it."""
+
+
 class ClusterState(IntEnum):
     """What the server was doing when it last wrote pg_control (enum DBState)."""
 
@@ -90,7 +94,10 @@ class ControlFile:
 
 
 def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFile:
-    """Parse pg_control; raise ControlDamage when it is short, of an unknown version, or its CRC or a value is wrong."""
+    """Parse pg_control; raise ControlDamage when it is short, of an unknown version, or its CRC or a value is wrong.
+
+    ControlOfNewerServer when the version says that it is of a newer server.
+    """
     if len(content) < 16:
         raise ControlDamage("size", f"{what} is {len(content)} bytes long, too short for pg_control")
     system_identifier, control_version, catalog_version = _HEAD.unpack_from(content)
@@ -140,11 +147,33 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
     )
 
 
+def parse_known_control(content: bytes, major: int | None, what: str = "global/pg_control") -> ControlFile | None:
+    """Parse pg_control as `parse_control` does, but return None for one that a newer server wrote.
+
+    major: of PG_VERSION. Beside that of an older server a newer format is damage.
+    """
+    try:
+        return parse_control(content, what)
+    except ControlOfNewerServer:
+        if major is None or major < versions.NEWEST.major:
+            raise
+        return None
+
+
+def system_identifier_of(content: bytes) -> int:
+    """Return the system identifier of pg_control of any version; raise ControlDamage when it is too short."""
+    if len(content) < _HEAD.size:
+        raise ControlDamage("size", f"global/pg_control is {len(content)} bytes long, too short for pg_control")
+    identifier: int = _HEAD.unpack_from(content)[0]
+    return identifier
+
+
 def _unknown_version(control_version: int, what: str) -> ControlDamage:
     known = versions.KNOWN_VERSIONS
     message = f"{what} has control file version {control_version}, which is none of {known}"
     if versions.NEWEST.control.version < control_version < _LARGEST_FORMAT:
-        return ControlDamage("version", f"{message}, but of a newer server", hint="use a newer polarvault")
+        newer = "use a newer polarvault"
+        return ControlOfNewerServer("version", f"{message}, but of a newer server", hint=newer)
     hint = "version 1201 is PostgreSQL 12; a number such as 335806464 means another byte order"
     return ControlDamage("version", message, hint=hint)
 

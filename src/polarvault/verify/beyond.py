@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.inventory import parse_major_version
 from polarvault.backupset.model import Area, Part
 from polarvault.errors import BackupUnusable, IntegrityError
+from polarvault.model import versions
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
 from polarvault.model.relation import BlockId
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label, parse_tablespace_map
-from polarvault.pgfiles.control import ControlFile, parse_control
+from polarvault.pgfiles.control import ControlFile, parse_control, parse_known_control
 from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel, relation_segment
 from polarvault.verify.files.contents import Contents, Report
 from polarvault.verify.files.trees import IgnoreRules
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from polarvault.verify.wal.check import WalVerdict
     from polarvault.verify.wal.sources import WalSource
 
+_NEWER = f"the backup is of a server that is newer than {versions.KNOWN_VERSIONS}"
 # Findings about a small file that is not there.
 _NOT_THERE = ("version", "label-missing", "control-missing")
 # Relation segments of PostgreSQL and of PolarDB, until pg_control says it.
@@ -67,6 +70,7 @@ class Beyond:
         self._version = local.read_small("PG_VERSION", report)
         self._map = self._read_map(report)
         self.control = _parsed_control(self._control_bytes)
+        self.is_newer = _is_newer(self._version, self._control_bytes, self.control)
         self.label = _parsed_label(self._label_bytes)
 
     def judge_facts(self) -> list[Finding]:
@@ -141,6 +145,8 @@ class Beyond:
         wanted, control = self._request.pages, self.control
         if wanted is False or (wanted is None and not self._request.check_checksums):
             return None, "page checksums, as was asked for"
+        if self.is_newer:
+            return None, f"page checksums: {_NEWER}"
         if control is None:
             return None, "page checksums: pg_control does not say whether there are any"
         if not control.has_data_checksums:
@@ -160,9 +166,16 @@ class Beyond:
             return None
         return segment * self.control.relation_segment_blocks
 
+    @property
+    def why_no_wal(self) -> str | None:
+        """Why WAL is not read; None: it is."""
+        if not self._request.check_wal:
+            return "WAL, as was asked for"
+        return f"WAL: {_NEWER}" if self.is_newer else None
+
     def check_wal(self, stop: Callable[[], bool]) -> WalVerdict | None:
         """Read the WAL that the backup needs; None when that is not wanted."""
-        if not self._request.check_wal:
+        if self.why_no_wal is not None:
             return None
         # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
         from polarvault.verify.facts.history import judge_histories, read_histories
@@ -170,14 +183,14 @@ class Beyond:
         verdict = self._read_wal(None, stop)
         half = self._contents[-1].half
         histories: Iterable[tuple[str, bytes | OSError]] = verdict.histories
-        if not self._layout.is_tar and self._request.wal_directory is None:
+        if not self._layout.is_tar and self._request.wal_path is None:
             histories = read_histories(os.path.join(half.directory, "pg_wal"), half.title)
         verdict.findings += judge_histories(histories, self.label, self._manifests.wal_ranges)
         return verdict
 
     def page_fates(self, pages: Sequence[BlockId]) -> tuple[PageFates | None, bool]:
         """Look up in the WAL what becomes of pages; None when it is not to be read. Tell whether all of it could be."""
-        if not self._request.check_wal:
+        if self.why_no_wal is not None:
             return None, False
         from polarvault.verify.pages.fates import PageFates
 
@@ -203,7 +216,7 @@ class Beyond:
         from polarvault.verify.wal.sources import DirectoryWal
         from polarvault.verify.wal.tars import tar_wal
 
-        given = self._request.wal_directory
+        given = self._request.wal_path
         if given is not None:
             if os.path.isdir(given):
                 return DirectoryWal([given])
@@ -253,6 +266,11 @@ class BeyondThread:
         self._thread = threading.Thread(target=self._run, name="beyond", daemon=True)
         self._thread.start()
 
+    @property
+    def why_no_wal(self) -> str | None:
+        """Why no WAL is read; None: it is."""
+        return self._beyond.why_no_wal
+
     def results(self) -> tuple[list[Finding], WalVerdict | None]:
         """Wait for the end; return what the small files say, and the WAL."""
         self._thread.join()
@@ -285,6 +303,17 @@ def _parsed_control(content: bytes | None) -> ControlFile | None:
     except IntegrityError:
         # judge_facts says what is wrong with it.
         return None
+
+
+def _is_newer(version: bytes | None, control_bytes: bytes | None, control: ControlFile | None) -> bool:
+    """Tell whether the backup is of a server newer than all known ones: by PG_VERSION, or by pg_control beside it."""
+    major = parse_major_version(version)
+    if major is None or control_bytes is None:
+        return major is not None and versions.is_newer(major)
+    try:
+        return versions.is_newer(major) or parse_known_control(control_bytes, major) is None
+    except IntegrityError:
+        return False
 
 
 def _parsed_label(content: bytes | None) -> BackupLabel | None:

@@ -10,8 +10,8 @@ class VerifyRequest:
     """A whole `verifybackup`; paths as given.
 
     format: "plain", "tar", or None: see what is there. ignored: paths relative to the backup. pages: check page
-    checksums; None: if the cluster has them. wal_directory: where the WAL is, if not in the backup. jobs: threads, 0:
-    as many as there are processors, and one more.
+    checksums; None: if the cluster has them. wal_path: the directory or tar that holds the WAL, if it is not in the
+    backup. jobs: threads, 0: as many as there are processors, and one more.
     """
 
     backup: str
@@ -19,7 +19,7 @@ class VerifyRequest:
     format: str | None = None
     manifest_path: str | None = None
     ignored: tuple[str, ...] = ()
-    wal_directory: str | None = None
+    wal_path: str | None = None
     check_checksums: bool = True
     check_wal: bool = True
     pages: bool | None = None

@@ -308,8 +308,9 @@ class _Run:
         facts, verdict = thread.results()
         for finding in facts:
             self._report(finding)
+        if thread.why_no_wal is not None:
+            self._result.not_checked.append(thread.why_no_wal)
         if verdict is None:
-            self._result.not_checked.append("WAL, as was asked for")
             return
         for finding in verdict.findings:
             self._report(finding)

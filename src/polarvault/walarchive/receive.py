@@ -138,6 +138,8 @@ class _Receiver:
             except BaseException:
                 connection.close()
                 raise
+        if identity.is_newer and not self.state.connections:
+            self.reporter.warning(f"{versions.is_not_known(identity.product)}; WAL is kept as it comes")
         self.state.connections += 1
         self.state.server = f"{identity.product} at {_address(connection)}"
         return connection, identity

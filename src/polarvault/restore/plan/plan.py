@@ -16,7 +16,7 @@ from polarvault.model import versions
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.pgconf.hba import without_missing
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
-from polarvault.pgfiles.control import ClusterState, parse_control
+from polarvault.pgfiles.control import ClusterState, parse_known_control, system_identifier_of
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, Wanted, names_directory, uses_shared_storage
 from polarvault.recovery.settings import NO_ARCHIVE_COMMAND
 from polarvault.restore.model import RestorePlan, RestoreRequest
@@ -85,11 +85,13 @@ def settle_plan(
     plan: RestorePlan, found: Mapping[tuple[Area, str], bytes], host: Host, account: Account
 ) -> RestorePlan:
     """Complete a plan that was made without reading a compressed tar to its end, from what was unpacked since."""
-    control = parse_control(found[Area.SHARED, CONTROL_NAME])
+    control_bytes = found[Area.SHARED, CONTROL_NAME]
+    control = parse_known_control(control_bytes, plan.major_version)
     if plan.primary is not None:
-        found_in_tar = str(control.system_identifier)
+        found_in_tar = str(system_identifier_of(control_bytes))
         check_system_identifier(plan.primary, found_in_tar, outcome="what was restored so far has been removed")
-    inventory = replace(plan.inventory, control=control, files={**plan.inventory.files, **found})
+    is_newer = plan.inventory.is_newer or control is None
+    inventory = replace(plan.inventory, control=control, is_newer=is_newer, files={**plan.inventory.files, **found})
     label = _label(inventory, plan.source)
     check_one_backup(plan.source, inventory, label)
     return with_settings(replace(plan, inventory=inventory, label=label), host, account)
@@ -156,7 +158,7 @@ def major_version(inventory: Inventory, source: BackupSource) -> int:
             f'"{source.path}" holds no PG_VERSION' if content is None else f"PG_VERSION says {text!r}",
             hint="the backup is incomplete, or is not a base backup of PostgreSQL 13 or later",
         )
-    if int(text) not in versions.VERSIONS:
+    if int(text) < versions.OLDEST.major:
         raise BackupUnusable(f"the backup is of PostgreSQL {text}; {versions.KNOWN_VERSIONS} can be restored")
     return int(text)
 
@@ -228,6 +230,9 @@ def _polardb(request: RestoreRequest, source: BackupSource, inventory: Inventory
 def _source_warnings(plan: RestorePlan) -> list[str]:
     request, inventory, label = plan.request, plan.inventory, plan.label
     warnings = []
+    if inventory.is_newer:
+        known = versions.is_not_known(f"the backup's server, PostgreSQL {plan.major_version},")
+        warnings.append(f"{known}; the files are laid out and compared with the manifest, and no more can be said")
     if label is None:
         warnings.append("the backup has no backup_label; pg_control says that the server was shut down cleanly")
     elif (missing := missing_wal(inventory, label)) is not None:

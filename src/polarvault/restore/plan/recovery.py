@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from polarvault.errors import (
+    BackupUnusable,
     UsageError,
     WalGap,
 )
 from polarvault.instance.model import Account, Role
+from polarvault.model import versions
 from polarvault.recovery.access import check_readable
 from polarvault.recovery.chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
 from polarvault.recovery.reachability import (
@@ -73,6 +75,14 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
     account: the user that will run the server, who has to be able to read the WAL.
     """
     request = plan.request.recovery
+    if plan.inventory.is_newer:
+        known = versions.is_not_known(f"the backup's server, PostgreSQL {plan.major_version},")
+        raise BackupUnusable(
+            f"{known}, so that where recovery would stop cannot be found out",
+            hint="use a newer polarvault; or restore without target and --wal, and let the server find its way: "
+            "--set restore_command='polarvault wal fetch DIR %f %p', then recovery_target_... in postgresql.auto.conf "
+            "before it is started",
+        )
     if request.archive_is_unknown:
         return _unchecked(request)
     span = load_backup_span(plan.source, plan.inventory, plan.label, request.wal_directories)

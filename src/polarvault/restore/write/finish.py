@@ -13,10 +13,11 @@ from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import ProgramFailed, ask_setting
 from polarvault.pgconf.configuration import Configuration
-from polarvault.pgfiles.control import ControlFile, parse_control
+from polarvault.pgfiles.control import parse_known_control, system_identifier_of
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true, names_directory
 from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
+from polarvault.wal.segment_header import LONG_HEADER_BYTES, parse_segment_header
 
 # Many databases of a PolarDB have a directory each; these tell enough.
 _SHOWN_DIRECTORIES = 8
@@ -27,9 +28,9 @@ def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mod
     """Make the laid-out files a cluster that starts; return warnings. On return everything is durable."""
     try:
         with working_as_account(account):
-            control = _check_control(plan)
+            wal_segment_size = _check_control(plan)
             warnings = _complete_directories(plan, directory_mode)
-            _complete_wal_segments(plan, control)
+            _complete_wal_segments(plan, wal_segment_size)
             _link_tablespaces(plan, directory_mode)
             _write_files({**plan.files, plan.signal_path: b""}, file_mode)
     except OSError as problem:
@@ -43,23 +44,29 @@ def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mod
     return warnings
 
 
-def _check_control(plan: RestorePlan) -> ControlFile:
+def _check_control(plan: RestorePlan) -> int | None:
+    """Raise BackupUnusable for a pg_control that is not the backup's; return the WAL segment size that it names.
+
+    None: it is of a newer server.
+    """
     path = os.path.join(plan.layout.data, CONTROL_WAITING_NAME)
     try:
         with open(path, "rb") as stream:
-            control = parse_control(stream.read())
+            content = stream.read()
     except FileNotFoundError:
         raise BackupUnusable(
             f'"{plan.source.path}" holds no global/pg_control', hint="the backup is incomplete; restore another one"
         ) from None
+    control = parse_known_control(content, plan.major_version)
+    system_identifier = system_identifier_of(content)
     claimed = plan.source.description.get("system_identifier")
-    if claimed is not None and str(claimed) != str(control.system_identifier):
+    if claimed is not None and str(claimed) != str(system_identifier):
         raise BackupUnusable(
             f"the halves do not belong together: the description names system identifier {claimed}, "
-            f"pg_control {control.system_identifier}",
+            f"pg_control {system_identifier}",
             hint="give the shared half of this very backup: --shared-from DIRECTORY",
         )
-    return control
+    return None if control is None else control.wal_segment_size
 
 
 def _complete_directories(plan: RestorePlan, directory_mode: int) -> list[str]:
@@ -78,13 +85,25 @@ def _complete_directories(plan: RestorePlan, directory_mode: int) -> list[str]:
     return [f"directories that a server needs are missing in the backup and were made, empty: {shown}{more}"]
 
 
-def _complete_wal_segments(plan: RestorePlan, control: ControlFile) -> None:
-    """Give every WAL segment its full length: the server refuses shorter ones, and a hole costs nothing."""
+def _complete_wal_segments(plan: RestorePlan, size: int | None) -> None:
+    """Give every WAL segment its full length: the server refuses shorter ones, and a hole costs nothing.
+
+    size None: each segment's own first page tells, as it does in every version.
+    """
     directory = os.path.join(plan.layout.data, "pg_wal")
     for name in os.listdir(directory) if os.path.isdir(directory) else []:
         path = os.path.join(directory, name)
-        if _SEGMENT.match(name) and os.path.getsize(path) < control.wal_segment_size:
-            os.truncate(path, control.wal_segment_size)
+        if not _SEGMENT.match(name):
+            continue
+        whole = size or _size_of_segment(path)
+        if whole is not None and os.path.getsize(path) < whole:
+            os.truncate(path, whole)
+
+
+def _size_of_segment(path: str) -> int | None:
+    with open(path, "rb") as stream:
+        header = parse_segment_header(stream.read(LONG_HEADER_BYTES))
+    return None if header is None else header.segment_size_bytes
 
 
 def _link_tablespaces(plan: RestorePlan, directory_mode: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from polarvault.backupset.inventory import parse_major_version
 from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
-from polarvault.pgfiles.control import ClusterState, ControlDamage, ControlFile, parse_control
+from polarvault.pgfiles.control import ClusterState, ControlDamage, ControlFile, parse_known_control
 from polarvault.verify.facts.backup import BackupFacts, unusable
 
 # PG_CONTROL_FILE_SIZE (server file catalog/pg_control.h): the file is padded to it in every version.
 CONTROL_BYTES = 8192
+_NOT_READ = "pg_control, pages and WAL were not looked at: what was checked is that the files agree with the manifest"
+_NEWER_PROGRAMS = "use a newer polarvault, and pg_verifybackup of the backup's own version for the WAL"
 _NO_START = "the restored server does not start"
 _CHECK_NAMES = {"size": "control-size", "version": "control-version", "crc": "control-crc", "values": "control-values"}
 
@@ -19,13 +22,15 @@ def judge_control(facts: BackupFacts) -> tuple[ControlFile | None, list[Finding]
     if facts.control is None:
         return None, [_missing(facts)]
     try:
-        control = parse_control(facts.control, path)
+        control = parse_known_control(facts.control, parse_major_version(facts.version), path)
     except ControlDamage as damage:
         finding = problem(
             _CHECK_NAMES[damage.aspect], path, damage.message.removeprefix(f"{path} "), _NO_START,
             damage.hint or "use another backup",
         )  # fmt: skip
         return None, [finding]
+    if control is None:
+        return None, _of_newer_server(facts)
     findings = []
     if len(facts.control) != CONTROL_BYTES:
         message = f"it is {len(facts.control)} bytes long, every server writes {CONTROL_BYTES}"
@@ -37,6 +42,14 @@ def judge_control(facts: BackupFacts) -> tuple[ControlFile | None, list[Finding]
         what = f"system {control.system_identifier}, PostgreSQL {control.major_version}, {_state_words(control)}"
         findings.append(ok("control", path, f"{what}, checkpoint {control.checkpoint_lsn}"))
     return control, findings
+
+
+def _of_newer_server(facts: BackupFacts) -> list[Finding]:
+    """Say that pg_control is of an unknown format, where PG_VERSION alone does not say it."""
+    if versions.is_newer(parse_major_version(facts.version) or 0):
+        return []
+    message = f"it is of a later format than any of {versions.KNOWN_VERSIONS}"
+    return [warning("control-version", facts.control_path, message, _NOT_READ, _NEWER_PROGRAMS)]
 
 
 def _missing(facts: BackupFacts) -> Finding:
@@ -110,6 +123,9 @@ def judge_version(facts: BackupFacts, control: ControlFile | None) -> list[Findi
     text = facts.version.decode("ascii", "replace").strip()
     if not text.isdigit():
         return [unusable("version", "PG_VERSION", f"{text[:20]!r} is no version of PostgreSQL", meaning)]
+    if versions.is_newer(int(text)):
+        message = f"the backup is of PostgreSQL {text}, which is newer than {versions.KNOWN_VERSIONS}"
+        return [warning("newer-version", "PG_VERSION", message, _NOT_READ, _NEWER_PROGRAMS)]
     major = None if control is None else control.major_version
     if major not in (None, int(text)):
         message = f"it says {text}, but {facts.control_path} was written by PostgreSQL {major}"

@@ -4,13 +4,15 @@ Pure: contents go in, findings come out. Findings (`check` names; what holds is 
   control             pg_control is there and sane (only as OK)
   control-missing     pg_control is not there; on PolarDB the shared half is missing
   control-size        it is not 8192 bytes long
-  control-version     it is of an unknown version or of another byte order; a warning for an unknown catalog version
+  control-version     it is of an unknown version or of another byte order; a warning for an unknown catalog
+                      version, and for a later format beside a PG_VERSION that may have it
   control-crc         its CRC is wrong
   control-values      a value makes no sense, such as a segment size that initdb cannot make
   control-state       no server is backed up in the state that it names (a warning)
   control-identifier  it is of another cluster than the manifest
   control-age         it is older than the checkpoint that began the backup, or newer than the backup's end
   version             PG_VERSION is there and agrees with pg_control
+  newer-version       it names a version that is newer than all known ones: most was not checked (a warning)
   label               backup_label is there and agrees with all the rest (only as OK)
   label-missing       it is not there
   label-damaged       it cannot be parsed
