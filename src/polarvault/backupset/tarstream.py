@@ -101,7 +101,13 @@ def scan_tar(part: Part, wants: Callable[[Member], bool]) -> Iterator[tuple[Memb
     pieces: list[bytes] | None = None
     for event in read_tar(part):
         if isinstance(event, MemberBegins):
-            pieces = [] if wants(event.member) else None
+            pieces = None
+            if wants(event.member):
+                try:
+                    _check_small(event.member)
+                except RemoteProtocolError as problem:
+                    raise _damaged(part, problem.message) from problem
+                pieces = []
         elif isinstance(event, MemberData):
             if pieces is not None:
                 pieces += map(bytes, event.views)
@@ -128,6 +134,7 @@ def _scan_seeking(part: Part, wants: Callable[[Member], bool]) -> Iterator[tuple
         for member, position in _hop(part, stream):
             content = None
             if wants(member):
+                _check_small(member)
                 content = stream.read(member.size)
                 if len(content) < member.size:
                     raise _cut(member, len(content))
@@ -154,6 +161,12 @@ def _hop(part: Part, stream: BinaryIO) -> Iterator[tuple[Member, int]]:
             for _ in reader.feed(_zeros(member.size + member.padding)):
                 pass
     reader.finish()
+
+
+def _check_small(member: Member) -> None:
+    """Refuse to read a file into memory that is a few kilobytes long in every backup, and much longer in this one."""
+    if member.size > limits.SMALL_FILE_BYTES:
+        raise RemoteProtocolError(f"{member.name!r} claims {member.size} bytes")
 
 
 def _cut(member: Member, length: int) -> RemoteProtocolError:

@@ -13,9 +13,11 @@ import socket
 import struct
 from collections.abc import Callable
 
+import psycopg
+
 from polarvault.errors import ConnectionLost, RemoteProtocolError, ServerError
 from polarvault.model import limits
-from polarvault.server.connection import Connection
+from polarvault.server.connection import Connection, connection_lost
 from polarvault.wire import messages
 from polarvault.wire.messages import ResultSet
 
@@ -33,9 +35,13 @@ class RawConnection:
     """Reads the socket into one large buffer; view[start:end] is what has not been read yet."""
 
     def __init__(self, connection: Connection, on_notice: Callable[[ServerError], None]) -> None:
-        self._socket = socket.socket(fileno=os.dup(connection.pgconn.socket))
-        self._socket.setblocking(True)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _FILL_TIMEOUT)
+        try:
+            self._socket = socket.socket(fileno=os.dup(connection.pgconn.socket))
+            self._socket.setblocking(True)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _FILL_TIMEOUT)
+        except (psycopg.Error, OSError):
+            # libpq has closed it: what came before was not the protocol, or the server has gone.
+            raise connection_lost(connection.pgconn) from None
         self._on_notice = on_notice
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)

@@ -196,8 +196,8 @@ def write_durably(path: str | os.PathLike[str], content: bytes, *, mode: int = 0
         fsync_parent(path)
 
 
-def open_regular(path: str) -> BinaryIO:
-    """Open a file for reading, unbuffered; raise OSError for anything else: a FIFO would be waited for without end."""
+def open_regular(path: str, *, buffer_bytes: int = 0) -> BinaryIO:
+    """Open a file for reading; raise OSError for anything else: a FIFO would be waited for without end."""
     # On a FIFO this returns at once; on a regular file the flag changes nothing (open(2)).
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
@@ -206,4 +206,4 @@ def open_regular(path: str) -> BinaryIO:
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise OSError(errno.EINVAL, "it is not a regular file", path)
-    return open(descriptor, "rb", buffering=0)
+    return open(descriptor, "rb", buffering=buffer_bytes)

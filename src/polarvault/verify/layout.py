@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from polarvault.backupset.model import SHARED_PREFIX, Area, Form, Part
 from polarvault.backupset.source import load_description, tar_parts
+from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.errors import BackupUnusable, UsageError
 from polarvault.storage.files import storage_failed
 from polarvault.verify.request import VerifyRequest
@@ -105,6 +106,11 @@ def _looks_like_tar(path: str, names: set[str], tars: list[Part]) -> bool:
         return True
     if MANIFEST in names:
         return False
+    if MARKER_NAME in names:
+        raise BackupUnusable(
+            f'"{path}" holds {MARKER_NAME}: the backup is still being made, or was cut off before its end',
+            hint="see whether it is still being made: ps -ef | grep basebackup; else use another backup",
+        )
     raise BackupUnusable(
         f'"{path}" is not a backup: it holds neither PG_VERSION nor base.tar nor {MANIFEST}',
         hint="name the directory that -D of the backup command named",

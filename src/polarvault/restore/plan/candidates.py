@@ -27,6 +27,7 @@ from polarvault.errors import (
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.integrity import find_disagreements
+from polarvault.storage.below import Below
 
 # What means "not this backup, but perhaps an older one".
 _OTHER_BACKUP_MAY_DO = (TargetUnreachable, TimelineDiverged, WalGap)
@@ -82,8 +83,8 @@ def load_label(path: str, *, force: bool = False) -> BackupLabel:
     source = find_backup(path, force=force)
     if all(not part.is_tar for part in source.parts):
         try:
-            with open(os.path.join(path, "backup_label"), "rb") as stream:
-                return parse_backup_label(stream.read())
+            with Below(path) as backup:
+                return parse_backup_label(backup.read("backup_label"))
         except OSError:
             pass  # Without a label it may still be a copy of a server that was shut down; the inventory tells.
     content = take_inventory(source).file("backup_label")

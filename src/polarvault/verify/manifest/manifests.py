@@ -120,8 +120,8 @@ def _read(half: Half, major: int | None, report: Report) -> Manifest | None:
     path = half.manifest_path
     try:
         with open_regular(path) as source:
-            if os.fstat(source.fileno()).st_size > limits.MANIFEST_BYTES:
-                raise OSError(errno.EFBIG, f"it is longer than {limits.MANIFEST_BYTES} bytes")
+            if os.fstat(source.fileno()).st_size > limits.PARSED_MANIFEST_BYTES:
+                raise OSError(errno.EFBIG, f"it is longer than {limits.PARSED_MANIFEST_BYTES} bytes")
             content = source.read()
     except OSError as problem:
         meaning, advice = "nothing says which files the backup must hold", "name it, if it lies elsewhere: -m PATH"
