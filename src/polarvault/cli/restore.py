@@ -48,6 +48,9 @@ _DEFAULT_TIMEOUT_S = 3600.0
 @click.option("--start", is_flag=True, help="Start the server and wait until it answers.")
 @click.option("--timeout", type=float, default=_DEFAULT_TIMEOUT_S, show_default=True, metavar="SECONDS",
               help="How long to wait for the started server; recovery takes its time.")  # fmt: skip
+@click.option("--configuration", metavar="data|DIR",
+              help="Put the files that basebackup --copy-configuration kept into -D (data), or into Debian's DIR, "
+              "/etc/postgresql/VERSION/NAME.")  # fmt: skip
 @click.option("--bindir", metavar="DIR", help="Directory of postgres and pg_ctl; default: found by version.")
 @click.option("--owner", metavar="USER", help="When root: the user that owns the files and runs the server.")
 @click.option("-j", "--jobs", type=click.IntRange(0, 64), default=0, metavar="N", help="Copies at a time.")
@@ -76,6 +79,7 @@ def command(
     plan_only: bool,
     start: bool,
     timeout: float,
+    configuration: str | None,
     bindir: str | None,
     owner: str | None,
     jobs: int,
@@ -112,6 +116,9 @@ def command(
         merge=merge,
         start=start,
         timeout_s=timeout,
+        configuration=configuration
+        if configuration in (None, "data")
+        else _directory("--configuration", configuration),
         bindir=None if bindir is None else os.path.abspath(bindir),
         owner=owner,
         sync=not no_sync,

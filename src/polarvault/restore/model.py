@@ -17,6 +17,7 @@ from polarvault.recovery.target import RecoveryRequest
 if TYPE_CHECKING:
     from polarvault.instance.debian import DebianCluster
     from polarvault.recovery.reachability import RecoveryPlan
+    from polarvault.restore.plan.configuration import PutBack
     from polarvault.restore.standby.primary import Primary
 
 # pg_control lies under this name until everything else is durable, so that a broken restore cannot be started.
@@ -64,6 +65,8 @@ class RestoreRequest:
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
     superuser: str | None = None
     """Who to log in as when the server is asked what it is; None tries the likely ones."""
+    configuration: str | None = None
+    """Where kept configuration is put back: `data`, or a directory of Debian's layout; None: nowhere."""
     confined_to: str | None = None
     """A throw-away copy's own directory: nothing outside of it is written to, nor read for settings."""
     start_through: tuple[str, ...] = ()
@@ -141,6 +144,7 @@ class RestorePlan:
     primary: Primary | None = None
     """The server to follow, as it answered before anything was written."""
     follow_warnings: tuple[str, ...] = ()
+    put_back: PutBack | None = None
     debian: DebianCluster | None = None
     """The cluster of Debian's tools whose configuration names the data directory: its server reads that one."""
     disagreements: tuple[Disagreement, ...] = ()

@@ -33,6 +33,7 @@ from polarvault.restore.standby.replica import (
     plan_replica,
     prove_storage,
 )
+from polarvault.restore.write.configuration import PutConfiguration
 from polarvault.restore.write.finish import finish
 from polarvault.restore.write.lay_out import LayOut, Progress
 from polarvault.restore.write.targets import Targets
@@ -197,6 +198,7 @@ def write_files(plan: RestorePlan, host: Host, account: Account, progress: Progr
     is_replica = plan.request.role is Role.REPLICA
     laying = LayOut(plan, _router(plan), progress)
     modes = {"file_mode": laying.file_mode, "directory_mode": laying.directory_mode}
+    put = PutConfiguration(plan.put_back, account, sync=plan.request.sync) if plan.put_back is not None else None
     try:
         targets.claim(plan.layout.roots)
         if is_replica:
@@ -212,13 +214,15 @@ def write_files(plan: RestorePlan, host: Host, account: Account, progress: Progr
             with working_as_account(account):
                 unpacked = _unpacked(plan)
             plan = settle_plan(plan, unpacked, host, account)
+        if put is not None and plan.debian is not None:
+            put.write()
         return plan, warnings + finish(plan, account, **modes)
     except KeyboardInterrupt:
-        _undo(plan, targets)
+        _undo(plan, targets, put)
         raise Interrupted("interrupted; what was restored so far has been removed") from None
     except BaseException:
         # A half restore must not look like a whole one.
-        _undo(plan, targets)
+        _undo(plan, targets, put)
         raise
 
 
@@ -228,7 +232,9 @@ def _with_disagreements(plan: RestorePlan, found: list[Disagreement]) -> tuple[R
     return replace(plan, disagreements=tuple(found)), judge(plan.request, plan.source, new)
 
 
-def _undo(plan: RestorePlan, targets: Targets) -> None:
+def _undo(plan: RestorePlan, targets: Targets, put: PutConfiguration | None) -> None:
+    if put is not None:
+        put.undo()
     if plan.request.role is Role.REPLICA:
         disarm(plan)
     targets.undo()

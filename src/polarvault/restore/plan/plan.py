@@ -13,7 +13,7 @@ from polarvault.instance.debian import DebianCluster
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Role
 from polarvault.model import versions
-from polarvault.pgconf.configuration import Configuration, MemoryReader
+from polarvault.pgconf.configuration import MAIN_FILE, Configuration, MemoryReader
 from polarvault.pgconf.hba import without_missing
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ClusterState, parse_known_control, system_identifier_of
@@ -21,6 +21,7 @@ from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, Wanted, na
 from polarvault.recovery.settings import NO_ARCHIVE_COMMAND
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.archiving import check_archiving
+from polarvault.restore.plan.configuration import plan_put_back, saved_configuration_of
 from polarvault.restore.plan.places import check_targets, is_within, plan_layout, plan_space
 from polarvault.restore.plan.settings import NOTE, SettingsPlanner
 from polarvault.restore.standby.follow_checks import check_follow_options, check_system_identifier
@@ -66,6 +67,12 @@ def plan_restore(
         binaries=None,
         debian=_debian_cluster(request, layout.local, major, host),
     )
+    put_back = plan_put_back(
+        request.configuration,
+        backup=source.path, data_directory=layout.local, major=major, owner=plan.debian, host=host,
+    )  # fmt: skip
+    if put_back is not None:
+        plan = replace(plan, put_back=put_back, debian=put_back.cluster or plan.debian)
     return with_settings(plan, host, account)
 
 
@@ -107,7 +114,11 @@ def with_settings(
     warnings += plan.recovery.warnings if plan.recovery else ()
     warnings += _half_warnings(plan) + _port_warnings(plan, planner.configuration, host)
     files = dict(planner.configuration.edited())
-    keeps_hba = plan.debian is not None or planner.configuration.value("hba_file")
+    hba_path = os.path.join(plan.layout.local, "pg_hba.conf")
+    kept = plan.put_back.files if plan.put_back is not None and plan.debian is None else {}
+    files = {**kept, **files}
+    warnings += _configuration_warnings(plan, host)
+    keeps_hba = plan.debian is not None or planner.configuration.value("hba_file") or hba_path in kept
     if plan.inventory.file("pg_hba.conf") is None and not keeps_hba:
         warnings.append("the backup holds no pg_hba.conf: one that admits local users is written")
         files[os.path.join(plan.layout.local, "pg_hba.conf")] = _MINIMAL_HBA
@@ -121,10 +132,25 @@ def with_settings(
     )
 
 
+def _configuration_warnings(plan: RestorePlan, host: Host) -> list[str]:
+    put = plan.put_back
+    if put is not None:
+        return [f'configuration file "{path}" is not put back: it has no place in {put.root}' for path in put.left_out]
+    if plan.inventory.file(MAIN_FILE) is not None or plan.request.confined_to is not None:
+        return []
+    saved = saved_configuration_of(plan.source.path, host)
+    if saved is None:
+        return []
+    return [
+        f'the source\'s own configuration was kept in "{saved}": --configuration data puts it into the data directory, '
+        f"--configuration /etc/postgresql/{plan.major_version}/NAME into that of a Debian cluster"
+    ]
+
+
 def _settle_hba(plan: RestorePlan, exists: Callable[[str], bool], files: dict[str, bytes]) -> list[str]:
     """Comment out the lines of pg_hba.conf that name files which are not here; the server would not start with them."""
     path = os.path.join(plan.layout.local, "pg_hba.conf")
-    content = plan.inventory.file("pg_hba.conf")
+    content = files.get(path) or plan.inventory.file("pg_hba.conf")
     if content is None:
         return []
     settled, missing = without_missing(content, path, exists, f"{NOTE}: the file is not here")
@@ -313,16 +339,21 @@ def _plan_settings(
     if cluster_settings is not None:
         cluster_file = os.path.join(layout.data, "global/polar_settings.conf")
         files[cluster_file] = cluster_settings
-    known = frozenset(os.path.join(layout.local, name) for area, name in inventory.names if area is Area.LOCAL)
+    known = {os.path.join(layout.local, name) for area, name in inventory.names if area is Area.LOCAL}
+    put_root = plan.put_back.root if plan.put_back is not None else None
+    if plan.put_back is not None:
+        files |= plan.put_back.files
+        known |= {*plan.put_back.files, *plan.put_back.directories}
 
     def is_ours(path: str) -> bool:
-        return is_within(path, layout.local) or path == cluster_file
+        is_put = put_root is not None and is_within(path, put_root)
+        return is_within(path, layout.local) or path == cluster_file or is_put
 
     def exists(path: str) -> bool:
         return path in known if is_ours(path) else host.exists(path)
 
     is_confined = plan.request.confined_to is not None
-    reader = MemoryReader(files, fallback=None if is_confined else host, is_ours=is_ours, directories=known)
+    reader = MemoryReader(files, fallback=None if is_confined else host, is_ours=is_ours, directories=frozenset(known))
     planner = SettingsPlanner(
         configuration=Configuration(
             layout.local, reader, cluster_file=cluster_file, main_file=plan.debian.main_file if plan.debian else None

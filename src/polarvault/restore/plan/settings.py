@@ -101,6 +101,7 @@ _EVERYWHERE = frozenset(
         "archive_mode", "archive_command", "archive_library",
         "recovery_target", "recovery_target_action", "recovery_target_inclusive", "recovery_target_lsn",
         "recovery_target_name", "recovery_target_time", "recovery_target_timeline", "recovery_target_xid", DATADIR,
+        "max_logical_replication_workers",
     }
 )  # fmt: skip
 # What an unknown postgresql.conf may hold that acts during any recovery; empty is harmless where it holds nothing.

@@ -32,6 +32,7 @@ def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mod
             warnings = _complete_directories(plan, directory_mode)
             _complete_wal_segments(plan, wal_segment_size)
             _link_tablespaces(plan, directory_mode)
+            _make_directories_of_configuration(plan, directory_mode)
             _write_files({**plan.files, plan.signal_path: b""}, file_mode)
     except OSError as problem:
         raise storage_failed(problem, "complete", plan.layout.local) from problem
@@ -118,6 +119,15 @@ def _link_tablespaces(plan: RestorePlan, directory_mode: int) -> None:
         if oid in missing and control is not None:
             # The server makes directories of databases in it, and none above those (server: commands/tablespace.c).
             os.makedirs(os.path.join(location, f"PG_{plan.major_version}_{control.catalog_version}"), directory_mode)
+
+
+def _make_directories_of_configuration(plan: RestorePlan, directory_mode: int) -> None:
+    """Make what kept configuration needs in the data directory, such as conf.d; an empty one counts as well."""
+    if plan.put_back is None or plan.put_back.cluster is not None:
+        return
+    wanted = {*plan.put_back.directories, *map(os.path.dirname, plan.put_back.files)}
+    for path in sorted(wanted):
+        os.makedirs(path, directory_mode, exist_ok=True)
 
 
 def _write_files(files: Mapping[str, bytes], file_mode: int) -> None:
