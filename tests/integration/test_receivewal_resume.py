@@ -39,9 +39,10 @@ def receive(
     with receiver(archive, server.conninfo(), "-s", "1", "-v", *options, theirs=theirs) as running:
         running.wait_for("starting log streaming at")
         end = write_wal(server, size_bytes)
-        # Without a slot pg_receivewal tells only what it has written.
-        told = "flush_lsn" if theirs is None else "write_lsn"
-        question = f"SELECT coalesce(max({told}), '0/0') >= '{end}' FROM pg_stat_replication"
+        if theirs is None:
+            running.wait_flushed(end)
+        # Without a slot the server is told only what has been written.
+        question = f"SELECT coalesce(max(write_lsn), '0/0') >= '{end}' FROM pg_stat_replication"
         running.wait_until(lambda: server.query(question) == [(True,)], f"{end} is acknowledged")
         if kill:
             running.kill()
