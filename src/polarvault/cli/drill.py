@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli.process import switch_threads_quickly
 from polarvault.cli.recovery_options import drill_recovery_options, recovery_request
 from polarvault.cli.setting_options import assignment
 from polarvault.errors import UsageError
@@ -116,6 +117,7 @@ def _run(request: DrillRequest, prefix: str, *, as_json: bool) -> int:
     from polarvault.instance.host import Host
     from polarvault.report.drill import DrillPrinter, drill_json, drill_text
 
+    switch_threads_quickly()
     report = run_drill(
         request, Host(), DrillPrinter(_say), clock=lambda: datetime.now(UTC), draw=secrets.randbelow(1 << 30)
     )

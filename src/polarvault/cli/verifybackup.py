@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli.drop_in import DropInCommand, version_option
+from polarvault.cli.process import switch_threads_quickly
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def _run(request: VerifyRequest, *, quiet: bool, progress: bool, summary: bool, 
     from polarvault.report.verify import TextReporter, result_json, result_lines
     from polarvault.verify.run import verify_backup
 
+    switch_threads_quickly()
     with TextReporter(progress=progress, silent=as_json) as reporter:
         result = verify_backup(request, reporter)
     if as_json:

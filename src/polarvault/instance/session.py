@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from polarvault.instance.model import Account, Instance
 from polarvault.model import versions
 from polarvault.server.session_settings import SESSION_SETTINGS, later_statement, startup_options
+from polarvault.storage.identity import thread_working_as
 
 if TYPE_CHECKING:
     import psycopg
@@ -93,14 +94,6 @@ def _connect_to_abstract_socket(words: dict[str, Any]) -> psycopg.Connection[Any
     return connection
 
 
-@contextmanager
-def acting_as(account: Account) -> Iterator[None]:
+def acting_as(account: Account) -> AbstractContextManager[None]:
     """Use the account's identity, for a connection (peer authentication looks at it) or to see what it may reach."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(account.uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+    return thread_working_as(account.uid)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,9 +28,6 @@ from polarvault.verify.manifest.manifests import Expected, read_manifests
 from polarvault.verify.pages.findings import PageJudge, in_damaged_copy, partial_page
 from polarvault.verify.pages.relation_paths import unlogged_path
 from polarvault.verify.request import VerifyRequest
-
-# A thread that imports the compiler must not hold up those that read.
-_SWITCH_INTERVAL_S = 0.0005
 
 
 class VerifyReporter(Protocol):
@@ -73,15 +69,12 @@ def verify_backup(request: VerifyRequest, reporter: VerifyReporter) -> VerifyRes
     layout = find_layout(request)
     result = VerifyResult(layout)
     run = _Run(request, layout, result, reporter)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         run.everything()
     except FirstProblem:
         pass
     finally:
         run.close()
-        sys.setswitchinterval(before)
     return result
 
 
