@@ -207,7 +207,7 @@ def test_wal_that_is_received_through_a_slot_needs_no_archiver(
     finally:
         receiver.terminate()
         receiver.communicate(timeout=60)
-    assert "archive_mode is off; WAL is received by polarvault (slot keeper)" in finished.stdout
+    assert "archive_mode is off; WAL is received by pg_receivewal (slot keeper)" in finished.stdout
     # Nothing else is amiss with it: that is what exit status 0 says.
     assert finished.stdout.splitlines()[-1].endswith(
         "0 warnings, 0 problems: nothing keeps this server from being backed up and restored"

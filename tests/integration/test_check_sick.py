@@ -331,10 +331,10 @@ def test_an_archiver_that_hangs_and_a_reader_that_is_too_slow(
         checked = check_server(cluster.conninfo())
         is_warning(checked, "archive-backlog", "the archiver is behind; ", " files (", " of WAL at most) wait")
         assert checked.one("archiving").is_ok
-        is_warning(checked, "slot-behind", 'physical slot "slow" is ', "behind and loses its WAL", subject="slow")
+        is_problem(checked, "slot-behind", 'physical slot "slow" is ', "behind and loses its WAL", subject="slow")
         receiver.kill()
         wait_for_walsenders(cluster, 0)
-        is_warning(check_server(cluster.conninfo()), "slot-inactive", "; it loses this WAL at the next checkpoint")
+        is_problem(check_server(cluster.conninfo()), "slot-inactive", "; it loses this WAL at the next checkpoint")
         wait_until(lambda: is_lost(cluster), "the slot is lost")
         is_problem(check_server(cluster.conninfo()), "slot-lost", "does not hold its WAL any more")
     finally:
