@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from enum import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `wal fetch` starts once for every WAL segment: what only types need is not imported.
@@ -31,15 +30,7 @@ _KERNEL_STEP_BYTES = 8 << 20
 _READ_STEP_BYTES = 512 << 10
 
 
-class Way(Enum):
-    """How a file was copied."""
-
-    REFLINK = "reflink"
-    KERNEL = "copy in the kernel"
-    READ = "read and written"
-
-
-def copy_content(source: int, target: int, size: int, progress: Callable[[int], None] | None = None) -> Way:
+def copy_content(source: int, target: int, size: int, progress: Callable[[int], None] | None = None) -> None:
     """Copy the first `size` bytes between open files: reflink, copy_file_range, else plain; the target must be empty.
 
     The target gets exactly that size; a source that is longer or shorter is never cloned as a whole. Raises OSError.
@@ -47,7 +38,7 @@ def copy_content(source: int, target: int, size: int, progress: Callable[[int], 
     if os.fstat(source).st_size == size and _reflink(source, target):
         if progress is not None:
             progress(sum(end - start for start, end in data_ranges(source, size)))
-        return Way.REFLINK
+        return
     os.ftruncate(target, size)
     for start, end in data_ranges(source, size):
         while start < end:
@@ -57,7 +48,6 @@ def copy_content(source: int, target: int, size: int, progress: Callable[[int], 
             start += copied
             if progress is not None:
                 progress(copied)
-    return Way.KERNEL
 
 
 def copy_reading(
