@@ -536,8 +536,11 @@ def test_passwords_do_not_reach_the_report() -> None:
 
 def test_the_table_names_old_and_new_values() -> None:
     made = plan(inventory(b"port = 1\n"), port=2)
-    (line,) = [line for line in settings_table(made.changes, "/t") if line.strip().startswith("port")]
-    assert line.split()[:4] == ["port", "1", "2", "postgresql.conf"]
+    lines = settings_table(made.changes, "/t")
+    (place,) = [number for number, line in enumerate(lines) if line.strip().startswith("port")]
+    assert lines[place].split() == ["port", "1", "->", "2", "(postgresql.conf)"]
+    assert lines[place + 1].strip() == "--port"
+    assert max(map(len, lines)) <= 80
     assert settings_table([], "/t") == ["  no setting had to be changed"]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,10 @@ from polarvault.cli.setting_options import assignment
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
+    from polarvault.recovery.watch import ReplayState
+    from polarvault.report.bars import CopyBar
     from polarvault.restore.model import RestorePlan, RestoreRequest
+    from polarvault.restore.standby.follow import FollowState
 
 _DEFAULT_TIMEOUT_S = 3600.0
 
@@ -151,8 +155,19 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     if plan_only:
         return
     zone, is_terminal = plan.recovery.zone if plan.recovery else None, sys.stderr.isatty()
+    show = FollowPrinter(_say)
     with _progress(plan) as progress, replay_printer(_say, zone=zone, is_terminal=is_terminal) as watch:
-        result = restore_backup(plan, host, account, progress, FollowPrinter(_say), watch)
+
+        def following(state: FollowState) -> None:
+            progress.stop()
+            show(state)
+
+        def recovering(state: ReplayState) -> None:
+            # One bar at a time: they would write over one another.
+            progress.stop()
+            watch(state)
+
+        result = restore_backup(plan, host, account, progress, following, recovering)
     for warning in result.warnings[len(plan.warnings) :]:
         say_warning(warning)
     _print(result_json(result) if as_json else result_text(result, account, is_root=os.geteuid() == 0))
@@ -168,29 +183,30 @@ def _print(result: dict[str, object] | Iterator[str]) -> None:
 
         click.echo(json.dumps(result, indent=2))
         return
-    for line in result:
+    from polarvault.report.bars import fitted
+
+    columns = shutil.get_terminal_size().columns
+    for line in fitted(result, columns) if sys.stdout.isatty() else result:
         click.echo(line)
 
 
 @contextmanager
-def _progress(plan: RestorePlan) -> Iterator[Callable[[int], None]]:
+def _progress(plan: RestorePlan) -> Iterator[CopyBar]:
     """Show a bar on a terminal and two plain lines elsewhere, always on stderr."""
+    from polarvault.report.bars import CopyBar
     from polarvault.report.units import format_bytes
 
-    if not sys.stderr.isatty():
-        click.echo(f"polarvault: restoring {format_bytes(plan.inventory.total_bytes)} to {plan.layout.local}", err=True)
-        yield lambda size: None
-        # After a start other lines have come since, and the server's own say as much.
-        if not plan.request.start:
-            click.echo("polarvault: files are in place", err=True)
+    bar = CopyBar(plan.inventory.total_bytes)
+    if sys.stderr.isatty():
+        with bar:
+            yield bar
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("restore", total=plan.inventory.total_bytes)
-        yield lambda size: bar.advance(task, size)
+    bar.stop()
+    click.echo(f"polarvault: restoring {format_bytes(plan.inventory.total_bytes)} to {plan.layout.local}", err=True)
+    yield bar
+    # After a start other lines have come since, and the server's own say as much.
+    if not plan.request.start:
+        click.echo("polarvault: files are in place", err=True)
 
 
 def _directory(option: str, path: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from polarvault.recovery.reachability import RecoveryPlan, describe_record, show_time
 from polarvault.recovery.settings import target_setting
 from polarvault.recovery.target import TargetAction, TargetKind
+from polarvault.report.bars import Bar
 from polarvault.report.units import format_bytes
 
 if TYPE_CHECKING:
@@ -200,29 +201,32 @@ class ReplayPrinter:
         now = self._clock()
         if self._first is None or state.lsn < self._first[1]:
             self._first = now, state.lsn
-        words = self._words(state, now)
         if self._bar is not None:
             start = state.start_lsn or self._first[1]
+            words = self._words(state, now, short=True)
             self._bar(max(0, state.lsn - start), max(0, (state.end_lsn or state.lsn) - start), words)
         elif now - self._said >= _LINE_EVERY_S:
             self._said = now
-            self._say(f"polarvault: {words}")
+            self._say(f"polarvault: {self._words(state, now)}")
 
-    def _words(self, state: ReplayState, now: float) -> str:
+    def _words(self, state: ReplayState, now: float, *, short: bool = False) -> str:
+        """Say where replay is; short: what fits behind a bar on a line of 80 columns."""
         assert state.lsn is not None
         assert self._first is not None
         began, first = self._first
-        text = f"replayed up to LSN {state.lsn}"
+        text = str(state.lsn) if short else f"replayed up to LSN {state.lsn}"
         if state.end_lsn is not None:
             text += f" of {state.end_lsn}"
-        if state.time is not None:
+        if state.time is not None and not short:
             text += f", transactions up to {show_time(state.time, self._zone)}"
         elapsed, done = now - began, state.lsn - first
         if elapsed > 0 and done > 0:
             rate = done / elapsed
             text += f", {format_bytes(int(rate))}/s"
             if state.end_lsn is not None and state.end_lsn > state.lsn:
-                text += f", about {timedelta(seconds=int((state.end_lsn - state.lsn) / rate))} left"
+                text += (
+                    f", {'' if short else 'about '}{timedelta(seconds=int((state.end_lsn - state.lsn) / rate))} left"
+                )
         return text
 
 
@@ -232,8 +236,8 @@ def replay_printer(say: Callable[[str], None], *, zone: tzinfo | None, is_termin
     if not is_terminal:
         yield ReplayPrinter(say, zone=zone)
         return
-    with _bar("recovery") as bar:
-        yield ReplayPrinter(say, zone=zone, bar=bar)
+    with Bar("recovery") as bar:
+        yield ReplayPrinter(say, zone=zone, bar=bar.show)
 
 
 @contextmanager
@@ -250,16 +254,5 @@ def scan_printer(say: Callable[[str], None], *, is_terminal: bool) -> Iterator[S
 
         yield tell
         return
-    with _bar("reading WAL") as bar:
-        yield lambda done, total: bar(done, total, f"{format_bytes(done)} of at most {format_bytes(total)}")
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = (TextColumn(title), BarColumn(), TextColumn("{task.fields[words]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None, words="")
-        yield lambda done, total, words: progress.update(task, completed=done, total=total or None, words=words)
+    with Bar("reading WAL") as bar:
+        yield lambda done, total: bar.show(done, total, f"{format_bytes(done)} of at most {format_bytes(total)}")

@@ -21,26 +21,24 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _CELL_LIMIT = 64
+_LINE_COLUMNS = 80
 
 
 def settings_table(changes: Sequence[Change], local: str) -> list[str]:
-    """Return the table of changed settings: name, from, to, file, why."""
+    """Return the changed settings: name, from, to and file in one line, and below it why; for 80 columns."""
     if not changes:
         return ["  no setting had to be changed"]
-    rows = [("setting", "from", "to", "file", "why")]
+    width = max(len(change.name) for change in changes)
+    lines = []
     for change in changes:
-        rows.append(
-            (
-                change.name,
-                _cell(change.before, "(not set)"),
-                _cell(change.after, "(commented out)"),
-                change.path.removeprefix(local + "/"),
-                change.why,
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  " + "  ".join([*(f"{row[i]:<{widths[i]}}" for i in range(4)), row[4]]).rstrip() for row in rows]
-    lines.insert(1, "  " + "  ".join("-" * width for width in widths) + "  ---")
+        values = f"{_cell(change.before, '(not set)')} -> {_cell(change.after, '(commented out)')}"
+        file = change.path.removeprefix(local + "/")
+        line = f"  {change.name:<{width}}  {values}"
+        # The file stands behind, where there is room for it.
+        if len(line) + len(file) + 3 <= _LINE_COLUMNS:
+            lines += [f"{line}  ({file})", f"      {change.why}"]
+        else:
+            lines += [line, f"      ({file}) {change.why}"]
     return lines
 
 
