@@ -23,7 +23,7 @@ _MOST_JOBS = 4
 
 
 @click.command("drill", context_settings={"help_option_names": ["-?", "--help"]})
-@click.argument("backup", type=click.Path())
+@click.argument("backups", type=click.Path(), nargs=-1, required=True, metavar="BACKUP...")
 @click.option("--shared-from", metavar="DIR", help="Where the backup's shared half is, if it cannot be found.")
 @click.option("--merge", is_flag=True, help="PolarDB: restore both halves into one, without shared storage.")
 @drill_recovery_options
@@ -52,7 +52,7 @@ _MOST_JOBS = 4
 @click.option("--force", is_flag=True, help="Drill a backup that was never completed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    backup: str,
+    backups: tuple[str, ...],
     shared_from: str | None,
     merge: bool,
     sql_files: tuple[str, ...],
@@ -74,7 +74,7 @@ def command(
     as_json: bool,
     **recovery: Any,
 ) -> int:
-    """Prove that BACKUP restores, by restoring it.
+    """Prove that BACKUP restores, by restoring it; an incremental one with the others of its chain.
 
     The copy is made in a scratch directory, recovered, looked at and removed. Its server listens on a private socket
     only, archives nothing and connects to nobody. Ends with 0 if everything held, 1 if something did not, and with the
@@ -83,9 +83,10 @@ def command(
     from polarvault.drill.model import DrillRequest, Reading
 
     began = datetime.now(UTC)
-    report_prefix = _report_prefix(prefix, backup, began)
+    report_prefix = _report_prefix(prefix, backups[-1], began)
     request = DrillRequest(
-        backup=os.path.abspath(backup),
+        backup=os.path.abspath(backups[0]),
+        older=tuple(map(os.path.abspath, backups[1:])),
         scratch=os.path.abspath(scratch or tempfile.gettempdir()),
         log_copy=f"{report_prefix}.log",
         shared_from=None if shared_from is None else os.path.abspath(shared_from),

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,16 +17,18 @@ from polarvault.cli.setting_options import assignment
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
+    from polarvault.instance.host import Host
     from polarvault.recovery.watch import ReplayState
     from polarvault.report.bars import CopyBar
     from polarvault.restore.model import RestorePlan, RestoreRequest
     from polarvault.restore.standby.follow import FollowState
+    from polarvault.restore.write.targets import Targets
 
 _DEFAULT_TIMEOUT_S = 3600.0
 
 
 @click.command("restore", context_settings={"help_option_names": ["-?", "--help"]})
-@click.argument("backup", type=click.Path())
+@click.argument("backups", type=click.Path(), nargs=-1, required=True, metavar="BACKUP...")
 @click.option("-D", "--pgdata", "target", required=True, metavar="DIR", help="Directory of the restored server.")
 @click.option("--polardata", metavar="DIR", help="Directory of the shared half (PolarDB); default: inside -D. "
               "With --as replica: the primary's storage.")  # fmt: skip
@@ -65,7 +67,7 @@ _DEFAULT_TIMEOUT_S = 3600.0
               help="Restore a backup that was never completed, or is not what its manifest says.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    backup: str,
+    backups: tuple[str, ...],
     target: str,
     polardata: str | None,
     shared_from: str | None,
@@ -95,15 +97,23 @@ def command(
 ) -> None:
     """Lay BACKUP out in a directory so that it starts.
 
-    BACKUP is a directory in plain format, a directory of tar files (compressed or not), or a tar file. The backup
+    BACKUP is a directory in plain format, a directory of tar files (compressed or not), a tar file, or - for one tar
+    from a pipe. Of an incremental backup the others of its chain are found beside it, or named as well. The backup
     itself is never changed, and a target that is not empty is never touched.
     """
     from polarvault.instance.model import Role
     from polarvault.restore.model import Archiving, RestoreRequest
 
+    from_pipe = "-" in backups
+    if from_pipe and (len(backups) > 1 or plan_only):
+        raise UsageError(
+            "a tar from a pipe is read once, for a restore of its own: - goes with no other backup, nor with --plan",
+            hint="keep the tar in a file, and name that",
+        )
     assignments = tuple(assignment(text) for text in settings)
     request = RestoreRequest(
-        backup=os.path.abspath(backup),
+        backup=backups[0] if from_pipe else os.path.abspath(backups[0]),
+        older=tuple(map(os.path.abspath, backups[1:])),
         target=_directory("-D", target),
         shared_target=None if polardata is None else _directory("--polardata", polardata),
         shared_from=None if shared_from is None else os.path.abspath(shared_from),
@@ -137,14 +147,31 @@ def command(
 
 
 def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
+    from polarvault.backupset.model import STANDARD_INPUT
     from polarvault.instance.host import Host
+
+    host = Host()
+    if request.backup != STANDARD_INPUT:
+        _restore(request, host, None, plan_only=plan_only, as_json=as_json)
+        return
+    from polarvault.report.bars import received_printer
+    from polarvault.restore.stream import receive
+
+    with ExitStack() as stack:
+        # Of our own: sys.stdin is None where standard input was closed.
+        pipe = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
+        with received_printer(_say, is_terminal=sys.stderr.isatty()) as progress:
+            received = stack.enter_context(receive(request, host, pipe, progress))
+        _restore(received.request, host, received.targets, plan_only=False, as_json=as_json)
+
+
+def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, plan_only: bool, as_json: bool) -> None:
     from polarvault.report.recovery import replay_printer, scan_printer
     from polarvault.report.restore import plan_json, plan_text, result_json, result_text
     from polarvault.report.standby import FollowPrinter
     from polarvault.restore.plan.places import check_space
     from polarvault.restore.run import prepare, restore_backup
 
-    host = Host()
     with scan_printer(_say, is_terminal=sys.stderr.isatty()) as scan_progress:
         plan, account = prepare(request, host, scan_progress)
     for warning in plan.warnings:
@@ -167,7 +194,7 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
             progress.stop()
             watch(state)
 
-        result = restore_backup(plan, host, account, progress, following, recovering)
+        result = restore_backup(plan, host, account, progress, following, recovering, targets=targets)
     for warning in result.warnings[len(plan.warnings) :]:
         say_warning(warning)
     _print(result_json(result) if as_json else result_text(result, account, is_root=os.geteuid() == 0))

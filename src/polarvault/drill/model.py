@@ -52,6 +52,8 @@ class DrillRequest:
     """
 
     backup: str
+    older: tuple[str, ...] = field(default=(), kw_only=True)
+    """The other backups of an incremental one's chain, if they do not lie beside it."""
     scratch: str
     log_copy: str
     shared_from: str | None = None

@@ -27,6 +27,7 @@ def restore_request(request: DrillRequest, scratch: Scratch, draw: int) -> Resto
     )
     return RestoreRequest(
         backup=request.backup,
+        older=request.older,
         target=scratch.data,
         shared_from=request.shared_from,
         port=choose_port(draw),

@@ -49,6 +49,24 @@ def find_binaries(
     return None, rejected
 
 
+def find_program(
+    name: str, major: int, account: Account, *, bindir: str | None, environment: Mapping[str, str]
+) -> str | None:
+    """Return a client program of a major version, looked for where `find_binaries` looks; None if there is none."""
+    version = re.compile(rf"{re.escape(name)} \(PostgreSQL\) (\d+)")
+    for directory in [bindir, *_candidates(major, environment)] if bindir else _candidates(major, environment):
+        path = os.path.join(os.path.abspath(directory), name)
+        if not os.access(path, os.X_OK):
+            continue
+        try:
+            match = version.search(run_program([path, "--version"], account).stdout)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if match is not None and int(match[1]) == major:
+            return path
+    return None
+
+
 def missing_binaries(major: int, rejected: Sequence[str], *, polardb: bool) -> StartFailed:
     """Return the error for `find_binaries` without a result."""
     product = "PolarDB for PostgreSQL" if polardb else "PostgreSQL"

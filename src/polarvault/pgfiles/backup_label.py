@@ -25,6 +25,8 @@ class BackupLabel:
     label: str
     timeline_id: int
     incremental_from_lsn: Lsn | None
+    """Where the backup began that this one is incremental to, and on which timeline; None for a full one."""
+    incremental_from_timeline: int | None = None
 
     @property
     def is_from_standby(self) -> bool:
@@ -51,6 +53,7 @@ def parse_backup_label(content: bytes, what: str = "backup_label") -> BackupLabe
             label=fields.get("LABEL", ""),
             timeline_id=int(fields["START TIMELINE"]) if "START TIMELINE" in fields else int(start[2][:8], 16),
             incremental_from_lsn=Lsn.parse(incremental) if incremental else None,
+            incremental_from_timeline=int(fields["INCREMENTAL FROM TLI"]) if "INCREMENTAL FROM TLI" in fields else None,
         )
     except (ValueError, KeyError) as problem:
         reason = f"the line {problem} is missing" if isinstance(problem, KeyError) else str(problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -89,6 +90,26 @@ class CopyBar(Bar):
         # A file may have grown since it was listed.
         done = min(self._done, self._total)
         self.show(done, self._total, copy_words(done, self._total, self._clock() - self._began))
+
+
+@contextmanager
+def received_printer(say: Callable[[str], None], *, is_terminal: bool) -> Iterator[Callable[[int], None]]:
+    """Show how much has come through a pipe, whose end nobody knows: words on a terminal, two lines elsewhere."""
+    done = 0
+    began = time.monotonic()
+    if not is_terminal:
+        say("polarvault: receiving a tar from standard input")
+
+    def advance(size: int) -> None:
+        nonlocal done
+        done += size
+        if is_terminal:
+            bar.show(done, 0, f"{format_bytes(done)}, {format_bytes(int(done / max(time.monotonic() - began, 1)))}/s")
+
+    with Bar("receiving") as bar:
+        yield advance
+    if not is_terminal:
+        say(f"polarvault: received {format_bytes(done)}")
 
 
 def copy_words(done: int, total: int, elapsed_s: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from polarvault.model.secrets import hide_secrets
 from polarvault.report.recovery import outcome_json, outcome_text, recovery_json, recovery_text
 from polarvault.report.standby import follow_json, follow_text, primary_json, primary_text
 from polarvault.report.units import format_bytes, printable
-from polarvault.restore.model import Change, RestorePlan
+from polarvault.restore.model import STAGING_NAME, Change, RestorePlan
 from polarvault.restore.plan.plan import missing_wal
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     for oid, location in plan.layout.tablespaces.items():
         original = next(space.location for space in plan.inventory.tablespaces if space.oid == oid)
         yield f"  tablespace {oid:<6} {location} (was {original})"
+    for number, link in enumerate(plan.chain):
+        kind = "full backup" if number == 0 else "incremental"
+        yield f"  {'combined from' if number == 0 else '':<17} {link.path} ({kind}, began at {link.label.start_lsn})"
+    if plan.combine_program is not None:
+        yield f"  combined by       {plan.combine_program}"
     yield f"  files             {plan.inventory.file_count}, {format_bytes(plan.inventory.total_bytes)}"
     for need in plan.space:
         verdict = "" if need.needed <= need.available else "   NOT ENOUGH"
@@ -150,7 +156,8 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
     control = plan.inventory.control
     return {
         "schema_version": SCHEMA_VERSION,
-        "backup": plan.source.path,
+        "backup": "-" if os.path.basename(plan.source.path) == STAGING_NAME else plan.source.path,
+        "chain": [{"path": link.path, "start_lsn": str(link.label.start_lsn)} for link in plan.chain],
         "form": plan.source.form.name.lower(),
         "role": plan.request.role.value,
         "polardb": plan.is_polardb,

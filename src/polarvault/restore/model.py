@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from polarvault.restore.standby.primary import Primary
 
 # pg_control lies under this name until everything else is durable, so that a broken restore cannot be started.
+# Where a backup is put together inside of its target: a chain of incremental ones, or a tar from a pipe.
+STAGING_NAME = ".polarvault-incoming"
 CONTROL_WAITING_NAME = "global/pg_control.polarvault"
 
 
@@ -33,11 +35,25 @@ class Archiving(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """One backup of an incremental backup's chain."""
+
+    path: str
+    label: BackupLabel
+    source: BackupSource
+    inventory: Inventory
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreRequest:
     """What the user asked for; paths are absolute."""
 
     backup: str
     target: str
+    older: tuple[str, ...] = ()
+    """The other backups of an incremental one's chain; empty: they are looked for beside it."""
+    combines: bool = False
+    """The backup is an incremental one whose chain was found."""
     shared_target: str | None = None
     shared_from: str | None = None
     port: int | None = None
@@ -145,6 +161,9 @@ class RestorePlan:
     """The server to follow, as it answered before anything was written."""
     follow_warnings: tuple[str, ...] = ()
     put_back: PutBack | None = None
+    chain: tuple[Link, ...] = ()
+    """The backups that are combined, full one first; the last one is what `source` and `inventory` speak of."""
+    combine_program: str | None = None
     debian: DebianCluster | None = None
     """The cluster of Debian's tools whose configuration names the data directory: its server reads that one."""
     disagreements: tuple[Disagreement, ...] = ()

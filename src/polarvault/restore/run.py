@@ -14,11 +14,12 @@ from polarvault.errors import BackupUnusable, IntegrityError, Interrupted, Start
 from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Binaries, Role
-from polarvault.instance.programs import find_binaries, missing_binaries
+from polarvault.instance.programs import find_binaries, find_program, missing_binaries
 from polarvault.instance.start import StartedServer, start_server
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan, RestoreRequest
 from polarvault.restore.plan.candidates import candidates_in, choose_backup, name_older_backup, refuse_several
+from polarvault.restore.plan.incremental import combined, order_backups, plan_chain
 from polarvault.restore.plan.integrity import check_integrity, judge
 from polarvault.restore.plan.places import check_space
 from polarvault.restore.plan.plan import missing_wal, plan_restore, settle_plan, with_settings
@@ -36,6 +37,7 @@ from polarvault.restore.standby.replica import (
 from polarvault.restore.write.configuration import PutConfiguration
 from polarvault.restore.write.finish import finish
 from polarvault.restore.write.lay_out import LayOut, Progress
+from polarvault.restore.write.staging import combine, remove_staging
 from polarvault.restore.write.targets import Targets
 
 if TYPE_CHECKING:
@@ -66,6 +68,9 @@ def prepare(
     With a recovery target request.backup can also be a directory of backups; scan_progress is called while WAL is read.
     """
     check_recovery_request(request)
+    if request.older:
+        newest, older = order_backups([request.backup, *request.older], force=request.force)
+        request = replace(request, backup=newest, older=older)
     candidates = candidates_in(request.backup, force=request.force)
     if candidates and not request.recovery.is_wanted:
         raise refuse_several(request.backup, candidates)
@@ -85,6 +90,8 @@ def prepare(
     if request.start:
         _check_startable(plan)
     plan = replace(plan, binaries=found)
+    if plan.chain:
+        plan = replace(plan, combine_program=_combine_program(plan, account))
     if request.primary_conninfo is None:
         return plan, account
     # Here and below: what speaks to a primary loads libpq, which a plain restore can do without.
@@ -101,13 +108,31 @@ def _plan_one(request: RestoreRequest, host: Host, scan_progress: ScanProgress) 
     # What root may read and the account may not is read only where no link has led: see PlainTree.
     with working_as_account(account):
         inventory = take_inventory(source)
+    chain = () if is_replica else plan_chain(request, source, inventory)
     found, warnings = check_integrity(request, source, inventory, local_only=is_replica)
+    if chain:
+        request, inventory = replace(request, combines=True), combined(chain)
     plan_role = plan_replica if is_replica else plan_restore
     plan = plan_role(request, source, inventory, host, account)
-    plan = replace(plan, disagreements=found, lasting_warnings=tuple(warnings), warnings=(*warnings, *plan.warnings))
+    plan = replace(
+        plan, chain=chain, disagreements=found, lasting_warnings=tuple(warnings), warnings=(*warnings, *plan.warnings)
+    )
     if request.role is not Role.PRIMARY or not request.recovery.is_wanted:
         return plan
     return with_settings(replace(plan, recovery=plan_recovery(plan, account, scan_progress)), host, account)
+
+
+def _combine_program(plan: RestorePlan, account: Account) -> str:
+    found = find_program(
+        "pg_combinebackup", plan.major_version, account, bindir=plan.request.bindir, environment=os.environ
+    )
+    if found is None:
+        raise StartFailed(
+            f"no pg_combinebackup of PostgreSQL {plan.major_version} was found, and the incremental backup needs "
+            "exactly this one; nothing was written",
+            hint="name the directory that holds it: --bindir DIRECTORY",
+        )
+    return found
 
 
 def restore_backup(
@@ -117,18 +142,23 @@ def restore_backup(
     progress: Progress,
     show: Show = lambda state: None,
     watch: Watch = lambda state: None,
+    *,
+    targets: Targets | None = None,
 ) -> RestoreResult:
     """Carry a plan out; on failure or interruption before the start everything made is removed again.
 
     show: called while a started standby catches up, watch: while a started server recovers; both with where it is.
+    targets: claimed already, and the backup was put together in it (`stream.receive`).
     """
     check_space(plan)
     # The slot first: from then on the primary keeps the WAL that it writes while files are copied.
     with held_slot(plan):
         try:
-            plan, warnings = write_files(plan, host, account, progress)
+            plan, warnings = write_files(plan, host, account, progress, targets=targets)
         except IntegrityError as problem:
-            raise name_older_backup(problem, plan.source.path) from problem
+            # Of a chain every link was needed: older means before the first.
+            first = plan.chain[0].path if plan.chain else plan.source.path
+            raise name_older_backup(problem, first) from problem
     result = RestoreResult(plan, (*plan.warnings, *warnings), None)
     if not plan.request.start or plan.binaries is None:
         return result
@@ -188,25 +218,32 @@ def start_restored(
     return replace(result, server=start_server(plan.instance, binaries, account))
 
 
-def write_files(plan: RestorePlan, host: Host, account: Account, progress: Progress) -> tuple[RestorePlan, list[str]]:
+def write_files(
+    plan: RestorePlan, host: Host, account: Account, progress: Progress, *, targets: Targets | None = None
+) -> tuple[RestorePlan, list[str]]:
     """Lay the files out and complete them; return the plan, settled by what was unpacked, and warnings.
 
-    On failure and on KeyboardInterrupt, which becomes Interrupted, everything made is removed again.
+    On failure and on KeyboardInterrupt, which becomes Interrupted, everything made is removed again. targets: as for
+    restore_backup.
     """
     directory_mode = 0o750 if plan.inventory.group_readable else 0o700
-    targets = Targets(account, directory_mode=directory_mode)
+    is_staged = targets is not None
+    targets = targets or Targets(account, directory_mode=directory_mode)
     is_replica = plan.request.role is Role.REPLICA
-    laying = LayOut(plan, _router(plan), progress)
-    modes = {"file_mode": laying.file_mode, "directory_mode": laying.directory_mode}
     put = PutConfiguration(plan.put_back, account, sync=plan.request.sync) if plan.put_back is not None else None
     try:
-        targets.claim(plan.layout.roots)
+        targets.claim([root for root in plan.layout.roots if not (is_staged and root == plan.layout.local)])
+        laid_out = combine(plan, account) if plan.chain else plan
+        laying = LayOut(laid_out, _router(plan), progress, move=is_staged or bool(plan.chain))
+        modes = {"file_mode": laying.file_mode, "directory_mode": laying.directory_mode}
         if is_replica:
             prove_storage(plan)
         with working_as_account(account):
             if is_replica:
                 begin_replica(plan, file_mode=laying.file_mode)
             laying.run()
+            if is_staged or plan.chain:
+                remove_staging(plan)
         plan, warnings = _with_disagreements(plan, laying.checks.disagreements)
         if is_replica:
             return plan, warnings + finish_replica(plan, account, file_mode=laying.file_mode)

@@ -11,7 +11,7 @@ from polarvault.errors import BackupUnusable, StorageFailed, UsageError
 from polarvault.instance.host import Host
 from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.model.units import format_bytes
-from polarvault.restore.model import Layout, RestorePlan, RestoreRequest, SpaceNeed
+from polarvault.restore.model import STAGING_NAME, Layout, RestorePlan, RestoreRequest, SpaceNeed
 from polarvault.storage.occupants import not_empty
 
 
@@ -77,6 +77,9 @@ def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, ho
     """Refuse targets that hold something, and targets, backup and tablespaces that lie inside one another."""
     sources = {host.real_path(part.path) for part in source.parts} | {host.real_path(source.path)}
     sources |= {host.real_path(space.copy) for space in inventory.tablespaces if space.copy}
+    # What was put together inside of the target is moved from there, and nothing else is in it.
+    staged = os.path.basename(source.path) == STAGING_NAME
+    sources = set() if staged else sources
     targets = [host.real_path(path) for path in layout.roots]
     for path, target in zip(layout.roots, targets, strict=True):
         for other in sources:
@@ -89,6 +92,8 @@ def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, ho
                 f'target "{path}" lies inside of "{around.path}", which is {around.occupancy.value}',
                 hint="choose a place outside: whoever backs that up or removes it would take the copy for a part of it",
             )
+        if staged and path == layout.local:
+            continue
         if (occupant := host.occupant(path)) is not None:
             mapped = next((oid for oid, place in layout.tablespaces.items() if place == path), None)
             original = next((space.location for space in inventory.tablespaces if space.oid == mapped), None)
@@ -120,6 +125,8 @@ def plan_space(layout: Layout, inventory: Inventory, source: BackupSource, host:
         host.shares_extents(part.path, layout.data if part.area is Area.SHARED else layout.local)
         for part in source.parts
     ):
+        needs = dict.fromkeys(needs, 0)
+    if os.path.basename(source.path) == STAGING_NAME:
         needs = dict.fromkeys(needs, 0)
     by_device: dict[int, SpaceNeed] = {}
     for place, needed in needs.items():

@@ -44,7 +44,7 @@ def plan_restore(
     """
     check_request(request)
     major = major_version(inventory, source)
-    label = _label(inventory, source)
+    label = _label(inventory, source, chained=request.combines)
     check_one_backup(source, inventory, label)
     is_polardb, had_shared_half = _polardb(request, source, inventory)
     if request.host_id is not None and not is_polardb:
@@ -99,7 +99,7 @@ def settle_plan(
         check_system_identifier(plan.primary, found_in_tar, outcome="what was restored so far has been removed")
     is_newer = plan.inventory.is_newer or control is None
     inventory = replace(plan.inventory, control=control, is_newer=is_newer, files={**plan.inventory.files, **found})
-    label = _label(inventory, plan.source)
+    label = _label(inventory, plan.source, chained=False)
     check_one_backup(plan.source, inventory, label)
     return with_settings(replace(plan, inventory=inventory, label=label), host, account)
 
@@ -189,7 +189,7 @@ def major_version(inventory: Inventory, source: BackupSource) -> int:
     return int(text)
 
 
-def _label(inventory: Inventory, source: BackupSource) -> BackupLabel | None:
+def _label(inventory: Inventory, source: BackupSource, *, chained: bool) -> BackupLabel | None:
     control = inventory.control
     if not inventory.has_control:
         shared = next((part.path for part in source.parts if part.area is Area.SHARED), None)
@@ -207,7 +207,7 @@ def _label(inventory: Inventory, source: BackupSource) -> BackupLabel | None:
             hint="use another backup, or put back the backup_label that belongs to this one",
         )
     label = parse_backup_label(content)
-    if label.incremental_from_lsn is not None:
+    if label.incremental_from_lsn is not None and not chained:
         raise BackupUnusable(
             f'"{source.path}" is an incremental backup',
             hint="combine it first: pg_combinebackup FULL INCR -o DIRECTORY",
