@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from polarvault.backupset.inventory import parse_major_version
-from polarvault.backupset.model import Area, Part
+from polarvault.backupset.model import Area, Form, Part
 from polarvault.errors import BackupUnusable, IntegrityError
 from polarvault.model import versions
 from polarvault.model.finding import Finding, Severity
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from polarvault.verify.pages.fates import PageFates
     from polarvault.verify.wal.check import WalVerdict
     from polarvault.verify.wal.sources import WalSource
+    from polarvault.verify.wal.tars import SpooledWal
 
 _NEWER = f"the backup is of a server that is newer than {versions.KNOWN_VERSIONS}"
 # Findings about a small file that is not there.
@@ -58,12 +59,14 @@ class Beyond:
         contents: Sequence[Contents],
         ignored: IgnoreRules,
         report: Report,
+        spooled_wal: SpooledWal | None = None,
     ) -> None:
         self._request = request
         self._layout = layout
         self._manifests = manifests
         self._contents = contents
         self._ignored = ignored
+        self._spooled_wal = spooled_wal
         local, data = contents[0], contents[-1]
         self._control_bytes = data.read_small("global/pg_control", report)
         self._label_bytes = local.read_small("backup_label", report)
@@ -221,6 +224,8 @@ class Beyond:
             if os.path.isdir(given):
                 return DirectoryWal([given])
             return tar_wal(Part(Area.WAL, given, True, _compression_of(given)))
+        if self._layout.form is Form.TAR_FILE:
+            return self._spooled_wal if self._contents[-1].wal_in_data else None
         if self._layout.wal_tars:
             # To open a fifo would wait for ever.
             return tar_wal(self._layout.wal_tars[0]) if os.path.isfile(self._layout.wal_tars[0].path) else None

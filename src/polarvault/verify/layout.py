@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from polarvault.backupset.model import SHARED_PREFIX, Area, Form, Part
+from polarvault.backupset.model import SHARED_PREFIX, STANDARD_INPUT, Area, Form, Part
 from polarvault.backupset.source import load_description, tar_parts
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.errors import BackupUnusable, UsageError
@@ -65,6 +65,8 @@ class BackupLayout:
 
 def find_layout(request: VerifyRequest) -> BackupLayout:
     """Look at what is there; raise BackupUnusable when it is no backup at all."""
+    if request.backup == STANDARD_INPUT:
+        return _one_tar(STANDARD_INPUT)
     path = os.path.abspath(request.backup)
     if not os.path.exists(path):
         raise BackupUnusable(
@@ -72,9 +74,11 @@ def find_layout(request: VerifyRequest) -> BackupLayout:
             hint=f"check the path: ls -ld {path}",
         )
     if not os.path.isdir(path):
-        raise BackupUnusable(
-            f'"{request.backup}" is not a directory', hint="name the directory that -D of the backup command named"
-        )
+        if request.format == "plain":
+            raise BackupUnusable(
+                f'"{request.backup}" is not a directory', hint="name the directory that -D of the backup command named"
+            )
+        return _one_tar(path)
     if request.shared_half is not None and not os.path.isdir(request.shared_half):
         raise UsageError(f'--polardata: "{request.shared_half}" is not a directory')
     names = _list(path)
@@ -93,6 +97,11 @@ def find_layout(request: VerifyRequest) -> BackupLayout:
     if shared is not None:
         halves.append(Half(Area.SHARED, shared, _own_manifest(shared, MANIFEST), (), _title(path, shared)))
     return BackupLayout(path, Form.PLAIN, tuple(halves), (), description, missing)
+
+
+def _one_tar(path: str) -> BackupLayout:
+    """Return the layout of a backup that is one tar; its halves are known once it was read."""
+    return BackupLayout(path, Form.TAR_FILE, (Half(Area.LOCAL, os.path.dirname(path), None),), (), {})
 
 
 def _looks_like_tar(path: str, names: set[str], tars: list[Part]) -> bool:

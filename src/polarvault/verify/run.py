@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
+from polarvault.backupset.model import Form
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.model.finding import Finding, Severity
 from polarvault.pgfiles.manifest import ManifestFile
@@ -24,10 +25,13 @@ from polarvault.verify.files.marks import judge_marks
 from polarvault.verify.files.reading import FileReading, FileTask, read_files
 from polarvault.verify.files.trees import IgnoreRules, file_outside
 from polarvault.verify.layout import BackupLayout, Half, find_layout
-from polarvault.verify.manifest.manifests import Expected, read_manifests
+from polarvault.verify.manifest.manifests import Expected, Manifests, manifests_of_tar, read_manifests
 from polarvault.verify.pages.findings import PageJudge, in_damaged_copy, partial_page
 from polarvault.verify.pages.relation_paths import unlogged_path
 from polarvault.verify.request import VerifyRequest
+
+if TYPE_CHECKING:
+    from polarvault.verify.wal.tars import SpooledWal
 
 
 class VerifyReporter(Protocol):
@@ -94,21 +98,18 @@ class _Run:
         self._ignored = IgnoreRules([*request.ignored, *inner, MARKER_NAME])
         self._beyond: BeyondThread | None = None
         self._contents: list[Contents] = []
+        self._spooled_wal: SpooledWal | None = None
         self._unreadable: set[str] = set()
         self._mismatches: dict[str, Finding] = {}
 
     def everything(self) -> None:
         """Go through all checks."""
-        manifests = read_manifests(self._layout, self._report)
         contents = self._contents
-        contents += map(self._list, self._layout.halves)
-        for finding in judge_marks(self._layout):
-            self._report(finding)
-        for finding in (*judge_tars(self._layout), *judge_directories(self._layout)):
-            self._report(finding)
-        if self._layout.is_tar:
-            self._read_compressed(contents, manifests.algorithm)
-        beyond = Beyond(self._request, self._layout, manifests, contents, self._ignored, self._report)
+        if self._layout.form is Form.TAR_FILE:
+            manifests, wal = self._read_one_tar()
+        else:
+            manifests, wal = self._read_parts(), None
+        beyond = Beyond(self._request, self._layout, manifests, contents, self._ignored, self._report, wal)
         judge = self._page_judge(beyond)
         self._beyond = BeyondThread(beyond, with_pages=judge is not None)
         expected = manifests.assign(contents, self._report)
@@ -125,8 +126,52 @@ class _Run:
             self._beyond.stop()
         for found in self._contents:
             found.close()
+        if self._spooled_wal is not None:
+            self._spooled_wal.discard()
 
     # What is there
+
+    def _read_parts(self) -> Manifests:
+        """List directories and tars, and read what has to be read to be listed."""
+        manifests = read_manifests(self._layout, self._report)
+        self._contents += map(self._list, self._layout.halves)
+        for finding in (*judge_marks(self._layout), *judge_tars(self._layout), *judge_directories(self._layout)):
+            self._report(finding)
+        if self._layout.is_tar:
+            self._read_compressed(self._contents, manifests.algorithm)
+        return manifests
+
+    def _read_one_tar(self) -> tuple[Manifests, SpooledWal | None]:
+        """Read a backup that is one tar, all of it: what it holds decides about the rest."""
+        # Here: what only these need would slow down every start.
+        from polarvault.pgfiles.pages import load_kernel
+        from polarvault.verify.files.one_tar import OneTarChecks, read_one_tar
+
+        checks = OneTarChecks(
+            self._request.check_checksums,
+            self._request.check_wal and self._request.wal_path is None,
+            load_kernel() if self._wants_pages() else None,
+            usual_blocks_per_segment(self._layout),
+        )
+        one = read_one_tar(self._layout.path, self._ignored, checks, self._report, advance=self._advance)
+        self._contents += one.contents
+        self._spooled_wal = one.wal
+        halves = tuple(found.half for found in one.contents)
+        self._layout = self._result.layout = replace(self._layout, halves=halves)
+        given = self._request.manifest_path
+        local = replace(halves[0], manifest_path=os.path.abspath(given)) if given is not None else None
+        manifests = manifests_of_tar(one.contents, one.manifests, local, self._report)
+        if not one.choose(manifests.algorithm) and self._request.check_checksums:
+            self._result.not_checked.append(f"checksums: {manifests.algorithm} in one tar; unpack it")
+        return manifests, one.wal
+
+    def _wants_pages(self) -> bool:
+        return self._request.pages or (self._request.pages is None and self._request.check_checksums)
+
+    def _advance(self, size: int) -> None:
+        with self._lock:
+            self._result.bytes_read += size
+            self._reporter.progress(self._result.bytes_read, 0)
 
     def _list(self, half: Half) -> Contents:
         list_half = list_tars if self._layout.is_tar else list_plain
@@ -140,26 +185,20 @@ class _Run:
         from polarvault.pgfiles.pages import load_kernel
         from polarvault.verify.files.compressed import StreamChecks, read_compressed_tars
 
-        wants_pages = self._request.pages or (self._request.pages is None and self._request.check_checksums)
         checks = StreamChecks(
             algorithm if self._request.check_checksums else None,
-            load_kernel() if wants_pages else None,
+            load_kernel() if self._wants_pages() else None,
             usual_blocks_per_segment(self._layout),
         )
 
-        def advance(size: int) -> None:
-            with self._lock:
-                self._result.bytes_read += size
-                self._reporter.progress(self._result.bytes_read, 0)
-
         for found in contents:
-            read_compressed_tars(found, self._ignored, checks, self._report, jobs=self._jobs, advance=advance)
+            read_compressed_tars(found, self._ignored, checks, self._report, jobs=self._jobs, advance=self._advance)
 
     def _compare_names(self, contents: list[Contents], expected: list[Expected]) -> None:
         tars = frozenset(part.path for part in self._layout.tars)
         directories: set[str] = set()
         for found, listed in zip(contents, expected, strict=True):
-            if self._layout.is_tar and found.half.directory not in directories:
+            if self._layout.form is Form.TAR_DIRECTORY and found.half.directory not in directories:
                 # Both halves can lie in one directory, with the local half's manifest for what is beside the tars.
                 directories.add(found.half.directory)
                 list_beside_tars(found, listed.entries, tars, self._ignored, self._report)

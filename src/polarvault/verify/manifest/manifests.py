@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from polarvault.backupset.model import Area
 from polarvault.model import limits
 from polarvault.model.finding import Finding, problem
 from polarvault.pgfiles.manifest import Manifest, ManifestFile, read_damaged_manifest
@@ -103,6 +104,25 @@ def read_manifests(layout: BackupLayout, report: Report) -> Manifests:
     return Manifests([first, None], lists_both=lists_both)
 
 
+def manifests_of_tar(
+    contents: Sequence[Contents], manifests: Mapping[Area, bytes], given: Half | None, report: Report
+) -> Manifests:
+    """Return the manifests that one tar holds itself; given: where -m says that the local half's is instead."""
+    found: list[Manifest | None] = []
+    for one in contents:
+        half, content = one.half, manifests.get(one.half.area)
+        if given is not None and half.area is Area.LOCAL:
+            found.append(_read(given, None, report))
+        elif content is None:
+            meaning, advice = "nothing says which files the backup must hold", "name it, if it lies elsewhere: -m PATH"
+            message = "the tar holds no backup_manifest"
+            report(_problem(half.name(MANIFEST), message, meaning, advice))
+            found.append(None)
+        else:
+            found.append(_parsed(content, half, None, report))
+    return Manifests(found, lists_both=False)
+
+
 def _major(layout: BackupLayout) -> int | None:
     """Return the version of a plain backup: which manifests are right depends on it. A tar's is not known yet."""
     if layout.is_tar:
@@ -131,6 +151,10 @@ def _read(half: Half, major: int | None, report: Report) -> Manifest | None:
         message = f'could not open file "{path}": {problem.strerror}'
         report(_problem(half.name("backup_manifest"), message, meaning, advice))
         return None
+    return _parsed(content, half, major, report)
+
+
+def _parsed(content: bytes, half: Half, major: int | None, report: Report) -> Manifest | None:
     manifest, damage = read_damaged_manifest(content, major=major)
     if damage is not None:
         advice = "find an undamaged copy and name it: -m PATH; what is reported beside this may be due to the damage"

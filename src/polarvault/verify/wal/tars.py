@@ -207,6 +207,87 @@ class _StreamedTar:
         self._kept[name] = Extent("a temporary file", start, self._spooled_bytes - start, where, stream=self._spool)
 
 
+class SpooledWal:
+    """The WAL of a tar that goes by only once, kept in an unnamed temporary file; may be asked more than once.
+
+    Closing it does nothing, because it is asked again for pages that may be torn; `discard` gives the file back.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._found: dict[str, Extent] = {}
+        self._histories: list[tuple[str, bytearray]] = []
+        self._spool: BinaryIO | None = None
+        self._spooled_bytes = 0
+
+    @property
+    def place(self) -> str:
+        """The tar."""
+        return self._place
+
+    def begin(self, name: str, size: int) -> Callable[[bytes], object] | None:
+        """Take note of a file of pg_wal that goes by; return what takes its content, None if it is of no use."""
+        where = f"{self._place}: pg_wal/{name}"
+        if is_history_name(name) and size <= MAX_HISTORY_BYTES:
+            content = bytearray()
+            self._histories.append((where, content))
+            return content.extend
+        if not is_segment_name(name):
+            return None
+        # Here: it is hardly ever needed, and slow to load.
+        import tempfile
+
+        if self._spool is None:
+            try:
+                self._spool = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  it lives as long as this source
+            except OSError as problem:
+                raise storage_failed(problem, "write to a temporary file in", tempfile.gettempdir()) from problem
+        self._found[name] = Extent("a temporary file", self._spooled_bytes, size, where, stream=self._spool)
+        return self._write
+
+    def _write(self, content: bytes) -> None:
+        assert self._spool is not None
+        view = memoryview(content)
+        try:
+            while view:
+                count = self._spool.write(view)
+                self._spooled_bytes += count
+                view = view[count:]
+        except OSError as problem:
+            raise storage_failed(problem, "write to", "a temporary file") from problem
+
+    def prepare(self, is_wanted: Callable[[str], bool]) -> None:
+        """Do nothing: all of it is kept."""
+
+    def find(self, segment: WalSegment) -> SegmentContent | None:
+        """Return a segment that went by."""
+        return self._found.get(segment.file_name)
+
+    def next_number(self, segment: WalSegment) -> int:
+        """Return the number of the next segment that went by."""
+        return next_in(numbers_of(self._found, segment), segment)
+
+    def first_header(self) -> SegmentHeader | None:
+        """Return the facts of any segment."""
+        headers = (_header_of(extent) for extent in self._found.values())
+        return next((header for header in headers if header is not None), None)
+
+    def finish(self) -> None:
+        """Do nothing: the tar was read to its end."""
+
+    def histories(self) -> list[tuple[str, bytes | OSError]]:
+        """Return the timeline history files that went by."""
+        return [(name, bytes(content)) for name, content in self._histories]
+
+    def close(self) -> None:
+        """Do nothing, see `discard`."""
+
+    def discard(self) -> None:
+        """Give the temporary file back."""
+        if self._spool is not None:
+            self._spool.close()
+
+
 @dataclass(frozen=True, slots=True)
 class _StreamedMember:
     where: str
