@@ -77,7 +77,7 @@ def streaming(cluster: Cluster) -> bool:
 
 
 def said_by(running: subprocess.Popen[str], status: int = 1) -> str:
-    """Wait for the end and return standard error; the status must be as given."""
+    """Wait for the end and return standard error; the status must be as given, a signal's negative."""
     _, errors = running.communicate(timeout=END_S)
     assert running.returncode == status, errors
     assert "Traceback" not in errors
@@ -153,7 +153,7 @@ def test_a_stalled_connection_can_be_interrupted(server: Cluster, workspace: Pat
         conninfo = server.tcp_conninfo(port=proxy.port)
         with backup_in_progress(server, workspace / "backup", "-r", "32M", conninfo=conninfo) as running:
             running.send_signal(signal.SIGINT)
-            said_by(running, 128 + signal.SIGINT)
+            said_by(running, -signal.SIGINT)
     assert_clean(server, workspace / "backup")
 
 
@@ -186,7 +186,7 @@ def test_a_signal_cleans_up(server: Cluster, workspace: Path, number: signal.Sig
     (workspace / "found").mkdir()
     with backup_in_progress(server, workspace / "found", "--waldir", str(workspace / "wal")) as running:
         running.send_signal(number)
-        errors = said_by(running, 128 + number)
+        errors = said_by(running, -number)
     assert f"interrupted by {number.name}" in errors
     assert list((workspace / "found").iterdir()) == []
     assert_clean(server, workspace / "wal")
@@ -195,7 +195,7 @@ def test_a_signal_cleans_up(server: Cluster, workspace: Path, number: signal.Sig
 def test_an_interrupted_backup_is_kept_when_asked_for_and_does_not_look_whole(server: Cluster, workspace: Path) -> None:
     with backup_in_progress(server, workspace / "backup", "-n") as running:
         running.send_signal(signal.SIGINT)
-        errors = said_by(running, 128 + signal.SIGINT)
+        errors = said_by(running, -signal.SIGINT)
     assert "not removed at user's request" in errors
     assert (workspace / "backup" / "backup_label").exists()
     assert not list((workspace / "backup").glob("backup_manifest*"))
@@ -206,7 +206,7 @@ def test_impatience_does_not_disturb_the_cleaning_up(pg18: Cluster, workspace: P
     with backup_in_progress(pg18, workspace / "backup") as running:
         for _ in range(5):
             running.send_signal(signal.SIGINT)
-        said_by(running, 128 + signal.SIGINT)
+        said_by(running, -signal.SIGINT)
     assert_clean(pg18, workspace / "backup")
 
 
@@ -398,6 +398,6 @@ def test_nothing_is_left_running_or_lying_about(pg18: Cluster, workspace: Path) 
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         assert children == []
         running.send_signal(signal.SIGTERM)
-        said_by(running, 128 + signal.SIGTERM)
+        said_by(running, -signal.SIGTERM)
     shutil.rmtree(temporary)
     assert [path.name for path in workspace.iterdir()] == []

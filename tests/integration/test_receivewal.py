@@ -362,5 +362,6 @@ def test_a_slow_disk_does_not_lose_the_server(server18: Cluster, workspace: Path
         running.wait_streaming()
         end = write_wal(server18, 16 * MB)
         running.wait_flushed(end)
-        running.stop(signal.SIGHUP)
+        # pg_receivewal dies by it; so do we, once all is durable.
+        running.stop(signal.SIGHUP, status=-signal.SIGHUP)
     assert_same_wal(archive, server18, up_to=end)

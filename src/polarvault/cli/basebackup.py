@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from polarvault.cli import signals
 from polarvault.cli.drop_in import (
     DropInCommand,
     connection_options,
@@ -108,7 +109,8 @@ def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
 
     names = ("dbname", "host", "port", "username", "no_password", "password")
     given = {name: options[name] for name in names}
-    connector = Connector(connection_settings(**given, application_name="pg_basebackup"))
+    settings = connection_settings(**given, application_name="pg_basebackup")
+    connector = Connector(settings, on_connected=signals.interrupt)
     with TextReporter(verbose=request.verbose, progress=request.progress) as reporter:
         outcome = take_base_backup(request, connector, reporter)
     if as_json:

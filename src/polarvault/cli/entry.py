@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+# Exit statuses above are those of a signal, as a shell has them.
+_SIGNALLED = 128
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -20,6 +22,15 @@ def main() -> NoReturn:
         from polarvault.cli.wal_fetch import run as run_fetch
 
         sys.exit(run_fetch(arguments[2:]))
-    from polarvault.cli.main import run
+    import signal
 
-    sys.exit(run(arguments))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Nothing has been done yet: no traceback from the middle of an import.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from polarvault.cli.main import ends_by_signal, run
+    from polarvault.cli.signals import die_by
+
+    status = run(arguments)
+    if status > _SIGNALLED and ends_by_signal(arguments):
+        die_by(status - _SIGNALLED)
+    sys.exit(status)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 import signal
-from types import FrameType
 
 import click
 
 from polarvault import __version__
+from polarvault.cli import signals
 from polarvault.cli.messages import PROGRAM, say_error
 from polarvault.errors import Interrupted, PolarvaultError
 
@@ -55,11 +55,16 @@ def group() -> None:
     """Online backup and recovery for PolarDB on shared storage and for PostgreSQL 13 to 19."""
 
 
+def ends_by_signal(arguments: list[str]) -> bool:
+    """Tell whether the command dies by a signal as the program that it stands in for, instead of exiting with 128+n."""
+    return bool(arguments) and arguments[0] in ("basebackup", "receivewal")
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line and return the exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     drop_in = bool(arguments) and arguments[0] in _DROP_IN
+    # The drop-in commands take care of signals once they are connected.
+    signals.leave_alone() if ends_by_signal(arguments) else signals.interrupt()
     try:
         status = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.Exit as leaving:
@@ -72,7 +77,7 @@ def run(arguments: list[str]) -> int:
         say_error(problem.format_message())
         return 1
     except (Interrupted, KeyboardInterrupt, click.Abort) as interruption:
-        number = signal.Signals(_received or signal.SIGINT)
+        number = signal.Signals(signals.received() or signal.SIGINT)
         say_error(interruption.message if isinstance(interruption, Interrupted) else f"interrupted by {number.name}")
         return 128 + number
     except PolarvaultError as problem:
@@ -84,15 +89,3 @@ def run(arguments: list[str]) -> int:
         say_error(f"{problem.strerror or problem}{name}")
         return 1
     return status if isinstance(status, int) else 0
-
-
-_received = 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End the command in an orderly way, once; cleaning up must not be interrupted by impatience."""
-    global _received
-    if _received:
-        return
-    _received = number
-    raise KeyboardInterrupt

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli import signals
 from polarvault.cli.drop_in import (
     DropInCommand,
     connection_options,
@@ -21,7 +22,7 @@ from polarvault.model.c_numbers import scan_hex
 
 if TYPE_CHECKING:
     from polarvault.model.lsn import Lsn
-    from polarvault.server.connection import Connector
+    from polarvault.server.connection import ConnectionSettings
     from polarvault.walarchive.request import ReceiveRequest
 
 _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
@@ -56,13 +57,11 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
     if options["show_status"]:
         return _show_status(_directory(options["directory"]))
     request = _request(options)
-    from polarvault.server.connection import Connector
-
     given = {name: options[name] for name in _CONNECTION}
-    connector = Connector(connection_settings(**given, application_name="pg_receivewal"))
+    settings = connection_settings(**given, application_name="pg_receivewal")
     if request is None:
-        return _change_slot(connector, options)
-    return _receive(request, connector, verbose=options["verbose"])
+        return _change_slot(settings, options)
+    return _receive(request, settings, verbose=options["verbose"])
 
 
 def _check_actions(options: dict[str, Any]) -> None:
@@ -77,9 +76,11 @@ def _check_actions(options: dict[str, Any]) -> None:
         raise UsageError("cannot use --synchronous together with --no-sync")
 
 
-def _change_slot(connector: Connector, options: dict[str, Any]) -> int:
+def _change_slot(settings: ConnectionSettings, options: dict[str, Any]) -> int:
+    from polarvault.server.connection import Connector
     from polarvault.walarchive.slots import create_slot, drop_slot
 
+    connector = Connector(settings)
     if options["drop_slot"]:
         drop_slot(connector, options["slot"])
     else:
@@ -159,18 +160,19 @@ def _show_status(directory: str) -> int:
     return 0 if found["running"] and found["state"] == "streaming" else 1
 
 
-def _receive(request: ReceiveRequest, connector: Connector, *, verbose: bool) -> int:
+def _receive(request: ReceiveRequest, settings: ConnectionSettings, *, verbose: bool) -> int:
     from polarvault.report.receivewal import TextReporter
+    from polarvault.server.connection import Connector
     from polarvault.walarchive.receive import receive_wal
     from polarvault.walarchive.stop import StopRequest
 
     stop = StopRequest()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A stop is not a failure: what was received is made durable, and the exit status is 0, as pg_receivewal's.
-        signal.signal(number, lambda *_: stop.request())
+    connector = Connector(settings, on_connected=lambda: signals.stop_by(stop.request))
     reporter = TextReporter(verbose=verbose)
     try:
         receive_wal(request, connector, reporter, stop)
     finally:
         reporter.close()
-    return 0
+    # A stop is not a failure: what was received is durable, and the exit status is 0, as pg_receivewal's. It knows only
+    # two signals for a stop, and dies by the third.
+    return 128 + signal.SIGHUP if signals.received() == signal.SIGHUP else 0

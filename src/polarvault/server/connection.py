@@ -66,8 +66,10 @@ class ConnectionSettings:
 class Connector:
     """Open replication and SQL connections to one server; remembers a typed password."""
 
-    def __init__(self, settings: ConnectionSettings) -> None:
+    def __init__(self, settings: ConnectionSettings, *, on_connected: Callable[[], None] | None = None) -> None:
         self._settings = settings
+        # Called once, when a server has let us in for the first time.
+        self._on_connected = on_connected
         self._parameters = settings.parameters()
         self._password: str | None = None
 
@@ -142,7 +144,11 @@ class Connector:
             if self._password is not None:
                 wanted["password"] = self._password
             try:
-                return Connection(psycopg.Connection(log_in(wanted)))
+                opened = Connection(psycopg.Connection(log_in(wanted)))
+                on_connected, self._on_connected = self._on_connected, None
+                if on_connected is not None:
+                    on_connected()
+                return opened
             except LoginFailed as problem:
                 may_ask = settings.password_policy is not PasswordPolicy.NEVER and settings.prompt is not None
                 if problem.needs_password and may_ask and self._password is None:

@@ -54,16 +54,16 @@ def receive_wal(request: ReceiveRequest, connector: Connector, reporter: Receive
     On return and on failure everything received is durable. Raises what cannot be retried; the first connection, and
     with loop=False every other failure too.
     """
-    lock = DirectoryLock(request.directory)
     receiver = _Receiver(request, connector, reporter, stop)
+    failed = True
     try:
         receiver.run()
+        failed = False
     except PolarvaultError as problem:
         receiver.state.failed(problem, time.time())
         raise
     finally:
-        receiver.close()
-        lock.release()
+        receiver.close(failed=failed)
 
 
 class _Receiver:
@@ -77,6 +77,8 @@ class _Receiver:
         self.files: WalFiles | None = None
         self._mode = 0o600
         self._connector = connector
+        # Taken once a server has let us in: a mistake in the command line leaves no files behind.
+        self._lock: DirectoryLock | None = None
         self._system_identifier: str | None = None
         self._slot_watch: SlotWatch | None = None
         # Servers, by address and timeline, that write another history than what is here.
@@ -99,6 +101,7 @@ class _Receiver:
             else:
                 before = self.state.received
                 try:
+                    self._lock = self._lock or DirectoryLock(self.request.directory)
                     self._session(connection, identity)
                     return
                 except KeyboardInterrupt:
@@ -115,8 +118,8 @@ class _Receiver:
                 return
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def close(self) -> None:
-        """Make everything received durable, and leave the last status behind."""
+    def close(self, *, failed: bool) -> None:
+        """Make everything received durable, and leave the last status behind; of a failure at the start, nothing."""
         if self._slot_watch is not None:
             self._slot_watch.close()
         try:
@@ -126,6 +129,10 @@ class _Receiver:
         finally:
             self.state.state = "stopped"
             self._show(force=True)
+            if self._lock is not None:
+                if failed:
+                    self._lock.forget_failure()
+                self._lock.release()
 
     # One session
 
@@ -388,7 +395,8 @@ class _Receiver:
         self._shown = now
         if self.files is not None:
             self.state.timeline_id, self.state.received = self.files.timeline_id, self.files.received
-        write_status(self.request.directory, self.state.as_json(time.time()), self._mode)
+        if self._lock is not None:
+            write_status(self.request.directory, self.state.as_json(time.time()), self._mode)
         self.reporter.status(self.state)
 
     def _watch_slot(self, slot: str, segment_size_bytes: int) -> None:

@@ -102,7 +102,19 @@ class DirectoryLock:
     """Held while a receiver writes into a directory; the operating system releases it with the process."""
 
     def __init__(self, directory: str) -> None:
+        self._directory = directory
         self._path = os.path.join(directory, LOCK_NAME)
+        self._before = _names(directory)
+        self._open()
+        while not self._is_in_place():
+            # Whoever held it has removed it meanwhile, having received nothing.
+            os.close(self._descriptor)
+            self._open()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _open(self) -> None:
+        directory = self._directory
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except OSError as problem:
@@ -116,12 +128,32 @@ class DirectoryLock:
                 f'another receivewal (process {owner or "unknown"}) writes to "{directory}"',
                 hint=f"polarvault receivewal -D {directory} --status shows what it does; stop it first: kill {owner}",
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self._path))
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Let another one in."""
         os.close(self._descriptor)
+
+    def forget_failure(self) -> None:
+        """Remove what tells of a receiver, before the release, unless there was one before or WAL was received."""
+        ours = {STATUS_NAME, STATUS_NAME + ".tmp", LOCK_NAME}
+        if ours & self._before or _names(self._directory) - self._before - ours:
+            return
+        for name in ours:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._directory, name))
+
+
+def _names(directory: str) -> set[str]:
+    try:
+        return set(os.listdir(directory))
+    except OSError as problem:
+        raise storage_failed(problem, "read directory", directory) from problem
 
 
 def is_locked(directory: str) -> bool:
