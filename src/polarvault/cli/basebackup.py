@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 from typing import Any
 
@@ -16,7 +18,7 @@ from polarvault.cli.drop_in import (
     status_interval,
     version_option,
 )
-from polarvault.errors import UsageError
+from polarvault.errors import StorageFailed, UsageError
 from polarvault.model.c_numbers import BLANKS, strtod
 
 _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
@@ -100,6 +102,8 @@ def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
 
     request = _request({**options, "last_compression": click.get_current_context().meta.get(LAST_COMPRESSION)})
     check_request(request)
+    if request.to_stdout and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise StorageFailed("cannot write the backup to standard output: it is closed", hint="-D - needs | or >")
     if as_json and request.to_stdout:
         raise UsageError("--json needs standard output, which -D - uses for the backup")
 

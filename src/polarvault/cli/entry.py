@@ -6,6 +6,7 @@ recognised here; its help, and all other commands, go through click.
 
 from __future__ import annotations
 
+import os
 import sys
 
 # Exit statuses above are those of a signal, as a shell has them.
@@ -15,8 +16,38 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
+def _fill_standard_descriptors() -> None:
+    """Give closed standard descriptors something harmless.
+
+    The next file or socket that is opened would get the number, and what is meant for a person would be written into
+    it. Standard output is opened for reading: writing to it fails, as it should where nobody can get the result.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one, because those below it are taken.
+            os.set_inheritable(os.open(os.devnull, mode), True)
+            if number == 1:
+                sys.stdout = open(1, "w", closefd=False)
+            elif number == 2:
+                sys.stderr = open(2, "w", closefd=False)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit; what could not be written to standard output is a failure, said once."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        status = status or 1
+    # Python would try again, say so in its own words, and choose a status of its own.
+    sys.stdout = sys.__stdout__ = None  # type: ignore[misc]
+    sys.exit(status)
+
+
 def main() -> NoReturn:
     """Run the program on sys.argv and exit."""
+    _fill_standard_descriptors()
     arguments = sys.argv[1:]
     if arguments[:2] == ["wal", "fetch"] and not {"--help", "-?"} & set(arguments):
         from polarvault.cli.wal_fetch import run as run_fetch
@@ -33,4 +64,4 @@ def main() -> NoReturn:
     status = run(arguments)
     if status > _SIGNALLED and ends_by_signal(arguments):
         die_by(status - _SIGNALLED)
-    sys.exit(status)
+    _leave(status)

@@ -55,6 +55,13 @@ def group() -> None:
     """Online backup and recovery for PolarDB on shared storage and for PostgreSQL 13 to 19."""
 
 
+class _Never(click.UsageError):
+    """What click before 8.2 never raises: it shows the help itself, and exits 0."""
+
+
+_NoArguments: type[click.UsageError] = getattr(click.exceptions, "NoArgsIsHelpError", _Never)
+
+
 def ends_by_signal(arguments: list[str]) -> bool:
     """Tell whether the command dies by a signal as the program that it stands in for, instead of exiting with 128+n."""
     return bool(arguments) and arguments[0] in ("basebackup", "receivewal")
@@ -69,6 +76,10 @@ def run(arguments: list[str]) -> int:
         status = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
+    except _NoArguments as nothing:
+        # Nobody made a mistake: the help alone, where click puts it, with click's status.
+        click.echo(nothing.format_message(), err=True)
+        return 2
     except click.UsageError as problem:
         command = f"{PROGRAM} {arguments[0]}" if arguments and arguments[0] in _COMMANDS else PROGRAM
         say_error(problem.format_message(), hint=f'try "{command} --help" for more information')
