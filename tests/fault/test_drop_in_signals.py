@@ -84,7 +84,7 @@ def test_a_receiver_at_work_ends_as_the_real_program(pg18: Cluster, workspace: P
 
 
 def test_an_ignored_signal_stays_ignored(pg18: Cluster, workspace: Path) -> None:
-    command = command_line("receivewal", "-D", workspace / "wal", "-d", pg15.conninfo())
+    command = command_line("receivewal", "-D", workspace / "wal", "-d", pg18.conninfo())
     (workspace / "wal").mkdir()
     running = subprocess.Popen(
         ["nohup", *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

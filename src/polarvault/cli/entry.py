@@ -29,9 +29,9 @@ def _fill_standard_descriptors() -> None:
             # The lowest free number is this one, because those below it are taken.
             os.set_inheritable(os.open(os.devnull, mode), True)
             if number == 1:
-                sys.stdout = open(1, "w", closefd=False)
+                sys.stdout = os.fdopen(1, "w", closefd=False)
             elif number == 2:
-                sys.stderr = open(2, "w", closefd=False)
+                sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _leave(status: int) -> NoReturn:
