@@ -107,6 +107,10 @@ class IntegrityError(PolarvaultError):
     exit_code = 3
 
 
+class WalDamaged(IntegrityError):
+    """WAL is wrong where it would have to go on, so that its end is not where recovery would take it to be."""
+
+
 class ChecksumFailure(PolarvaultError):
     """Pages in the backup have wrong checksums; the files are kept, without a manifest."""
 

@@ -15,12 +15,12 @@ from polarvault.recovery.reachability import (
     ValidWalEnd,
     check_stop,
     describe_reachable,
-    plan_warnings,
     show_time,
     what_is_reachable,
 )
 from polarvault.recovery.search import TargetSearch
 from polarvault.recovery.target import RecoveryTarget, TargetKind, parse_target_time
+from polarvault.recovery.warnings import plan_warnings
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind, WalMark
 
@@ -133,7 +133,7 @@ def test_a_missing_transaction_and_lsn_are_named() -> None:
 
 
 GAP = replace(CHAIN, later=ChainSegment(WalSegment(1, 6, MB), "/w/6"))
-BROKEN = replace(END, is_broken=True)
+BROKEN = replace(END, is_broken=True, follows="more segments follow")
 
 
 @pytest.mark.parametrize("target", [time_target(9), RecoveryTarget(TargetKind.LATEST)], ids=str)

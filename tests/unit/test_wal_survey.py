@@ -11,7 +11,7 @@ import pytest
 from polarvault.backupset.model import BackupSource, Form, Inventory
 from polarvault.errors import StorageFailed
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.survey import WalStock
+from polarvault.recovery.stock import WalStock
 from support.wal_segments import segment_content
 
 MB = 1 << 20
@@ -32,7 +32,7 @@ def test_a_segment_that_is_finished_between_two_looks_is_read_under_its_final_na
     file = found.files(0)[1, 3]
     assert file.partial
     partial.rename(tmp_path / (segment.file_name + suffix))
-    header = found.header(file)
+    header = found.look_at_start(file).header
     assert header is not None
     assert header.page_address == segment.start
     assert b"".join(found.read(file)) == content

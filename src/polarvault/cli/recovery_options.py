@@ -49,6 +49,8 @@ def _with_options(function: Function, target_action: Callable[[Any], Any]) -> Fu
         click.option("--target-timeline", default="latest", show_default=True, metavar="TIMELINE",
                      help="Timeline to follow: latest, current (the backup's) or a number."),
         target_action,
+        click.option("--accept-end", metavar="LSN",
+                     help="Go to the end of the WAL although it is damaged, or more follows; LSN is where it ends."),
         click.option("--wal", "wal_directories", multiple=True, metavar="DIR",
                      help="Directory with archived or received WAL; can be given several times."),
     ]  # fmt: skip
@@ -70,12 +72,19 @@ def recovery_request(
     wal_directories: tuple[str, ...],
     keep_archiving: bool,
     archive_is_unknown: bool,
+    accept_end: str | None = None,
 ) -> RecoveryRequest:
     """Turn the options into a request; raise UsageError for values and combinations that mean nothing.
 
     archive_is_unknown: a --set restore_command was given.
     """
-    from polarvault.recovery.target import RecoveryRequest, TargetAction, TargetKind, parse_timeline
+    from polarvault.recovery.target import (
+        RecoveryRequest,
+        TargetAction,
+        TargetKind,
+        parse_accepted_end,
+        parse_timeline,
+    )
 
     target = _target(target_time, target_xid, target_lsn, target_name, target_word)
     if target_inclusive is not None:
@@ -95,6 +104,11 @@ def recovery_request(
             )
         # It is what happens there anyway, and the server knows no action without a target.
         target_action = None
+    if accept_end is not None and target is not None and target.kind is not TargetKind.LATEST:
+        raise UsageError(
+            "--accept-end is for a recovery to the end of the WAL",
+            hint="leave it out: for another target the WAL has to be right only up to there",
+        )
     if wal_directories and archive_is_unknown:
         raise UsageError("--wal and --set restore_command exclude one another", hint="give one of them")
     return RecoveryRequest(
@@ -103,6 +117,7 @@ def recovery_request(
         action=None if target_action is None else TargetAction(target_action),
         wal_directories=tuple(_wal_directory(path) for path in wal_directories),
         keep_archiving=keep_archiving,
+        accepted_end=None if accept_end is None else parse_accepted_end(accept_end),
         archive_is_unknown=archive_is_unknown,
     )
 

@@ -35,10 +35,20 @@ class ChainSegment:
 
 
 @dataclass(frozen=True, slots=True)
+class UnusableFile:
+    """A file with a segment's name that a fetch would refuse, why, and what to do."""
+
+    path: str
+    problem: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
 class BackupSpan:
     """The WAL that a backup needs to be consistent: from start_lsn up to end_lsn, None while that is not known.
 
-    end_timeline_id is the timeline that end_lsn lies on: a standby can follow a switch while it is backed up.
+    end_timeline_id is the timeline that end_lsn lies on: a standby can follow a switch while it is backed up. end_time:
+    by then the backup had ended; start_time is cut to whole seconds.
     """
 
     path: str
@@ -60,8 +70,9 @@ class BackupSpan:
 class WalChain:
     """The segments that recovery can read one after the other, and what is missing behind them.
 
-    later: a segment that is there behind the missing one; then the WAL has a gap. limit: recovery must not read
-    beyond it, because only a file of an older timeline is there for the segment in which a newer one began.
+    later: a segment that is there behind the missing one; then the WAL has a gap. unusable: the missing one is there
+    in a form that no recovery can use, which is no end either. limit: recovery must not read beyond it, because only a
+    file of an older timeline is there for the segment in which a newer one began.
     """
 
     history: TimelineHistory
@@ -69,11 +80,12 @@ class WalChain:
     missing: WalSegment
     later: ChainSegment | None = None
     limit: Lsn | None = None
+    unusable: UnusableFile | None = None
 
     @property
     def has_gap(self) -> bool:
-        """Tell whether WAL is known to go on where the chain ends."""
-        return self.later is not None or self.limit is not None
+        """Tell whether WAL is known, or has to be feared, to go on where the chain ends."""
+        return self.later is not None or self.limit is not None or self.unusable is not None
 
     @property
     def size_bytes(self) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 
-from polarvault.errors import TargetUnreachable, WalGap
+from polarvault.errors import TargetUnreachable, UsageError, WalDamaged, WalGap
 from polarvault.model.lsn import Lsn
 from polarvault.recovery.chain import BackupSpan, WalChain
 from polarvault.recovery.search import StopPoint, TargetSearch
@@ -27,8 +27,11 @@ _OLDER_BACKUP = (
 class ValidWalEnd:
     """Where valid WAL ends: just past the last whole record, why, and the last transaction that ends before it.
 
-    path: the last file that was read. is_broken: WAL is damaged or incomplete there, because more segments follow, or
-    (is_before_backup_end) because the backup ends behind it and all its segments are there.
+    path: the last file that was read. is_broken: WAL is damaged or incomplete there, because more of it follows, or
+    (is_before_backup_end) because the backup ends behind it and all its segments are there; is_damaged: bytes are
+    wrong, instead of missing. follows: what of the WAL is behind it, which is_broken makes certain. is_refused: the
+    server stops with an error there, at a record that it refuses. last_lsn: where the last whole record begins, where
+    that is known.
     """
 
     lsn: Lsn
@@ -37,6 +40,10 @@ class ValidWalEnd:
     last_transaction: WalMark | None = None
     is_broken: bool = False
     is_before_backup_end: bool = False
+    is_damaged: bool = False
+    follows: str | None = None
+    is_refused: bool = False
+    last_lsn: Lsn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ class RecoveryPlan:
 
     last_transaction: the last one that is applied, where it was looked for. rejected: newer backups that were not
     chosen, and why. is_checked is false when an archive that cannot be looked into supplies the WAL.
-    hot_standby_needs: what some settings have to be at least, as the WAL says.
+    hot_standby_needs: what some settings have to be at least, as the WAL says. last_segment: the one in which recovery
+    has to end although something follows or is wrong, because the user has accepted it.
     """
 
     target: RecoveryTarget
@@ -79,6 +87,14 @@ class RecoveryPlan:
     rejected: tuple[tuple[str, str], ...] = ()
     zone: tzinfo | None = None
     hot_standby_needs: Mapping[str, int] = field(default_factory=dict)
+    last_segment: str | None = None
+
+    @property
+    def written_target(self) -> RecoveryTarget:
+        """The target as the server is told it: one that only the end of the WAL reaches is its last record."""
+        if self.stop is None or not self.stop.is_end:
+            return self.target
+        return RecoveryTarget(TargetKind.LSN, lsn=self.stop.lsn, inclusive=not self.stop.is_before)
 
     @property
     def end_lsn(self) -> Lsn | None:
@@ -97,10 +113,10 @@ def what_is_reachable(
     span: BackupSpan, chain: WalChain, search: TargetSearch, end: ValidWalEnd, others: Sequence[int]
 ) -> Reachable:
     """Put together what can be reached, for the plan and for every refusal."""
-    last = end.last_transaction or search.last_transaction
-    earliest_time = span.end_time
-    if earliest_time is None and search.before_consistency is not None:
-        earliest_time = search.before_consistency.time
+    last = end.last_transaction
+    # A transaction inside of the backup may have ended by another clock than the one that timed the backup.
+    times = [span.end_time, search.before_consistency.time if search.before_consistency else None]
+    earliest_time = max((time for time in times if time is not None), default=None)
     return Reachable(
         backup_began=span.start_time,
         earliest_lsn=search.consistent_lsn or span.end_lsn,
@@ -147,20 +163,31 @@ def check_consistency(
     if consistent is not None and chain.files and consistent <= chain.end:
         # Every segment up to there is at hand.
         end = replace(end, is_broken=True, is_before_backup_end=True)
-    raise _gap(
+    raise gap_problem(
         chain, end, f'the WAL does not reach the {where}, without which "{span.path}" cannot be used', seen, zone
     )
 
 
-def check_stop(span: BackupSpan, chain: WalChain, search: TargetSearch, end: ValidWalEnd, seen: Reachable) -> None:
-    """Raise when the server would not stop at the target: not found, or too early."""
+def check_stop(
+    span: BackupSpan,
+    chain: WalChain,
+    search: TargetSearch,
+    end: ValidWalEnd,
+    seen: Reachable,
+    *,
+    accepted: Lsn | None = None,
+    elsewhere: tuple[int, StopPoint] | None = None,
+) -> None:
+    """Raise when the server would not stop at the target: not found, or too early.
+
+    accepted: the end of the WAL that the user has said is meant, whatever is behind it. elsewhere: another timeline
+    that has the target, and where.
+    """
     target = search.target
     zone = target.time.tzinfo if target.time else None
     consistent = check_consistency(span, chain, search, end, seen)
     if target.kind is TargetKind.LATEST:
-        # Somebody who wants everything must not silently get a part.
-        if chain.has_gap or end.is_broken:
-            raise _gap(chain, end, "recovery could not go to the end of the WAL", seen, zone)
+        _check_end(chain, end, seen, zone, accepted)
         return
     if target.kind is TargetKind.IMMEDIATE:
         return
@@ -175,7 +202,12 @@ def check_stop(span: BackupSpan, chain: WalChain, search: TargetSearch, end: Val
         )
     stop = search.stop
     if stop is None:
-        raise _not_found(chain, end, target, seen, zone)
+        problem = _not_found(chain, end, target, seen, zone)
+        if elsewhere is not None:
+            timeline_id, place = elsewhere
+            problem.message += f"; {describe_record(place, zone)}, is on timeline {timeline_id}"
+            problem.hint = f"follow that timeline: --target-timeline {timeline_id}"
+        raise problem
     if stop.applied_up_to < consistent:
         raise TargetUnreachable(
             f"{target} lies before the end of the backup: it would stop {'before' if stop.is_before else 'after'} "
@@ -184,6 +216,46 @@ def check_stop(span: BackupSpan, chain: WalChain, search: TargetSearch, end: Val
             detail=describe_reachable(seen, zone),
             hint=_OLDER_BACKUP,
         )
+
+
+def _check_end(chain: WalChain, end: ValidWalEnd, seen: Reachable, zone: tzinfo | None, accepted: Lsn | None) -> None:
+    """Raise when the WAL does not just end, unless the user has accepted that: who wants everything must get all."""
+    if end.is_refused:
+        raise TargetUnreachable(
+            f"recovery could not go to the end of the WAL: the server stops with an error at {end.lsn}: {end.reason}",
+            detail=describe_reachable(seen, zone),
+            hint=f"go as far as it can go: --target-lsn {end.lsn} --target-exclusive; a backup that was taken later "
+            "leads further",
+        )
+    if accepted is not None and accepted != end.lsn:
+        raise UsageError(
+            f"--accept-end {accepted}: the WAL ends at {end.lsn} ({end.reason})",
+            hint=f"if that is where recovery is to end: --accept-end {end.lsn}; up to another place: --target-lsn LSN",
+        )
+    if accepted is None and (chain.has_gap or end.is_broken):
+        problem = gap_problem(chain, end, "recovery could not go to the end of the WAL", seen, zone)
+        problem.hint = f"{problem.hint}; or, if recovery is to end there all the same: --accept-end {end.lsn}"
+        raise problem
+
+
+def stop_at_end(span: BackupSpan, search: TargetSearch, end: ValidWalEnd) -> StopPoint | None:
+    """Return the last record as the stop for a target that everything in the WAL leads to; None for any other.
+
+    The server accepts a target only when a record is there that comes after it. The end of the WAL and the time of the
+    last transaction are what a plan prints, and what people type; to stop after the last record is the same.
+    """
+    target, latest, last = search.target, search.latest_seen_time, end.last_lsn
+    if search.stop is not None or not (last is not None or end.is_refused):
+        return None
+    is_end = target.lsn is not None and (target.lsn == end.lsn or (last is not None and last < target.lsn <= end.lsn))
+    if target.time is not None and target.inclusive:
+        # All that was committed while the backup was taken is in the WAL up to its end, and nothing that came later.
+        in_backup = span.start_time is not None and span.end_time is not None
+        is_end = target.time == latest or (in_backup and span.start_time <= target.time <= span.end_time)  # type: ignore[operator]
+    if not is_end:
+        return None
+    # Before a record that the server refuses nothing tells which one is the last, and nothing has to.
+    return StopPoint(last or end.lsn, last is None, end.lsn, is_end=True)
 
 
 def _is_before_backup(span: BackupSpan, search: TargetSearch) -> bool:
@@ -203,15 +275,22 @@ def describe_record(stop: StopPoint, zone: tzinfo | None) -> str:
     elif stop.kind in (MarkKind.COMMIT, MarkKind.ABORT):
         what = f"the {stop.kind.value} of transaction {stop.xid} at {stop.lsn}"
     else:
-        what = f"the record at {stop.lsn}"
+        what = f"the {'last ' if stop.is_end and not stop.is_before else ''}record at {stop.lsn}"
     return what + (f", {show_time(stop.time, zone)}" if stop.time else "")
 
 
 def _not_found(
     chain: WalChain, end: ValidWalEnd, target: RecoveryTarget, seen: Reachable, zone: tzinfo | None
-) -> TargetUnreachable | WalGap:
+) -> TargetUnreachable | WalGap | WalDamaged:
+    if end.is_refused:
+        return TargetUnreachable(
+            f"{target} is not reached: the server stops with an error at {end.lsn}: {end.reason}",
+            detail=describe_reachable(seen, zone),
+            hint=f"go as far as it can go: --target-lsn {end.lsn} --target-exclusive; a backup that was taken later "
+            "leads further",
+        )
     if chain.has_gap or end.is_broken:
-        return _gap(chain, end, f"{target} is not in the WAL that can be reached", seen, zone)
+        return gap_problem(chain, end, f"{target} is not in the WAL that can be reached", seen, zone)
     detail = describe_reachable(seen, zone)
     hint = "go as far as the WAL goes: --target latest"
     if seen.other_timelines:
@@ -248,12 +327,21 @@ def _not_found(
     )
 
 
-def _gap(chain: WalChain, end: ValidWalEnd, problem: str, seen: Reachable, zone: tzinfo | None) -> WalGap:
+def gap_problem(
+    chain: WalChain, end: ValidWalEnd, problem: str, seen: Reachable, zone: tzinfo | None
+) -> WalGap | WalDamaged:
+    """Return the error for WAL that does not simply end: what is missing or wrong, and where to look for it."""
+    error: type[WalGap | WalDamaged] = WalGap
     # WAL that stops being valid inside a segment is that segment's fault, not that of the first one missing.
     if end.is_broken:
-        more = "" if end.is_before_backup_end else ", and more segments follow"
+        more = f", and {end.follows}" if end.follows and not end.is_before_backup_end else ""
         why = f'"{end.path}" is valid only up to {end.lsn} ({end.reason}){more}'
         hint = "look for another copy of that segment and name its directory first: --wal DIR"
+        error = WalDamaged if end.is_damaged else WalGap
+    elif chain.unusable is not None:
+        why = f'"{chain.unusable.path}" {chain.unusable.problem}; the WAL before it ends at {end.lsn}'
+        hint = chain.unusable.hint
+        error = WalDamaged
     elif chain.limit is not None:
         why = (
             f"segment {chain.missing.file_name} of timeline {chain.missing.timeline_id} is missing, which began at "
@@ -266,23 +354,4 @@ def _gap(chain: WalChain, end: ValidWalEnd, problem: str, seen: Reachable, zone:
         if end.lsn < chain.missing.start and chain.files:
             why += f"; the WAL before it ends at {end.lsn}"
         hint = f"look for {chain.missing.file_name} and name its directory: --wal DIR"
-    return WalGap(f"{problem}: {why}", detail=describe_reachable(seen, zone), hint=hint)
-
-
-def plan_warnings(span: BackupSpan, search: TargetSearch, zone: tzinfo | None) -> list[str]:
-    """Return what the user should know although the target can be reached."""
-    warnings = []
-    if search.target.assumed_zone and search.target.time:
-        warnings.append(
-            f"the target time has no zone: {search.target.assumed_zone}, this machine's, is assumed "
-            f"({format_time(search.target.time.astimezone(UTC))})"
-        )
-    if search.repeated:
-        again = ", ".join(f"{mark.lsn} ({show_time(mark.time, zone)})" for mark in search.repeated[:5])
-        assert search.stop is not None
-        warnings.append(
-            f'restore point "{search.target.name}" occurs {len(search.repeated) + 1} times; recovery stops at the '
-            f"first one, {search.stop.lsn} ({show_time(search.stop.time, zone)}), not at {again}: "
-            "use --target-lsn for another one"
-        )
-    return warnings
+    return error(f"{problem}: {why}", detail=describe_reachable(seen, zone), hint=hint)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from polarvault.model.lsn import Lsn
 from polarvault.recovery.target import RecoveryTarget, TargetKind
@@ -19,16 +19,22 @@ from polarvault.wal.records import Record, RecordReader
 from polarvault.wal.scan import MarkKind, Marks, WalMark
 
 _TRANSACTION_ENDS = (MarkKind.COMMIT, MarkKind.ABORT)
-SIDE_EFFECTS = frozenset({MarkKind.TABLESPACE, MarkKind.PARAMETER_CHANGE})
+SIDE_EFFECTS = frozenset({MarkKind.TABLESPACE, MarkKind.PARAMETER_CHANGE, MarkKind.FULL_PAGE_WRITES_CHANGE})
 WATCHED_KINDS = frozenset({*_TRANSACTION_ENDS, *SIDE_EFFECTS, MarkKind.RESTORE_POINT, MarkKind.BACKUP_END})
 # More names than a person reads; the newest are kept.
 _MAX_RESTORE_POINTS = 200
 _PAGE_BYTES = 8192
+# Sessions that commit at the same moment write their records in another order than their times; a clock that is put
+# back makes more of a difference.
+_CLOCK_STEP = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class StopPoint:
-    """Where recovery stops: before or after the record at lsn. end_lsn is None where only the position is known."""
+    """Where recovery stops: before or after the record at lsn. end_lsn is None where only the position is known.
+
+    is_end: it is the last record of the WAL.
+    """
 
     lsn: Lsn
     is_before: bool
@@ -37,6 +43,7 @@ class StopPoint:
     xid: int = 0
     time: datetime | None = None
     name: str | None = None
+    is_end: bool = False
 
     @property
     def applied_up_to(self) -> Lsn:
@@ -66,7 +73,10 @@ class TargetSearch:
 
     last_transaction: the last commit or abort that is applied before the stop. before_consistency: the last one that
     the backup itself holds. repeated: where the restore point's name occurs again. side_effects: marks
-    that do more than change data, up to where the reader stopped, which may be behind the target.
+    that do more than change data, up to where the reader stopped, which may be behind the target. seen_last,
+    latest_seen_time: the last commit or abort that was read, applied or not, and the latest time of any. barrier: a
+    record at which every recovery ends with an error. earlier_behind: a transaction behind a stop at a time that ended
+    before that time, and long before the one at which recovery stops: a clock was put back.
     """
 
     target: RecoveryTarget
@@ -80,12 +90,23 @@ class TargetSearch:
     restore_points: list[WalMark] = field(default_factory=list)
     repeated: list[WalMark] = field(default_factory=list)
     side_effects: list[WalMark] = field(default_factory=list)
+    seen_last: WalMark | None = None
+    latest_seen_time: datetime | None = None
+    barrier: WalMark | None = None
+    earlier_behind: WalMark | None = None
     _at_target: WalMark | None = None
 
     def take_scanned(self, marks: Marks) -> None:
         """Look at the next marks of a scanner; most commits are passed over without being decoded."""
         around = [lsn for lsn in (self.start_lsn, self.consistent_lsn, self.target.lsn) if lsn is not None]
-        self.take(marks.outline(WATCHED_KINDS, not_before=self.target.time, xid=self.target.xid, around=around))
+        was_found = self.stop is not None
+        not_before = None if was_found else self.target.time
+        self.take(marks.outline(WATCHED_KINDS, not_before=not_before, xid=self.target.xid, around=around))
+        if was_found and self.target.time is not None and self.earlier_behind is None:
+            assert self.stop is not None
+            earliest = marks.earliest_end()
+            if earliest is not None and self._is_left_behind(earliest):
+                self.earlier_behind = earliest
 
     def take(self, marks: Iterable[WalMark]) -> None:
         """Look at the next marks."""
@@ -93,6 +114,13 @@ class TargetSearch:
             # Records before the backup's start lie in the same segment, but the server does not replay them.
             if mark.lsn < self.start_lsn:
                 continue
+            if self.barrier is not None:
+                return
+            if mark.kind is MarkKind.PARAMETER_CHANGE and mark.name == "minimal":
+                self.barrier = mark
+                return
+            if mark.kind in _TRANSACTION_ENDS:
+                self._see(mark)
             if mark.kind is MarkKind.BACKUP_END:
                 if self.consistent_lsn is None and mark.lsn_argument == self.start_lsn:
                     self.set_consistent(mark.end_lsn)
@@ -113,6 +141,20 @@ class TargetSearch:
             elif found is not None and mark.kind is MarkKind.RESTORE_POINT:
                 self.repeated.append(mark)
 
+    def _see(self, mark: WalMark) -> None:
+        self.seen_last = mark
+        if mark.time is not None and (self.latest_seen_time is None or mark.time > self.latest_seen_time):
+            self.latest_seen_time = mark.time
+        if self.stop is not None and self.earlier_behind is None and self._is_left_behind(mark):
+            self.earlier_behind = mark
+
+    def _is_left_behind(self, mark: WalMark) -> bool:
+        """Tell whether a transaction behind the stop had ended by the target time, by a clock that was put back."""
+        target, stop = self.target.time, self.stop
+        if target is None or mark.time is None or stop is None or stop.time is None or mark.kind is MarkKind.ABORT:
+            return False
+        return mark.lsn > stop.lsn and mark.time <= target and stop.time - mark.time >= _CLOCK_STEP
+
     def set_consistent(self, lsn: Lsn) -> None:
         """Learn from the WAL itself where the backup ends."""
         self.consistent_lsn = lsn
@@ -120,6 +162,9 @@ class TargetSearch:
 
     def stop_at_record(self, record: Record) -> None:
         """Take the record that decides an LSN target, after the marks up to it."""
+        if self.barrier is not None and (record.lsn, self.target.inclusive) >= (self.barrier.lsn, True):
+            # The server does not get so far; it can only stop right before.
+            return
         mark = self._at_target
         if mark is not None and mark.lsn != record.lsn:
             mark = None

@@ -37,10 +37,11 @@ def archive_recovery_settings(
         yield Wanted("restore_command", restore_command, why)
     if plan is None:
         return
-    if (name := target_setting(plan.target.kind)) is not None:
-        yield Wanted(name, plan.target.value, plan.target.kind.option)
-        if plan.target.kind in (TargetKind.TIME, TargetKind.XID, TargetKind.LSN):
-            yield Wanted("recovery_target_inclusive", "on" if plan.target.inclusive else "off", "--target-inclusive")
+    target = plan.written_target
+    if (name := target_setting(target.kind)) is not None:
+        yield Wanted(name, target.value, plan.target.kind.option)
+        if target.kind in (TargetKind.TIME, TargetKind.XID, TargetKind.LSN):
+            yield Wanted("recovery_target_inclusive", "on" if target.inclusive else "off", "--target-inclusive")
         yield Wanted("recovery_target_action", plan.action.value, "--target-action")
     # What the plan looked at and what recovery follows must be the same timeline, even if a new one appears meanwhile.
     yield Wanted("recovery_target_timeline", plan.timeline_setting, "--target-timeline")

@@ -10,9 +10,14 @@ import os
 from collections.abc import Iterable
 
 from polarvault.errors import StorageFailed
+from polarvault.pgfiles.backup_label import BackupLabel
+from polarvault.recovery.chain import BackupSpan
 from polarvault.storage.files import storage_failed
 from polarvault.wal.marks import HOT_STANDBY_SETTINGS
 from polarvault.wal.scan import MarkKind, WalMark
+
+# What a server of 14 and later ends its recovery with; 13 warns that data may be missing, and lets no hot standby be.
+REFUSED_WAL_LEVEL = "wal_level was set to minimal there, so that what was written then cannot be replayed"
 
 
 def check_new_tablespaces(marks: Iterable[WalMark], major_version: int, *, confined: bool = False) -> None:
@@ -46,6 +51,26 @@ def check_new_tablespaces(marks: Iterable[WalMark], major_version: int, *, confi
                 "would write over them",
                 hint=f"recover on another machine, or in a container, where that directory is empty; or {other_ways}",
             )
+
+
+def full_page_warnings(marks: Iterable[WalMark], span: BackupSpan, label: BackupLabel | None) -> list[str]:
+    """Return a warning for full_page_writes that was off while a standby was backed up; a primary forces them on.
+
+    marks: those that recovery applies. The server refuses to take such a backup, but not to restore one that something
+    else took.
+    """
+    if label is None or not label.is_from_standby:
+        return []
+    off = [
+        mark for mark in marks
+        if mark.kind is MarkKind.FULL_PAGE_WRITES_CHANGE and mark.name == "off"
+        and (span.end_lsn is None or mark.lsn < span.end_lsn)
+    ]  # fmt: skip
+    return [
+        f"full_page_writes was switched off at LSN {mark.lsn}, while this standby was backed up: pages that were "
+        "copied half written stay so; verify the restored data, or use a backup that was taken with it on"
+        for mark in off[:1]
+    ]
 
 
 def hot_standby_needs(marks: Iterable[WalMark]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from polarvault.backupset.model import BackupSource, Inventory
 from polarvault.errors import BackupUnusable
@@ -40,7 +40,7 @@ def load_backup_span(
     noted = _backup_history(span, source, wal_directories)
     if noted is not None:
         end, timeline_id, time = noted
-        span = replace(span, end_time=time)
+        span = replace(span, end_time=_rounded_up(time))
         if manifest is None:
             span = replace(span, end_lsn=end, end_timeline_id=timeline_id)
     if label.is_from_standby and control is not None and control.minimum_recovery_lsn:
@@ -57,7 +57,7 @@ def _start_of(source: BackupSource, inventory: Inventory, label: BackupLabel | N
         end = Lsn(max(control.checkpoint_lsn + 1, control.minimum_recovery_lsn))
         return BackupSpan(
             source.path, control.redo_lsn, control.timeline_id, end, control.timeline_id,
-            control.wal_segment_size, control.checkpoint_time, control.checkpoint_time,
+            control.wal_segment_size, control.checkpoint_time, _rounded_up(control.checkpoint_time),
         )  # fmt: skip
     size = control.wal_segment_size if control is not None else _segment_size(inventory, label.start_segment)
     if WalSegment.holding(label.start_lsn, int(label.start_segment[:8], 16), size).file_name != label.start_segment:
@@ -71,6 +71,11 @@ def _start_of(source: BackupSource, inventory: Inventory, label: BackupLabel | N
     is_first = control is not None and control.checkpoint_lsn == label.checkpoint_lsn
     start_time = control.checkpoint_time if control is not None and is_first else parse_time(label.start_time)
     return BackupSpan(source.path, label.start_lsn, timeline_id, None, timeline_id, size, start_time)
+
+
+def _rounded_up(time: datetime | None) -> datetime | None:
+    """Return the end of the second that a time was cut to: by then the backup had ended."""
+    return None if time is None else time + timedelta(seconds=1)
 
 
 def _segment_size(inventory: Inventory, start_segment: str) -> int:

@@ -1,202 +1,61 @@
-"""Look at the WAL that a recovery can use: what is there, whose it is, what it says about the target. Reads only.
+"""Read the WAL that a recovery can use: whose it is, what it says about the target, where it ends. Reads only.
 
 The facts found here are judged by `reachability`; which segments count is decided by `chain`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
-from polarvault.backupset.model import Area, BackupSource, Inventory, Part, wal_name_of
-from polarvault.backupset.tarstream import read_tar
-from polarvault.errors import IntegrityError, StorageFailed, WalGap
-from polarvault.model.segment import WalSegment
-from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds
-from polarvault.recovery.chain import BackupSpan, ChainSegment, WalChain
+from polarvault.errors import IntegrityError, WalGap
+from polarvault.model.lsn import Lsn
+from polarvault.recovery.chain import BackupSpan, ChainSegment, UnusableFile, WalChain
+from polarvault.recovery.ends import find_continuation
 from polarvault.recovery.reachability import ValidWalEnd
 from polarvault.recovery.search import RecordFinder, TargetSearch
+from polarvault.recovery.side_effects import REFUSED_WAL_LEVEL
+from polarvault.recovery.stock import WalStock
 from polarvault.recovery.target import RecoveryTarget, TargetKind
-from polarvault.wal.history import TimelineHistory, history_file_name
-from polarvault.wal.scan import WalScanner
-from polarvault.wal.segment_header import LONG_HEADER_BYTES, SegmentHeader, parse_segment_header
-from polarvault.walarchive.directory import (
-    READ_BYTES,
-    WalDirectories,
-    WalFile,
-    is_history_name,
-    is_segment_name,
-    is_written,
-    read_wal,
-)
+from polarvault.wal.scan import WalMark, WalScanner
 
 # Called with the bytes of WAL read so far and those that may have to be read.
 ScanProgress = Callable[[int, int], None]
 
-# How far to go on behind a restore point to see whether its name occurs again.
-_REPEAT_SEARCH_BYTES = 4 << 30
+# How far to go on behind the record at which recovery stops.
+_LOOK_ON_BYTES = 1 << 30
 # How many segments to look back for the time of the last transaction.
 _LOOK_BACK = 4
 # Every file's first page is looked at, up to this many at either end: a large archive on NFS takes its time.
 _CHECKED_FILES = 500
-_HEADER_PIECE_BYTES = 4096
-# How often to look for a segment that was listed a moment ago.
-_MOST_LOOKS = 20
-
-
-class WalStock:
-    """The segments and histories of the WAL directories and of the backup itself."""
-
-    def __init__(
-        self, source: BackupSource, inventory: Inventory, directories: Sequence[str], segment_size_bytes: int
-    ) -> None:
-        self._size = segment_size_bytes
-        self._given = WalDirectories(directories, segment_size_bytes)
-        own = [os.path.join(part.path, "pg_wal") for part in source.parts if not part.is_tar]
-        self._own = WalDirectories([path for path in own if os.path.isdir(path)], segment_size_bytes)
-        self._tars = _wal_tars(source)
-        self._opened: dict[ChainSegment, WalFile] = {}
-        self._own_tar_wal = inventory.wal if self._tars else {}
-        self._tar_histories = {
-            name.rpartition("/")[2]: content
-            for (_, name), content in inventory.files.items()
-            if is_history_name(name.rpartition("/")[2])
-        }
-
-    def files(self, first_number: int) -> dict[tuple[int, int], ChainSegment]:
-        """Return every segment from a number on, by timeline and number; the WAL directories come before the backup."""
-        found: dict[tuple[int, int], ChainSegment] = {}
-        for directories, in_backup in ((self._own, True), (self._given, False)):
-            for timeline_id in directories.timelines():
-                for number in directories.segments(timeline_id):
-                    segment = WalSegment(timeline_id, number, self._size)
-                    if number >= first_number and (file := self._noted(directories, segment, in_backup=in_backup)):
-                        found[timeline_id, number] = file
-        for name in self._own_tar_wal:
-            if is_segment_name(name) and self._tars:
-                segment = WalSegment.parse(name, self._size)
-                key = (segment.timeline_id, segment.number)
-                if segment.number >= first_number and key not in found:
-                    found[key] = ChainSegment(segment, self._tars[0].path, in_backup=True, partial=True)
-        return found
-
-    def _noted(self, directories: WalDirectories, segment: WalSegment, *, in_backup: bool) -> ChainSegment | None:
-        """Find a segment that was listed; None if it is not there any more.
-
-        A receiver at work gives files their final names: between two looks one seems not to be there at all.
-        """
-        for _ in range(_MOST_LOOKS):
-            try:
-                file = directories.find(segment)
-                size = os.path.getsize(file.path) if file is not None and file.compression is None else None
-            except (StorageFailed, FileNotFoundError) as problem:
-                if not _is_gone(problem):
-                    raise
-                continue
-            if file is not None:
-                noted = ChainSegment(segment, file.path, in_backup, not file.is_final, size)
-                self._opened[noted] = file
-                return noted
-        return None
-
-    def histories(self) -> tuple[dict[int, TimelineHistory], dict[int, str]]:
-        """Return the history of every timeline that has a good file, and of timeline 1; and why others have none."""
-        contents = {int(name[:8], 16): content for name, content in self._tar_histories.items()}
-        for directories in (self._own, self._given):
-            for timeline_id in directories.timelines():
-                history = directories.history(timeline_id)
-                if history is not None:
-                    contents[timeline_id] = history
-        found, problems = {1: TimelineHistory(1)}, {}
-        for timeline_id, content in contents.items():
-            try:
-                found[timeline_id] = TimelineHistory.parse(content, timeline_id)
-            except IntegrityError as damaged:
-                # The server writes such files itself (see `settled_timeline`); only who wants that timeline is stopped.
-                problems[timeline_id] = damaged.message
-        for timeline_id in self._given.timelines():
-            if timeline_id not in contents and timeline_id > 1:
-                problems[timeline_id] = f"there is WAL of it, but no {history_file_name(timeline_id)}"
-        return found, problems
-
-    def unwritten_histories(self) -> dict[int, str]:
-        """Return, by timeline, the names of history files that no fetch serves: the server would stop at each."""
-        contents = {timeline_id: self._given.history(timeline_id) for timeline_id in self._given.timelines()}
-        return {
-            timeline_id: history_file_name(timeline_id)
-            for timeline_id, content in contents.items()
-            if content is not None and not is_written(content)
-        }
-
-    def read(self, file: ChainSegment, *, piece_bytes: int = READ_BYTES) -> Iterator[memoryview]:
-        """Yield a segment's content in order; a view is valid until the next is asked for."""
-        if file not in self._opened:
-            for part in self._tars:
-                yield from _member_of(part, file.segment.file_name)
-            return
-        views = read_wal(self._opened[file], piece_bytes=piece_bytes)
-        try:
-            first = next(views, None)
-        except StorageFailed as problem:
-            again = self._given.find(file.segment) if _is_gone(problem) else None
-            if again is None:
-                raise
-            # Finished by its receiver since it was found, and renamed.
-            self._opened[file] = again
-            views = read_wal(again, piece_bytes=piece_bytes)
-            first = next(views, None)
-        if first is not None:
-            yield first
-        yield from views
-
-    def header(self, file: ChainSegment) -> SegmentHeader | None:
-        """Return the facts on a segment's first page; None when no WAL begins there."""
-        first = next(self.read(file, piece_bytes=_HEADER_PIECE_BYTES), memoryview(b""))
-        return parse_segment_header(bytes(first[:LONG_HEADER_BYTES]))
-
-
-def _is_gone(problem: BaseException) -> bool:
-    return isinstance(problem, FileNotFoundError) or isinstance(problem.__cause__, FileNotFoundError)
-
-
-def _wal_tars(source: BackupSource) -> list[Part]:
-    """Return the tar files that can hold the backup's own WAL; a pg_wal.tar of its own holds all of it."""
-    tars = [part for part in source.parts if part.is_tar and part.area is not Area.TABLESPACE]
-    return [part for part in tars if part.area is Area.WAL] or tars
-
-
-def _member_of(part: Part, segment_name: str) -> Iterator[memoryview]:
-    wanted = False
-    for event in read_tar(part):
-        if isinstance(event, MemberBegins):
-            wanted = wal_name_of(part.area, event.member.name) == segment_name
-        elif isinstance(event, MemberData) and wanted:
-            yield from event.views
-        elif isinstance(event, MemberEnds) and wanted:
-            return
 
 
 def check_chain(stock: WalStock, chain: WalChain, system_identifier: int | None) -> WalChain:
-    """Look at the first pages: raise WalGap for another cluster's WAL, cut the chain before what is no WAL."""
+    """Look at the first pages: raise WalGap for another cluster's WAL, cut the chain before what is no WAL.
+
+    What a fetch would refuse there is kept in the chain's `unusable`; where nothing has been written yet WAL just ends.
+    """
     files = chain.files
     numbers = range(len(files))
     for position in sorted({*numbers[:_CHECKED_FILES], *numbers[-_CHECKED_FILES:]}):
         if not _is_its_segment(stock, files[position], system_identifier):
-            missing = files[position].segment
+            missing = files[position]
             behind = [file for file in files[position + 1 :] if _is_its_segment(stock, file, system_identifier)]
+            look = stock.look_at_start(missing)
+            unusable = UnusableFile(missing.path, look.problem, look.hint) if look.problem is not None else None
             return replace(
-                chain, files=files[:position], missing=missing, later=behind[0] if behind else None, limit=None
-            )
+                chain, files=files[:position], missing=missing.segment, later=behind[0] if behind else None,
+                limit=None, unusable=unusable,
+            )  # fmt: skip
     if chain.later is not None and not _is_its_segment(stock, chain.later, system_identifier):
-        return replace(chain, later=None)
-    return chain
+        chain = replace(chain, later=None)
+    return replace(chain, unusable=stock.foreign_form(chain.missing))
 
 
 def _is_its_segment(stock: WalStock, file: ChainSegment, system_identifier: int | None) -> bool:
-    header = stock.header(file)
-    segment = file.segment
-    if header is None or header.page_address != segment.start:
+    look = stock.look_at_start(file)
+    header, segment = look.header, file.segment
+    if header is None:
         return False
     where = f'segment {segment.file_name} (timeline {segment.timeline_id}, LSN {segment.start}) in "{file.path}"'
     if system_identifier is not None and header.system_identifier != system_identifier:
@@ -205,6 +64,8 @@ def _is_its_segment(stock: WalStock, file: ChainSegment, system_identifier: int 
             f"{system_identifier}",
             hint="name the WAL directory of the cluster that was backed up: --wal DIR",
         )
+    if look.problem is not None or header.page_address != segment.start:
+        return False
     if header.segment_size_bytes != segment.size_bytes:
         raise WalGap(
             f"{where} is {header.segment_size_bytes} bytes long, the backup's cluster has segments of "
@@ -232,14 +93,49 @@ def scan(stock: WalStock, chain: WalChain, search: TargetSearch, progress: ScanP
         reason = _scan_file(stock, chain, file, scanner, finder, search)
         done += file.segment.size_bytes
         progress(done, total)
+        if search.barrier is not None:
+            return _end_at_barrier(search.barrier, file, search.seen_last, scanner.last_lsn)
         if _is_decided(search, scanner):
             return None
         if reason is not None or position == len(files) - 1:
-            broken = reason is not None and position < len(files) - 1
-            return ValidWalEnd(
-                scanner.next_lsn, reason or "the last segment ends", file.path, search.last_transaction, broken
-            )
+            end = _judged_end(stock, chain, file, scanner, reason)
+            return replace(end, last_transaction=search.seen_last)
     return None
+
+
+def _end_at_barrier(
+    barrier: WalMark, file: ChainSegment, last_transaction: WalMark | None, last_lsn: Lsn | None
+) -> ValidWalEnd:
+    before = last_lsn if last_lsn is not None and last_lsn < barrier.lsn else None
+    return ValidWalEnd(barrier.lsn, REFUSED_WAL_LEVEL, file.path, last_transaction, is_refused=True, last_lsn=before)
+
+
+def _judged_end(
+    stock: WalStock, chain: WalChain, file: ChainSegment, scanner: WalScanner, reason: str | None
+) -> ValidWalEnd:
+    """Say where the WAL ends that was read up to a file, and whether that is its end or damage.
+
+    reason: why valid WAL ends inside of the file, None when it does not.
+    """
+    end = ValidWalEnd(scanner.next_lsn, reason or "the last segment ends", file.path, last_lsn=scanner.last_lsn)
+    if reason is None:
+        return end
+    follows = None
+    if scanner.end is not None:
+        try:
+            follows = find_continuation(stock.read(file), file.segment.start, scanner.end, chain.history.timeline_of)
+        except IntegrityError:
+            follows = None  # It cannot be read to its end, which is reason enough.
+    if file is not chain.files[-1]:
+        # A short one before others is what a receiver leaves that was started anew in another directory.
+        more = "more segments follow"
+        return replace(end, is_broken=True, is_damaged=not file.is_short or follows is not None, follows=more)
+    if follows is not None and follows.is_certain:
+        return replace(end, is_broken=True, is_damaged=True, follows=str(follows))
+    if scanner.end is None and not file.partial:
+        # Under its final name a file is whole, or something is wrong with it.
+        return replace(end, is_broken=True, is_damaged=True)
+    return replace(end, follows=None if follows is None else str(follows))
 
 
 def _scan_file(
@@ -252,18 +148,24 @@ def _scan_file(
 ) -> str | None:
     """Feed one segment; return why valid WAL ends in it, None when it does not."""
     position, end = int(file.segment.start), int(min(file.segment.end, chain.end))
-    for whole in stock.read(file):
-        view = whole[: end - position]
-        search.take_scanned(scanner.feed(view))
-        if finder is not None and search.stop is None:
-            finder.feed(view, position)
-            if finder.found is not None:
-                search.stop_at_record(finder.found)
-        position += len(view)
-        if scanner.end_reason is not None:
-            return scanner.end_reason
-        if position >= end or _is_decided(search, scanner):
-            return None
+    if file.size_bytes is not None and file.size_bytes > file.segment.size_bytes:
+        return f"the file has {file.size_bytes} bytes, more than a segment"
+    try:
+        for whole in stock.read(file):
+            view = whole[: end - position]
+            search.take_scanned(scanner.feed(view))
+            if finder is not None and search.stop is None:
+                finder.feed(view, position)
+                if finder.found is not None:
+                    search.stop_at_record(finder.found)
+            position += len(view)
+            if scanner.end_reason is not None:
+                return scanner.end_reason
+            if position >= end or _is_decided(search, scanner) or search.barrier is not None:
+                return None
+    except IntegrityError as damaged:
+        # A compressed file that is cut or damaged.
+        return damaged.message
     return f"the file ends after {position - file.segment.start} bytes"
 
 
@@ -274,8 +176,8 @@ def _is_decided(search: TargetSearch, scanner: WalScanner) -> bool:
     # A stop before the end of the backup is an error, so that end has to be known as well.
     if search.stop is None or search.consistent_lsn is None:
         return False
-    # The first point of that name counts; whether another follows is worth a limited look.
-    return kind is not TargetKind.NAME or scanner.next_lsn - search.stop.lsn > _REPEAT_SEARCH_BYTES
+    # What follows tells how far one could go, whether a name occurs again, and whether clocks were put back.
+    return scanner.next_lsn - search.stop.lsn > _LOOK_ON_BYTES
 
 
 def find_end(stock: WalStock, chain: WalChain, span: BackupSpan) -> ValidWalEnd:
@@ -287,13 +189,15 @@ def find_end(stock: WalStock, chain: WalChain, span: BackupSpan) -> ValidWalEnd:
         search = TargetSearch(target, file.segment.start, span.start_lsn, span.end_lsn)
         scanner = WalScanner(file.segment.start, file.segment.size_bytes)
         reason = _scan_file(stock, chain, file, scanner, None, search)
-        if end is None:
+        if search.barrier is not None:
+            end = _end_at_barrier(search.barrier, file, None, scanner.last_lsn)
+        elif end is None:
             if scanner.next_lsn <= file.segment.start:
                 continue
-            end = ValidWalEnd(scanner.next_lsn, reason or "the last segment ends", file.path)
+            end = _judged_end(stock, chain, file, scanner, reason)
         looked += 1
-        if search.last_transaction is not None:
-            return replace(end, last_transaction=search.last_transaction)
+        if search.seen_last is not None:
+            return replace(end, last_transaction=search.seen_last)
         if looked >= _LOOK_BACK:
             break
     return end or ValidWalEnd(span.start_lsn, "there is no valid WAL", "")
@@ -311,5 +215,7 @@ def broken_segment(stock: WalStock, chain: WalChain, span: BackupSpan) -> ValidW
         scanner = WalScanner(file.segment.start, file.segment.size_bytes)
         reason = _scan_file(stock, chain, file, scanner, None, search)
         if reason is not None:
-            return ValidWalEnd(scanner.next_lsn, reason, file.path, search.last_transaction, is_broken=True)
+            return replace(
+                _judged_end(stock, chain, file, scanner, reason), last_transaction=search.seen_last, is_broken=True
+            )
     return None

@@ -92,13 +92,16 @@ class RecoveryRequest:
     action: TargetAction | None = None
     wal_directories: tuple[str, ...] = ()
     keep_archiving: bool = False
+    accepted_end: Lsn | None = None
+    """Where the WAL ends, when the user has said that this end is meant, whatever is behind it."""
     archive_is_unknown: bool = field(default=False)
     """A --set restore_command names an archive that cannot be looked into."""
 
     @property
     def is_wanted(self) -> bool:
         """Tell whether recovery goes beyond the backup, so that it has to be planned."""
-        return self.target is not None or bool(self.wal_directories) or self.timeline != LATEST_TIMELINE
+        is_led = bool(self.wal_directories) or self.accepted_end is not None
+        return self.target is not None or is_led or self.timeline != LATEST_TIMELINE
 
     @property
     def effective_target(self) -> RecoveryTarget:
@@ -214,9 +217,20 @@ def parse_target_lsn(text: str) -> RecoveryTarget:
     return RecoveryTarget(TargetKind.LSN, lsn=lsn)
 
 
+def parse_accepted_end(text: str) -> Lsn:
+    """Parse the LSN of --accept-end."""
+    try:
+        return Lsn.parse(text)
+    except ValueError as problem:
+        raise UsageError(
+            f"--accept-end: {problem}", hint="give the LSN at which the plan says that the WAL ends: --plan"
+        ) from problem
+
+
 def parse_target_name(text: str) -> RecoveryTarget:
     """Check the name of a restore point."""
-    if not text or len(text.encode()) > _MAX_NAME_BYTES or "\n" in text:
+    # Any byte but zero may be in it; the server reads it from a configuration file, where each can be written.
+    if not text or len(text.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES:
         raise UsageError(
             f"--target-name {text!r} is no restore point's name: those have 1 to {_MAX_NAME_BYTES} bytes",
             hint="give the name that pg_create_restore_point() was called with",

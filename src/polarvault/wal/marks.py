@@ -184,7 +184,7 @@ class MarkRecord:
                     xid = prepared_xid(main, self.info, self.magic)
                 return self._mark(kind, xid=xid, time=_time_at(main, 0))
             case MarkKind.RESTORE_POINT:
-                name = main[8:72].split(b"\0", 1)[0].decode(errors="replace")
+                name = main[8:72].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
                 return self._mark(kind, time=_time_at(main, 0), name=name)
             case MarkKind.CHECKPOINT:
                 redo, timeline_id, previous = struct.unpack_from("<QII", main)
@@ -352,6 +352,13 @@ class Marks(Sequence[WalMark]):
             numbers += [*(run.numbers() if run else ()), number]
             run = None
         return [self._decode(number) for number in [*numbers, *(run.numbers() if run else ())]]
+
+    def earliest_end(self) -> WalMark | None:
+        """Return the commit or abort with the earliest time, of those that are no prepared transaction's."""
+        plain = _plain_ends()
+        columns = zip(self._column(_CODE), self._column(_FIRST_WORD), strict=True)
+        times = [(time, number) for number, (code, time) in enumerate(columns) if code in plain]
+        return self._decode(min(times)[1]) if times else None
 
     def _column(self, word: int) -> list[int]:
         return self.words[word::ENTRY_WORDS].tolist()

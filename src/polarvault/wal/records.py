@@ -161,6 +161,11 @@ class RecordReader:
         self._last_lsn: int | None = None
         self._begin(0)
 
+    @property
+    def last_lsn(self) -> Lsn | None:
+        """Where the last whole valid record begins; None while there is none."""
+        return None if self._last_lsn is None else Lsn(self._last_lsn)
+
     def feed(self, content: bytes | bytearray | memoryview) -> list[Record]:
         """Take the bytes that follow those of the last call; return the records that end in them."""
         records: list[Record] = []

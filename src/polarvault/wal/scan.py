@@ -30,6 +30,8 @@ class _Reader(Protocol):
     @property
     def record_count(self) -> int: ...
     @property
+    def last_lsn(self) -> Lsn | None: ...
+    @property
     def end(self) -> WalEnd | None: ...
     def feed(self, content: memoryview, /) -> Marks: ...
 
@@ -48,6 +50,11 @@ class PlainReader:
     def next_lsn(self) -> Lsn:
         """Just past the last whole valid record."""
         return self._records.next_lsn
+
+    @property
+    def last_lsn(self) -> Lsn | None:
+        """Where the last whole valid record begins."""
+        return self._records.last_lsn
 
     @property
     def record_count(self) -> int:
@@ -98,6 +105,11 @@ class WalScanner:
     def next_lsn(self) -> Lsn:
         """Just past the last whole valid record; `start` (or the first record after it) while there is none."""
         return self._reader.next_lsn
+
+    @property
+    def last_lsn(self) -> Lsn | None:
+        """Where the last whole valid record begins; None while there is none."""
+        return self._reader.last_lsn
 
     @property
     def end(self) -> WalEnd | None:

@@ -22,6 +22,7 @@ from polarvault.errors import (
     StorageFailed,
     TargetUnreachable,
     TimelineDiverged,
+    WalDamaged,
     WalGap,
 )
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
@@ -30,7 +31,7 @@ from polarvault.restore.plan.integrity import find_disagreements
 from polarvault.storage.below import Below
 
 # What means "not this backup, but perhaps an older one".
-_OTHER_BACKUP_MAY_DO = (TargetUnreachable, TimelineDiverged, WalGap)
+_OTHER_BACKUP_MAY_DO = (TargetUnreachable, TimelineDiverged, WalDamaged, WalGap)
 _BROKEN = (BackupUnusable, IntegrityError, StorageFailed)
 # Older backups that are looked at for one that is whole; each costs a listing.
 _LOOKED_AT = 5
@@ -118,7 +119,7 @@ def choose_backup(
             # The newest one's account of what can be reached is the most useful one.
             problem = problem or refused
             rejected.append((candidate.path, refused.message))
-            if isinstance(refused, _BROKEN):
+            if isinstance(refused, _BROKEN) and not isinstance(refused, WalDamaged):
                 broken.add(candidate.path)
     if chosen is not None:
         recovery = replace(chosen.recovery, rejected=tuple(rejected)) if chosen.recovery else None
@@ -129,7 +130,9 @@ def choose_backup(
         )  # fmt: skip
     problem = problem or next(one.problem for one in candidates if one.problem is not None)
     lines = "\n  ".join(f"{path}: {why}" for path, why in rejected)
-    raise TargetUnreachable(
+    # Damage in the WAL is none of a target, whichever backup one begins with.
+    error = WalDamaged if isinstance(problem, WalDamaged) else TargetUnreachable
+    raise error(
         f'none of the {len(rejected)} backups in "{request.backup}" reaches {request.recovery.effective_target}',
         detail=f"newest first:\n  {lines}" + (f"\n{problem.detail}" if problem.detail else ""),
         hint=problem.hint,
@@ -153,7 +156,8 @@ def refuse_several(directory: str, candidates: list[Candidate]) -> BackupUnusabl
 
 def name_older_backup(problem: IntegrityError, path: str) -> IntegrityError:
     """Add to the error of a backup that is damaged which older one beside it is whole."""
-    older = next(_whole_older(path), None)
+    # Damage in the WAL is not the backup's, and an older one needs that WAL as well.
+    older = None if isinstance(problem, WalDamaged) else next(_whole_older(path), None)
     if older is not None:
         option, why = older
         line = f"older, and whole ({why}): polarvault restore {shlex.quote(option)} -D DIRECTORY"

@@ -321,6 +321,7 @@ def _restore_command(plan: RestorePlan, host: Host) -> str | None:
             system_identifier=control.system_identifier if control else None,
             # What holds WAL now and is empty later is a file system that is not mounted any more.
             refuse_empty=all(host.list_names(directory) for directory in directories),
+            last_segment=plan.recovery.last_segment if plan.recovery else None,
         )
     return NO_ARCHIVE_COMMAND if request.role is Role.PRIMARY else None
 

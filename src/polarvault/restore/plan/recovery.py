@@ -13,6 +13,8 @@ from polarvault.errors import (
 )
 from polarvault.instance.model import Account, Role
 from polarvault.model import versions
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
 from polarvault.recovery.access import check_readable
 from polarvault.recovery.chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
 from polarvault.recovery.reachability import (
@@ -20,34 +22,44 @@ from polarvault.recovery.reachability import (
     ValidWalEnd,
     check_consistency,
     check_stop,
-    plan_warnings,
+    stop_at_end,
     what_is_reachable,
 )
 from polarvault.recovery.search import StopPoint, TargetSearch
-from polarvault.recovery.side_effects import check_new_tablespaces, hot_standby_needs
+from polarvault.recovery.side_effects import check_new_tablespaces, full_page_warnings, hot_standby_needs
 from polarvault.recovery.span import load_backup_span
+from polarvault.recovery.stock import WalStock
 from polarvault.recovery.survey import (
     ScanProgress,
-    WalStock,
     broken_segment,
     check_chain,
     find_end,
     scan,
 )
 from polarvault.recovery.target import LATEST_TIMELINE, RecoveryRequest, TargetKind
+from polarvault.recovery.timelines import Timelines, timeline_warnings
+from polarvault.recovery.warnings import end_warnings, plan_warnings
 from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind
+from polarvault.walarchive.choice import unrecognised
 
 
 def check_recovery_request(request: RestoreRequest) -> None:
     """Raise UsageError for options about recovery that have no sense together or for the role."""
     recovery = request.recovery
+    for directory in recovery.wal_directories if request.role is Role.PRIMARY else ():
+        if (found := unrecognised(directory)) is not None:
+            raise UsageError(
+                f'WAL directory "{directory}" {found[0]}: a recovery would end with the WAL in the backup',
+                hint=found[1],
+            )
     if request.role is not Role.PRIMARY:
         wrong = [
             (recovery.target is not None and recovery.target.kind.option),
             (recovery.timeline != LATEST_TIMELINE and "--target-timeline"),
             (recovery.keep_archiving and "--keep-archiving"),
+            (recovery.accepted_end is not None and "--accept-end"),
             # The server PANICs when a replica has a restore_command (facts 3).
             (request.role is Role.REPLICA and recovery.wal_directories and "--wal"),
         ]
@@ -100,13 +112,16 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
     search, end = _survey(stock, chain, span, request, progress)
     others = [t for t, h in sorted(histories.items()) if h != history and divergence(h, span) is None]
     seen = what_is_reachable(span, chain, search, end, others)
-    check_stop(span, chain, search, end, seen)
+    search.stop = search.stop or stop_at_end(span, search, end)
     target = request.effective_target
+    timelines = Timelines(histories, files, span, stock)
+    elsewhere = timelines.find(chain, target) if search.stop is None else None
+    check_stop(span, chain, search, end, seen, accepted=request.accepted_end, elsewhere=elsewhere)
     stop = search.stop
     if target.kind is TargetKind.IMMEDIATE:
         consistent = check_consistency(span, chain, search, end, seen)
         stop = StopPoint(consistent, False, consistent, MarkKind.BACKUP_END)
-    last = search.last_transaction if stop is not None else end.last_transaction
+    last = search.last_transaction if stop is not None and not stop.is_end else end.last_transaction
     if stop is not None:
         chain = settled_timeline(chain, span, histories, files, stop.applied_up_to)
         history = chain.history
@@ -114,6 +129,11 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
     side_effects = [mark for mark in search.side_effects if mark.lsn < applied_up_to]
     check_new_tablespaces(side_effects, plan.major_version, confined=plan.request.confined_to is not None)
     zone = target.time.tzinfo if target.time else None
+    more_warnings = [
+        *timeline_warnings(timelines.left_behind(chain) if request.timeline == LATEST_TIMELINE else (), history, zone),
+        *end_warnings(chain, end, stop, request, zone),
+        *full_page_warnings(side_effects, span, plan.label),
+    ]
     made = RecoveryPlan(
         target=target,
         action=request.effective_action,
@@ -124,13 +144,22 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
         last_transaction=last,
         reachable=seen,
         wal_directories=request.wal_directories,
-        warnings=(*warnings, *plan_warnings(span, search, zone)),
+        warnings=(*warnings, *plan_warnings(span, search, zone), *more_warnings),
         zone=zone,
         hot_standby_needs=hot_standby_needs(side_effects),
+        last_segment=_last_segment(chain, end, request),
     )
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
     check_readable(request.wal_directories, account, [file.path for file in needed if not file.in_backup])
     return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
+
+
+def _last_segment(chain: WalChain, end: ValidWalEnd, request: RecoveryRequest) -> str | None:
+    """Return the name of the segment that a fetch is told to be the last one; None where the WAL just ends."""
+    if request.accepted_end is None or not (chain.has_gap or end.is_broken):
+        return None
+    timeline_id = chain.history.timeline_of(end.lsn - 1)
+    return WalSegment.holding(Lsn(end.lsn - 1), timeline_id, chain.missing.size_bytes).file_name
 
 
 def _check_histories(stock: WalStock, timeline_id: int, request: RecoveryRequest) -> None:

@@ -189,6 +189,7 @@ class SettingsPlanner:
             self._set("port", str(self.request.port), "--port")
         for name, value in self.request.settings:
             self._set(name, value, "--set")
+        self._check_given_settings()
 
     def _is_from_the_source(self, name: str) -> bool:
         """Tell whether the deciding line came with the backup: what /etc says of this host's cluster is its own."""
@@ -365,7 +366,7 @@ class SettingsPlanner:
         if self.restore_command is not None:
             yield Wanted("restore_command", self.restore_command, "--wal")
         if self.request.primary_conninfo:
-            yield Wanted("primary_conninfo", self.request.primary_conninfo, "--primary-conninfo")
+            yield self._primary_conninfo(self.request.primary_conninfo)
         if self.request.slot:
             made = "--slot, made on the primary" if self.request.create_slot else "--slot"
             yield Wanted("primary_slot_name", self.request.slot, made)
@@ -373,16 +374,54 @@ class SettingsPlanner:
         if self.configuration.value("hot_standby") and not is_true(self.configuration.value("hot_standby")):
             yield Wanted("hot_standby", "on", "a standby has to answer queries")
 
+    def _primary_conninfo(self, given: str) -> Wanted:
+        """Return the setting; a standby that synchronises slots (17 and later) needs a database in it."""
+        if not is_true(self.configuration.value("sync_replication_slots")):
+            return Wanted("primary_conninfo", given, "--primary-conninfo")
+        # Loaded only here: a restore that speaks to no primary does without libpq.
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+        for name, is_there in (
+            ("--slot", bool(self.request.slot)),
+            ("hot_standby_feedback = on", is_true(self.configuration.value("hot_standby_feedback"))),
+        ):
+            if not is_there:
+                self.warnings.append(
+                    f"sync_replication_slots is on, but slots are synchronised only with {name}: add it"
+                    + ("" if name.startswith("--") else ", --set hot_standby_feedback=on")
+                )
+        words = conninfo_to_dict(given)
+        if words.get("dbname") or "service" in words:
+            return Wanted("primary_conninfo", given, "--primary-conninfo")
+        complete = make_conninfo("", **{**words, "dbname": "postgres"})
+        return Wanted("primary_conninfo", complete, "--primary-conninfo; sync_replication_slots needs a dbname")
+
     def _raised_for_hot_standby(self, why: str) -> Iterator[Wanted]:
+        for name, value in hot_standby_shortfalls(self._hot_standby_values(), self._hot_standby_needs()).items():
+            yield Wanted(name, value, why)
+
+    def _hot_standby_needs(self) -> dict[str, str]:
+        """Return what hot standby needs at least: by the primary, by the WAL, and by what the source ran with."""
         needs = {name: int(value) for name, value in self.primary_settings.items() if value.isdigit()}
         in_wal = self.recovery.hot_standby_needs if self.recovery else {}
         for name in _HOT_STANDBY_DEFAULTS:
             # With options on its command line the source ran with other values than its files say.
             ran_with = 0 if self.control is None else int(getattr(self.control, name))
             needs[name] = max(needs.get(name, 0), in_wal.get(name, 0), ran_with)
-        shortfalls = hot_standby_shortfalls(self._hot_standby_values(), {n: str(v) for n, v in needs.items()})
-        for name, value in shortfalls.items():
-            yield Wanted(name, value, why)
+        return {name: str(value) for name, value in needs.items()}
+
+    def _check_given_settings(self) -> None:
+        """Raise UsageError for a --set with which the server would stop on its way (manual, 26.4.3)."""
+        if self.request.role is Role.REPLICA or not is_true(self.configuration.value("hot_standby") or "on"):
+            return
+        given = {name.lower(): value for name, value in self.request.settings}
+        for name, value in hot_standby_shortfalls(self._hot_standby_values(), self._hot_standby_needs()).items():
+            if name in given:
+                raise UsageError(
+                    f"--set {name}={given[name]}: hot standby needs at least {value}, as the source had when it wrote "
+                    "the WAL; the server would stop in the middle of the recovery",
+                    hint=f"leave it out, set it after the promotion, or give at least {value}",
+                )
 
     def _hot_standby_values(self) -> dict[str, str]:
         """Return what the copy would have: as set, else what the source ran with, else PostgreSQL's default."""

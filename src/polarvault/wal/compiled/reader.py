@@ -70,6 +70,11 @@ class CompiledReader:
         return Lsn(self._state[Slot.NEXT_LSN])
 
     @property
+    def last_lsn(self) -> Lsn | None:
+        """Where the last whole valid record begins; None while there is none."""
+        return Lsn(self._state[Slot.LAST_LSN]) if self._state[Slot.RECORDS] else None
+
+    @property
     def end(self) -> WalEnd | None:
         """Why valid WAL ended; None while it has not."""
         ending, lsn, found, expected = self._state[Slot.ENDING : Slot.EXPECTED + 1]
