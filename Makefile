@@ -8,7 +8,7 @@
 # Each does its own set-up: a virtual environment in .venv with what the target needs.
 # ARGS is handed on: make test ARGS='-k tar', make bench BENCH=basebackup ARGS='--runs 3 --only plain-disk'.
 
-.PHONY: help test test-fast fuzz demo check bench docs clean
+.PHONY: help test test-fast fuzz demo check bench docs clean unusable
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -16,28 +16,33 @@ VENV := .venv
 WORKERS := $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) + 1 )))
 BENCH := basebackup receivewal wal_reading verifybackup
 BIN := $(VENV)/bin
-# The first Python on the PATH that is new enough; name another one with make PYTHON=...
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+# Another one than tools/choose_python.sh finds: make PYTHON=/path/to/python3
+PYTHON ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
-$(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "Polarvault needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-		echo "Python's venv module is missing; install it: apt-get install python3-venv" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV)
+# An environment whose Python the servers' user cannot run any more (a home directory was closed, a Python was removed)
+# is made anew. A umask of 077 would shut that user out of it as well.
+ifneq ($(wildcard $(BIN)/python),)
+UNUSABLE := $(shell tools/choose_python.sh --usable $(BIN)/python || echo unusable)
+endif
+
+$(BIN)/python: $(UNUSABLE)
+	@python="$$(tools/choose_python.sh $(PYTHON))" && umask 022 && "$$python" -m venv --clear $(VENV)
+
+unusable:
+	@echo "making $(VENV) anew: its Python does not run, or not as the user that servers run as" >&2
 
 # One stamp for each set of extras, so that a target installs no more than it needs, and only once.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "installing polarvault[$*] into $(VENV)" >&2
-	@$(BIN)/python -m pip install -q --progress-bar off -e '.[$*]'
+	@umask 022 && $(BIN)/python -m pip install -q --progress-bar off -e '.[$*]'
 	@# pip compiles what it installs, but not an editable install: each start would compile all modules again where
 	@# PYTHONDONTWRITEBYTECODE is set.
-	@$(BIN)/python -m compileall -q src
+	@umask 022 && $(BIN)/python -m compileall -q src
 	@touch $@
 
 test: $(VENV)/.installed-test
