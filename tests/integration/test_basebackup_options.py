@@ -27,9 +27,9 @@ from support.servers import ServerPool, missing_reason
 pytestmark = pytest.mark.postgres
 
 
-@pytest.fixture(params=[15, 18], ids=["pg15", "pg18"])
+@pytest.fixture(params=[15, 18, 19], ids=["pg15", "pg18", "pg19"])
 def server(request: pytest.FixtureRequest, servers: ServerPool) -> Cluster:
-    """The two versions that every machine should have."""
+    """The two versions that every machine should have, and the newest."""
     if request.param not in servers.installations:
         pytest.skip(missing_reason(request.param))
     return servers.get(request.param)
@@ -165,7 +165,7 @@ def test_the_manifest_is_made_as_asked_for(server: Cluster, workspace: Path) -> 
     assert not list((workspace / "without").glob("backup_manifest*"))
 
 
-@pytest.mark.parametrize("major", [17, 18])
+@pytest.mark.parametrize("major", [17, 18, 19])
 def test_an_incremental_backup_is_combined_and_starts(
     make_cluster: Callable[..., Cluster], workspace: Path, start_restored: Callable[..., Cluster], major: int
 ) -> None:

@@ -33,7 +33,7 @@ class Archived:
         return self.story.source, self.story.backup, "--wal", self.archive
 
 
-@pytest.fixture(scope="module", params=[13, 15, 16, 17, 18])
+@pytest.fixture(scope="module", params=[13, 15, 16, 17, 18, 19])
 def archived(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[Archived]:
     """One story for each version; tests only read it."""
     major = request.param

@@ -47,7 +47,7 @@ def made(servers: ServerPool, major: int) -> Cluster:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
+@pytest.fixture(scope="module", params=[15, 18, 19], ids=["pg15", "pg18", "pg19"])
 def server(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[Cluster]:
     """A server with segments of 1 MB that keeps them all."""
     with made(servers, request.param) as cluster:

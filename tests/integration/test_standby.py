@@ -18,7 +18,7 @@ from support.waiting import wait_until
 pytestmark = pytest.mark.postgres
 
 MakeCluster = Callable[..., Cluster]
-MAJORS = (13, 15, 18)
+MAJORS = (13, 15, 18, 19)
 SMALL_SEGMENTS: dict[str, Any] = {"wal_segment_mb": 1, "settings": {"max_wal_size": "2MB", "min_wal_size": "2MB"}}
 
 

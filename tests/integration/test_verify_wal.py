@@ -178,7 +178,7 @@ def make_source(servers: ServerPool) -> Iterator[Callable[[int], Source]]:
         source.cluster.remove()
 
 
-@pytest.fixture(params=[15, 18], ids=["pg15", "pg18"])
+@pytest.fixture(params=[15, 18, 19], ids=["pg15", "pg18", "pg19"])
 def source(request: pytest.FixtureRequest, make_source: Callable[[int], Source]) -> Source:
     """The source of each version in turn."""
     return make_source(request.param)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.postgres
 
 MB = 1 << 20
 SMALL = {"wal_keep_size": "512MB"}
-MAJORS = [13, 15, 17, 18]
+MAJORS = [13, 15, 17, 18, 19]
 
 
 @pytest.fixture(autouse=True)

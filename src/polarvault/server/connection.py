@@ -228,8 +228,12 @@ def _gss_encrypted(pgconn: pq.abc.PGconn) -> bool:
     """Ask the loaded libpq whether GSS encryption is in use, which psycopg does not expose."""
     if pgconn.host.startswith(b"/") or not pgconn.host:
         return False
-    with open("/proc/self/maps") as maps:
-        libraries = {line.split()[-1] for line in maps if "/libpq" in line}
+    try:
+        with open("/proc/self/maps") as maps:
+            libraries = {line.split()[-1] for line in maps if "/libpq" in line}
+    except OSError:
+        # A chroot or container without /proc: what may be encrypted is left to libpq, which is right in either case.
+        return any(option.keyword == b"gssencmode" and option.val != b"disable" for option in pgconn.info)
     for library in libraries:
         in_use = ctypes.CDLL(library).PQgssEncInUse
         in_use.argtypes = [ctypes.c_void_p]
