@@ -113,3 +113,31 @@ def test_a_receiver_has_the_real_name_and_reports_a_flush_position_only_when_it_
             wait_until(lambda told=told: any_pg.query(told), "it has reported what it wrote", timeout_s=60)
             seen.append(any_pg.query(SENDER))
     assert seen == [[("pg_receivewal", not options)]] * len(seen)
+
+
+def test_server_notices_look_as_they_do_in_the_real_program_and_are_said_once(any_pg: Cluster, workspace: Path) -> None:
+    special = any_pg.data / "a_link_that_is_skipped"
+    special.symlink_to("/nowhere")
+    try:
+        said = run_polarvault("basebackup", "-d", any_pg.conninfo(), "-D", workspace / "x", "-c", "fast", "-N").stderr
+        lines = [line for line in said.splitlines() if "a_link_that_is_skipped" in line]
+        if any_pg.installation.has("pg_basebackup"):
+            words = ("-d", any_pg.conninfo(), "-D", str(workspace / "y"), "-c", "fast", "-N")
+            theirs = run_program(any_pg.installation, "pg_basebackup", *words).stderr.splitlines()
+            assert set(lines) == {line for line in theirs if "a_link_that_is_skipped" in line}
+    finally:
+        special.unlink()
+    assert lines == ['WARNING:  skipping special file "./a_link_that_is_skipped"']
+
+
+def test_a_receiver_warns_of_commits_that_would_wait_for_it_for_ever(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    settings = {"synchronous_commit": "remote_apply", "synchronous_standby_names": "wal1"}
+    cluster = make_cluster(18, fill=False)
+    cluster.configure(settings)
+    cluster.restart()
+    conninfo = f"{cluster.conninfo()} application_name=wal1"
+    with receiver(workspace / "wal", conninfo, "--synchronous") as running:
+        running.wait_for("never applies WAL")
+        running.stop()

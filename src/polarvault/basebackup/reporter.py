@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from polarvault.errors import ServerError
+
 
 @dataclass(frozen=True, slots=True)
 class BackupProgress:
@@ -28,6 +30,9 @@ class BackupReporter(Protocol):
 
     def warning(self, text: str) -> None:
         """Something that is wrong but does not end the backup."""
+
+    def notice(self, notice: ServerError) -> None:
+        """What the server says, in the form that libpq gives it; the same words once."""
 
     def progress(self, progress: BackupProgress, *, final: bool = False) -> None:
         """The current state; called often, shown at most a few times a second."""

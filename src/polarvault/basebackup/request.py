@@ -9,6 +9,7 @@ from polarvault.errors import UsageError
 from polarvault.model.compression import Compression
 
 STDOUT = "-"
+_NO_STREAM_TO_STDOUT = "cannot stream write-ahead logs in tar mode to stdout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,10 @@ def check_request(request: BackupRequest) -> None:
     """Refuse combinations that make no sense; raise UsageError."""
     for wrong, message in _contradictions(request):
         if wrong:
-            raise UsageError(message, hint='try "polarvault basebackup --help" for more information')
+            hint = 'try "polarvault basebackup --help" for more information'
+            if message == _NO_STREAM_TO_STDOUT:
+                hint = "add -X fetch, with which the WAL comes inside of the tar, or -X none"
+            raise UsageError(message, hint=hint)
     for old, new in request.tablespace_mapping.items():
         for which, path in (("old", old), ("new", new)):
             if not os.path.isabs(path):
@@ -86,7 +90,7 @@ def _contradictions(request: BackupRequest) -> list[tuple[bool, str]]:
         (plain and client_compression, "only tar mode backups can be compressed"),
         (plain and request.to_stdout, "cannot write plain format to stdout; use -Ft"),
         (target and wal == "stream", "WAL cannot be streamed when a backup target is specified"),
-        (not plain and request.to_stdout and wal == "stream", "cannot stream write-ahead logs in tar mode to stdout"),
+        (not plain and request.to_stdout and wal == "stream", _NO_STREAM_TO_STDOUT),
         (request.slot is not None and wal != "stream", "replication slots can only be used with WAL streaming"),
         (request.no_slot and request.slot is not None, "--no-slot cannot be used with slot name"),
         (request.create_slot and request.slot is None, "--create-slot needs a slot to be specified using --slot"),

@@ -236,8 +236,7 @@ def _begin(context: BackupContext, backup: BaseBackup, connection: Connection, c
 
 def _pass_on(context: BackupContext, notice: ServerError) -> None:
     context.absences.take_notice(notice)
-    reporter = context.reporter
-    reporter.warning(notice.message) if notice.severity == "WARNING" else reporter.note(notice.message)
+    context.reporter.notice(notice)
 
 
 def _file_parts(path: str) -> Iterator[bytes]:

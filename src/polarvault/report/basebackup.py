@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from polarvault.basebackup.reporter import BackupProgress
 from polarvault.basebackup.take import BackupOutcome
+from polarvault.errors import ServerError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _BETWEEN_LINES_S = 1.0
 _NAME_WIDTH = 35
+# A server that says more different things than these has said enough.
+_MOST_NOTICES = 1000
 
 
 class TextReporter:
@@ -22,6 +25,7 @@ class TextReporter:
     def __init__(self, *, verbose: bool, progress: bool) -> None:
         self._verbose = verbose
         self._show_progress = progress
+        self._notices: set[tuple[str, str | None, str | None]] = set()
         self._last_line = float("-inf")
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -42,6 +46,20 @@ class TextReporter:
     def note(self, text: str) -> None:
         """Tell something that the user should know."""
         self._say(f"polarvault: {text}")
+
+    def notice(self, notice: ServerError) -> None:
+        """Tell what the server says, as pg_basebackup does: people look for WARNING in logs.
+
+        Once, although the server walks the data directory twice when it is asked for the size.
+        """
+        said = (f"{notice.severity}:  {notice.message}", notice.detail, notice.hint)
+        if said in self._notices or len(self._notices) >= _MOST_NOTICES:
+            return
+        self._notices.add(said)
+        self._say(said[0])
+        for kind, text in (("DETAIL", notice.detail), ("HINT", notice.hint)):
+            if text:
+                self._say(f"{kind}:  {text}")
 
     def warning(self, text: str) -> None:
         """Tell what is wrong."""

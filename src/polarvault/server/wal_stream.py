@@ -256,7 +256,7 @@ class WalStream:
             raise WalIncomplete(
                 f"the server ended the WAL stream at {self.received}: {error.message}",
                 detail=error.detail,
-                hint=error.hint or "look into the server's log; needed WAL must not be removed (use a slot)",
+                hint=error.hint or self._what_removes_wal(),
             ) from None
         if isinstance(found, TimelineEnds):
             raise self._ended_early()
@@ -265,7 +265,15 @@ class WalStream:
     def _ended_early(self) -> WalIncomplete:
         return WalIncomplete(
             f"the server ended the WAL stream at {self.received}, before the end of the backup",
-            hint="the server was shut down or promoted; take the backup again",
+            hint=f"the server was shut down or promoted, or {self._what_removes_wal()}; then take the backup again",
+        )
+
+    def _what_removes_wal(self) -> str:
+        if self._slot.name is None:
+            return "it removed WAL that was still needed: use a slot (without --no-slot), or raise wal_keep_size"
+        return (
+            "it cut off a slot that fell behind max_slot_wal_keep_size: raise that setting, or use --no-slot with "
+            "enough wal_keep_size; the server's log says which it was"
         )
 
     def _never_came(self, stop_lsn: Lsn) -> WalIncomplete:

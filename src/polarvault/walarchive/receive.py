@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 
 from polarvault.errors import (
@@ -27,7 +28,7 @@ from polarvault.errors import (
 from polarvault.model import limits, versions
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connection, Connector
-from polarvault.server.identity import ServerIdentity, read_identity
+from polarvault.server.identity import ServerIdentity, read_identity, show
 from polarvault.server.wal_connection import WalConnection, fetch_history, open_wal_connection
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.history import TimelineHistory, history_file_name
@@ -147,9 +148,24 @@ class _Receiver:
                 raise
         if identity.is_newer and not self.state.connections:
             self.reporter.warning(f"{versions.is_not_known(identity.product)}; WAL is kept as it comes")
+        if self.request.reports_flush:
+            self._warn_of_remote_apply(connection)
         self.state.connections += 1
         self.state.server = f"{identity.product} at {_address(connection)}"
         return connection, identity
+
+    def _warn_of_remote_apply(self, connection: Connection) -> None:
+        """Warn of commits that would wait for ever: a receiver flushes WAL, and applies none."""
+        if show(connection, "synchronous_commit") != "remote_apply":
+            return
+        names = show(connection, "synchronous_standby_names") or ""
+        name = connection.parameter("application_name") or ""
+        if "*" in names or name.lower() in re.split(r'[\s,()"]+', names.lower()):
+            self.warn(
+                f'synchronous_commit is remote_apply, and synchronous_standby_names has "{name}": commits wait for a '
+                "receiver, which never applies WAL; set synchronous_commit = on, or name a standby instead",
+                "remote_apply",
+            )
 
     def _session(self, connection: Connection, identity: ServerIdentity) -> None:
         """Stream over one connection until it is all over."""
