@@ -36,6 +36,10 @@ from support.small_recording import (
     with_tablespace_map,
 )
 
+# The way that TLS and GSS connections go, without either.
+_THROUGH_LIBPQ = (
+    "from polarvault.server.connection import Connection\nConnection.is_encrypted = property(lambda connection: True)\n"
+)
 _SUFFIXES = {"gzip": ".gz", "zstd": ".zst", "lz4": ".lz4"}
 
 
@@ -97,8 +101,10 @@ def _backup_case(worker: Worker, sandbox: Sandbox, rng: random.Random) -> Case:
     )
     with HostileServer(recording, version=version) as server:
         server.answers[_pattern(verb, server, rng)] = _mutated(server, verb, version, rng)
-        outcome = worker.run(["basebackup", "-d", server.conninfo, "-c", "fast", *options], sandbox.work)
-    return outcome, ["t", "space"], f"{version} {form}, {verb} changed, options {options}"
+        way = rng.choice(("", "", "", _THROUGH_LIBPQ))
+        words = ["basebackup", "-d", server.conninfo, "-c", "fast", *options]
+        outcome = worker.run(words, sandbox.work, prelude=way)
+    return outcome, ["t", "space"], f"{version} {form}, {verb} changed, libpq: {bool(way)}, options {options}"
 
 
 def _wal_case(worker: Worker, sandbox: Sandbox, rng: random.Random) -> Case:
@@ -119,8 +125,9 @@ def _wal_case(worker: Worker, sandbox: Sandbox, rng: random.Random) -> Case:
     verb = rng.choice(("START_REPLICATION",) * 5 + ("TIMELINE_HISTORY",) * 2 + ("IDENTIFY", "SHOW", "READ_REPLICATION"))
     with HostileServer(recording) as server:
         server.answers[_pattern(verb, server, rng)] = _mutated(server, verb, "18.0", rng)
-        outcome = worker.run(["receivewal", "-d", server.conninfo, "-D", "w", *options], sandbox.work)
-    return outcome, ["w"], f"{verb} changed, options {options}"
+        way = rng.choice(("", "", "", _THROUGH_LIBPQ))
+        outcome = worker.run(["receivewal", "-d", server.conninfo, "-D", "w", *options], sandbox.work, prelude=way)
+    return outcome, ["w"], f"{verb} changed, libpq: {bool(way)}, options {options}"
 
 
 def _directory_case(worker: Worker, sandbox: Sandbox, rng: random.Random) -> Case:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # `wal fetch` starts once for every WAL segment, and its star
     from types import TracebackType
     from typing import Self
 
+_NAME_MAX = 255
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -65,6 +66,8 @@ class Below:
         self._root = os.open(self.root, _DIRECTORY)
         # By name, the least recently used first.
         self._open: dict[str, int] = {}
+        # The one used last: a stream fills directory after directory.
+        self._recent: tuple[str, int] = ("", self._root)
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +81,7 @@ class Below:
         """Close every descriptor that this object owns; safe to call twice. Those it has handed out stay open."""
         with self._lock:
             descriptors = [*self._open.values(), self._root]
-            self._open, self._root = {}, -1
+            self._open, self._root, self._recent = {}, -1, ("/", -1)
             for descriptor in descriptors:
                 if descriptor >= 0:
                     os.close(descriptor)
@@ -248,7 +251,7 @@ class Below:
     def make_parents(self, name: str, mode: int) -> None:
         """Make the directories that a name lies in, where they are missing."""
         parent = name.rpartition("/")[0]
-        if parent and parent not in self._open:
+        if parent != self._recent[0] and parent:
             self.make_directories(parent, mode)
 
     def change_mode(self, name: str, mode: int) -> None:
@@ -324,8 +327,9 @@ class Below:
         """Return the directory that a name lies in, and its last component."""
         directory, _, last = name.rpartition("/")
         # A directory that is open was checked; what remains is the last component, nearly always an ordinary one.
-        if directory in self._open and last.isascii() and last.isprintable() and last not in ("", ".", ".."):
-            return self._directory(directory), last
+        is_plain = last.isascii() and last.isprintable() and len(last) <= _NAME_MAX and last not in ("", ".", "..")
+        if directory == self._recent[0] and is_plain:
+            return self._recent[1], last
         if (why := name_problem(name)) is not None:
             raise NameRefused(self.path(name), f"the name is refused: {why}", errno.EINVAL)
         return self._directory(directory), last
@@ -335,6 +339,7 @@ class Below:
         if not name:
             if self._root < 0:
                 raise ValueError("the directory has been closed")
+            self._recent = "", self._root
             return self._root
         found = self._open.pop(name, None)
         if found is None:
@@ -350,6 +355,7 @@ class Below:
             while len(self._open) >= limits.OPEN_DIRECTORIES:
                 os.close(self._open.pop(next(iter(self._open))))
         self._open[name] = found
+        self._recent = name, found
         return found
 
     def _explained(self, problem: OSError, name: str, parent: int, last: str) -> OSError:
