@@ -50,3 +50,19 @@ def test_tablespace_map_escapes_are_undone() -> None:
 def test_a_damaged_tablespace_map_is_refused() -> None:
     with pytest.raises(BackupUnusable, match="tablespace_map"):
         parse_tablespace_map(b"not an oid\n")
+
+
+@pytest.mark.parametrize("text", ["²", "٣", "-1", "0", "4294967296", "9" * 5000, "1_0", ""])
+def test_a_timeline_that_is_none_is_damage(text: str) -> None:
+    label = (
+        "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nCHECKPOINT LOCATION: 0/2000060\n"
+        f"START TIMELINE: {text}\n"
+    )
+    with pytest.raises(BackupUnusable, match="damaged"):
+        parse_backup_label(label.encode())
+
+
+@pytest.mark.parametrize("oid", ["²", "9" * 5000, "-1", "x"])
+def test_a_tablespace_map_without_numbers_is_damage(oid: str) -> None:
+    with pytest.raises(BackupUnusable, match="tablespace_map is damaged"):
+        parse_tablespace_map(f"{oid} /somewhere\n".encode())

@@ -162,7 +162,7 @@ def _spans(source: BackupSource, found: _Findings) -> Iterator[ManifestSpan]:
 def parse_major_version(content: bytes | None) -> int | None:
     """Return what PG_VERSION says; None when it says nothing."""
     text = (content or b"").decode("ascii", "replace").strip()
-    return int(text) if text.isdigit() and len(text) < 5 else None
+    return int(text) if text.isdecimal() and len(text) < 5 else None
 
 
 def _manifest_paths(source: BackupSource, names: tuple[str, ...] = _MANIFEST_NAMES) -> list[str]:
@@ -230,7 +230,7 @@ def _scan_tar_part(found: _Findings, part: Part, manifest: ManifestSizes | None,
             found.files[area, name] = content
         if member.kind is MemberKind.DIRECTORY and name == "base":
             found.modes.append(member.mode)
-        if member.kind is MemberKind.SYMLINK and name.startswith("pg_tblspc/") and name[10:].isdigit():
+        if member.kind is MemberKind.SYMLINK and name.startswith("pg_tblspc/") and name[10:].isdecimal():
             found.links[int(name[10:])] = member.link
         if outstanding is not None:
             outstanding.discard(name)

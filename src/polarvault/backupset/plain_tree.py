@@ -164,7 +164,7 @@ class PlainTree:
     def _link(self, name: str, behind: str, status: os.stat_result) -> TreeEntry | None:
         path = os.path.join(self.root, name)
         real_root, target = os.path.realpath(self.root), os.path.realpath(path)
-        if name.startswith("pg_tblspc/") and not self._tablespace and name[10:].isdigit():
+        if name.startswith("pg_tblspc/") and not self._tablespace and name[10:].isdecimal():
             return TreeEntry(name, MemberKind.SYMLINK, status, target=target, leads_nowhere=not os.path.isdir(target))
         if name == "pg_wal" and not self._tablespace:
             return self._wal_link(path, target, status)

@@ -34,5 +34,5 @@ def _wanted(local: str, shared: str | None) -> Iterator[str]:
     yield from (os.path.join(local, name) for name in ("global", "base"))
     databases = os.path.join(shared, "base")
     for name in sorted(os.listdir(databases)) if os.path.isdir(databases) else ():
-        if name.isdigit():
+        if name.isdecimal():
             yield os.path.join(local, "base", name)

@@ -145,7 +145,7 @@ def _database_names(connector: Connector, oids: set[str]) -> dict[str, str]:
 
 def _exists(connector: Connector, space: Tablespace) -> bool | None:
     """Tell whether a tablespace is still there: one that was dropped meanwhile is rightly empty. None: not told."""
-    if space.oid is None or not space.oid.isdigit():
+    if space.oid is None or not space.oid.isdecimal():
         return None
     try:
         connection = connector.without_prompt().sql()

@@ -199,6 +199,6 @@ def parse_size_setting(text: str) -> int | None:
     """Parse a size as SHOW prints it: 16MB, 0, -1; None when it is none. Returns bytes."""
     units = {"kB": 10, "MB": 20, "GB": 30, "TB": 40, "B": 0}
     for unit, shift in units.items():
-        if text.endswith(unit) and text.removesuffix(unit).lstrip("-").isdigit():
+        if text.endswith(unit) and text.removesuffix(unit).lstrip("-").isdecimal():
             return int(text.removesuffix(unit)) << shift
-    return int(text) if text.lstrip("-").isdigit() else None
+    return int(text) if text.lstrip("-").isdecimal() else None

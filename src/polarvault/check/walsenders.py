@@ -201,4 +201,4 @@ def _summaries(facts: WalFacts) -> list[Finding]:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.lstrip("-").isdigit() else None
+    return int(text) if text and text.lstrip("-").isdecimal() else None

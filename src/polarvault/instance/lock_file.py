@@ -7,12 +7,16 @@ first socket directory, 6 the first listen address, 7 shared memory, 8 status. N
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from enum import Enum
 
 from polarvault.errors import StartFailed
+from polarvault.storage.files import open_regular
 
 LOCK_FILE_NAME = "postmaster.pid"
+# A standalone server writes its number with a minus; Python takes digits of other scripts, and PostgreSQL does not.
+_NUMBER = re.compile(r"-?[0-9]{1,9}\Z")
 _PID, _PORT, _SOCKET_DIRECTORY, _ADDRESS, _STATUS = 0, 3, 4, 5, 7
 
 
@@ -43,8 +47,8 @@ class LockFile:
 def read_lock_file(data_directory: str) -> LockFile | None:
     """Return what the lock file says; None when there is none or it cannot be read."""
     try:
-        with open(os.path.join(data_directory, LOCK_FILE_NAME), encoding="utf-8", errors="surrogateescape") as stream:
-            lines = stream.read(4096).splitlines()
+        with open_regular(os.path.join(data_directory, LOCK_FILE_NAME)) as stream:
+            lines = stream.read(4096).decode("utf-8", "surrogateescape").splitlines()
     except OSError:
         return None
 
@@ -53,9 +57,9 @@ def read_lock_file(data_directory: str) -> LockFile | None:
 
     statuses = {status.value: status for status in ServerStatus}
     return LockFile(
-        pid=int(line(_PID)) if line(_PID).lstrip("-").isdigit() else None,
+        pid=int(line(_PID)) if _NUMBER.match(line(_PID)) else None,
         host=_host(data_directory, line(_SOCKET_DIRECTORY), line(_ADDRESS)),
-        port=int(line(_PORT)) if line(_PORT).isdigit() else None,
+        port=int(line(_PORT)) if _NUMBER.match(line(_PORT)) else None,
         status=statuses.get(line(_STATUS)),
     )
 

@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass
 
 from polarvault.errors import BackupUnusable
+from polarvault.model import limits
 from polarvault.model.lsn import Lsn
+from polarvault.model.names import shown_name
 
 _START = re.compile(r"START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{24})\)$")
+_OID = re.compile(r"[0-9]{1,10}\Z")
 _FIELD = re.compile(r"([A-Z][A-Z ]+): (.*)$")
 
 
@@ -51,9 +54,11 @@ def parse_backup_label(content: bytes, what: str = "backup_label") -> BackupLabe
             taken_from=fields.get("BACKUP FROM", ""),
             start_time=fields.get("START TIME", ""),
             label=fields.get("LABEL", ""),
-            timeline_id=int(fields["START TIMELINE"]) if "START TIMELINE" in fields else int(start[2][:8], 16),
+            timeline_id=_timeline(fields["START TIMELINE"]) if "START TIMELINE" in fields else int(start[2][:8], 16),
             incremental_from_lsn=Lsn.parse(incremental) if incremental else None,
-            incremental_from_timeline=int(fields["INCREMENTAL FROM TLI"]) if "INCREMENTAL FROM TLI" in fields else None,
+            incremental_from_timeline=_timeline(fields["INCREMENTAL FROM TLI"])
+            if "INCREMENTAL FROM TLI" in fields
+            else None,
         )
     except (ValueError, KeyError) as problem:
         reason = f"the line {problem} is missing" if isinstance(problem, KeyError) else str(problem)
@@ -63,13 +68,19 @@ def parse_backup_label(content: bytes, what: str = "backup_label") -> BackupLabe
         ) from problem
 
 
+def _timeline(text: str) -> int:
+    if re.fullmatch(r"[0-9]{1,10}", text) is None or not 1 <= int(text) <= limits.TIMELINE_ID:
+        raise ValueError(f"{shown_name(text)} is no timeline")
+    return int(text)
+
+
 def parse_tablespace_map(content: bytes) -> dict[int, str]:
     """Parse tablespace_map: one ``oid path`` a line, line ends and backslashes in paths escaped by a backslash."""
     found: dict[int, str] = {}
     text = content.decode("utf-8", "surrogateescape")
     for entry in re.findall(r"((?:\\.|[^\\\n\r])+)", text, re.DOTALL):
         oid, separator, path = entry.partition(" ")
-        if not separator or not oid.isdigit():
-            raise BackupUnusable(f"tablespace_map is damaged: {entry!r} is not an oid and a path")
+        if not separator or _OID.match(oid) is None:
+            raise BackupUnusable(f"tablespace_map is damaged: {shown_name(entry)} is not an oid and a path")
         found[int(oid)] = re.sub(r"\\(.)", r"\1", path, flags=re.DOTALL)
     return found

@@ -10,7 +10,7 @@ from polarvault.backupset.tarstream import read_tar
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberBegins, MemberData
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.scan import WalScanner
 
 _READ_BYTES = 1 << 20
@@ -40,7 +40,7 @@ def _plain(source: BackupSource, name: str) -> Iterator[memoryview] | None:
 
 def _file(path: str) -> Iterator[memoryview]:
     try:
-        with open(path, "rb", buffering=0) as stream:
+        with open_regular(path) as stream:
             while piece := stream.read(_READ_BYTES):
                 yield memoryview(piece)
     except OSError as problem:

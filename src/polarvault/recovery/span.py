@@ -14,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 
 from polarvault.backupset.model import BackupSource, Inventory
 from polarvault.errors import BackupUnusable
+from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment, is_segment_size
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.chain import BackupSpan
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 
 _STOP_LINE = re.compile(r"STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+)")
 _STOP_TIMELINE = re.compile(r"STOP TIMELINE: (\d+)")
@@ -98,8 +99,8 @@ def _backup_history(
     own = [os.path.join(part.path, "pg_wal") for part in source.parts if not part.is_tar]
     for directory in (*wal_directories, *own):
         try:
-            with open(os.path.join(directory, name), encoding="utf-8", errors="replace") as stream:
-                return parse_backup_history(stream.read())
+            with open_regular(os.path.join(directory, name)) as stream:
+                return parse_backup_history(stream.read(limits.SMALL_FILE_BYTES).decode("utf-8", "replace"))
         except FileNotFoundError:
             continue
         except OSError as problem:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarvault.errors import PolarvaultError, UsageError
+from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.storage.below import Below
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 
 SCHEMA_VERSION = 1
 LOCK_NAME = ".polarvault-receivewal.lock"
@@ -193,8 +194,8 @@ def read_status(directory: str) -> dict[str, Any]:
     """Return what the last receiver wrote, with `running` added; raise StorageFailed or UsageError if there is none."""
     path = os.path.join(directory, STATUS_NAME)
     try:
-        with open(path, "rb") as source:
-            found = json.loads(source.read())
+        with open_regular(path) as source:
+            found = json.loads(source.read(limits.SMALL_FILE_BYTES))
         if not isinstance(found, dict) or "state" not in found:
             raise ValueError("no status")
     except FileNotFoundError:
@@ -204,7 +205,7 @@ def read_status(directory: str) -> dict[str, Any]:
         ) from None
     except OSError as problem:
         raise storage_failed(problem, "read", path) from problem
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError(f'"{path}" is damaged', hint="restart receivewal: it writes the file anew") from None
     running = is_locked(directory)
     if not running:

@@ -179,7 +179,7 @@ def major_version(inventory: Inventory, source: BackupSource) -> int:
     """Return the backup's major version; raise BackupUnusable when it is unknown or not supported."""
     content = inventory.file("PG_VERSION")
     text = (content or b"").decode("ascii", "replace").strip()
-    if not text.isdigit():
+    if not text.isdecimal():
         raise BackupUnusable(
             f'"{source.path}" holds no PG_VERSION' if content is None else f"PG_VERSION says {text!r}",
             hint="the backup is incomplete, or is not a base backup of PostgreSQL 13 or later",
@@ -293,7 +293,7 @@ def _port_warnings(plan: RestorePlan, configuration: Configuration, host: Host) 
     port = configuration.value("port") or "5432"
     addresses = configuration.value("listen_addresses")
     is_local = addresses is None or any(word in addresses for word in ("*", "localhost", "127.0.0.1", "0.0.0.0"))
-    if not (port.isdigit() and is_local and host.port_is_taken(int(port))):
+    if not (port.isdecimal() and is_local and host.port_is_taken(int(port))):
         return []
     if plan.request.start:
         raise UsageError(

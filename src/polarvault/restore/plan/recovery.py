@@ -225,4 +225,4 @@ def _system_identifier(plan: RestorePlan) -> int | None:
     if plan.inventory.control is not None:
         return plan.inventory.control.system_identifier
     claimed = str(plan.source.description.get("system_identifier", ""))
-    return int(claimed) if claimed.isdigit() else None
+    return int(claimed) if claimed.isdecimal() else None

@@ -402,7 +402,7 @@ class SettingsPlanner:
 
     def _hot_standby_needs(self) -> dict[str, str]:
         """Return what hot standby needs at least: by the primary, by the WAL, and by what the source ran with."""
-        needs = {name: int(value) for name, value in self.primary_settings.items() if value.isdigit()}
+        needs = {name: int(value) for name, value in self.primary_settings.items() if value.isdecimal()}
         in_wal = self.recovery.hot_standby_needs if self.recovery else {}
         for name in _HOT_STANDBY_DEFAULTS:
             # With options on its command line the source ran with other values than its files say.

@@ -222,7 +222,7 @@ def hot_standby_shortfalls(configured: Mapping[str, str], primary: Mapping[str, 
 
 
 def _number(text: str) -> int:
-    return int(text) if text.strip().isdigit() else 0
+    return int(text) if text.strip().isdecimal() else 0
 
 
 def _refused(message: str, hint: str, outcome: str = "nothing was written") -> ServerRefused:

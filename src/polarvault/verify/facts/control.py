@@ -121,7 +121,7 @@ def judge_version(facts: BackupFacts, control: ControlFile | None) -> list[Findi
     if facts.version is None:
         return [unusable("version", "PG_VERSION", "it is not there", meaning)]
     text = facts.version.decode("ascii", "replace").strip()
-    if not text.isdigit():
+    if not text.isdecimal():
         return [unusable("version", "PG_VERSION", f"{text[:20]!r} is no version of PostgreSQL", meaning)]
     if versions.is_newer(int(text)):
         message = f"the backup is of PostgreSQL {text}, which is newer than {versions.KNOWN_VERSIONS}"

@@ -139,7 +139,7 @@ def list_plain(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
     spaces = os.path.join(half.directory, "pg_tblspc")
     for name in os.listdir(spaces) if os.path.isdir(spaces) else ():
         path = os.path.join(spaces, name)
-        if name.isdigit() and os.path.islink(path):
+        if name.isdecimal() and os.path.islink(path):
             found.links[int(name)] = (os.readlink(path), os.path.isdir(path))
     found.wal_in_data = os.path.isdir(os.path.join(half.directory, "pg_wal"))
     return found
