@@ -187,7 +187,9 @@ def test_torn_and_rotten_pages_are_warned_of(sick: Sick) -> None:
 @MAJORS
 def test_a_leftover_backup_label_is_a_problem(sick: Sick) -> None:
     is_problem(sick.checked, "backup-label", "a leftover backup_label of 20")
-    assert (sick.checked.one("backup-label").advice or "").endswith(f"rm {sick.cluster.data}/backup_label")
+    assert (sick.checked.one("backup-label").advice or "").endswith(
+        f"mv {sick.cluster.data}/backup_label {sick.cluster.data}/backup_label.leftover"
+    )
 
 
 @MAJORS

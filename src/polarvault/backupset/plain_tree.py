@@ -194,6 +194,6 @@ def _leads_away(path: str, what: str) -> BackupUnusable:
     target = os.readlink(path)
     return BackupUnusable(
         f'"{path}" is a link to "{target}", and so {what} that the backup does not hold; it is not followed',
-        hint=f'if it belongs to the backup, put a copy in its place: cp -a --remove-destination "$(realpath {path})" '
-        f"{path}; else remove the link",
+        hint=f"if it belongs to the backup, put a copy of {target}, made when no server used it, into the place of the "
+        "link; the link itself can go, what it leads to cannot",
     )

@@ -115,5 +115,7 @@ class CheckpointWatch:
             f"the checkpoint is held up by {kind}{plural} {', '.join(suspects)}; "
             f"the backup did not start within {waited_s:.0f} s",
             hint=f"start the read-only node that uses the slot, or, if it is gone for good, "
-            f"run on the primary: SELECT pg_drop_replication_slot('{name}')",
+            f"run on the primary: SELECT pg_drop_replication_slot('{name}')"
+            if inactive
+            else "see in its log why the read-only node lags, or stop it for the time of the backup's checkpoint",
         )

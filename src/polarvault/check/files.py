@@ -202,7 +202,8 @@ def judge_label(facts: LabelFacts) -> list[Finding]:
                 "directory of the running server",
                 meaning="after its next stop or crash the server recovers from the checkpoint that this old file "
                 "names: it does not start, or starts with damaged data; base backups leave the file out",
-                advice=f"if nobody copies the data directory just now, at the server: rm {shlex.quote(path)}",
+                advice="if nobody copies the data directory just now, at the server: "
+                + shlex.join(["mv", path, f"{path}.leftover"]),
             )
         ]  # fmt: skip
     return [ok("backup-label", "backup_label", "no leftover of an aborted backup")]

@@ -69,7 +69,7 @@ def _tablespace_missing(missing: Sequence[Tablespace]) -> BackupUnusable:
         f"is{more}",
         hint=f"put the tablespace's copy back there, or make the link lead to it: ln -sfn COPY pg_tblspc/{first.oid}; "
         f"to restore it empty: {mapping_option(first.location, 'NEW_DIRECTORY')}; if it was made while the backup was "
-        f"taken, recovery makes it again at {first.location}, for which that directory has to be there, empty",
+        f"taken, recovery makes it again at {first.location}: restore on a host where nobody uses that place",
     )
 
 

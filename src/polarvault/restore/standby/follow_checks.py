@@ -170,7 +170,7 @@ def _check_slot(plan: RestorePlan, primary: Primary) -> list[str]:
         if slot is not None:
             raise _refused(
                 f'slot "{name}" exists on the primary already',
-                f"use it as it is, without --create-slot, or drop it: SELECT pg_drop_replication_slot('{name}')",
+                "choose another name; or, if it was made for this standby, use it as it is, without --create-slot",
             )
         return []
     if slot is None:

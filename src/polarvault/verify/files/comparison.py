@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 
 from polarvault.backupset.model import Area, Part
@@ -15,6 +16,9 @@ from polarvault.verify.layout import Half
 
 _NAMED = 5
 _DAMAGED = "the file is not the one that the server sent: restored, its data is wrong or the server does not start"
+_OF_A_SERVER = (
+    "a server was started in this directory, which is no backup any more: verify the backup that it came from"
+)
 _OTHER_BACKUP = "restore another backup; if this is a copy, compare it with the original and copy the file again"
 
 
@@ -25,13 +29,15 @@ def compare_names(found: Contents, expected: Mapping[str, ManifestFile], ignored
     not be looked at was reported as that, and is not missing.
     """
     half, sizes = found.half, found.sizes
+    # A server that was started in a backup makes files all the time, and needs them.
+    is_server = "postmaster.pid" in sizes
     for path, size in sizes.items():
         entry = expected.get(path)
         if entry is None:
             yield problem(
                 "extra-file", half.name(path), f'"{half.name(path)}" is present on disk but not in the manifest',
                 "it was not part of the backup when it was taken, and would be restored with it",
-                f"look at it and remove it, or leave it out: -i {path}",
+                _OF_A_SERVER if is_server else f"move it to where it belongs, or leave it out: -i {shlex.quote(path)}",
             )  # fmt: skip
         elif entry.size != size:
             yield problem(

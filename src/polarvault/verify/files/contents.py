@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -254,5 +255,5 @@ def _unexpected(name: str) -> Finding:
         subject=name,
         message=f'file "{name}" is not expected in a tar format backup',
         meaning="it does not belong to the backup: somebody has put it there, or the directory holds two backups",
-        advice=f"remove it, or leave it out: -i {name}",
+        advice=f"move it to where it belongs, or leave it out: -i {shlex.quote(name)}",
     )

@@ -196,7 +196,7 @@ def _loop(subject: str) -> Finding:
         subject=subject,
         message=f'"{subject}" is a link to a directory that it lies in',
         meaning="what follows links never comes to an end there; no base backup has such a link",
-        advice="remove it, or leave it out: -i PATH",
+        advice="move it out of the backup if nobody else uses it, or leave it out: -i PATH",
     )
 
 
@@ -219,5 +219,5 @@ def _special(subject: str) -> Finding:
         subject=subject,
         message=f'"{subject}" is not a file or directory',
         meaning="a base backup holds neither sockets nor devices: somebody has put it there",
-        advice="remove it, or leave it out: -i PATH",
+        advice="move it out of the backup if nobody else uses it, or leave it out: -i PATH",
     )
