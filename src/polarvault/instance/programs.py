@@ -101,8 +101,9 @@ def run_program(
         list(arguments),
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
-        errors="replace",
+        # Paths are bytes: those that are no UTF-8 come back as they went out.
+        encoding="utf-8",
+        errors="surrogateescape",
         timeout=timeout_s,
         check=False,
         cwd=cwd,
