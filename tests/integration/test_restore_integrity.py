@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.made_backups import SYSTEM_IDENTIFIER, MadeBackup, files, manifest, table
-from support.program import run_polarvault
+from support.program import program_environment, run_polarvault
 from support.small_files import control_bytes
 
 TABLE = "base/5/16384"
@@ -311,3 +313,37 @@ def test_one_tablespace_may_lie_inside_of_another(workspace: Path) -> None:
     assert sorted(path.name for path in (new / "outer").iterdir()) == ["PG_15_202209061", "inner"]
     for name, data in outside.items():
         assert (workspace / "r" / name).read_bytes() == data
+
+
+# A copy of one large file that stands still once the signal has been sent, until the work is called off.
+INTERRUPTED = """
+import os, signal, time
+from polarvault.cli.entry import main
+from polarvault.restore.write.lay_out import LayOut
+made, begin, pread, calls = [], LayOut.__init__, os.pread, iter(range(10 ** 9))
+def noted(self, *how, **more):
+    begin(self, *how, **more)
+    made.append(self)
+def standing_still(*how):
+    if made and next(calls) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+        deadline = time.monotonic() + 60
+        while not made[0]._stop.is_set():
+            assert time.monotonic() < deadline
+    return pread(*how)
+LayOut.__init__, os.pread = noted, standing_still
+main()
+"""
+
+
+def test_a_stop_takes_effect_in_the_middle_of_a_file(workspace: Path) -> None:
+    made = MadeBackup()
+    made.content[TABLE] = table(1, 5 << 20)
+    backup = made.seal().plain(workspace / "b")
+    finished = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, "restore", backup, "-D", workspace / "r", "-j", "1"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", env=program_environment(), check=False,
+    )  # fmt: skip
+    assert finished.returncode == 128 + signal.SIGINT, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (workspace / "r").exists()

@@ -40,6 +40,7 @@ class PlainOutput:
         if context.identity.shared_storage:
             self._shared_root = context.request.polardata or os.path.join(self._root, SHARED_HALF_NAME)
         self._tablespace_roots: list[str] = []
+        self._known_locations: set[str] = set()
         self._sinks: list[DirectorySink] = []
         self._wal: WalDirectory | None = None
 
@@ -60,9 +61,11 @@ class PlainOutput:
 
     def begin(self, start: BackupStart) -> None:
         """Make the directories of user tablespaces."""
-        for tablespace in start.tablespaces:
+        # Outer before inner: one tablespace may lie inside of another, and the outer directory has to be empty.
+        for tablespace in sorted(start.tablespaces, key=lambda one: self._new_location(one.location or "").count("/")):
             if tablespace.oid is None or tablespace.location is None or tablespace.is_in_place:
                 continue
+            self._known_locations.add(tablespace.location.rstrip("/"))
             location = self._new_location(tablespace.location)
             if not os.path.isabs(location) or ".." in location.split("/") or name_problem(location[1:]) is not None:
                 raise RemoteProtocolError(
@@ -98,7 +101,7 @@ class PlainOutput:
         modes = replace(context.modes, as_sent=not tablespace.shared)
         own_link = "pg_wal" if context.request.waldir is not None and root == self._shared_root else None
         sink = DirectorySink(
-            root, modes=modes, keep=keep, link_target=self._new_location, writeback=context.request.sync,
+            root, modes=modes, keep=keep, link_target=self._link_target, writeback=context.request.sync,
             links=lambda name: name == own_link,
         )  # fmt: skip
         self._sinks.append(sink)
@@ -146,6 +149,15 @@ class PlainOutput:
             f"restore:     polarvault restore {shlex.quote(local)} -D NEW_DIRECTORY --polardata NEW_SHARED_DIRECTORY",
             "do not start the backup itself: its settings still point at the live storage",
         ]
+
+    def _link_target(self, location: str) -> str:
+        """Return where the link to a tablespace has to lead; the server told of each that is in the backup before."""
+        if location.rstrip("/") not in self._known_locations:
+            self._context.reporter.warning(
+                f'the tablespace at "{location}" was made while the backup was taken: it is not in the backup, its '
+                "link leads to the server's own files, and recovery makes it again at that very place"
+            )
+        return self._new_location(location)
 
     def _new_location(self, location: str) -> str:
         return self._context.request.tablespace_mapping.get(location.rstrip("/") or location, location)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
@@ -22,6 +22,7 @@ from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds,
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router
 from polarvault.restore.write.content_checks import ContentChecks
+from polarvault.restore.write.waiting import wait_for
 from polarvault.storage.copying import copy_content, copy_reading, read_through
 from polarvault.storage.files import storage_failed, write_all
 
@@ -61,8 +62,7 @@ class LayOut:
         with self._trees, ThreadPoolExecutor(jobs, thread_name_prefix="restore") as pool:
             try:
                 futures = [pool.submit(task) for task in self._tasks()]
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                self._raise_first(done)
+                self._raise_first(wait_for(futures))
             except BaseException:
                 # Workers look at the event between steps, so that cleanup never races with a writer for long.
                 self._stop.set()

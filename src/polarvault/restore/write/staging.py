@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -26,6 +28,7 @@ from polarvault.instance.programs import run_program
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds, MemberKind, is_safe_name
 from polarvault.restore.model import STAGING_NAME, Link, RestorePlan
 from polarvault.restore.write.content_checks import ContentChecks
+from polarvault.restore.write.waiting import wait_for
 from polarvault.storage.copying import read_through
 from polarvault.storage.files import storage_failed, write_all
 
@@ -150,15 +153,25 @@ def verify_link(plan: RestorePlan, link: Link, account: Account) -> None:
     )  # fmt: skip
     checks = ContentChecks(own)
     jobs = plan.request.jobs or min(8, (os.cpu_count() or 1) + 1)
-    with working_as_account(account), ThreadPoolExecutor(jobs, thread_name_prefix="verify") as pool:
+    stop = threading.Event()
+    with (
+        working_as_account(account),
+        ThreadPoolExecutor(jobs, thread_name_prefix="verify") as pool,
+        ExitStack() as trees,
+    ):
+        futures = []
         for tree, part in _trees(link):
-            with tree:
-                batches = (
-                    pool.submit(_verify_files, tree, part, batch, checks)
-                    for batch in _batches(tree.walk(), _BATCH_FILES)
-                )
-                for batch in list(batches):
-                    batch.result()
+            trees.enter_context(tree)
+            for batch in _batches(tree.walk(), _BATCH_FILES):
+                futures.append(pool.submit(_verify_files, tree, part, batch, checks, stop))
+        try:
+            for done in wait_for(futures):
+                done.result()
+        except BaseException:
+            # Workers look at it between steps.
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _trees(link: Link) -> Iterator[tuple[PlainTree, Part]]:
@@ -182,7 +195,13 @@ def _batches(entries: Iterator[TreeEntry], count: int) -> Iterator[list[TreeEntr
         yield batch
 
 
-def _verify_files(tree: PlainTree, part: Part, batch: Sequence[TreeEntry], checks: ContentChecks) -> None:
+def _verify_files(
+    tree: PlainTree, part: Part, batch: Sequence[TreeEntry], checks: ContentChecks, stop: threading.Event
+) -> None:
+    def advance(size: int) -> None:
+        if stop.is_set():
+            raise InterruptedError
+
     for entry in batch:
         key = key_of(part.area, entry.name, part.tablespace_oid)
         digest = checks.digest(key)
@@ -190,7 +209,9 @@ def _verify_files(tree: PlainTree, part: Part, batch: Sequence[TreeEntry], check
             continue
         try:
             with open(tree.open(entry), "rb", buffering=0) as stream:
-                size = read_through(stream.fileno(), os.fstat(stream.fileno()).st_size, digest)
+                size = read_through(stream.fileno(), os.fstat(stream.fileno()).st_size, digest, advance)
+        except InterruptedError:
+            return  # Nobody waits for the result any more.
         except OSError as problem:
             raise storage_failed(problem, "read", os.path.join(tree.root, entry.name)) from problem
         checks.judge(key, size, digest)
