@@ -109,11 +109,13 @@ def _plan_one(request: RestoreRequest, host: Host, scan_progress: ScanProgress) 
     with working_as_account(account):
         inventory = take_inventory(source)
     chain = () if is_replica else plan_chain(request, source, inventory)
-    found, warnings = check_integrity(request, source, inventory, local_only=is_replica)
+    listed = inventory
     if chain:
         request, inventory = replace(request, combines=True), combined(chain)
     plan_role = plan_replica if is_replica else plan_restore
     plan = plan_role(request, source, inventory, host, account)
+    # After all that says more exactly what is wrong: a half that is not here, halves that do not belong together.
+    found, warnings = check_integrity(request, source, listed, local_only=is_replica)
     plan = replace(
         plan, chain=chain, disagreements=found, lasting_warnings=tuple(warnings), warnings=(*warnings, *plan.warnings)
     )
