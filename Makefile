@@ -4,7 +4,7 @@
 # make check   ruff, mypy --strict, import-linter
 # make demo    the story in two minutes on a throw-away PostgreSQL 18
 # make bench   side by side with pg_basebackup, pg_receivewal, pg_waldump, pg_verifybackup (and polar_basebackup with POLARDB_BIN set)
-# make docs    reference pages from the program itself
+# make docs    reference, manual pages and completions from the program itself
 # Each does its own set-up: a virtual environment in .venv with what the target needs.
 # ARGS is handed on: make test ARGS='-k tar', make bench BENCH=basebackup ARGS='--runs 3 --only plain-disk'.
 
@@ -69,7 +69,8 @@ bench: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-test
 	@$(BIN)/python docs/make_reference.py
-	@echo "wrote docs/reference.md"
+	@$(BIN)/python docs/make_man.py
+	@echo "wrote docs/reference.md, docs/man and contrib/completion"
 
 clean:
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
