@@ -6,6 +6,7 @@ such a backup good.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 from polarvault.demo.programs import Installation
 from support.backups import back_up_with_postgres
 from support.cluster import Cluster
+from support.program import run_polarvault
 from support.servers import EXPECTED, ServerPool, found_installations, missing_reason
 from support.verifying import copy, findings, ours, remove, set_aside, theirs
 
@@ -115,6 +117,23 @@ def test_a_database_that_the_server_skipped_is_missed(lab: Lab, kind: str) -> No
     assert f'database "elsewhere" is not in the backup: there is nothing in "{lab.place}"' in mine.errors
     assert "find DATADIR -type l" in mine.errors
     assert ours("-i", lab.place, backup).output == GOOD
+
+
+def test_a_drill_misses_it_before_it_copies(lab: Lab, workspace: Path) -> None:
+    if lab.installation.major not in EXPECTED:
+        pytest.skip("one old and one new version tell enough")
+    scratch = workspace / "scratch"
+    scratch.mkdir()
+    scratch.chmod(0o711)
+    finished = run_polarvault(
+        "drill", lab.directory / "plain", "--scratch", scratch, "--report", workspace / "report", "-N",
+        "--read", "none", "--bindir", lab.installation.bindir, "--json", check=False,
+    )  # fmt: skip
+    assert finished.returncode == 1, finished.stderr
+    report = json.loads(finished.stdout)
+    missing = [found for found in report["findings"] if found["check"] == "missing-database"]
+    assert [(found["severity"], found["subject"]) for found in missing] == [("problem", lab.place)]
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_cold_copy_in_which_a_database_is_a_link_is_not_good(lab: Lab) -> None:

@@ -18,7 +18,9 @@ from polarvault.restore.model import RestorePlan
 from polarvault.verify.request import VerifyRequest
 from polarvault.verify.run import verify_backup
 
-_CHECKS = ("missing-file", "wrong-size", "unreadable", "tar-damaged")
+_CHECKS = ("missing-file", "wrong-size", "unreadable", "tar-damaged", "missing-database", "missing-directory")
+# What a backup tells of itself, without a manifest.
+_NO_MANIFEST = "that no file is missing or shorter than it was: the backup has no manifest"
 # A damaged disk can lack thousands; these tell enough.
 _SHOWN_FILES = 20
 
@@ -44,8 +46,8 @@ class _Silent:
 def compare_with_manifest(plan: RestorePlan, *, jobs: int) -> Compared:
     """Compare names and sizes of all files; never raises for what is wrong with the backup."""
     path, form = plan.source.path, plan.source.form
-    if form is Form.TAR_FILE or not os.path.isfile(os.path.join(path, "backup_manifest")):
-        return Compared(not_proved="that no file is missing or shorter than it was: the backup has no manifest")
+    if form is Form.TAR_FILE:
+        return Compared(not_proved=_NO_MANIFEST)
     request = VerifyRequest(
         path,
         shared_half=plan.request.shared_from,
@@ -60,11 +62,15 @@ def compare_with_manifest(plan: RestorePlan, *, jobs: int) -> Compared:
     except PolarvaultError as problem:
         return Compared(not_proved=f"that no file is missing or shorter than it was: {problem.message}")
     damaged = [finding for finding in found if finding.check == "manifest"]
-    wrong = [_of_a_drill(finding, path) for finding in found if finding.check in _CHECKS]
+    # That empty directories are gone is a warning, and the restore makes them.
+    counts = (one for one in found if one.check != "missing-directory" or one.severity is Severity.PROBLEM)
+    wrong = [_of_a_drill(finding, path) for finding in counts if finding.check in _CHECKS]
     if len(wrong) > _SHOWN_FILES:
         more = f"{len(wrong) - _SHOWN_FILES} more files are missing, cut or cannot be read"
         wrong = [*wrong[:_SHOWN_FILES], replace(wrong[-1], subject=path, message=more)]
     why = f"that no file is missing or shorter than it was: {damaged[0].message}" if damaged else None
+    if damaged and not os.path.isfile(os.path.join(path, "backup_manifest")):
+        why = _NO_MANIFEST
     return Compared(tuple(wrong), why)
 
 

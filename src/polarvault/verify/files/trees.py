@@ -180,7 +180,7 @@ def file_outside(subject: str, target: str, *, is_listed: bool) -> Finding:
         check="link-outside",
         subject=subject,
         message=f'"{subject}" is a link to a file outside of the backup: "{target}"',
-        meaning="no restore should follow it: whoever writes there, or makes such links, decides what is restored",
+        meaning="polarvault restore refuses it: whoever makes such links would decide what is restored",
         advice=f"put a copy of the file in the place of the link: cp --remove-destination {shlex.quote(target)} LINK",
     )
 
