@@ -142,41 +142,44 @@ def _knows_first_only(major: int) -> bool:
     return versions.of_server(major * 10000).manifest_version == 1
 
 
+def _place(number: int, path: str | None) -> str:
+    return f"file {number}" if path is None else f"file {number} ({shown(path)})"
+
+
 def _file(number: int, entry: Fields) -> ManifestFile:
     path, encoded = entry.get("Path"), entry.get("Encoded-Path")
-    where = f"file {number}" if path is None else f"file {number} ({shown(path)})"
     if path is not None and encoded is not None:
-        raise ManifestProblem(f"{where}: both path name and encoded path name")
+        raise ManifestProblem(f"{_place(number, path)}: both path name and encoded path name")
     if encoded is not None:
         if _HEX.fullmatch(encoded) is None:
-            raise ManifestProblem(f"{where}: could not decode file name {shown(encoded)}")
+            raise ManifestProblem(f"{_place(number, path)}: could not decode file name {shown(encoded)}")
         # To the server it is a C string.
         path = bytes.fromhex(encoded).partition(b"\0")[0].decode("utf-8", "surrogateescape")
     if path is None:
-        raise ManifestProblem(f"{where}: missing path name")
+        raise ManifestProblem(f"{_place(number, path)}: missing path name")
     if "Size" not in entry:
-        raise ManifestProblem(f"{where}: missing size")
+        raise ManifestProblem(f"{_place(number, path)}: missing size")
     size = _unsigned(entry["Size"])
     if size is None:
-        raise ManifestProblem(f"{where}: file size is not an integer: {shown(entry['Size'])}")
-    algorithm, stored = _stored_checksum(where, entry)
+        raise ManifestProblem(f"{_place(number, path)}: file size is not an integer: {shown(entry['Size'])}")
+    algorithm, stored = _stored_checksum(number, path, entry)
     return ManifestFile(path, size, entry.get("Last-Modified", ""), algorithm, stored, encoded is not None)
 
 
-def _stored_checksum(where: str, entry: Fields) -> tuple[str | None, str | None]:
+def _stored_checksum(number: int, path: str, entry: Fields) -> tuple[str | None, str | None]:
     algorithm, stored = entry.get("Checksum-Algorithm"), entry.get("Checksum")
     if algorithm is None:
         if stored is not None:
-            raise ManifestProblem(f"{where}: checksum without algorithm")
+            raise ManifestProblem(f"{_place(number, path)}: checksum without algorithm")
         return None, None
     if algorithm not in _ALGORITHM_NAMES:
         # Small letters will do, too.
         known = algorithm.upper() if algorithm.isascii() else algorithm
         if known not in _ALGORITHM_NAMES:
-            raise ManifestProblem(f"{where}: unrecognized checksum algorithm: {shown(algorithm)}")
+            raise ManifestProblem(f"{_place(number, path)}: unrecognized checksum algorithm: {shown(algorithm)}")
         algorithm = known
     if stored is not None and _HEX.fullmatch(stored) is None:
-        raise ManifestProblem(f"{where}: invalid checksum for file: {shown(stored)}")
+        raise ManifestProblem(f"{_place(number, path)}: invalid checksum for file: {shown(stored)}")
     if algorithm == "NONE":
         return None, None
     # An algorithm without a checksum is accepted, and then the file's checksum is not the right one.
@@ -207,6 +210,8 @@ def _unsigned(text: str) -> int | None:
     """Return what strtoul(3) makes of a whole text: an empty one is 0, more than 64 bits are all of them."""
     if not text:
         return 0
+    if text.isdecimal() and text.isascii() and len(text) < _MOST_DIGITS - 1:
+        return int(text)
     if _INTEGER.fullmatch(text) is None:
         return None
     # Longer ones are too large anyway, and Python refuses to convert thousands of digits.

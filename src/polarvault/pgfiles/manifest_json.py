@@ -89,7 +89,7 @@ def _entries(value: object, name: str, kind: str, known: frozenset[str], before:
             unknown = next(one for one in fields if one not in known)
             raise ManifestProblem(f"{kind} {number}: unexpected {kind} field {shown(unknown)}")
         for one, content in entry:
-            if type(content) is not str:
+            if content.__class__ is not str:
                 text = _text(content, f"{one} of {kind} {number}")
                 if fields[one] is content:
                     fields[one] = text
