@@ -92,8 +92,8 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
         raise BackupUnusable(
             f"{known}, so that where recovery would stop cannot be found out",
             hint="use a newer polarvault; or restore without target and --wal, and let the server find its way: "
-            "--set restore_command='polarvault wal fetch DIR %f %p', then recovery_target_... in postgresql.auto.conf "
-            "before it is started",
+            """--set restore_command='polarvault wal fetch --wal DIR %f "%p"', and recovery_target_... written into """
+            "postgresql.auto.conf before it is started",
         )
     if request.archive_is_unknown:
         return _unchecked(request)
