@@ -71,7 +71,7 @@ def test_a_link_in_tar_format_is_said_to_need_unpacking(workspace: Path) -> None
     assert f"tar -xf {full}/base.tar" in refused(first, "-D", workspace / "r")
 
 
-@pytest.fixture(scope="module", params=[17, 18])
+@pytest.fixture(scope="module", params=[17, 18, 19])
 def chain(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[tuple[Cluster, list[Path]]]:
     """A server, and a full backup with two incremental ones upon it, with a tablespace; in plain format."""
     major = request.param
