@@ -70,7 +70,7 @@ bench: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	@$(BIN)/python docs/make_reference.py
 	@$(BIN)/python docs/make_man.py
-	@echo "wrote docs/reference.md, docs/man and contrib/completion"
+	@echo "wrote docs/man and contrib/completion"
 
 clean:
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

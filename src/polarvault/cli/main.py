@@ -26,7 +26,16 @@ _COMMANDS = {
     "demo": "Show a backup and a restore on a throw-away server.",
 }
 # These promise the exit status of the tools that they replace: 1 for every failure.
-_DROP_IN = {"basebackup", "receivewal", "verifybackup"}
+DROP_IN = {"basebackup", "receivewal", "verifybackup"}
+# Ids of what has no class of ours: who must act, what it means, what to do.
+OTHER_ERRORS = {
+    "system": (
+        "the administrator of this machine",
+        "The operating system refused something that no other error foresees",
+        "see the file that the message names; report it if the message does not help",
+    ),
+    "internal": ("us", "A fault of the program; the traceback is on standard error", "report it with the traceback"),
+}
 
 
 class LazyCommands(click.Group):
@@ -69,7 +78,7 @@ def ends_by_signal(arguments: list[str]) -> bool:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return the exit status."""
-    drop_in = bool(arguments) and arguments[0] in _DROP_IN
+    drop_in = bool(arguments) and arguments[0] in DROP_IN
     # The drop-in commands take care of signals once they are connected.
     signals.leave_alone() if ends_by_signal(arguments) else signals.interrupt()
     try:

@@ -26,6 +26,9 @@ _PARAMETER = re.compile(r'parameter "([^"]+)"')
 class ProgramFailed(StartFailed):
     """A server program could not answer; what it said is in the message."""
 
+    id = "program-failed"
+    remedy = "run the program that the message names by hand; name others with --bindir"
+
 
 def find_binaries(
     major: int, account: Account, *, polardb: bool, bindir: str | None, environment: Mapping[str, str]

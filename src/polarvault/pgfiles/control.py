@@ -30,6 +30,9 @@ _LARGEST_FORMAT = 1 << 16
 class ControlDamage(IntegrityError):
     """pg_control cannot be used; aspect says what is wrong with it: "size", "version", "crc" or "values"."""
 
+    id = "control-file-damaged"
+    remedy = "use another backup; keep the damaged one until it is known why"
+
     def __init__(self, aspect: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.aspect = aspect
@@ -37,6 +40,9 @@ class ControlDamage(IntegrityError):
 
 class ControlOfNewerServer(ControlDamage):
     """pg_control is of a format that is newer than all known ones: a newer polarvault is needed to read it."""
+
+    id = "control-file-newer"
+    remedy = "install a newer polarvault"
 
 
 class ClusterState(IntEnum):

@@ -48,6 +48,9 @@ class TimelineEnds:
 class StreamShutDown(ConnectionLost):
     """The server ended the stream in an orderly way: it is being shut down, or the WAL sender was."""
 
+    id = "stream-ended"
+    remedy = "nothing, if the server comes back: a receiver goes on by itself"
+
 
 class WalConnection(Protocol):
     """A stream of WAL from one connection."""

@@ -34,6 +34,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class NameRefused(OSError):
     """A name, or what has it, is not one that a stranger may have opened; says which component and why."""
 
+    # For --json, as of the classes in errors.py; it is an OSError, because whoever opens files handles those.
+    id = "name-refused"
+    actor = "the operator"
+    remedy = "see who has put a link or a special file there; nothing was read or written through it"
+
     def __init__(self, name: str, why: str, number: int = errno.ELOOP) -> None:
         super().__init__(number, why, name)
 

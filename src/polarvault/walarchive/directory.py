@@ -77,6 +77,9 @@ class WalFile:
 class CutShort(IntegrityError):
     """A file under its final name ends too early: it was cut, or it is being written right now."""
 
+    id = "wal-cut-short"
+    remedy = "take another copy of the segment from the server or another WAL archive"
+
     def __init__(self, path: str, message: str) -> None:
         super().__init__(message, hint=OTHER_COPY)
         self.path = path

@@ -252,6 +252,8 @@ class Fetcher:
 class _Hollow(CutShort):
     """A finished file that holds nothing: it is being written right now, or was lost in a crash."""
 
+    id = "wal-empty"
+
     def __init__(self, path: str, message: str, *, hint: str) -> None:
         super().__init__(path, message)
         self.hint = hint
