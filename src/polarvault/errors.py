@@ -184,6 +184,9 @@ class IntegrityError(PolarvaultError):
 class WalDamaged(IntegrityError):
     """WAL is wrong where it would have to go on, so that its end is not where recovery would take it to be."""
 
+    id = "wal-damaged"
+    remedy = "take another copy of the segment that the message names; restore to a target before it otherwise"
+
 
 class ChecksumFailure(PolarvaultError):
     """Pages in the backup have wrong checksums; the files are kept, without a manifest."""
