@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -161,12 +162,13 @@ def copied(archive: Path, target: Path, story: Story) -> Path:
 class Forked:
     """Timeline 1 with the disaster; 2 from before it, with a row of its own; 3 from 2, with one more.
 
-    late_backup: of timeline 1, after 2 had left it.
+    late_backup: of timeline 1, after 2 had left it; late_xid: the last one there, which no other timeline has.
     """
 
     story: Story
     archive: Path
     late_backup: Path
+    late_xid: int
     end: dict[int, Hash]
 
 
@@ -182,7 +184,9 @@ def forked(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[Fork
         archive = start_story(source, directory / "archive")
         story = tell(source, directory / "backup")
         late_backup = back_up(source, directory / "late")
-        change(source, "INSERT INTO accounts VALUES (400000, 'after the late backup', 1)")
+        for number in range(8):
+            late_xid, _ = change(source, f"INSERT INTO accounts VALUES (40000{number}, 'after the late backup', 1)")
+        source.query("SELECT pg_create_restore_point('on_1')")
         archive_all(source, archive)
         end = {1: source.hash_of("accounts")}
         ways = [["--target-name", RESTORE_POINT, "--target-action", "promote"], ["--target", "latest"]]
@@ -194,7 +198,7 @@ def forked(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[Fork
             end[timeline] = fork.hash_of("accounts")
             archive_all(fork, archive)
             fork.stop()
-        yield Forked(story, archive, late_backup, end)
+        yield Forked(story, archive, late_backup, late_xid, end)
     finally:
         forks.close()
         source.remove()
@@ -236,6 +240,35 @@ def test_a_target_that_only_another_timeline_has_is_refused_with_its_number(
     assert 'no restore point "on_3" on timeline 2' in said
     assert '"on_2"' in said
     assert "others in the WAL directories: 1, 3" in said
+
+
+def test_the_newest_timeline_is_followed_with_a_warning_where_another_goes_on(
+    forked: Forked, recover: Recoveries
+) -> None:
+    where = forked.story.source, forked.story.backup, "--wal", forked.archive
+    _, finished = recover.run(*where, "--target", "latest", "--plan", start=False)
+    assert re.search(
+        r"timeline 1 is not followed beyond 0/\w+, where timeline 3 parted from it, and goes on there: its last "
+        r"transaction is \d+ at .*; to follow it: --target-timeline 1",
+        finished.stderr,
+    )
+    for chosen in ("1", "3"):
+        _, finished = recover.run(*where, "--target", "latest", "--target-timeline", chosen, "--plan", start=False)
+        assert "is not followed" not in finished.stderr
+
+
+def test_a_name_or_a_transaction_on_a_timeline_that_is_not_followed_is_named_with_it(
+    forked: Forked, recover: Recoveries
+) -> None:
+    where = forked.story.source, forked.story.backup, "--wal", forked.archive
+    said = recover.refused(*where, "--target-name", "on_1")
+    assert re.search(r'restore point "on_1" at 0/\w+, .*is on timeline 1', said)
+    assert "--target-timeline 1" in said
+    said = recover.refused(*where, "--target-xid", forked.late_xid)
+    assert f"transaction {forked.late_xid}" in said
+    assert "is on timeline 1" in said
+    server, _ = recover(*where, "--target-name", "on_1", "--target-timeline", "1")
+    assert server.hash_of("accounts") == forked.end[1]
 
 
 def test_a_timeline_that_left_before_the_end_of_the_backup_is_named(forked: Forked, recover: Recoveries) -> None:
@@ -443,9 +476,74 @@ def test_the_newest_backup_that_reaches_the_target_is_chosen(long_story: Long, r
     said = recover.refused(story.source, long_story.backups, *wal, "--target-name", "nonsense")
     assert "none of the 2 backups" in said
     assert str(story.backup) in said
+    # What can be reached is that of both: the points behind the older one, and where that one begins.
+    alone = recover.plan(story.source, story.backup, *wal)["reachable"]["earliest"]["lsn"]
+    assert f"earliest: LSN {alone}" in said
+    assert f'"{RESTORE_POINT}"' in said
     said = recover.refused(story.source, long_story.backups)
     assert "holds 2 backups and is none itself" in said
     assert str(long_story.second) in said
+
+
+def test_what_several_backups_reach_is_from_the_oldest_to_the_end_of_the_wal(
+    long_story: Long, recover: Recoveries
+) -> None:
+    story, wal = long_story.story, ["--wal", long_story.archive]
+    oldest = recover.plan(story.source, story.backup, *wal)["reachable"]
+    planned = recover.plan(story.source, long_story.backups, *wal)
+    (window,) = planned["windows"]
+    assert window["backups"] == [str(story.backup), str(long_story.second)]
+    assert window["earliest"]["lsn"] == oldest["earliest"]["lsn"]
+    assert window["latest"] == planned["reachable"]["latest"] == oldest["latest"]
+    _, finished = recover.run(story.source, long_story.backups, *wal, "--plan", start=False)
+    assert re.search(
+        rf"reachable from    LSN {oldest['earliest']['lsn']}\b.*, with {story.backup}\n"
+        rf"  reachable to      LSN {oldest['latest']['lsn']}, last transaction",
+        finished.stdout,
+    )
+    # What was printed is accepted.
+    back = recover.plan(story.source, long_story.backups, *wal, "--target-lsn", window["earliest"]["lsn"])
+    assert back["backup"]["path"] == str(story.backup)
+
+
+def test_an_older_backup_that_a_hole_in_the_wal_cuts_off_is_named(
+    long_story: Long, recover: Recoveries, workspace: Path
+) -> None:
+    story = long_story.story
+    copy = copied(long_story.archive, workspace / "wal", story)
+    end = recover.plan(story.source, story.backup, "--wal", copy, "--target-xid", story.disaster_xid)["stop"]["end_lsn"]
+    begin = recover.plan(story.source, long_story.second, "--wal", copy)["backup"]["start_lsn"]
+    first, last = (int(lsn.split("/")[1], 16) >> 20 for lsn in (end, begin))
+    hole = next(path for path in segments_of(copy) if first < int(path.name[16:], 16) < last)
+    hole.unlink()
+    _, finished = recover.run(story.source, long_story.backups, "--wal", copy, "--plan", start=False)
+    assert f'"{story.backup}": a hole in the WAL cuts it off: segment {hole.name} is missing' in finished.stderr
+    assert f"then {hole.name} is missing" in finished.stdout
+    # The newest one is sound, and what lies before the hole is still reached with the older one.
+    planned = recover.plan(
+        story.source, long_story.backups, "--wal", copy, "--target-time", story.good_time.isoformat()
+    )
+    assert [window["backups"] for window in planned["windows"]] == [[str(story.backup)], [str(long_story.second)]]
+    assert planned["windows"][0]["missing"] == hole.name
+    said = recover.refused(story.source, long_story.backups, "--wal", copy, "--target-name", "nonsense")
+    assert f"segment {hole.name} is missing" in said
+    drilled = run_polarvault(
+        "drill", long_story.backups, "--wal", copy, "--target", "latest", "--json", "--set", "fsync=off", "-N",
+        "--bindir", story.source.installation.bindir, "--scratch", scratch_in(workspace), check=False,
+        directory=workspace,
+    )  # fmt: skip
+    findings = json.loads(drilled.stdout)["findings"]
+    ((subject, message),) = [(one["subject"], one["message"]) for one in findings if one["check"] == "older-backup"]
+    assert subject == str(story.backup)
+    assert hole.name in message
+
+
+def scratch_in(workspace: Path) -> Path:
+    """Make a directory that the server's user gets through."""
+    directory = workspace / "scratch"
+    directory.mkdir()
+    directory.chmod(0o711)
+    return directory
 
 
 def test_the_plan_is_shown_and_nothing_is_written(long_story: Long, recover: Recoveries) -> None:

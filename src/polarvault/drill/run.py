@@ -29,6 +29,7 @@ from polarvault.model.finding import Finding, Severity
 from polarvault.recovery.target import TargetAction
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.places import check_space
+from polarvault.restore.plan.windows import cut_off_warnings
 from polarvault.restore.run import RestoreResult, prepare, start_restored, write_files
 
 
@@ -102,6 +103,7 @@ def _drill(
                 f"{shlex.quote(plan.source.path)} -D DIRECTORY --port N --start",
             )
         notes.findings += _newer_backups(plan)
+        notes.findings += _cut_off_backups(plan)
         for warning in plan.warnings:
             reporter.warn(warning)
         check_space(plan)
@@ -133,6 +135,19 @@ def _newer_backups(plan: RestorePlan) -> Iterator[Finding]:
             if path in plan.broken
             else "the drill says nothing about this backup but that it does not reach the target",
             advice=f"drill it alone: polarvault drill {shlex.quote(path)}",
+        )
+
+
+def _cut_off_backups(plan: RestorePlan) -> Iterator[Finding]:
+    """Yield a finding for each older backup that a hole in the WAL keeps from what came later."""
+    for path, why in cut_off_warnings(plan.recovery.windows) if plan.recovery else ():
+        yield Finding(
+            severity=Severity.WARNING,
+            check="older-backup",
+            subject=path,
+            message=why,
+            meaning="should the newer backups be lost, it does not lead to the present",
+            advice="look for another copy of that segment and put it into the WAL directory",
         )
 
 

@@ -62,13 +62,35 @@ class Reachable:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """What several backups, oldest first, reach without a hole in the WAL; missing: the segment at which that ends."""
+
+    backups: tuple[str, ...]
+    earliest_lsn: Lsn
+    earliest_time: datetime | None
+    backup_began: datetime | None
+    latest_lsn: Lsn
+    latest_time: datetime | None
+    latest_xid: int
+    missing: str
+
+    def start_words(self, zone: tzinfo | None) -> str:
+        """Say from where on."""
+        if self.earliest_time:
+            return f"LSN {self.earliest_lsn}, {show_time(self.earliest_time, zone)}"
+        began = f"; the backup began at {show_time(self.backup_began, zone)}" if self.backup_began else ""
+        return f"LSN {self.earliest_lsn}{began}"
+
+
+@dataclass(frozen=True, slots=True)
 class RecoveryPlan:
     """How recovery will go. stop is None for the end of the WAL.
 
     last_transaction: the last one that is applied, where it was looked for. rejected: newer backups that were not
-    chosen, and why. is_checked is false when an archive that cannot be looked into supplies the WAL.
-    hot_standby_needs: what some settings have to be at least, as the WAL says. last_segment: the one in which recovery
-    has to end although something follows or is wrong, because the user has accepted it.
+    chosen, and why. windows: what all backups of a directory reach, oldest first. is_checked is false when an archive
+    that cannot be looked into supplies the WAL. hot_standby_needs: what some settings have to be at least, as the WAL
+    says. last_segment: the one in which recovery has to end although something follows or is wrong, because the user
+    has accepted it.
     """
 
     target: RecoveryTarget
@@ -85,6 +107,7 @@ class RecoveryPlan:
     warnings: tuple[str, ...] = ()
     is_checked: bool = True
     rejected: tuple[tuple[str, str], ...] = ()
+    windows: tuple[Window, ...] = ()
     zone: tzinfo | None = None
     hot_standby_needs: Mapping[str, int] = field(default_factory=dict)
     last_segment: str | None = None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any
 
-from polarvault.recovery.reachability import RecoveryPlan, describe_record, show_time
+from polarvault.recovery.reachability import Reachable, RecoveryPlan, Window, describe_record, show_time
 from polarvault.recovery.settings import target_setting
 from polarvault.recovery.target import TargetAction, TargetKind
 from polarvault.report.bars import Bar
@@ -43,21 +43,37 @@ def recovery_text(plan: RecoveryPlan) -> Iterator[str]:
     yield f"  segments          {plan.segments} to replay{own}"
     others = f" (also there: {', '.join(map(str, seen.other_timelines))})" if seen.other_timelines else ""
     yield f"  timeline          {plan.timeline_id}{others}; the restored server begins a new one"
-    yield f"  reachable from    LSN {seen.earliest_lsn}" + (
-        f", {show_time(seen.earliest_time, zone)}"
-        if seen.earliest_time
-        else f"; the backup began at {show_time(seen.backup_began, zone)}"
-        if seen.backup_began
-        else ""
-    )
-    last = f", last transaction {seen.latest_xid} at {show_time(seen.latest_time, zone)}" if seen.latest_time else ""
-    yield f"  reachable to      LSN {seen.latest_lsn}{last}"
+    for window in plan.windows[:-1]:
+        yield f"  reachable from    {window.start_words(zone)}, with {window.backups[0]}"
+        hole = f"; then {window.missing} is missing"
+        yield f"  reachable to      LSN {window.latest_lsn}{_last_words(window, zone)}{hole}"
+    yield f"  reachable from    {_earliest_words(plan, seen)}"
+    latest = plan.windows[-1] if plan.windows else seen
+    yield f"  reachable to      LSN {latest.latest_lsn}{_last_words(latest, zone)}"
     for point in seen.restore_points[-_SHOWN_POINTS:]:
         yield f"  restore point     {point.name!r} at {point.lsn}, {show_time(point.time, zone)}"
     yield f"  stops             {_stop_line(plan)}"
     if plan.last_transaction is not None:
         done = plan.last_transaction
         yield f"  last transaction  {done.xid} ({done.kind.value}) at {done.lsn}, {show_time(done.time, zone)}"
+
+
+def _last_words(reached: Reachable | Window, zone: tzinfo | None) -> str:
+    if reached.latest_time is None:
+        return ""
+    return f", last transaction {reached.latest_xid} at {show_time(reached.latest_time, zone)}"
+
+
+def _earliest_words(plan: RecoveryPlan, seen: Reachable) -> str:
+    """Say from where on something can be reached: of several backups, the oldest from which no hole parts the end."""
+    if plan.windows:
+        window = plan.windows[-1]
+        words = window.start_words(plan.zone)
+        return words if len(window.backups) == 1 and len(plan.windows) == 1 else f"{words}, with {window.backups[0]}"
+    if seen.earliest_time:
+        return f"LSN {seen.earliest_lsn}, {show_time(seen.earliest_time, plan.zone)}"
+    began = f"; the backup began at {show_time(seen.backup_began, plan.zone)}" if seen.backup_began else ""
+    return f"LSN {seen.earliest_lsn}{began}"
 
 
 def _stop_line(plan: RecoveryPlan) -> str:
@@ -87,6 +103,23 @@ def recovery_json(plan: RecoveryPlan | None) -> dict[str, Any] | None:
         "segments_in_backup": plan.segments_in_backup,
         "backup": {"path": plan.span.path, "start_lsn": str(plan.span.start_lsn)} if plan.span else None,
         "rejected_backups": [{"path": path, "why": why} for path, why in plan.rejected],
+        "windows": [
+            {
+                "backups": list(window.backups),
+                "earliest": {
+                    "lsn": str(window.earliest_lsn),
+                    "time": _iso(window.earliest_time),
+                    "backup_began": _iso(window.backup_began),
+                },
+                "latest": {
+                    "lsn": str(window.latest_lsn),
+                    "time": _iso(window.latest_time),
+                    "xid": window.latest_xid or None,
+                },
+                "missing": window.missing,
+            }
+            for window in plan.windows
+        ],
         "stop": None
         if stop is None
         else {

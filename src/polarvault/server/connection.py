@@ -23,7 +23,7 @@ import psycopg
 from psycopg import pq
 
 from polarvault.errors import ConnectionFailed, ConnectionLost, RemoteProtocolError, ServerError, UsageError
-from polarvault.model import limits
+from polarvault.model import limits, versions
 from polarvault.model.names import shown_text
 from polarvault.server.conninfo import ResolvedOption, default_options, parse_conninfo, resolved_options
 from polarvault.server.login import LoginFailed, log_in
@@ -111,7 +111,15 @@ class Connector:
     def replication(self) -> Connection:
         """Open a physical replication connection."""
         # libpq looks up .pgpass with this dbname; the server ignores it for physical replication.
-        return self._connect({**self._parameters, "dbname": "replication", "replication": "true"})
+        wanted = {**self._parameters, "dbname": "replication", "replication": "true"}
+        connection = self._connect(wanted)
+        if versions.of_server(connection.server_version_num).reports_hot_standby or not _is_read_only(connection):
+            return connection
+        # What tells a standby of 13 is that it is read-only, which a default must not hide. Nothing can be set later.
+        connection.close()
+        given = self.options.get("options")
+        writable = {"default_transaction_read_only": "off"}
+        return self._connect({**wanted, "options": startup_options(writable, before=given.value if given else None)})
 
     def sql(self, dbname: str | None = None) -> Connection:
         """Open an ordinary SQL connection, to the database of the connection string or postgres.
@@ -222,6 +230,14 @@ class Connection:
     def close(self) -> None:
         """Close; safe to call twice."""
         self._psycopg.close()
+
+
+def _is_read_only(connection: Connection) -> bool:
+    """Tell whether transactions are read-only because somebody has set it so."""
+    try:
+        return connection.query("SHOW default_transaction_read_only").value(0, 0) == "on"
+    except ServerError:
+        return False
 
 
 def _gss_encrypted(pgconn: pq.abc.PGconn) -> bool:

@@ -92,13 +92,15 @@ def read_identity(connection: Connection) -> ServerIdentity:
 
 
 def _in_recovery(connection: Connection) -> bool:
-    """Tell whether the server recovers or follows; 13 does not report that, but its transactions show it."""
+    """Tell whether the server recovers or follows; 13 does not report that, but its transactions show it.
+
+    `Connector.replication` sees to it that no default of a server, database or role makes them read-only.
+    """
     if (reported := connection.parameter("in_hot_standby")) is not None or (
         versions.of_server(connection.server_version_num).reports_hot_standby
     ):
         return reported == "on"
-    is_read_only = show(connection, "transaction_read_only") == "on"
-    return is_read_only and show(connection, "default_transaction_read_only") == "off"
+    return show(connection, "transaction_read_only") == "on"
 
 
 def parse_size(text: str) -> int:

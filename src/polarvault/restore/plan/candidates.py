@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from polarvault.backupset.inventory import take_inventory
@@ -26,8 +26,10 @@ from polarvault.errors import (
     WalGap,
 )
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
+from polarvault.recovery.reachability import Window
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.integrity import find_disagreements
+from polarvault.restore.plan.windows import cut_off_warnings, describe_windows, settled_windows, windows_of
 from polarvault.storage.below import Below
 
 # What means "not this backup, but perhaps an older one".
@@ -102,6 +104,7 @@ def choose_backup(
     plan_one plans the restore of one backup, its recovery included.
     """
     rejected: list[tuple[str, str]] = []
+    details: dict[str, str | None] = {}
     broken: set[str] = set()
     problem: PolarvaultError | None = None
     chosen: RestorePlan | None = None
@@ -119,24 +122,49 @@ def choose_backup(
             # The newest one's account of what can be reached is the most useful one.
             problem = problem or refused
             rejected.append((candidate.path, refused.message))
+            details[candidate.path] = refused.detail
             if isinstance(refused, _BROKEN) and not isinstance(refused, WalDamaged):
                 broken.add(candidate.path)
+    usable = [(one.path, one.label) for one in candidates if one.label is not None and one.path not in broken]
+    windows = windows_of(request, usable) if not request.recovery.archive_is_unknown else ()
     if chosen is not None:
-        recovery = replace(chosen.recovery, rejected=tuple(rejected)) if chosen.recovery else None
+        recovery = chosen.recovery
         warnings = tuple(f'"{path}" cannot be used: {why}' for path, why in rejected if path in broken)
+        if recovery is not None:
+            windows = settled_windows(windows, recovery.reachable, chosen.source.path)
+            recovery = replace(recovery, rejected=tuple(rejected), windows=windows)
+            warnings += tuple(f'"{path}": {why}' for path, why in cut_off_warnings(windows))
         return replace(
             chosen, recovery=recovery, broken=frozenset(broken), warnings=(*warnings, *chosen.warnings),
             lasting_warnings=(*warnings, *chosen.lasting_warnings),
         )  # fmt: skip
     problem = problem or next(one.problem for one in candidates if one.problem is not None)
     lines = "\n  ".join(f"{path}: {why}" for path, why in rejected)
+    reached = _what_all_reach(request, windows, details) or problem.detail or ""
     # Damage in the WAL is none of a target, whichever backup one begins with.
     error = WalDamaged if isinstance(problem, WalDamaged) else TargetUnreachable
     raise error(
         f'none of the {len(rejected)} backups in "{request.backup}" reaches {request.recovery.effective_target}',
-        detail=f"newest first:\n  {lines}" + (f"\n{problem.detail}" if problem.detail else ""),
+        detail=f"newest first:\n  {lines}\n{reached}".rstrip(),
         hint=problem.hint,
     ) from problem
+
+
+def _what_all_reach(
+    request: RestoreRequest, windows: Sequence[Window], details: Mapping[str, str | None]
+) -> str | None:
+    """Say what the backups reach together; details: what the refusal of each says about it alone."""
+    if not windows:
+        return None
+    # The oldest backup of a window has read all WAL of it, restore points included.
+    own = details.get(windows[-1].backups[0])
+    if own is not None and len(windows) == 1:
+        return f"{own}\n  the earliest with {windows[0].backups[0]}"
+    target = request.recovery.target
+    zone = target.time.tzinfo if target is not None and target.time else None
+    return "\n  ".join(["what can be reached:", *describe_windows(windows, zone)]) + (
+        f"\nof the last, {own}" if own else ""
+    )
 
 
 def refuse_several(directory: str, candidates: list[Candidate]) -> BackupUnusable:
