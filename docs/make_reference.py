@@ -91,9 +91,10 @@ def error_page() -> str:
 Written by `make docs` from the program itself; edit the program, not this page.
 
 Every error has an id that stays from version to version, whatever becomes of its message. `--json` shows it as
-`error.id`, with the message, the detail, the hint and the server's SQLSTATE. The hint of the message knows more than
-this table: go by it first. {drop_in} end with 1 for every failure, as the programs that they stand in for; the other
-commands with the status that stands here. `wal fetch` ends with {FAILED}.
+`error.id`, with the message, the detail, the hint and the server's SQLSTATE ([json.md](json.md)). The hint of the
+message knows more than this table: go by it first. {drop_in} end with 1
+for every failure, as the programs that they stand in for; the other commands with the status that stands here.
+`wal fetch` ends with {FAILED}.
 
 | id | exit status | who must act | what it means | what to do |
 |---|---|---|---|---|

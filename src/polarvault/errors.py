@@ -163,6 +163,13 @@ class WalGap(PolarvaultError):
     remedy = "supply the missing segments from another WAL archive, or take a new base backup"
 
 
+class SlotLost(WalGap):
+    """The replication slot has lost WAL that was not received (max_slot_wal_keep_size); no receiver can go on."""
+
+    id = "slot-lost"
+    remedy = "drop the slot and make it again, receive into an empty directory, take a new base backup"
+
+
 class TimelineDiverged(PolarvaultError):
     """The WAL at hand and the server, or the target, are on timelines that have parted."""
 

@@ -297,7 +297,7 @@ def test_a_slot_about_to_lose_wal_is_warned_of_and_a_lost_one_is_a_gap(
     refused = run_polarvault("receivewal", "-D", archive, "-d", cluster.conninfo(), "-S", "mine", "-n", check=False)
     assert refused.returncode == 1
     segment = max(before).removesuffix(".partial")
-    assert "no longer has WAL from" in refused.stderr
+    assert 'slot "mine" has lost WAL: the server no longer has WAL from' in refused.stderr
     assert segment in refused.stderr
     assert f"{end // MB * MB >> 32:X}/{(end // MB * MB) & 0xFFFFFFFF:X}" in refused.stderr
     assert "hint: " in refused.stderr
@@ -307,11 +307,11 @@ def test_a_slot_about_to_lose_wal_is_warned_of_and_a_lost_one_is_a_gap(
     assert "the server no longer has WAL from" in refused.stderr
     assert segment in refused.stderr
     assert before == {name: (archive / name).read_bytes() for name in segments(archive)}
-    # A service says so, and stays.
+    # Trying again cannot help, also not a service.
     with receiver(archive, cluster.conninfo(), "-S", "mine", "-s", "1") as running:
-        running.wait_for("trying again in")
-        assert running.running.poll() is None
-        running.stop()
+        assert "take a new base backup" in running.ended(1)
+    with receiver(archive, cluster.conninfo(), "-s", "1") as running:
+        assert "no longer has WAL from" in running.ended(1)
 
 
 # The disk
@@ -335,7 +335,7 @@ def test_a_full_disk_suspends_receiving_until_there_is_space(
             running.wait_for("No space left on device")
             running.wait_until(lambda: running.status.get("state") == "disk full", "it waits for space")
             found = run_polarvault("receivewal", "-D", archive, "--status", check=False)
-            assert found.returncode == 1
+            assert found.returncode == 2
             assert json.loads(found.stdout)["state"] == "disk full"
             assert "No space left on device" in json.loads(found.stdout)["last_error"]
             # What was acknowledged is there.

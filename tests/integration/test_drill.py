@@ -286,7 +286,7 @@ def test_a_server_that_does_not_start_leaves_its_log(stock: Stock, drills: Drill
 @only18
 def test_a_target_that_cannot_be_reached_is_refused(stock: Stock, drills: Drills) -> None:
     report = drills.run(stock.source, stock.plain, "--target-name", "never_made", "--wal", stock.archive, status=1)
-    assert report["failure"]["error"] == "TargetUnreachable"
+    assert report["failure"]["error"] == report["error"]["id"] == "target-unreachable"
     assert "never_made" in report["failure"]["message"]
 
 

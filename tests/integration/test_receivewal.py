@@ -220,7 +220,7 @@ def test_status_tells_what_the_receiver_does(server18: Cluster, workspace: Path)
         return found
 
     never = run_polarvault("receivewal", "-D", archive, "--status", check=False)
-    assert never.returncode == 1
+    assert never.returncode == 3
     assert "no receivewal has written to" in never.stderr
     with receiver(archive, server18.conninfo(), "-s", "1") as running:
         running.wait_streaming()
@@ -242,7 +242,7 @@ def test_status_tells_what_the_receiver_does(server18: Cluster, workspace: Path)
         assert second.returncode == 1
         assert f"another receivewal (process {running.running.pid}) writes to" in second.stderr
         running.stop()
-    assert (status(1)["running"], status(1)["state"]) == (False, "stopped")
+    assert (status(2)["running"], status(2)["state"]) == (False, "stopped")
     refused = run_polarvault("receivewal", "-D", archive, "-h", "/nowhere", check=False)
     assert refused.returncode == 1
     assert "No such file or directory" in str(status(1)["last_error"])

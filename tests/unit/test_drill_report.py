@@ -57,7 +57,7 @@ def test_warnings_do_not_make_a_drill_fail_and_problems_do() -> None:
 
 
 def test_a_failure_keeps_its_own_exit_status() -> None:
-    failure = Failure(Part.COPY, "IntegrityError", "bad bytes", None, None, 3)
+    failure = Failure(Part.COPY, "integrity", "bad bytes", None, None, 3)
     made = report(finding(Severity.PROBLEM), failure=failure)
     assert (made.exit_status, made.held) == (3, False)
     assert '"copy"' in verdict(made)

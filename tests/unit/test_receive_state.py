@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.errors import UsageError
+from polarvault.errors import DiskFull, UsageError
 from polarvault.model.lsn import Lsn
+from polarvault.storage.processes import own_process
 from polarvault.walarchive.status import (
     LOCK_NAME,
     STATUS_NAME,
     DirectoryLock,
     ReceiverState,
     is_locked,
+    lock_owner,
     read_status,
     write_status,
 )
@@ -57,15 +59,29 @@ def test_a_long_lag_keeps_its_age_in_bounded_memory() -> None:
     assert state.lag_s(30_000.0) == 0.0
 
 
-def test_the_status_is_json_with_every_field() -> None:
+def test_the_status_file_holds_all_that_is_judged_later() -> None:
     state = ReceiverState(1.0, slot="s")
     state.received, state.timeline_id = Lsn(0x1_0000_0000), 3
+    state.failed(DiskFull("no space", hint="make some"), 1.5)
     found = json.loads(json.dumps(state.as_json(2.0)))
-    assert found["received_lsn"] == "1/0"
-    assert found["timeline"] == 3
-    assert found["slot"] == "s"
-    assert found["schema_version"] == 1
-    assert {"flushed_lsn", "server_lsn", "lag_bytes", "lag_seconds", "last_error", "slot_state"} <= found.keys()
+    assert (found["received_lsn"], found["timeline"], found["slot"], found["updated_at"]) == ("1/0", 3, "s", 2.0)
+    assert (found["last_error"], found["last_error_id"], found["last_error_hint"]) == (
+        "no space", "disk-full", "make some",
+    )  # fmt: skip
+    assert found["process_id"] == os.getpid()
+    own = own_process()
+    assert own is not None
+    assert found["process_started"] == own.started
+
+
+def test_connecting_again_and_again_is_one_time_without_wal() -> None:
+    state = ReceiverState(1.0)
+    state.enter("streaming", 5.0)
+    for moment, name in enumerate(("disconnected", "connecting", "disconnected", "disk full", "connecting")):
+        state.enter(name, 10.0 + moment)
+    assert (state.state, state.state_since) == ("connecting", 10.0)
+    state.enter("streaming", 20.0)
+    assert state.state_since == 20.0
 
 
 @pytest.mark.parametrize(
@@ -113,14 +129,15 @@ def test_the_lock_of_a_dead_process_does_not_count(tmp_path: Path) -> None:
     assert (tmp_path / LOCK_NAME).read_text() == f"{os.getpid()}\n"
 
 
-def test_a_status_file_is_read_back_and_says_whether_its_writer_lives(tmp_path: Path) -> None:
+def test_a_status_file_is_read_back_and_the_lock_says_whether_its_writer_lives(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no receivewal has written to"):
         read_status(str(tmp_path))
     lock = DirectoryLock(str(tmp_path))
     write_status(str(tmp_path), {"state": "streaming"}, 0o600)
-    assert read_status(str(tmp_path)) == {"running": True, "state": "streaming"}
+    assert read_status(str(tmp_path)) == {"state": "streaming"}
+    assert lock_owner(str(tmp_path)) == (True, os.getpid())
     lock.release()
-    assert read_status(str(tmp_path)) == {"running": False, "state": "stopped"}
+    assert lock_owner(str(tmp_path)) == (False, None)
     for damaged in ('{"state": ', "[]", "{}", "1"):
         (tmp_path / STATUS_NAME).write_text(damaged)
         with pytest.raises(UsageError, match="is damaged"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 from typing import Any
@@ -18,6 +17,7 @@ from polarvault.cli.drop_in import (
     status_interval,
     version_option,
 )
+from polarvault.cli.json_output import current_output, json_option
 from polarvault.errors import StorageFailed, UsageError
 from polarvault.model.c_numbers import BLANKS, strtod
 
@@ -87,10 +87,10 @@ def last_of_two(context: click.Context, parameter: click.Parameter, value: Any) 
     "--checkpoint-timeout", metavar="SECS", type=float, default=60.0, show_default=True,
     help="PolarDB: give up and name the slot when one holds the checkpoint up for so long.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@json_option
 @version_option
 @click.argument("rest", nargs=-1)
-def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
+def command(rest: tuple[str, ...], **options: Any) -> int:
     """Take a base backup of a running PostgreSQL or PolarDB server.
 
     Every option of pg_basebackup 13 to 19 and of polar_basebackup, the same environment variables, the same files, the
@@ -99,26 +99,30 @@ def command(rest: tuple[str, ...], as_json: bool, **options: Any) -> int:
     if rest:
         raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
     from polarvault.basebackup.request import check_request
+    from polarvault.report.basebackup import TextReporter, outcome_fields, outcome_lines, request_fields
 
     request = _request({**options, "last_compression": click.get_current_context().meta.get(LAST_COMPRESSION)})
     check_request(request)
     if request.to_stdout and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         raise StorageFailed("cannot write the backup to standard output: it is closed", hint="-D - needs | or >")
-    if as_json and request.to_stdout:
-        raise UsageError("--json needs standard output, which -D - uses for the backup")
+    output = current_output()
+    if output is not None:
+        output.add(**request_fields(request))
 
     from polarvault.basebackup.take import take_base_backup
-    from polarvault.report.basebackup import TextReporter, outcome_fields, outcome_lines
     from polarvault.server.connection import Connector
 
     names = ("dbname", "host", "port", "username", "no_password", "password")
     given = {name: options[name] for name in names}
     settings = connection_settings(**given, application_name="pg_basebackup")
     connector = Connector(settings, on_connected=signals.interrupt)
-    with TextReporter(verbose=request.verbose, progress=request.progress) as reporter:
+    with TextReporter(verbose=request.verbose, progress=request.progress and output is None) as reporter:
+        if output is not None:
+            reporter.warnings, reporter.notes = output.warnings, output.notes
         outcome = take_base_backup(request, connector, reporter)
-    if as_json:
-        click.echo(json.dumps(outcome_fields(outcome)))
+    if output is not None:
+        output.add(**outcome_fields(outcome))
+        output.notes += outcome.closing_notes
     else:
         for line in outcome_lines(outcome):
             click.echo(line, err=request.to_stdout)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli.drop_in import connection_options, connection_settings
+from polarvault.cli.json_output import current_output, json_option
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ _EXIT_STATUS = {"ok": 0, "warning": 1, "problem": 2}
 @click.command("check", context_settings={"help_option_names": ["-?", "--help"]})
 @connection_options
 @click.option("--target", metavar="DIR", help="Where the backup is to go: is it empty, and is there space?")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(target: str | None, as_json: bool, **connection: Any) -> int:
+@json_option
+def command(target: str | None, **connection: Any) -> int:
     """Report what would keep a backup of a server from being taken, or from being restored.
 
     Connects with SQL and as a walsender, changes nothing, and gives for each finding what it means and the line to
@@ -37,17 +38,17 @@ def command(target: str | None, as_json: bool, **connection: Any) -> int:
 
     if target is not None and (not target or "\n" in target):
         raise UsageError(f"--target: {target!r} is not a directory name")
+    output = current_output()
+    if output is not None:
+        output.add(target=None if target is None else os.path.abspath(target))
     connector = Connector(_hasty(connection_settings(**connection)))
     report = run_checks(
         connector,
         target=None if target is None else os.path.abspath(target),
         connection_words=_words(connection_settings(**connection)),
     )
-    if as_json:
-        import json
-
-        # ASCII: names in a database without an encoding may hold bytes that are no text.
-        click.echo(json.dumps(check_json(report), indent=2))
+    if output is not None:
+        output.add(**check_json(report))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         colour = None if "NO_COLOR" not in os.environ else False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.process import switch_threads_quickly
 from polarvault.cli.recovery_options import drill_recovery_options, recovery_request
 from polarvault.cli.setting_options import assignment
@@ -50,7 +51,7 @@ _MOST_JOBS = 4
               help="Copies and connections at a time.")  # fmt: skip
 @click.option("-N", "--no-sync", is_flag=True, help="Do not wait until the copy is on disk; the times then say less.")
 @click.option("--force", is_flag=True, help="Drill a backup that was never completed.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
 def command(
     backups: tuple[str, ...],
     shared_from: str | None,
@@ -71,7 +72,6 @@ def command(
     jobs: int,
     no_sync: bool,
     force: bool,
-    as_json: bool,
     **recovery: Any,
 ) -> int:
     """Prove that BACKUP restores, by restoring it; an incremental one with the others of its chain.
@@ -108,23 +108,27 @@ def command(
         sync=not no_sync,
         force=force,
     )
-    return _run(request, report_prefix, as_json=as_json)
+    return _run(request, report_prefix)
 
 
-def _run(request: DrillRequest, prefix: str, *, as_json: bool) -> int:
+def _run(request: DrillRequest, prefix: str) -> int:
     import secrets
 
     from polarvault.drill.run import run_drill
     from polarvault.instance.host import Host
-    from polarvault.report.drill import DrillPrinter, drill_json, drill_text
+    from polarvault.report.drill import DrillPrinter, drill_text, report_json
 
+    output = current_output()
+    if output is not None:
+        output.add(backup=request.backup)
     switch_threads_quickly()
     report = run_drill(
         request, Host(), DrillPrinter(_say), clock=lambda: datetime.now(UTC), draw=secrets.randbelow(1 << 30)
     )
     files = _write_reports(report, prefix)
-    if as_json:
-        click.echo(_json_text(drill_json(report)))
+    if output is not None:
+        # The very object that the file holds, its times too.
+        output.add(**report_json(report))
     else:
         for line in drill_text(report, files):
             click.echo(line)
@@ -132,12 +136,12 @@ def _run(request: DrillRequest, prefix: str, *, as_json: bool) -> int:
 
 
 def _write_reports(report: DrillReport, prefix: str) -> list[str]:
-    from polarvault.report.drill import drill_json
+    from polarvault.report.drill import report_json
     from polarvault.report.drill_page import drill_page
     from polarvault.storage.files import write_durably
 
     made = []
-    for ending, text in ((".json", _json_text(drill_json(report)) + "\n"), (".html", drill_page(report))):
+    for ending, text in ((".json", _json_text(report_json(report)) + "\n"), (".html", drill_page(report))):
         # It holds names and errors out of the database; who wants others to read it can say so.
         write_durably(prefix + ending, text.encode("utf-8", "replace"), mode=0o600)
         made.append(prefix + ending)

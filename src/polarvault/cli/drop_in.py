@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -63,7 +63,7 @@ class DropInCommand(click.Command):
                 return [*expanded, word, *waiting]
             if word.startswith("--"):
                 name, equals, value = word.partition("=")
-                name = self._full_name(name, options)
+                name = self._unambiguous(name, options)
                 expanded.append(name + equals + value)
                 follows = takes_value.get(name, False) and not equals
             else:
@@ -78,19 +78,30 @@ class DropInCommand(click.Command):
                 expanded.extend(value for value in [next(waiting, None)] if value is not None)
         return expanded
 
-    def _full_name(self, name: str, options: dict[str, click.Option]) -> str:
-        """Return the option that an abbreviation means: one of the replaced program before one of ours."""
+    def full_name(self, name: str, options: Mapping[str, click.Option]) -> str:
+        """Return the option that an abbreviation means, and what means none, or several, as it is."""
+        found = self._matches(name, options)
+        return found[0] if len(found) == 1 else name
+
+    def _unambiguous(self, name: str, options: Mapping[str, click.Option]) -> str:
+        found = self._matches(name, options)
+        if len(found) > 1:
+            raise click.UsageError(f"option '{name}' is ambiguous; possibilities: {' '.join(found)}")
+        return found[0] if found else name
+
+    def _matches(self, name: str, options: Mapping[str, click.Option]) -> list[str]:
+        """Return the options that an abbreviation may mean: those of the replaced program before ours."""
         if name in options:
-            return name
+            return [name]
         theirs = {f"--{known}" for known in _THEIRS.get(self.name or "", "").split()}
         for known in (theirs & options.keys(), options.keys()):
             matches = sorted(option for option in known if option.startswith(name))
             # Two spellings of one option are no choice.
             if len({id(options[match]) for match in matches}) == 1:
-                return matches[0]
+                return matches[:1]
             if matches:
-                raise click.UsageError(f"option '{name}' is ambiguous; possibilities: {' '.join(matches)}")
-        return name
+                return matches
+        return []
 
     @staticmethod
     def _short_takes_next(word: str, takes_value: dict[str, bool]) -> bool:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import importlib
 import signal
+import traceback
 
 import click
 
 from polarvault import __version__
 from polarvault.cli import signals
+from polarvault.cli.json_output import JsonOutput, json_output_for
 from polarvault.cli.messages import PROGRAM, say_error
-from polarvault.errors import Interrupted, PolarvaultError
+from polarvault.errors import Interrupted, PolarvaultError, UsageError
+from polarvault.report.json_document import error_json
 
 _COMMANDS = {
     "basebackup": "Take a base backup: every option of pg_basebackup and polar_basebackup.",
@@ -78,34 +81,50 @@ def ends_by_signal(arguments: list[str]) -> bool:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return the exit status."""
-    drop_in = bool(arguments) and arguments[0] in DROP_IN
-    # The drop-in commands take care of signals once they are connected.
-    signals.leave_alone() if ends_by_signal(arguments) else signals.interrupt()
+    output = json_output_for(group, arguments)
+    # The drop-in commands take care of signals once they are connected; with --json they have something to say before.
+    signals.leave_alone() if ends_by_signal(arguments) and output is None else signals.interrupt()
     try:
-        status = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        status = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=output)
     except click.exceptions.Exit as leaving:
+        # Help or a version.
         return leaving.exit_code
     except _NoArguments as nothing:
         # Nobody made a mistake: the help alone, where click puts it, with click's status.
         click.echo(nothing.format_message(), err=True)
         return 2
-    except click.UsageError as problem:
-        command = f"{PROGRAM} {arguments[0]}" if arguments and arguments[0] in _COMMANDS else PROGRAM
-        say_error(problem.format_message(), hint=f'try "{command} --help" for more information')
-        return 1 if drop_in else 2
-    except click.ClickException as problem:
-        say_error(problem.format_message())
-        return 1
-    except (Interrupted, KeyboardInterrupt, click.Abort) as interruption:
-        number = signal.Signals(signals.received() or signal.SIGINT)
-        say_error(interruption.message if isinstance(interruption, Interrupted) else f"interrupted by {number.name}")
-        return 128 + number
-    except PolarvaultError as problem:
-        say_error(problem.message, detail=problem.detail, hint=problem.hint)
-        return 1 if drop_in else problem.exit_code
-    except OSError as problem:
-        # Every expected one has been turned into our own error; this keeps an unforeseen one readable.
-        name = f' "{problem.filename}"' if problem.filename else ""
-        say_error(f"{problem.strerror or problem}{name}")
-        return 1
-    return status if isinstance(status, int) else 0
+    except (Exception, KeyboardInterrupt) as problem:
+        return _fail(problem, arguments, output)
+    status = status if isinstance(status, int) else 0
+    return status if output is None else output.finish(status, None)
+
+
+def _fail(problem: BaseException, arguments: list[str], output: JsonOutput | None) -> int:
+    """Tell what went wrong, and return the exit status."""
+    drop_in = bool(arguments) and arguments[0] in DROP_IN
+    status = 1
+    match problem:
+        case click.UsageError():
+            command = f"{PROGRAM} {arguments[0]}" if arguments and arguments[0] in _COMMANDS else PROGRAM
+            problem = UsageError(problem.format_message(), hint=f'try "{command} --help" for more information')
+            status = 1 if drop_in else problem.exit_code
+        case click.ClickException():
+            problem = PolarvaultError(problem.format_message())
+        case Interrupted() | KeyboardInterrupt() | click.Abort():
+            number = signal.Signals(signals.received() or signal.SIGINT)
+            if not isinstance(problem, Interrupted):
+                problem = Interrupted(f"interrupted by {number.name}")
+            status = 128 + number
+        case PolarvaultError():
+            status = 1 if drop_in else problem.exit_code
+        case OSError():
+            # Every expected one has been turned into our own error; this keeps an unforeseen one readable.
+            pass
+        case _ if output is None:
+            raise problem
+        case _:
+            # A fault of ours: whoever wants JSON gets it all the same.
+            traceback.print_exception(problem)
+    error = error_json(problem)
+    say_error(error["message"] or "", detail=None if error["id"] == "internal" else error["detail"], hint=error["hint"])
+    return status if output is None else output.finish(status, error)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,14 +17,20 @@ from polarvault.cli.drop_in import (
     status_interval,
     version_option,
 )
-from polarvault.errors import StorageFailed, UsageError
+from polarvault.cli.json_output import JsonOutput, current_output, json_option
+from polarvault.cli.messages import say_error
+from polarvault.errors import PolarvaultError, StorageFailed, UsageError
 from polarvault.model.c_numbers import scan_hex
+from polarvault.report.json_document import error_json
 
 if TYPE_CHECKING:
     from polarvault.model.lsn import Lsn
     from polarvault.server.connection import ConnectionSettings
     from polarvault.walarchive.request import ReceiveRequest
 
+# Those of a monitoring plugin: all is well, look at it soon, act now, nobody knows.
+_EXIT_STATUS = {"ok": 0, "warning": 1, "problem": 2}
+_STATUS_UNKNOWN = 3
 _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 
 
@@ -44,6 +50,7 @@ _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 @click.option("--drop-slot", is_flag=True, help="Drop the replication slot, and exit.")
 @click.option("--reserve-wal", is_flag=True, help="With --create-slot: hold WAL back from now on, not from first use.")
 @click.option("--status", "show_status", is_flag=True, help="Print what the receiver of this directory does, as JSON.")
+@json_option
 @version_option
 @click.argument("rest", nargs=-1)
 def command(rest: tuple[str, ...], **options: Any) -> int:
@@ -55,13 +62,16 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
     if rest:
         raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
     if options["show_status"]:
-        return _show_status(_directory(options["directory"]))
+        return _show_status(options["directory"])
     request = _request(options)
     given = {name: options[name] for name in _CONNECTION}
     settings = connection_settings(**given, application_name="pg_receivewal")
+    output = current_output()
+    if output is not None:
+        output.add(directory=request and request.directory, slot=options["slot"])
     if request is None:
         return _change_slot(settings, options)
-    return _receive(request, settings, verbose=options["verbose"])
+    return _receive(request, settings, output, verbose=options["verbose"])
 
 
 def _check_actions(options: dict[str, Any]) -> None:
@@ -151,28 +161,43 @@ def _directory(path: str | None) -> str:
     return absolute
 
 
-def _show_status(directory: str) -> int:
-    """Print the state; 0 while a receiver streams, 1 otherwise."""
-    from polarvault.walarchive.status import read_status
+def _show_status(directory: str | None) -> int:
+    """Add what the receiver does to the result; return a status that monitoring plugins understand."""
+    from polarvault.report.receivewal import status_json
+    from polarvault.walarchive.judgement import look_at_receiver
 
-    found = read_status(directory)
-    click.echo(json.dumps(found, indent=2))
-    return 0 if found["running"] and found["state"] == "streaming" else 1
+    output = current_output()
+    try:
+        found = look_at_receiver(_directory(directory), now=time.time())
+    except PolarvaultError as problem:
+        say_error(problem.message, detail=problem.detail, hint=problem.hint)
+        if output is not None:
+            output.error = error_json(problem)
+        return _STATUS_UNKNOWN
+    if output is not None:
+        output.add(**status_json(found))
+    return _EXIT_STATUS[found.severity.value]
 
 
-def _receive(request: ReceiveRequest, settings: ConnectionSettings, *, verbose: bool) -> int:
-    from polarvault.report.receivewal import TextReporter
+def _receive(request: ReceiveRequest, settings: ConnectionSettings, output: JsonOutput | None, *, verbose: bool) -> int:
+    from polarvault.report.receivewal import TextReporter, received_json
     from polarvault.server.connection import Connector
     from polarvault.walarchive.receive import receive_wal
     from polarvault.walarchive.stop import StopRequest
 
     stop = StopRequest()
     connector = Connector(settings, on_connected=lambda: signals.stop_by(stop.request))
-    reporter = TextReporter(verbose=verbose)
+    reporter = TextReporter(verbose=verbose, status_line=output is None)
     try:
         receive_wal(request, connector, reporter, stop)
     finally:
         reporter.close()
+        if output is not None:
+            output.warnings += reporter.warnings
+            output.add(**received_json(reporter.last_state))
+    if signals.received() and not stop.requested:
+        # Before the first connection there is nothing to stop: the program that we stand in for dies by the signal.
+        raise KeyboardInterrupt
     # A stop is not a failure: what was received is durable, and the exit status is 0, as pg_receivewal's. It knows only
     # two signals for a stop, and dies by the third.
     return 128 + signal.SIGHUP if signals.received() == signal.SIGHUP else 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.messages import say_warning
 from polarvault.cli.recovery_options import recovery_options, recovery_request
 from polarvault.cli.setting_options import assignment
@@ -65,7 +66,7 @@ _DEFAULT_TIMEOUT_S = 3600.0
               help="Do not compare the content of files with the manifest; names and sizes always are.")  # fmt: skip
 @click.option("--force", is_flag=True,
               help="Restore a backup that was never completed, or is not what its manifest says.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def command(
     backups: tuple[str, ...],
     target: str,
@@ -92,7 +93,6 @@ def command(
     no_sync: bool,
     no_verify_checksums: bool,
     force: bool,
-    as_json: bool,
     **recovery: Any,
 ) -> None:
     """Lay BACKUP out in a directory so that it starts.
@@ -143,16 +143,20 @@ def command(
             **recovery, archive_is_unknown=any(name.lower() == "restore_command" for name, _ in assignments)
         ),
     )
-    _run(request, plan_only=plan_only, as_json=as_json)
+    _run(request, plan_only=plan_only)
 
 
-def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
+def _run(request: RestoreRequest, *, plan_only: bool) -> None:
     from polarvault.backupset.model import STANDARD_INPUT
     from polarvault.instance.host import Host
 
+    output = current_output()
+    if output is not None:
+        output.add(backup=request.backup, data_directory=request.target, planned_only=plan_only)
+
     host = Host()
     if request.backup != STANDARD_INPUT:
-        _restore(request, host, None, plan_only=plan_only, as_json=as_json)
+        _restore(request, host, None, plan_only=plan_only)
         return
     from polarvault.report.bars import received_printer
     from polarvault.restore.stream import receive
@@ -160,28 +164,31 @@ def _run(request: RestoreRequest, *, plan_only: bool, as_json: bool) -> None:
     with ExitStack() as stack:
         # Of our own: sys.stdin is None where standard input was closed.
         pipe = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
-        with received_printer(_say, is_terminal=sys.stderr.isatty()) as progress:
+        with received_printer(_say, is_terminal=_shows_bars()) as progress:
             received = stack.enter_context(receive(request, host, pipe, progress))
-        _restore(received.request, host, received.targets, plan_only=False, as_json=as_json)
+        _restore(received.request, host, received.targets, plan_only=False)
 
 
-def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, plan_only: bool, as_json: bool) -> None:
+def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, plan_only: bool) -> None:
     from polarvault.report.recovery import replay_printer, scan_printer
     from polarvault.report.restore import plan_json, plan_text, result_json, result_text
     from polarvault.report.standby import FollowPrinter
     from polarvault.restore.plan.places import check_space
     from polarvault.restore.run import prepare, restore_backup
 
-    with scan_printer(_say, is_terminal=sys.stderr.isatty()) as scan_progress:
+    with scan_printer(_say, is_terminal=_shows_bars()) as scan_progress:
         plan, account = prepare(request, host, scan_progress)
+    output = current_output()
     for warning in plan.warnings:
-        say_warning(warning)
-    if plan_only:
-        _print(plan_json(plan) if as_json else plan_text(plan))
+        _warn(warning)
+    if output is not None:
+        output.add(**plan_json(plan), planned_only=plan_only)
+    elif plan_only:
+        _print(plan_text(plan))
     check_space(plan)
     if plan_only:
         return
-    zone, is_terminal = plan.recovery.zone if plan.recovery else None, sys.stderr.isatty()
+    zone, is_terminal = plan.recovery.zone if plan.recovery else None, _shows_bars()
     show = FollowPrinter(_say)
     with _progress(plan) as progress, replay_printer(_say, zone=zone, is_terminal=is_terminal) as watch:
 
@@ -196,20 +203,29 @@ def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, pl
 
         result = restore_backup(plan, host, account, progress, following, recovering, targets=targets)
     for warning in result.warnings[len(plan.warnings) :]:
-        say_warning(warning)
-    _print(result_json(result) if as_json else result_text(result, account, is_root=os.geteuid() == 0))
+        _warn(warning)
+    if output is not None:
+        output.add(**result_json(result))
+        return
+    _print(result_text(result, account, is_root=os.geteuid() == 0))
 
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _print(result: dict[str, object] | Iterator[str]) -> None:
-    if isinstance(result, dict):
-        import json
+def _warn(text: str) -> None:
+    say_warning(text)
+    output = current_output()
+    if output is not None:
+        output.warn(text)
 
-        click.echo(json.dumps(result, indent=2))
-        return
+
+def _shows_bars() -> bool:
+    return sys.stderr.isatty() and current_output() is None
+
+
+def _print(result: Iterator[str]) -> None:
     from polarvault.report.bars import fitted
 
     columns = shutil.get_terminal_size().columns
@@ -224,7 +240,7 @@ def _progress(plan: RestorePlan) -> Iterator[CopyBar]:
     from polarvault.report.units import format_bytes
 
     bar = CopyBar(plan.inventory.total_bytes)
-    if sys.stderr.isatty():
+    if _shows_bars():
         with bar:
             yield bar
         return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from polarvault.cli.drop_in import DropInCommand, version_option
+from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.process import switch_threads_quickly
 from polarvault.errors import UsageError
 
@@ -37,7 +37,7 @@ _FORMATS = {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"}
 @click.option("--pages/--no-pages", default=None, help="Verify the checksum of every page; default: if there are any.")
 @click.option("-j", "--jobs", type=click.IntRange(1, 64), metavar="N", help="Files to read at a time.")
 @click.option("--summary", is_flag=True, help="Say what was checked and what was not, also of a good backup.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option
 @version_option
 @click.argument("rest", nargs=-1, metavar="BACKUPDIR")
 def command(rest: tuple[str, ...], **options: Any) -> int:
@@ -72,24 +72,25 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
         jobs=options["jobs"] or 0,
     )
     wants_summary = options["summary"] or options["progress"]
-    return _run(
-        request, quiet=options["quiet"], progress=options["progress"], summary=wants_summary, as_json=options["as_json"]
-    )
+    return _run(request, quiet=options["quiet"], progress=options["progress"], summary=wants_summary)
 
 
-def _run(request: VerifyRequest, *, quiet: bool, progress: bool, summary: bool, as_json: bool) -> int:
+def _run(request: VerifyRequest, *, quiet: bool, progress: bool, summary: bool) -> int:
     from polarvault.report.verify import TextReporter, result_json, result_lines
     from polarvault.verify.run import verify_backup
 
     switch_threads_quickly()
-    with TextReporter(progress=progress, silent=as_json) as reporter:
+    output = current_output()
+    if output is not None:
+        output.add(backup=request.backup)
+    with TextReporter(progress=progress and output is None, silent=output is not None) as reporter:
         result = verify_backup(request, reporter)
-    if as_json:
-        click.echo(json.dumps(result_json(result), indent=2))
+    if output is not None:
+        output.add(**result_json(result))
     elif result.is_good and not quiet:
         click.echo("backup successfully verified")
     # A good backup is one line, as pg_verifybackup's: cron mails whatever else a nightly job prints.
-    if not (quiet or as_json) and (summary or not result.is_good):
+    if not (quiet or output is not None) and (summary or not result.is_good):
         for line in result_lines(result):
             click.echo(f"polarvault: {line}", err=True)
     # A drop-in: pg_verifybackup knows no more than "good" and "not good".

@@ -131,7 +131,7 @@ class Failure:
     """What ended a drill before its end: the part, the error in its own words, the exit status that belongs to it."""
 
     part: Part
-    kind: str
+    error_id: str
     message: str
     hint: str | None
     detail: str | None

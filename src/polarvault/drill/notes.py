@@ -93,9 +93,7 @@ class Notes:
             # Its own hints speak of files that are left in place; the scratch place goes away, only the log stays.
             is_late = "was not ready after" in problem.message
             hint = ("give --timeout a larger number; " if is_late else "") + f"read {self._request.log_copy}"
-        self.failure = Failure(
-            self._part, type(problem).__name__, problem.message, hint, problem.detail, problem.exit_code
-        )
+        self.failure = Failure(self._part, problem.id, problem.message, hint, problem.detail, problem.exit_code)
         meaning = _MEANINGS.get(self._part, "the drill could not be finished")
         if isinstance(problem, IntegrityError):
             meaning = "stored bytes are wrong"

@@ -9,6 +9,8 @@ import os
 import signal
 import time
 
+from polarvault.storage.processes import look_at_process
+
 _POLL_S = 0.05
 # A checkpoint of a small buffer cache; an immediate stop takes no time at all.
 _FAST_WAIT_S = 60.0
@@ -17,12 +19,8 @@ _IMMEDIATE_WAIT_S = 10.0
 
 def started_at(pid: int) -> int | None:
     """Return when a process began, in clock ticks since the machine did (proc(5)); None if it has ended."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-            fields = stream.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
+    found = look_at_process(pid)
+    return None if found is None else found.started
 
 
 def postmaster_of(data: str) -> int | None:

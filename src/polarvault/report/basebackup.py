@@ -13,6 +13,8 @@ from polarvault.errors import ServerError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from polarvault.basebackup.request import BackupRequest
+
 _BETWEEN_LINES_S = 1.0
 _NAME_WIDTH = 35
 # A server that says more different things than these has said enough.
@@ -30,6 +32,8 @@ class TextReporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._total = 0
+        self.warnings: list[str] = []
+        self.notes: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -45,6 +49,7 @@ class TextReporter:
 
     def note(self, text: str) -> None:
         """Tell something that the user should know."""
+        self.notes.append(text)
         self._say(f"polarvault: {text}")
 
     def notice(self, notice: ServerError) -> None:
@@ -63,6 +68,7 @@ class TextReporter:
 
     def warning(self, text: str) -> None:
         """Tell what is wrong."""
+        self.warnings.append(text)
         self._say(f"polarvault: warning: {text}")
 
     def progress(self, progress: BackupProgress, *, final: bool = False) -> None:
@@ -118,11 +124,24 @@ def _make_bar() -> Progress:
     )  # fmt: skip
 
 
+def request_fields(request: BackupRequest) -> dict[str, Any]:
+    """Return for --json what was asked for, which is known whatever comes of it."""
+    return {
+        "directory": request.directory,
+        "shared_directory": request.polardata,
+        "target": request.target,
+        "format": request.format,
+        "compression": None if request.compression.algorithm == "none" else request.compression.algorithm,
+        "wal_method": request.wal_method,
+        "slot": request.slot,
+        "label": request.label,
+    }
+
+
 def outcome_fields(outcome: BackupOutcome) -> dict[str, Any]:
     """Return the outcome for --json; sizes are bytes."""
     pages = outcome.pages
     return {
-        "schema": 1,
         "server": outcome.identity.product,
         "system_identifier": outcome.identity.system_identifier,
         "start_lsn": str(outcome.start_lsn),
@@ -133,7 +152,6 @@ def outcome_fields(outcome: BackupOutcome) -> dict[str, Any]:
         "left_out_files": outcome.left_out_files,
         "checked_pages": pages.checked_pages if pages else None,
         "bad_pages": sum(bad.count for bad in pages.bad_files) if pages else None,
-        "notes": outcome.closing_notes,
     }
 
 

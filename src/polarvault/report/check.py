@@ -13,7 +13,6 @@ from polarvault.model.finding import Finding, Severity
 from polarvault.report.findings import findings_json
 from polarvault.report.units import printable
 
-SCHEMA_VERSION = 1
 _WORDS = {Severity.OK: ("OK", "green"), Severity.WARNING: ("warning", "yellow"), Severity.PROBLEM: ("PROBLEM", "red")}
 _STATUS_WIDTH = 9
 _LABEL_WIDTH = 7
@@ -51,7 +50,6 @@ def check_json(report: CheckReport) -> dict[str, Any]:
             "shared_data_directory": identity.shared_data_directory,
         }
     return {
-        "schema": SCHEMA_VERSION,
         "status": report.severity.value,
         "server": server,
         "findings": findings_json(report.findings),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from polarvault.model.finding import Severity
 from polarvault.report.findings import findings_json
+from polarvault.report.json_document import envelope, error_fields, iso
 from polarvault.report.recovery import ReplayPrinter, outcome_json
 from polarvault.report.units import format_bytes
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from polarvault.drill.model import BackupFacts, DrillReport, Part, PartTime, RelationRead
     from polarvault.recovery.watch import ReplayState
 
-SCHEMA_VERSION = 1
 _LINE_EVERY_S = 5.0
 _MARKS = {Severity.OK: "ok", Severity.WARNING: "warning", Severity.PROBLEM: "PROBLEM"}
 
@@ -123,17 +123,28 @@ def drill_text(report: DrillReport, files: list[str]) -> Iterator[str]:
     yield verdict(report)
 
 
+def report_json(report: DrillReport) -> dict[str, Any]:
+    """Return the report as PREFIX.json holds it: what --json prints, with the times of the drill alone."""
+    return envelope(
+        "drill", drill_json(report), began=report.began, ended=report.ended,
+        duration_s=(report.ended - report.began).total_seconds(), exit_status=report.exit_status,
+        error=failure_json(report),
+    )  # fmt: skip
+
+
+def failure_json(report: DrillReport) -> dict[str, str | None] | None:
+    """Return what ended a drill before its end as the error that it was."""
+    failed = report.failure
+    return None if failed is None else error_fields(failed.error_id, failed.message, failed.detail, failed.hint)
+
+
 def drill_json(report: DrillReport) -> dict[str, Any]:
-    """Return the report as --json prints it and PREFIX.json holds it."""
+    """Return what --json adds to what every command has."""
     failure, kept = report.failure, report.kept
     return {
-        "schema": SCHEMA_VERSION,
         "backup": report.backup,
         "held": report.held,
         "verdict": verdict(report),
-        "exit_status": report.exit_status,
-        "began": report.began.isoformat(),
-        "ended": report.ended.isoformat(),
         "findings": findings_json(report.findings),
         "not_proved": list(report.not_proved),
         "facts": _facts_json(report.facts),
@@ -150,7 +161,7 @@ def drill_json(report: DrillReport) -> dict[str, Any]:
         },
         "relations": [_relation_json(one) for one in report.relations],
         "failure": None if failure is None else {
-            "part": failure.part.value, "error": failure.kind, "message": failure.message, "hint": failure.hint,
+            "part": failure.part.value, "error": failure.error_id, "message": failure.message, "hint": failure.hint,
             "detail": failure.detail, "exit_status": failure.exit_status,
         },
         "log": report.log_copy,
@@ -171,8 +182,8 @@ def _facts_json(facts: BackupFacts | None) -> dict[str, Any] | None:
         "label": facts.label,
         "start_lsn": facts.start_lsn,
         "stop_lsn": facts.stop_lsn,
-        "start_time": _iso(facts.start_time),
-        "stop_time": _iso(facts.stop_time),
+        "start_time": iso(facts.start_time),
+        "stop_time": iso(facts.stop_time),
         "timeline": facts.timeline_id,
         "bytes": facts.size_bytes,
         "files": facts.file_count,
@@ -198,7 +209,3 @@ def _relation_json(relation: RelationRead) -> dict[str, Any]:
         ],
         "skipped": relation.skipped,
     }
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()

@@ -6,13 +6,14 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, tzinfo
+from datetime import timedelta, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from polarvault.recovery.reachability import Reachable, RecoveryPlan, Window, describe_record, show_time
 from polarvault.recovery.settings import target_setting
 from polarvault.recovery.target import TargetAction, TargetKind
 from polarvault.report.bars import Bar
+from polarvault.report.json_document import iso
 from polarvault.report.units import format_bytes
 
 if TYPE_CHECKING:
@@ -108,12 +109,12 @@ def recovery_json(plan: RecoveryPlan | None) -> dict[str, Any] | None:
                 "backups": list(window.backups),
                 "earliest": {
                     "lsn": str(window.earliest_lsn),
-                    "time": _iso(window.earliest_time),
-                    "backup_began": _iso(window.backup_began),
+                    "time": iso(window.earliest_time),
+                    "backup_began": iso(window.backup_began),
                 },
                 "latest": {
                     "lsn": str(window.latest_lsn),
-                    "time": _iso(window.latest_time),
+                    "time": iso(window.latest_time),
                     "xid": window.latest_xid or None,
                 },
                 "missing": window.missing,
@@ -128,25 +129,25 @@ def recovery_json(plan: RecoveryPlan | None) -> dict[str, Any] | None:
             "end_lsn": str(stop.end_lsn) if stop.end_lsn is not None else None,
             "record": stop.kind.value if stop.kind else None,
             "xid": stop.xid or None,
-            "time": _iso(stop.time),
+            "time": iso(stop.time),
             "name": stop.name,
         },
         "last_transaction": None
         if last is None
-        else {"xid": last.xid, "lsn": str(last.lsn), "time": _iso(last.time), "kind": last.kind.value},
+        else {"xid": last.xid, "lsn": str(last.lsn), "time": iso(last.time), "kind": last.kind.value},
         "reachable": None
         if seen is None
         else {
             "earliest": {
                 "lsn": str(seen.earliest_lsn) if seen.earliest_lsn else None,
-                "time": _iso(seen.earliest_time),
-                "backup_began": _iso(seen.backup_began),
+                "time": iso(seen.earliest_time),
+                "backup_began": iso(seen.backup_began),
             },
-            "latest": {"lsn": str(seen.latest_lsn), "time": _iso(seen.latest_time), "xid": seen.latest_xid or None},
+            "latest": {"lsn": str(seen.latest_lsn), "time": iso(seen.latest_time), "xid": seen.latest_xid or None},
             "timeline": seen.timeline_id,
             "other_timelines": list(seen.other_timelines),
             "restore_points": [
-                {"name": point.name, "lsn": str(point.lsn), "time": _iso(point.time)} for point in seen.restore_points
+                {"name": point.name, "lsn": str(point.lsn), "time": iso(point.time)} for point in seen.restore_points
             ],
         },
     }
@@ -196,14 +197,10 @@ def outcome_json(outcome: RecoveryOutcome | None) -> dict[str, Any] | None:
     return {
         "ended": {TargetAction.PAUSE: "paused", TargetAction.PROMOTE: "promoted"}.get(outcome.ended, "shut down"),
         "lsn": str(outcome.lsn) if outcome.lsn is not None else None,
-        "time": _iso(outcome.time),
+        "time": iso(outcome.time),
         "reason": outcome.reason,
         "timeline": outcome.timeline_id,
     }
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
 
 
 class ReplayPrinter:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from polarvault.instance.start import StartedServer
     from polarvault.restore.run import RestoreResult
 
-SCHEMA_VERSION = 1
 _CELL_LIMIT = 64
 _LINE_COLUMNS = 80
 
@@ -155,7 +154,6 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
     """Return the plan as `--json` prints it."""
     control = plan.inventory.control
     return {
-        "schema_version": SCHEMA_VERSION,
         "backup": "-" if os.path.basename(plan.source.path) == STAGING_NAME else plan.source.path,
         "chain": [{"path": link.path, "start_lsn": str(link.label.start_lsn)} for link in plan.chain],
         "form": plan.source.form.name.lower(),
@@ -180,7 +178,6 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "primary": primary_json(plan),
         "storage": plan.live_datadir,
         "settings": [_change_json(change) for change in plan.changes],
-        "warnings": list(plan.warnings),
     }
 
 
@@ -202,7 +199,6 @@ def result_json(result: RestoreResult) -> dict[str, Any]:
         }
     return {
         **plan_json(result.plan),
-        "warnings": list(result.warnings),
         "server": started,
         "outcome": outcome_json(result.recovery),
         "follow": follow_json(result),

@@ -110,7 +110,6 @@ def result_lines(result: VerifyResult) -> Iterator[str]:
 def result_json(result: VerifyResult) -> dict[str, Any]:
     """Return the result for --json; sizes are bytes."""
     return {
-        "schema": 1,
         "backup": result.layout.path,
         "format": result.layout.form.value,
         "halves": [{"area": half.area.value, "directory": half.directory} for half in result.layout.halves],

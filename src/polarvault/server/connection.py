@@ -187,6 +187,12 @@ class Connection:
         return self.pgconn.server_version
 
     @property
+    def has_several_hosts(self) -> bool:
+        """Tell whether another connection might reach another server: the connection string names several."""
+        named = {option.keyword: option.val for option in self.pgconn.info}
+        return any(b"," in (named.get(word) or b"") for word in (b"host", b"hostaddr"))
+
+    @property
     def is_encrypted(self) -> bool:
         """Tell whether bytes on the socket are TLS or GSS encrypted, so that only libpq can read them."""
         return bool(self.pgconn.ssl_in_use) or _gss_encrypted(self.pgconn)

@@ -21,6 +21,7 @@ from polarvault.errors import (
     RemoteProtocolError,
     ServerError,
     ServerRefused,
+    SlotLost,
     StorageFailed,
     TimelineDiverged,
     WalGap,
@@ -36,16 +37,24 @@ from polarvault.walarchive.continuity import continuity
 from polarvault.walarchive.directory import is_written
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import Cluster, StartPoint, after_kept_wal, continues, on_servers_history
-from polarvault.walarchive.session import SHOW_EVERY_S, UNDEFINED_OBJECT, ReceiveReporter, Session, no_such_slot
+from polarvault.walarchive.session import (
+    SHOW_EVERY_S,
+    UNDEFINED_OBJECT,
+    ReceiveReporter,
+    Session,
+    no_such_slot,
+)
+from polarvault.walarchive.slots import lost_slot_error
 from polarvault.walarchive.status import DirectoryLock, ReceiverState, write_status
 from polarvault.walarchive.stop import StopRequest
 from polarvault.walarchive.wal_files import WalFiles
-from polarvault.walarchive.watch import SlotState, SlotWatch, has_space, read_slot_state
+from polarvault.walarchive.watch import SlotState, SlotWatch, has_lost_wal, has_space, read_slot_state
 from polarvault.wire import commands
 from polarvault.wire.messages import parse_lsn
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _WARN_AGAIN_S = 300.0
+_GRACE_S = 10.0
 _RETRYABLE = (ConnectionFailed, ConnectionLost, ServerError, ServerRefused, DiskFull, TimelineDiverged, WalGap)
 
 
@@ -74,7 +83,9 @@ class _Receiver:
         self.request = request
         self.reporter = reporter
         self.stop = stop
-        self.state = ReceiverState(time.time(), slot=request.slot)
+        # Some grace: the question and the answer take their time, on a bad network too.
+        news_within_s = request.ask_after_s + _GRACE_S if request.ask_after_s else 0.0
+        self.state = ReceiverState(time.time(), slot=request.slot, news_within_s=news_within_s)
         self.files: WalFiles | None = None
         self._mode = 0o600
         self._connector = connector
@@ -107,12 +118,15 @@ class _Receiver:
                     return
                 except KeyboardInterrupt:
                     return
-                except _RETRYABLE as problem:
-                    if self._is_hopeless(problem):
-                        raise
+                except _RETRYABLE as failure:
+                    named = self._with_fate_of_slot(failure)
+                    if self._is_hopeless(named, connection):
+                        if named is failure:
+                            raise
+                        raise named from failure
                     if self.files is not None and self.files.received > before:
                         pause_s = _FIRST_PAUSE_S
-                    self._wait_after(problem, pause_s)
+                    self._wait_after(named, pause_s)
                 finally:
                     connection.close()
             if self.stop.requested:
@@ -128,7 +142,7 @@ class _Receiver:
                 self.files.close()
                 self.state.flushed_up_to(self.files.flushed)
         finally:
-            self.state.state = "stopped"
+            self.state.enter("stopped", time.time())
             self._show(force=True)
             if self._lock is not None:
                 if failed:
@@ -138,7 +152,7 @@ class _Receiver:
     # One session
 
     def _connect(self) -> tuple[Connection, ServerIdentity]:
-        self.state.state = "connecting"
+        self.state.enter("connecting", time.time())
         with self.stop.interruptible():
             connection = self._connector.replication()
             try:
@@ -347,8 +361,22 @@ class _Receiver:
 
     # After a failure
 
-    def _is_hopeless(self, problem: PolarvaultError) -> bool:
-        if not self.request.loop:
+    def _with_fate_of_slot(self, problem: PolarvaultError) -> PolarvaultError:
+        """Say of missing WAL whether the slot has lost it: then no later try can go better."""
+        slot = self.request.slot
+        if not isinstance(problem, WalGap) or isinstance(problem, SlotLost) or slot is None or self.files is None:
+            return problem
+        if not has_lost_wal(self._connector.without_prompt(), slot):
+            return problem
+        files = self.files
+        segment = WalSegment.holding(files.received, files.timeline_id, files.segment_size_bytes)
+        return lost_slot_error(slot, files.received, segment.file_name, str(problem.__cause__ or problem.message))
+
+    def _is_hopeless(self, problem: PolarvaultError, connection: Connection) -> bool:
+        if not self.request.loop or isinstance(problem, SlotLost):
+            return True
+        # A server does not get WAL back that it has removed. Another one of several hosts may still have it.
+        if isinstance(problem, WalGap) and not connection.has_several_hosts:
             return True
         # A slot that is missing from the start is a mistake in the command; later somebody dropped it, and may see so.
         missing_slot = isinstance(problem, ServerError) and problem.sqlstate == UNDEFINED_OBJECT
@@ -357,7 +385,7 @@ class _Receiver:
     def _wait_after(self, problem: PolarvaultError, pause_s: float) -> None:
         self.reporter.problem(problem)
         self.state.failed(problem, time.time())
-        self.state.state = "disconnected"
+        self.state.enter("disconnected", time.time())
         if isinstance(problem, DiskFull):
             self._wait_for_space()
             return
@@ -378,7 +406,7 @@ class _Receiver:
 
     def _wait_for_space(self) -> None:
         """Leave the open segment as it is, and come back to it when there is room for a whole one."""
-        self.state.state = "disk full"
+        self.state.enter("disk full", time.time())
         size = self.files.segment_size_bytes if self.files is not None else 0
         if self.files is not None:
             self.files.abandon()
@@ -417,10 +445,15 @@ class _Receiver:
 
     def _watch_slot(self, slot: str, segment_size_bytes: int) -> None:
         def on_state(state: SlotState | None) -> None:
+            self.state.slot_state = {
+                "wal_status": state.wal_status if state else "missing",
+                "safe_wal_bytes": state.safe_wal_bytes if state else None,
+                "restart_lsn": state.restart_lsn if state else None,
+                "segment_bytes": segment_size_bytes,
+                "looked_at": time.time(),
+            }
             if state is None:
-                self.state.slot_state = None
                 return
-            self.state.slot_state = {"wal_status": state.wal_status, "safe_wal_bytes": state.safe_wal_bytes}
             warning = state.warning(slot, segment_size_bytes)
             if warning:
                 self.warn(warning, f"slot {state.wal_status}")

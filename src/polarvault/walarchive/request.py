@@ -8,6 +8,8 @@ from polarvault.errors import UsageError
 from polarvault.model.compression import Compression
 from polarvault.model.lsn import Lsn
 
+_ASK_AFTER_S = 10.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveRequest:
@@ -26,6 +28,14 @@ class ReceiveRequest:
     status_interval_s: float = 10.0
     silence_limit_s: float = 60.0
     compression: Compression
+
+    @property
+    def ask_after_s(self) -> float:
+        """How long a server may be silent before it is asked for a sign of life; 0 for never.
+
+        Often enough that monitoring knows how far the server is.
+        """
+        return min(_ASK_AFTER_S, self.silence_limit_s / 2) if self.status_interval_s > 0 else 0.0
 
     @property
     def reports_flush(self) -> bool:

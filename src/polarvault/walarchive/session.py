@@ -23,6 +23,7 @@ from polarvault.wal.history import TimelineHistory
 from polarvault.walarchive.continuity import Continuity
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import StartPoint
+from polarvault.walarchive.slots import lost_slot_error
 from polarvault.walarchive.status import ReceiverState
 from polarvault.walarchive.stop import StopRequest
 from polarvault.walarchive.wal_files import WalFiles
@@ -106,7 +107,7 @@ class Session:
         while True:
             receiver.reporter.step(f"starting log streaming at {start.lsn} (timeline {start.timeline_id})")
             ends = self._start(start)
-            receiver.state.state = "streaming"
+            receiver.state.enter("streaming", time.time())
             try:
                 ends = ends or self._stream()
             except ServerError as problem:
@@ -184,13 +185,13 @@ class Session:
         request, now = self._receiver.request, time.monotonic()
         if self._heard:
             self._heard, self._heard_at, self._asked_at = False, now, None
-        half_s = request.silence_limit_s / 2
-        if request.status_interval_s == 0 or now - self._heard_at < half_s:
+        silent_s = now - self._heard_at
+        if not request.ask_after_s or silent_s < request.ask_after_s:
             return
         if self._asked_at is None:
             self._asked_at = now
             self._acknowledge(self._files.flushed, reply_now=True)
-        elif now - self._asked_at >= half_s:
+        elif silent_s >= request.silence_limit_s and now - self._asked_at >= request.silence_limit_s / 2:
             raise ConnectionLost(
                 f"nothing came from the server for {request.silence_limit_s:g} s, not even when it was asked",
                 hint="see whether the server and the network between are well",
@@ -282,6 +283,8 @@ class Session:
         segment = WalSegment.holding(position, self._files.timeline_id, self._identity.segment_size_bytes)
         # 58P01 is what a server says of a segment that it has removed; since 18 it names the slot that lost it instead.
         lost_slot = problem.sqlstate == _NOT_IN_PREREQUISITE_STATE and "invalidated" in f"{problem} {problem.detail}"
+        if slot is not None and lost_slot:
+            return lost_slot_error(slot, position, segment.file_name, problem.message)
         if problem.sqlstate == _UNDEFINED_FILE or lost_slot:
             return WalGap(
                 f"the server no longer has WAL from {position} on (segment {segment.file_name}): {problem.message}",

@@ -1,8 +1,9 @@
-"""Create and drop the replication slot that holds WAL back for a receiver."""
+"""The replication slot that holds WAL back for a receiver: create it, drop it, say that it has failed."""
 
 from __future__ import annotations
 
-from polarvault.errors import ServerError
+from polarvault.errors import ServerError, SlotLost
+from polarvault.model.lsn import Lsn
 from polarvault.server.connection import Connector
 from polarvault.wire import commands
 
@@ -50,3 +51,14 @@ def _add_next_step(problem: ServerError, name: str) -> None:
     next_step = _NEXT_STEPS.get(problem.sqlstate)
     if next_step is not None and problem.hint is None:
         problem.hint = next_step.format(name)
+
+
+def lost_slot_error(slot: str, position: Lsn, segment: str, words: str) -> SlotLost:
+    """Say that the slot has lost WAL that was not received, and how to go on."""
+    return SlotLost(
+        f'slot "{slot}" has lost WAL: the server no longer has WAL from {position} on (segment {segment}): {words}',
+        hint=f"drop the slot (polarvault receivewal --drop-slot -S {slot}), make it again (--create-slot "
+        "--reserve-wal), receive into an empty directory, and take a new base backup; keep this directory: with the "
+        "older backups it restores up to the gap. A larger max_slot_wal_keep_size on the server keeps this from "
+        "happening again",
+    )

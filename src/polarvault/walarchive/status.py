@@ -15,8 +15,8 @@ from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.storage.below import Below
 from polarvault.storage.files import open_regular, storage_failed
+from polarvault.storage.processes import own_process, present_moment
 
-SCHEMA_VERSION = 1
 LOCK_NAME = ".polarvault-receivewal.lock"
 STATUS_NAME = ".polarvault-receivewal.json"
 _KEPT_SAMPLES = 4096
@@ -31,6 +31,10 @@ class ReceiverState:
     slot: str | None = None
     server: str | None = None
     state: str = "connecting"
+    state_since: float = 0.0
+    """When streaming began, or when it ended."""
+    news_within_s: float = 0.0
+    """A server that is silent for longer, although it is asked, is not well; 0: it is never asked."""
     timeline_id: int = 0
     received: Lsn = field(default_factory=lambda: Lsn(0))
     flushed: Lsn = field(default_factory=lambda: Lsn(0))
@@ -38,10 +42,19 @@ class ReceiverState:
     heard_at: float | None = None
     connections: int = 0
     slot_state: dict[str, Any] | None = None
-    last_error: str | None = None
+    last_error: PolarvaultError | None = None
     last_error_at: float | None = None
     # When the server's WAL reached an LSN, for those not yet flushed here.
     _reached: deque[tuple[Lsn, float]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.state_since = self.started_at
+
+    def enter(self, state: str, now: float) -> None:
+        """Note what the receiver does now; connecting again and again is one time without WAL."""
+        if (state == "streaming") != (self.state == "streaming"):
+            self.state_since = now
+        self.state = state
 
     def server_said(self, end: Lsn, now: float) -> None:
         """Note how far the server's WAL reaches."""
@@ -64,38 +77,49 @@ class ReceiverState:
 
     def failed(self, problem: PolarvaultError, now: float) -> None:
         """Keep the last error, for `--status`."""
-        self.last_error, self.last_error_at = problem.message, now
+        self.last_error, self.last_error_at = problem, now
 
     @property
     def lag_bytes(self) -> int:
         """How much of the server's WAL is not durable here."""
         return max(0, self.server_end - self.flushed)
 
+    @property
+    def behind_since(self) -> float | None:
+        """When the server wrote the oldest WAL that it has and that is not durable here."""
+        return self._reached[0][1] if self._reached and self.lag_bytes else None
+
     def lag_s(self, now: float) -> float:
-        """How old the oldest WAL is that the server has and that is not durable here."""
-        return max(0.0, now - self._reached[0][1]) if self._reached and self.lag_bytes else 0.0
+        """How old that WAL is."""
+        return max(0.0, now - self.behind_since) if self.behind_since is not None else 0.0
 
     def as_json(self, now: float) -> dict[str, Any]:
-        """Return what `--status` prints."""
+        """Return the content of the status file; `judgement` says what of it is still true when it is read."""
+        writer, moment, error = own_process(), present_moment(), self.last_error
         return {
-            "schema_version": SCHEMA_VERSION,
             "process_id": os.getpid(),
+            "process_started": writer.started if writer else None,
+            "boot_id": moment.boot_id,
             "state": self.state,
+            "state_since": self.state_since,
             "server": self.server,
             "slot": self.slot,
             "timeline": self.timeline_id or None,
             "received_lsn": str(self.received),
             "flushed_lsn": str(self.flushed),
             "server_lsn": str(self.server_end),
-            "lag_bytes": self.lag_bytes,
-            "lag_seconds": round(self.lag_s(now), 3),
+            "behind_since": self.behind_since,
             "slot_state": self.slot_state,
             "connections": self.connections,
-            "last_error": self.last_error,
+            "last_error": error.message if error else None,
+            "last_error_id": error.id if error else None,
+            "last_error_hint": error.hint if error else None,
             "last_error_at": self.last_error_at,
             "server_heard_at": self.heard_at,
+            "news_within_s": self.news_within_s,
             "started_at": self.started_at,
             "updated_at": now,
+            "updated_uptime_s": moment.uptime_s,
         }
 
 
@@ -157,21 +181,28 @@ def _names(directory: str) -> set[str]:
         raise storage_failed(problem, "read directory", directory) from problem
 
 
-def is_locked(directory: str) -> bool:
-    """Tell whether a receiver writes to the directory now."""
+def lock_owner(directory: str) -> tuple[bool, int | None]:
+    """Tell whether a receiver writes to the directory now, and which process it says it is."""
+    path = os.path.join(directory, LOCK_NAME)
     try:
-        descriptor = os.open(os.path.join(directory, LOCK_NAME), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        return False
+        return False, None
     except OSError as problem:
-        raise storage_failed(problem, "open lock file", os.path.join(directory, LOCK_NAME)) from problem
+        raise storage_failed(problem, "open lock file", path) from problem
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True
+        text = os.read(descriptor, 32).decode(errors="replace").strip()
+        return True, int(text) if text.isascii() and text.isdigit() else None
     finally:
         os.close(descriptor)
-    return False
+    return False, None
+
+
+def is_locked(directory: str) -> bool:
+    """Tell whether a receiver writes to the directory now."""
+    return lock_owner(directory)[0]
 
 
 def write_status(directory: str, content: dict[str, Any], mode: int) -> None:
@@ -191,7 +222,7 @@ def write_status(directory: str, content: dict[str, Any], mode: int) -> None:
 
 
 def read_status(directory: str) -> dict[str, Any]:
-    """Return what the last receiver wrote, with `running` added; raise StorageFailed or UsageError if there is none."""
+    """Return what the last receiver wrote; raise StorageFailed or UsageError if there is none."""
     path = os.path.join(directory, STATUS_NAME)
     try:
         with open_regular(path) as source:
@@ -207,7 +238,4 @@ def read_status(directory: str) -> dict[str, Any]:
         raise storage_failed(problem, "read", path) from problem
     except (ValueError, RecursionError):
         raise UsageError(f'"{path}" is damaged', hint="restart receivewal: it writes the file anew") from None
-    running = is_locked(directory)
-    if not running:
-        found["state"] = "stopped"
-    return {"running": running, **found}
+    return found

@@ -6,6 +6,7 @@ own, because a server that cannot be reached must not hold up the stream.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from polarvault.errors import PolarvaultError
 from polarvault.server.connection import Connector
-from polarvault.wire.commands import quote_literal
+from polarvault.wire import commands
 
 _BETWEEN_S = 30.0
 # Fewer segments than these left, and somebody has to act.
@@ -47,7 +48,7 @@ def read_slot_state(connector: Connector, slot: str) -> SlotState | None:
     try:
         found = connection.query(
             "SELECT wal_status, safe_wal_size, restart_lsn FROM pg_catalog.pg_replication_slots "
-            f"WHERE slot_name = {quote_literal(slot)}"
+            f"WHERE slot_name = {commands.quote_literal(slot)}"
         )
     finally:
         connection.close()
@@ -55,6 +56,22 @@ def read_slot_state(connector: Connector, slot: str) -> SlotState | None:
         return None
     status, safe, restart = found.rows[0]
     return SlotState(status, None if safe is None else int(safe), restart)
+
+
+def has_lost_wal(connector: Connector, slot: str) -> bool:
+    """Tell whether the server says that a slot that was in use has lost WAL; False if it cannot be asked."""
+    with contextlib.suppress(PolarvaultError):
+        found = read_slot_state(connector, slot)
+        return found is not None and found.wal_status == "lost"
+    # A role for replication alone may ask the WAL sender of 15 and later: a lost slot has no position any more.
+    with contextlib.suppress(PolarvaultError):
+        connection = connector.replication()
+        try:
+            rows = connection.query(f"READ_REPLICATION_SLOT {commands.quote_identifier(slot)}").rows
+        finally:
+            connection.close()
+        return bool(rows) and rows[0][0] is not None and rows[0][1] is None
+    return False
 
 
 class SlotWatch:

@@ -1,0 +1,254 @@
+"""`--json` of every command: one object on standard output, of success and failure; docs/json.md has all its fields."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.cluster import Cluster
+from support.drills import Drills
+from support.program import command_line, program_environment, run_polarvault
+from support.receiving import end_of_wal, wait_released, write_wal
+from support.tcp_proxy import TcpProxy
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.postgres
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/json.md").read_text(encoding="utf-8")
+COMMON = "every command"
+
+
+def fields_of_page() -> dict[str, set[str]]:
+    """Return the fields that the page explains, by section; `[]` stands for each element of a list."""
+    sections: dict[str, set[str]] = {}
+    for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
+        title = part.splitlines()[0].strip("`").lower()
+        rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+        sections[title] = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    return sections
+
+
+FIELDS = fields_of_page()
+
+
+def paths(value: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            # Names of tablespaces, not of fields.
+            path = f"{prefix}.{name}" if prefix else name
+            yield path
+            if path != "tablespaces":
+                yield from paths(inner, path)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from paths(inner, prefix + "[]")
+
+
+def checked(command: str, text: str, *, status: int, section: str | None = None) -> dict[str, Any]:
+    """Return the only thing that is in a text, an object whose fields are all explained."""
+    document: dict[str, Any] = json.loads(text)
+    assert (document["schema"], document["command"], document["exit_status"]) == (1, command, status)
+    for name in ("began", "ended"):
+        assert document[name].endswith("Z")
+    took = datetime.fromisoformat(document["ended"]) - datetime.fromisoformat(document["began"])
+    assert document["duration_s"] == pytest.approx(took.total_seconds(), abs=1)
+    explained = FIELDS[COMMON] | FIELDS[section or command]
+    assert set(paths(document)) - explained == set()
+    assert FIELDS[COMMON] - {name for name in FIELDS[COMMON] if "." in name or "[" in name} <= document.keys()
+    if document["error"]:
+        assert document["error"]["id"] in (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    return document
+
+
+def run(*words: object, status: int = 0, section: str | None = None, **how: Any) -> dict[str, Any]:
+    arguments = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
+    finished = run_polarvault(*arguments, check=False, **how)
+    assert finished.returncode == status, finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
+    return checked(arguments[0], finished.stdout, status=status, section=section)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "error"),
+    [
+        (["basebackup", "--json", "--no-such-option"], 1, "usage"),
+        (["basebackup", "--bogus", "-D", "x", "--json"], 1, "usage"),
+        (["basebackup", "-Fx", "--js", "-D", "x"], 1, "usage"),
+        (["basebackup", "--json"], 1, "usage"),
+        (["verifybackup", "--json"], 1, "usage"),
+        (["verifybackup", "--json", "/nonexistent/backup"], 1, "backup-unusable"),
+        (["receivewal", "--json"], 1, "usage"),
+        (["receivewal", "--json", "-D", "/nonexistent/wal"], 1, "storage-failed"),
+        (["check", "--json", "--target", ""], 2, "usage"),
+        (["restore", "--json", "/nonexistent/backup", "-D", "/nonexistent/target"], 1, "backup-unusable"),
+        (["restore", "--json", "/nonexistent/backup"], 2, "usage"),
+        (["drill", "--json"], 2, "usage"),
+        (["drill", "--json", "/nonexistent/backup", "--read", "everything"], 2, "usage"),
+    ],
+)
+def test_a_wrong_command_line_is_an_object_too(words: list[str], status: int, error: str) -> None:
+    document = run(*words, status=status)
+    assert document["error"]["id"] == error
+    assert document["error"]["message"]
+
+
+def test_what_only_looks_like_the_option_is_none() -> None:
+    for words in (["basebackup", "-D", "x", "-l", "--json", "-Fx"], ["basebackup", "-Fx", "--", "--json"]):
+        finished = run_polarvault(*words, check=False)
+        assert (finished.returncode, finished.stdout) == (1, "")
+
+
+def test_help_is_help() -> None:
+    assert run_polarvault("restore", "--json", "--help").stdout.startswith("Usage: ")
+
+
+def test_a_failed_connection_names_what_was_to_be_made(workspace: Path) -> None:
+    with TcpProxy(1) as closed:
+        closed.refuse()
+        document = run(
+            "basebackup", "-h", "127.0.0.1", "-p", closed.port, "-w", "-D", workspace / "b", "--json", status=1
+        )
+    assert document["error"]["id"] == "connection-failed"
+    assert (document["directory"], document["format"], document["label"]) == (
+        str(workspace / "b"), "plain", "pg_basebackup base backup",
+    )  # fmt: skip
+
+
+def test_a_server_error_keeps_its_sqlstate(pg18: Cluster, workspace: Path) -> None:
+    document = run(
+        "basebackup", "-d", pg18.conninfo(), "-D", workspace / "b", "-S", "no_such_slot", "-c", "fast", "--json",
+        status=1,
+    )  # fmt: skip
+    assert document["error"]["sqlstate"] == "42704"
+
+
+def test_a_backup_that_is_restored_verified_and_drilled(pg18: Cluster, workspace: Path) -> None:
+    backup = workspace / "b"
+    made = run("basebackup", "-d", pg18.conninfo(), "-D", backup, "-c", "fast", "-N", "-P", "--json")
+    assert made["received_bytes"] > 1 << 20
+    assert made["system_identifier"].isdigit()
+    occupied = run("basebackup", "-d", pg18.conninfo(), "-D", backup, "--json", status=1)
+    assert occupied["error"]["id"] == "target-not-empty"
+    assert run("verifybackup", backup, "--json")["good"] is True
+    planned = run("restore", backup, "-D", workspace / "r", "--plan", "--json")
+    assert planned["planned_only"] is True
+    restored = run(
+        "restore", backup, "-D", workspace / "r", "-N", "-p", 21801, "--target", "immediate", "--json",
+    )  # fmt: skip
+    assert (restored["planned_only"], restored["data_directory"]) == (False, str(workspace / "r"))
+    assert restored["recovery"]["stop"]["lsn"]
+    drills = Drills(workspace)
+    drilled = run(*drills.options(pg18, backup, "--json"))
+    assert drilled["held"] is True
+    assert drilled["parts"]
+    failed = run(*drills.options(pg18, backup, "--target-lsn", "F/0", "--json"), status=1)
+    assert failed["error"]["id"] == failed["failure"]["error"] == "target-unreachable"
+    damaged = next((backup / "base").rglob("1259"))
+    with open(damaged, "r+b") as file:
+        file.write(b"\xff" * 100)
+    bad = run("verifybackup", backup, "--json", status=1)
+    assert (bad["good"], bad["error"]) == (False, None)
+    assert {finding["severity"] for finding in bad["findings"]} >= {"problem"}
+    refused = run("restore", backup, "-D", workspace / "r2", "-N", "--json", status=3)
+    assert refused["error"]["id"] == "integrity"
+
+
+def test_with_the_backup_on_standard_output_the_object_is_the_last_line_on_standard_error(
+    pg18: Cluster, workspace: Path
+) -> None:
+    words = ["basebackup", "-d", pg18.conninfo(), "-D", "-", "-Ft", "-X", "fetch", "-c", "fast", "-v", "--json"]
+    with open(workspace / "b.tar", "wb") as tar:
+        finished = subprocess.run(
+            command_line(*words), stdin=subprocess.DEVNULL, stdout=tar, stderr=subprocess.PIPE, text=True,
+            env=program_environment(), check=True,
+        )  # fmt: skip
+    document = checked("basebackup", finished.stderr.splitlines()[-1], status=0)
+    assert document["directory"] == "-"
+    assert (workspace / "b.tar").read_bytes()[257:262] == b"ustar"
+    wrong = run_polarvault("basebackup", "-D", "-", "-Ft", "-X", "bogus", "--json", check=False)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert checked("basebackup", wrong.stderr.splitlines()[-1], status=1)["error"]["id"] == "usage"
+
+
+def test_a_check_says_what_it_found(pg18: Cluster, workspace: Path) -> None:
+    document = run("check", "-d", pg18.conninfo(), "--target", workspace / "b", "--json", status=1)
+    assert (document["status"], document["target"]) == ("warning", str(workspace / "b"))
+
+
+def test_a_receiver_says_what_it_received(pg18: Cluster, workspace: Path) -> None:
+    archive, slot = workspace / "wal", ["-S", "json", "-d", pg18.conninfo(), "--json"]
+    archive.mkdir()
+    assert run("receivewal", "--create-slot", "--reserve-wal", *slot)["slot"] == "json"
+    assert run("receivewal", "--create-slot", *slot, status=1)["error"]["sqlstate"] == "42710"
+    write_wal(pg18, 1 << 20)
+    document = run("receivewal", "-D", archive, "-E", end_of_wal(pg18), *slot)
+    assert document["flushed_lsn"]
+    assert document["timeline"] == 1
+    status = run("receivewal", "-D", archive, "--status", status=2, section="receivewal --status")
+    assert status["findings"][0]["check"] == "receiver-running"
+    wait_released(pg18, "json")
+    run("receivewal", "--drop-slot", *slot)
+
+
+@pytest.mark.parametrize("command", ["basebackup", "receivewal", "check"])
+def test_a_command_that_is_interrupted_says_so(pg18: Cluster, workspace: Path, command: str) -> None:
+    (workspace / "b").mkdir()
+    with TcpProxy(pg18.port) as proxy:
+        # It connects, and nobody answers.
+        proxy.stall_after(0)
+        words = {"check": ["--target", workspace / "c"]}.get(command, ["-D", workspace / "b"])
+        running = subprocess.Popen(
+            command_line(command, "--json", "-d", pg18.tcp_conninfo(port=proxy.port), *words),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=program_environment({"PGCONNECT_TIMEOUT": "100"}),
+        )  # fmt: skip
+        wait_until(lambda: proxy.connections_seen, "it has connected")
+        running.send_signal(signal.SIGTERM)
+        output, errors = running.communicate(timeout=60)
+    assert "interrupted by SIGTERM" in errors
+    document = checked(command, output, status=128 + signal.SIGTERM)
+    assert document["error"]["id"] == "interrupted"
+    assert running.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
+
+
+def test_a_standard_output_that_is_full_or_closed_fails_the_command(pg18: Cluster) -> None:
+    words = command_line("check", "-d", pg18.conninfo(), "--json")
+    for redirection in (">/dev/full", ">&-"):
+        finished = subprocess.run(
+            ["sh", "-c", f'"$@" {redirection}', "sh", *words], capture_output=True, text=True,
+            env=program_environment(), check=False,
+        )  # fmt: skip
+        assert finished.returncode != 0
+        assert "cannot write the result to standard output" in finished.stderr
+        assert "Traceback" not in finished.stderr
+
+
+def literal_keys(node: ast.AST) -> Iterator[str]:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Dict):
+            yield from (key.value for key in inner.keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+
+
+def test_every_field_that_the_program_can_print_is_on_the_page_and_no_other() -> None:
+    """Those that no run above has printed, too: by their last words, from the source."""
+    printed: set[str] = set()
+    for path in sorted((ROOT / "src/polarvault/report").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and re.search(r"_json\Z|_fields\Z|\Aenvelope\Z", node.name):
+                printed |= set(literal_keys(node))
+    # Given as arguments where they are known.
+    printed |= {"planned_only", "data_directory", "backup", "slot", "directory", "target"}
+    on_page = {name.rpartition(".")[2].removesuffix("[]") for names in FIELDS.values() for name in names}
+    assert printed - on_page == set()
+    assert on_page - printed == set()
