@@ -129,6 +129,20 @@ def test_start_runs_debians_own_program(debian: DebianServer, workspace: Path) -
     assert cluster.query("SELECT current_setting('config_file')") == [(str(debian.directory / "postgresql.conf"),)]
 
 
+def test_a_copy_beside_the_cluster_is_recovered_to_a_target(debian: DebianServer, workspace: Path) -> None:
+    cluster, look = debian.cluster, workspace / "look"
+    back_up(cluster, workspace / "backup", environment=debian.environment)
+    restored = run_polarvault(
+        "restore", workspace / "backup", "-D", look, "-N", "--target", "immediate", "--start",
+        "--port", str(Cluster(cluster.installation, workspace).port),
+        *(["--owner", cluster.account.name] if cluster.account.switches else []),
+        environment=debian.environment, check=False,
+    )  # fmt: skip
+    assert restored.returncode == 0, restored.stderr
+    cluster.run("pg_ctl", "-D", str(look), "-m", "immediate", "-w", "stop")
+    assert "the server is paused" in restored.stdout
+
+
 def test_check_tells_where_the_configuration_lies(debian: DebianServer) -> None:
     found = run_polarvault("check", "-d", debian.cluster.conninfo(), environment=debian.environment, check=False)
     assert f"{debian.directory}/conf.d/site.conf" in found.stdout

@@ -11,7 +11,14 @@ from polarvault.errors import UsageError
 from polarvault.instance.debian import DebianCluster, cluster_at, cluster_of, find_clusters
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Role
-from polarvault.recovery.target import parse_target_xid
+from polarvault.recovery.target import (
+    RecoveryTarget,
+    TargetKind,
+    parse_target_lsn,
+    parse_target_name,
+    parse_target_time,
+    parse_target_xid,
+)
 from polarvault.report.restore import plan_json, plan_text, start_command
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.plan import with_settings
@@ -143,6 +150,26 @@ def test_without_any_postgresql_conf_the_target_holds_for_one_that_nobody_has_na
     assert "archive_mode = off" in lines
     # A plain pg_ctl needs a file all the same.
     assert b"max_connections = 321" in made.files["/t/postgresql.conf"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        parse_target_time("2026-11-22 14:03:00+01"), parse_target_xid("77"), parse_target_lsn("0/5000000"),
+        parse_target_name("a"), RecoveryTarget(TargetKind.IMMEDIATE),
+    ],
+    ids=lambda target: str(target.kind.value),
+)  # fmt: skip
+def test_the_server_meets_its_target_after_the_empty_ones_which_it_would_refuse_behind_it(
+    target: RecoveryTarget,
+) -> None:
+    made = settled(with_files(inventory(None)), recovery(target))
+    kinds = ("", "_time", "_xid", "_lsn", "_name")
+    found = [
+        line for line in auto_file(made).splitlines() if line.startswith(tuple(f"recovery_target{k} =" for k in kinds))
+    ]
+    assert len(found) == len(kinds)
+    assert [line.endswith("= ''") for line in found] == [True] * 4 + [False]
 
 
 def test_in_the_usual_layout_recovery_is_still_not_left_to_postgresql_conf_alone() -> None:

@@ -258,6 +258,12 @@ def test_sockets_that_cannot_be_made_here_move() -> None:
     assert "unix_socket_directories" not in changed(plan(inventory(b"unix_socket_directories = ''\n")))
 
 
+def test_debians_socket_directory_is_not_the_default_of_an_account_that_may_not_use_it() -> None:
+    host = FakeHost(files={"/var/run/postgresql": b""})
+    assert changed(plan(inventory(), host=host))["unix_socket_directories"] == (None, "/tmp")
+    assert "unix_socket_directories" not in changed(plan(inventory()))
+
+
 @pytest.mark.parametrize("value", ["../outside", "sock/../../outside", "/outside"])
 def test_a_socket_directory_outside_of_the_copy_is_replaced_however_it_is_spelled(value: str) -> None:
     made = plan(inventory(f"unix_socket_directories = '{value}, /tmp'\n".encode()))

@@ -129,6 +129,8 @@ _SSL_FILES = (
     ("ssl_dh_params_file", ""),
 )
 
+_DEBIANS_SOCKETS = "/var/run/postgresql"
+
 
 @dataclass(slots=True)
 class SettingsPlanner:
@@ -177,6 +179,8 @@ class SettingsPlanner:
         self.warnings += archive_warnings(self.request, sources_archive_command)
         if self._is_from_the_source("huge_pages") and is_true(self.configuration.value("huge_pages")):
             self._set("huge_pages", "try", "this machine may have none reserved")
+        if is_unknown:
+            self._empty_other_targets()
         for wanted in self._role_settings():
             self._set(wanted.name, wanted.value, wanted.why)
         for wanted in self._polardb_settings():
@@ -200,9 +204,12 @@ class SettingsPlanner:
         for name, why in _EMPTIED_IF_UNKNOWN:
             if self.configuration.value(name) is None:
                 self._set(name, "", why)
+
+    def _empty_other_targets(self) -> None:
         target = self.recovery and target_setting(self.recovery.target.kind)
         for name in _TARGETS if target else ():
-            # The server takes one target only; a second, from wherever, would keep it from starting.
+            # The server takes one target only; a second, from wherever, would keep it from starting. These lines stand
+            # before the target's, because it refuses even an empty one that follows another kind.
             if name != target and self.configuration.value(name) is None:
                 self._set(name, "", "only one target can be set, should a postgresql.conf elsewhere set another")
 
@@ -338,6 +345,12 @@ class SettingsPlanner:
 
     def _sockets(self) -> None:
         value = self.configuration.value("unix_socket_directories")
+        if value is None and self.debian is None and self.exists(_DEBIANS_SOCKETS):
+            # What no file sets is decided by how the programs were built, and Debian's have a directory of one group.
+            if not self.usable_socket_directory(_DEBIANS_SOCKETS):
+                why = f"only group postgres may use {_DEBIANS_SOCKETS}, the default of Debian's programs"
+                self._set("unix_socket_directories", "/tmp", why)
+            return
         if value is None or not self._is_from_the_source("unix_socket_directories"):
             return
         directories = [part.strip().strip('"') for part in value.split(",") if part.strip()]
