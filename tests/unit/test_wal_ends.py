@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Iterator
 
 import pytest
 
 from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from polarvault.recovery.chain import BackupSpan, ChainSegment, WalChain
 from polarvault.recovery.ends import Continuation, find_continuation
+from polarvault.recovery.stock import WalStock
+from polarvault.recovery.survey import find_end
+from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import PlainReader
 from support.wal_bytes import PAGE, XLOG, WalBuilder
 
@@ -137,3 +143,29 @@ def test_rubbish_behind_the_end_is_no_continuation() -> None:
     page = (len(builder.content) // PAGE + 2) * PAGE
     content[page : page + 24] = struct.pack("<HHIQI4x", 0xD118, 0, 1, MB + page + PAGE, 0)
     assert judge(bytes(content)) is None
+
+
+class StockWithReceiver(WalStock):
+    """One segment, of which a receiver has written `sizes` bytes when it is read for the first time, the second, ..."""
+
+    def __init__(self, content: bytes, *sizes: int) -> None:
+        self._content, self._sizes = content, list(sizes)
+
+    def read(self, file: ChainSegment, *, piece_bytes: int = MB) -> Iterator[memoryview]:
+        size = self._sizes.pop(0) if len(self._sizes) > 1 else self._sizes[0]
+        yield memoryview(self._content[:size] + bytes(MB - size))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_wal_that_a_receiver_writes_while_it_is_read_is_no_damage(damaged: bool) -> None:
+    builder = written()
+    content = whole(builder)
+    if damaged:
+        content[2 * PAGE + 100] ^= 1
+    segment = WalSegment(1, 1, MB)
+    file = ChainSegment(segment, "/wal/1.partial", partial=True, size_bytes=MB)
+    chain = WalChain(TimelineHistory(1), (file,), WalSegment(1, 2, MB))
+    stock = StockWithReceiver(bytes(content), 3 * PAGE + 500, 6 * PAGE, MB)
+    end = find_end(stock, chain, BackupSpan("/backup", segment.start, 1, None, 1, MB))
+    assert (end.is_broken, end.is_damaged) == (damaged, damaged)
+    assert segment.start < end.lsn < segment.start + 3 * PAGE + 500

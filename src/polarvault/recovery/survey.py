@@ -130,12 +130,25 @@ def _judged_end(
         # A short one before others is what a receiver leaves that was started anew in another directory.
         more = "more segments follow"
         return replace(end, is_broken=True, is_damaged=not file.is_short or follows is not None, follows=more)
+    if follows is not None and follows.is_certain and file.partial and _has_grown(stock, file, scanner):
+        return replace(end, reason="the segment is being received")
     if follows is not None and follows.is_certain:
         return replace(end, is_broken=True, is_damaged=True, follows=str(follows))
     if scanner.end is None and not file.partial:
         # Under its final name a file is whole, or something is wrong with it.
         return replace(end, is_broken=True, is_damaged=True)
     return replace(end, follows=None if follows is None else str(follows))
+
+
+def _has_grown(stock: WalStock, file: ChainSegment, scanner: WalScanner) -> bool:
+    """Tell whether valid WAL goes further than it was read: a receiver has written what seems to follow its end.
+
+    It writes in order, so that all before what has been seen is there by now, unless it is damaged.
+    """
+    again = WalScanner(file.segment.start, file.segment.size_bytes)
+    for view in stock.read(file):
+        again.feed(view)
+    return again.next_lsn > scanner.next_lsn
 
 
 def _scan_file(
