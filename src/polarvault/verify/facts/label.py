@@ -113,5 +113,5 @@ def _incremental(facts: BackupFacts, label: BackupLabel) -> Finding:
         facts.label_path,
         f"INCREMENTAL FROM LSN: {label.incremental_from_lsn}",
         "the backup holds only what changed since then; no server starts on it (FATAL: this is an incremental backup)",
-        "put it together with the backups before it: pg_combinebackup FULL [INCREMENTAL]... -o DIR",
+        "restore it with the backups before it, which are looked for beside it: polarvault restore BACKUP -D DIR",
     )
