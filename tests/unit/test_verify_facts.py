@@ -195,7 +195,7 @@ def test_pg_control_of_a_standby_does_not_go_with_a_label_of_a_primary() -> None
 def test_an_incremental_backup_is_a_warning_with_the_line_of_the_label() -> None:
     found = only("incremental", Severity.WARNING, label=label_bytes(more="INCREMENTAL FROM LSN: 0/4F000028\n"))
     assert found.message == "INCREMENTAL FROM LSN: 0/4F000028"
-    assert "pg_combinebackup" in (found.advice or "")
+    assert "polarvault restore" in (found.advice or "")
 
 
 def test_a_link_that_leads_nowhere_is_noticed() -> None:

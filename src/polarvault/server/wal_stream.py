@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from polarvault.errors import PolarvaultError, ServerError, ServerRefused, WalIncomplete
+from polarvault.errors import ConnectionLost, PolarvaultError, ServerError, ServerRefused, WalIncomplete
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connection, Connector
@@ -34,6 +34,8 @@ from polarvault.wire.wal_messages import WalBatch
 _POLL_S = 1.0
 # How long the end of the backup may take to come once it is known. PolarDB flushes it after 20 s at most (facts 1.6).
 _PATIENCE_S = 180.0
+# SQLSTATE admin_shutdown: what a checkpoint says to the walsender whose slot it cuts off.
+_ADMIN_SHUTDOWN = "57P01"
 
 
 class WalSink(Protocol):
@@ -139,7 +141,17 @@ class WalStream:
         if timeline_id > 1:
             sink.add_history(*fetch_history(self._source, timeline_id))
         command = commands.start_replication_command(str(segment.start), timeline_id, slot=self._slot.name)
-        if self._source.start(command, segment.start) is not None:
+        try:
+            parted = self._source.start(command, segment.start)
+        except (ServerError, ConnectionLost) as error:
+            if isinstance(error, ServerError) and error.sqlstate != _ADMIN_SHUTDOWN:
+                raise
+            # A checkpoint has cut off the slot between its making and the stream's start, which can be minutes later.
+            raise WalIncomplete(
+                f"the server ended the WAL connection before the stream began: {error.message}",
+                hint=self._what_removes_wal(),
+            ) from None
+        if parted is not None:
             raise self._ended_early()
         self.received = segment.start
         self._thread = threading.Thread(target=self._run, args=(sink, segment), name="wal", daemon=True)
