@@ -11,6 +11,7 @@ import pytest
 
 from support.backups import back_up
 from support.cluster import Cluster
+from support.program import run_polarvault
 from support.servers import ServerPool
 
 pytestmark = pytest.mark.postgres
@@ -53,6 +54,30 @@ def test_a_database_whose_directory_is_a_link_ends_the_backup_by_its_name(
     assert not (workspace / "backup").exists()
     cluster.query('DROP DATABASE "a linked one"')
     back_up(cluster, workspace / "backup", *options)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_no_setting_of_the_server_hides_what_it_leaves_out(cluster: Cluster, workspace: Path, tls: bool) -> None:
+    files = cluster.enable_tls() if tls else None
+    cluster.query("CREATE DATABASE hidden")
+    ((oid,),) = cluster.query("SELECT oid FROM pg_database WHERE datname = 'hidden'")
+    cluster.query("ALTER SYSTEM SET client_min_messages = 'error'")
+    cluster.query("ALTER ROLE postgres SET client_min_messages = 'error'")
+    try:
+        with linked(cluster, cluster.data / "base" / str(oid), cluster.data.parent / "disk2"):
+            words = {"sslmode": "verify-full", "sslrootcert": str(files.authority)} if files else {}
+            refused = run_polarvault(
+                "basebackup", "-d", cluster.tcp_conninfo(**words), "-c", "fast", "-N", "-D", workspace / "backup",
+                "--no-clean", check=False, environment={"PGOPTIONS": "-c client_min_messages=error"},
+            )  # fmt: skip
+    finally:
+        cluster.query("ALTER SYSTEM RESET client_min_messages")
+        cluster.query("ALTER ROLE postgres RESET client_min_messages")
+        cluster.query("SELECT pg_reload_conf()")
+    assert refused.returncode == 1
+    assert f'base/{oid} (of database "hidden")' in refused.stderr
+    assert not (workspace / "backup" / "backup_manifest").exists()
+    cluster.query("DROP DATABASE hidden")
 
 
 def test_a_directory_of_the_cluster_that_is_a_link_ends_the_backup(cluster: Cluster, workspace: Path) -> None:

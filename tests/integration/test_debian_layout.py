@@ -110,6 +110,37 @@ def test_the_whole_way_from_a_backup_to_the_moment_before_the_disaster(debian: D
     assert sorted(path.name for path in debian.archive.iterdir()) == archived
 
 
+@pytest.mark.parametrize("format_options", [["-Fp"], ["-Ft"], ["-Ft", "-Zserver-gzip"]], ids=" ".join)
+def test_a_file_that_is_included_from_outside_is_said_to_be_missing(
+    make_cluster: Callable[..., Cluster], workspace: Path, format_options: list[str]
+) -> None:
+    cluster = make_cluster(15, fill=False)
+    outside = cluster.account.make_directory(workspace / "elsewhere", 0o755)
+    (outside / "site.conf").write_text("work_mem = '7MB'\n")
+    (outside / "admins").write_text("postgres\n")
+    (cluster.data / "inside.conf").write_text("work_mem = '6MB'\n")
+    main, hba = cluster.data / "postgresql.conf", cluster.data / "pg_hba.conf"
+    plain, plain_hba = main.read_text(), hba.read_text()
+    # Inside, by a name and by a path: nothing is missing.
+    main.write_text(f"{plain}include = 'inside.conf'\ninclude = '{cluster.data}/inside.conf'\n")
+    cluster.restart()
+    assert back_up(cluster, workspace / "whole", *format_options).stderr == ""
+    main.write_text(f"{plain}include_if_exists = '{outside}/site.conf'\n")
+    hba.write_text(f"{plain_hba}local all @{outside}/admins trust\n")
+    cluster.restart()
+    said = back_up(cluster, workspace / "lacking", *format_options).stderr
+    assert f"are not in the backup: {outside}/site.conf, {outside}/admins; add --copy-configuration" in said
+    assert back_up(cluster, workspace / "kept", *format_options, "--copy-configuration").stderr == ""
+    assert (workspace / "kept.configuration" / "files" / str(outside / "site.conf").lstrip("/")).exists()
+    # Who may only stream is not told where the data directory is.
+    cluster.query("CREATE ROLE streamer LOGIN REPLICATION")
+    said = run_polarvault(
+        "basebackup", "-d", cluster.conninfo(), "-U", "streamer", "-c", "fast", "-N", "-D", workspace / "streamed",
+        *format_options,
+    ).stderr  # fmt: skip
+    assert f"{outside}/site.conf" in said
+
+
 def test_start_runs_debians_own_program(debian: DebianServer, workspace: Path) -> None:
     if shutil.which("pg_ctlcluster") is None or shutil.which("pg_ctlcluster", path="/usr/bin:/bin") is None:
         pytest.skip("pg_ctlcluster (postgresql-common) is not installed")

@@ -8,7 +8,12 @@ from psycopg.conninfo import make_conninfo
 
 from polarvault.errors import ConnectionFailed
 from polarvault.server.connection import ConnectionSettings, Connector, connection_failed
-from polarvault.server.session_settings import SESSION_SETTINGS, later_statement, startup_options
+from polarvault.server.session_settings import (
+    SESSION_SETTINGS,
+    later_statement,
+    replication_options,
+    startup_options,
+)
 
 
 def test_values_with_blanks_are_one_word_for_the_server() -> None:
@@ -17,6 +22,27 @@ def test_values_with_blanks_are_one_word_for_the_server() -> None:
     # And libpq takes the whole for one value.
     words = pq.Conninfo.parse(make_conninfo(options=options).encode())
     assert next(word.val for word in words if word.keyword == b"options") == options.encode()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "-c client_min_messages=notice"),
+        ("-c geqo=off", "-c geqo=off -c client_min_messages=notice"),
+        ("-c client_min_messages=error", "-c client_min_messages=error -c client_min_messages=notice"),
+        ("--client-min-messages=warning", "--client-min-messages=warning -c client_min_messages=notice"),
+        ("-cclient_min_messages=DEBUG1", "-cclient_min_messages=DEBUG1"),
+        ("--client_min_messages=log", "--client_min_messages=log"),
+        (
+            "-c client_min_messages=log -c client_min_messages=error",
+            "-c client_min_messages=log -c client_min_messages=error -c client_min_messages=notice",
+        ),
+    ],
+)
+def test_a_replication_connection_hears_warnings_and_whatever_more_was_asked_for(
+    given: str | None, expected: str
+) -> None:
+    assert replication_options(given) == expected
 
 
 def test_a_server_gets_only_settings_that_it_knows() -> None:

@@ -230,6 +230,8 @@ REPLICA: dict[str, Any] = {"role": Role.REPLICA, "primary_conninfo": "host=p", "
         {"primary_conninfo": None},
         {"slot": None},
         {"merge": True},
+        {"configuration": "data"},
+        {"configuration": "/etc/postgresql/15/main"},
         {"shared_from": "/s"},
         {"tablespace_mapping": {"/a": "/b"}},
         {"settings": (("polar_datadir", "/x"),)},

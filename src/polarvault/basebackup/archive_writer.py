@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.basebackup.halves import ArchiveNames
 from polarvault.errors import RemoteProtocolError, ServerRefused
+from polarvault.model.limits import CONFIGURATION_FILE_BYTES
 from polarvault.model.names import name_problem, shown_name
-from polarvault.pgfiles.tar import Member, MemberBegins, MemberKind, TarEvent, TarReader, has_protocol
+from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberKind, TarEvent, TarReader, has_protocol
 from polarvault.pipeline.byte_sinks import ByteSink
 from polarvault.pipeline.decompress import decoder_for
 from polarvault.pipeline.member_sinks import MemberSink
@@ -19,7 +20,8 @@ class ArchiveWriter:
     """Feeds one archive's members to a sink; or, with `verbatim`, writes the server's bytes as they are.
 
     Verbatim is for archives that the server has compressed: they are decoded as well, but only to look inside. links
-    are the symbolic links that the archive may hold, by name, and where each leads: those of the tablespaces.
+    are the symbolic links that the archive may hold, by name, and where each leads: those of the tablespaces. on_member
+    hears of every member, and may return a place for a copy of its content, as far as a configuration file may go.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class ArchiveWriter:
         *,
         page_check: PageCheck | None,
         names: ArchiveNames,
-        on_member: Callable[[str], None],
+        on_member: Callable[[str], bytearray | None],
         links: Mapping[str, str],
         verbatim: ByteSink | None = None,
     ) -> None:
@@ -42,6 +44,7 @@ class ArchiveWriter:
         self._reader = TarReader(name)
         self._page_check = page_check
         self._on_member = on_member
+        self._copy: bytearray | None = None
         self.member_count = 0
 
     def write(self, views: list[memoryview]) -> None:
@@ -64,10 +67,12 @@ class ArchiveWriter:
     def _take(self, event: TarEvent) -> None:
         if isinstance(event, MemberBegins):
             self._check(event.member)
-            self._on_member(event.member.name)
+            self._copy = self._on_member(event.member.name)
             self.member_count += 1
             if event.member.kind is MemberKind.FILE:
                 self.names.sent.append(event.member.name)
+        elif self._copy is not None and isinstance(event, MemberData) and len(self._copy) < CONFIGURATION_FILE_BYTES:
+            self._copy += b"".join(event.views)
         if self._page_check is not None:
             self._page_check.accept(event)
         if self._verbatim is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
+from collections.abc import Mapping
 
 from polarvault.backupset.saved_configuration import SavedConfiguration, saved_beside, write_configuration
 from polarvault.basebackup.configuration_files import (
@@ -19,9 +21,13 @@ from polarvault.basebackup.output import BackupContext
 from polarvault.errors import PolarvaultError, ServerRefused
 from polarvault.instance.debian import DebianCluster, configuration_root, find_clusters
 from polarvault.instance.host import Host
-from polarvault.pgconf.configuration import Configuration
+from polarvault.pgconf.configuration import Configuration, MemoryReader
+from polarvault.pgconf.hba import references
 from polarvault.server.connection import Connection, Connector
 from polarvault.wire.commands import quote_identifier
+
+# What the data directory is called where its real path is not known: .. in a name leads out of it.
+_DATA = "/the/data/directory"
 
 
 def read_server_configuration(connector: Connector, *, port: str | None, is_here: bool) -> ConfigurationFiles | None:
@@ -111,10 +117,46 @@ class ConfigurationCopy:
 
 
 def say_outside(context: BackupContext, connector: Connector, *, port: str | None, is_here: bool) -> None:
-    """Say that the backup holds no configuration, and where it is, if anybody tells."""
+    """Say that the backup lacks configuration, and where that is, if anybody tells; nothing where it has all."""
+    lines = named_outside({name: bytes(content) for name, content in context.configuration.items()})
+    if not context.lacks_configuration and not lines:
+        return
     found = read_server_configuration(connector, port=port, is_here=is_here)
-    where = f": {', '.join(found.outside)}" if found is not None and found.outside else ""
-    context.reporter.note(
-        "the server's configuration files lie outside of its data directory and are not in the backup"
-        f"{where}; add --copy-configuration to keep them beside it"
-    )
+    outside = found.outside if found is not None else []
+    if context.lacks_configuration:
+        what = "the server's configuration files lie outside of its data directory and are not in the backup"
+        where = f": {', '.join(outside)}" if outside else ""
+    elif outside:
+        what = "configuration files that the server reads lie outside of its data directory and are not in the backup"
+        where = f": {', '.join(outside)}"
+    elif found is None:
+        # Who may only stream is not told where the data directory is: a full path may lead into it.
+        what = "configuration files that are named by their paths are not in the backup unless they lie in the data"
+        where = f" directory: {', '.join(lines)}"
+    else:
+        return
+    context.reporter.note(f"{what}{where}; add --copy-configuration to keep them beside it")
+
+
+def named_outside(files: Mapping[str, bytes]) -> list[str]:
+    """Return the lines of a data directory's configuration that lead, or may lead, out of it, each with its target.
+
+    files: contents by name, relative to the data directory, of postgresql.conf, pg_hba.conf, pg_ident.conf and of what
+    they include by a relative name.
+    """
+    known = {posixpath.join(_DATA, name): content for name, content in files.items()}
+    configuration = Configuration(_DATA, MemoryReader(known))
+    found = {(bad.path, bad.line): bad.target for bad in (*configuration.outside_includes, *configuration.bad_includes)}
+    for name in ("hba_file", "ident_file", "hosts_file"):
+        winner = configuration.winner(name)
+        if winner is not None and winner.value:
+            found[winner.path, winner.line] = posixpath.normpath(posixpath.join(_DATA, winner.value))
+    for name in ("pg_hba.conf", "pg_ident.conf"):
+        path = posixpath.join(_DATA, name)
+        for reference in references(known.get(path, b"")):
+            found[path, reference.first_line] = reference.path_from(path)
+    return [
+        f"{target} ({posixpath.relpath(path, _DATA)} line {line})"
+        for (path, line), target in found.items()
+        if not target.startswith(_DATA + "/")
+    ]

@@ -17,6 +17,7 @@ from polarvault.basebackup.manifest_spool import ManifestSpool
 from polarvault.basebackup.reporter import BackupReporter
 from polarvault.basebackup.request import BackupRequest
 from polarvault.model.compression import Compression
+from polarvault.model.limits import CONFIGURATION_FILES
 from polarvault.model.lsn import Lsn
 from polarvault.pipeline.member_sinks import LeftOut, TreeModes
 from polarvault.pipeline.page_check import PageCheck
@@ -47,6 +48,8 @@ class BackupContext:
     # Which of the two files without which no server starts are in the backup.
     configuration_seen: set[str] = field(default_factory=set)
     lacks_configuration: bool = False
+    # What the backup holds of files that may include others, by name.
+    configuration: dict[str, bytearray] = field(default_factory=dict)
     # PolarDB: the names in base.tar and data.tar, in the order sent.
     local_names: ArchiveNames = field(default_factory=ArchiveNames)
     shared_names: ArchiveNames = field(default_factory=ArchiveNames)
@@ -87,11 +90,14 @@ class BackupContext:
             self.page_check.set_prefix(f"pg_tblspc/{event.tablespace.oid}/" if event.tablespace.oid else "")
         return self.page_check
 
-    def note_member(self, name: str) -> None:
-        """Remember what is being received, for progress with --verbose."""
+    def note_member(self, name: str) -> bytearray | None:
+        """Remember what is being received, for progress with --verbose; return where its content is wanted as well."""
         self.current_member = name
         if name in CONFIGURATION_NAMES:
             self.configuration_seen.add(name)
+        if name.endswith(".conf") and len(self.configuration) < CONFIGURATION_FILES:
+            return self.configuration.setdefault(name, bytearray())
+        return None
 
     @property
     def tar_compression(self) -> Compression:

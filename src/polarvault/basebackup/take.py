@@ -135,10 +135,10 @@ def _take(
         absences.raise_if_any(connector)
         judge_pages(receiver)
         copy.write()
-        if absences.configuration and not request.copy_configuration:
+        if not request.copy_configuration:
             absences.warn_of_configuration(reporter)
-        elif context.lacks_configuration and not request.copy_configuration:
-            say_outside(context, connector, port=port, is_here=is_here)
+            if not absences.configuration:
+                say_outside(context, connector, port=port, is_here=is_here)
         output.finish(received)
         failed = False
     finally:

@@ -6,6 +6,8 @@ recognised here; its help, and all other commands, go through click.
 
 from __future__ import annotations
 
+# What `signal` is made of, which takes long to import itself, by way of enum: this has to come before anything else.
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
@@ -47,17 +49,19 @@ def _leave(status: int) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the program on sys.argv and exit."""
+    # First of all: nothing has been done yet, and an interrupt deserves no traceback from the middle of an import.
+    answers_interrupts = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
+    if answers_interrupts:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     _fill_standard_descriptors()
     arguments = sys.argv[1:]
     if arguments[:2] == ["wal", "fetch"] and not {"--help", "-?"} & set(arguments):
         from polarvault.cli.wal_fetch import run as run_fetch
 
+        if answers_interrupts:
+            # It has files to remove.
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         sys.exit(run_fetch(arguments[2:]))
-    import signal
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Nothing has been done yet: no traceback from the middle of an import.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from polarvault.cli.main import ends_by_signal, run
     from polarvault.cli.signals import die_by
 

@@ -28,6 +28,7 @@ from polarvault.model import versions
 from polarvault.model.finding import Finding, Severity
 from polarvault.recovery.target import TargetAction
 from polarvault.restore.model import RestorePlan
+from polarvault.restore.plan.configuration import saved_configuration_of
 from polarvault.restore.plan.places import check_space
 from polarvault.restore.plan.windows import cut_off_warnings
 from polarvault.restore.run import RestoreResult, prepare, start_restored, write_files
@@ -110,6 +111,11 @@ def _drill(
         compared = compare_with_manifest(plan, jobs=request.jobs)
         notes.findings += compared.findings
         notes.not_proved += [compared.not_proved] if compared.not_proved else []
+        if (saved := saved_configuration_of(plan.source.path, host)) is not None:
+            notes.not_proved.append(
+                f'that a server starts with the configuration kept in "{saved}": the drill does without it, only '
+                "`restore --configuration` puts it back"
+            )
         scratch.make(account, plan.source.path, _stop_line(plan, account))
     result = _copy(plan, host, account, notes, reporter)
     assert result.plan.binaries is not None

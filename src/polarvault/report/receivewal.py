@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from polarvault.errors import PolarvaultError
+from polarvault.errors import PolarvaultError, ServerError
 from polarvault.model.lsn import Lsn
 from polarvault.report.findings import findings_json
 from polarvault.report.json_document import iso
@@ -41,6 +41,13 @@ class TextReporter:
         """Tell something that the user should know."""
         self._say(text)
 
+    def notice(self, notice: ServerError) -> None:
+        """Tell what the server says, as pg_receivewal does: people look for WARNING in logs."""
+        self._print(f"{notice.severity}:  {notice.message}")
+        for kind, text in (("DETAIL", notice.detail), ("HINT", notice.hint)):
+            if text:
+                self._print(f"{kind}:  {text}")
+
     def warning(self, text: str) -> None:
         """Tell what needs attention."""
         self.warnings.append(text)
@@ -70,10 +77,13 @@ class TextReporter:
             self._line_open = False
 
     def _say(self, text: str) -> None:
+        self._print(f"polarvault: {text}")
+
+    def _print(self, line: str) -> None:
         if self._line_open:
             print("\r\x1b[K", end="", file=sys.stderr)
             self._line_open = False
-        print(f"polarvault: {text}", file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
 def status_line(state: ReceiverState) -> str:

@@ -27,7 +27,7 @@ from polarvault.model import limits, versions
 from polarvault.model.names import shown_text
 from polarvault.server.conninfo import ResolvedOption, default_options, parse_conninfo, resolved_options
 from polarvault.server.login import LoginFailed, log_in
-from polarvault.server.session_settings import later_statement, startup_options
+from polarvault.server.session_settings import later_statement, replication_options, startup_options
 from polarvault.wire.messages import ResultSet
 
 APPLICATION_NAME = "polarvault"
@@ -110,16 +110,18 @@ class Connector:
 
     def replication(self) -> Connection:
         """Open a physical replication connection."""
+        given = self.options.get("options")
+        options = replication_options(given.value if given else None)
         # libpq looks up .pgpass with this dbname; the server ignores it for physical replication.
-        wanted = {**self._parameters, "dbname": "replication", "replication": "true"}
+        wanted = {**self._parameters, "dbname": "replication", "replication": "true", "options": options}
         connection = self._connect(wanted)
         if versions.of_server(connection.server_version_num).reports_hot_standby or not _is_read_only(connection):
             return connection
         # What tells a standby of 13 is that it is read-only, which a default must not hide. Nothing can be set later.
         connection.close()
-        given = self.options.get("options")
-        writable = {"default_transaction_read_only": "off"}
-        return self._connect({**wanted, "options": startup_options(writable, before=given.value if given else None)})
+        return self._connect(
+            {**wanted, "options": startup_options({"default_transaction_read_only": "off"}, before=options)}
+        )
 
     def sql(self, dbname: str | None = None) -> Connection:
         """Open an ordinary SQL connection, to the database of the connection string or postgres.
@@ -313,18 +315,26 @@ def result_set(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ResultSet:
 
 def server_error(pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> ServerError | ConnectionLost:
     """Convert a libpq error result; a lost connection has its own type."""
+    return _described(result, "ERROR") or connection_lost(pgconn)
 
+
+def hear_notices(pgconn: pq.abc.PGconn, on_notice: Callable[[ServerError], None]) -> None:
+    """Have what the server remarks on this connection passed on."""
+    pgconn.notice_handler = lambda result: on_notice(_described(result, "WARNING") or ServerError(""))
+
+
+def _described(result: pq.abc.PGresult, severity: str) -> ServerError | None:
     def text(field_code: pq.DiagnosticField) -> str | None:
         value = result.error_field(field_code)
         return shown_text(value.decode("utf-8", "replace")) if value else None
 
     primary = text(pq.DiagnosticField.MESSAGE_PRIMARY)
     if primary is None:
-        return connection_lost(pgconn)
+        return None
     return ServerError(
         primary,
         sqlstate=text(pq.DiagnosticField.SQLSTATE) or "",
-        severity=text(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or text(pq.DiagnosticField.SEVERITY) or "ERROR",
+        severity=text(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or text(pq.DiagnosticField.SEVERITY) or severity,
         detail=text(pq.DiagnosticField.MESSAGE_DETAIL),
         hint=text(pq.DiagnosticField.MESSAGE_HINT),
         routine=text(pq.DiagnosticField.SOURCE_FUNCTION) or "",

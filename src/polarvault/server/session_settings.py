@@ -10,6 +10,7 @@ Only settings that every role may change are here, and that the oldest version k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from polarvault.model import versions
@@ -46,6 +47,23 @@ def startup_options(settings: Mapping[str, str] = SESSION_SETTINGS, *, before: s
     escaped = {name: value.replace("\\", "\\\\").replace(" ", "\\ ") for name, value in settings.items()}
     words = [f"-c {name}={value}" for name, value in escaped.items()]
     return " ".join([before, *words] if before else words)
+
+
+# The server's levels that let a NOTICE and a WARNING through, and its "-c name=value" and "--name=value" in options.
+_LETS_NOTICES_THROUGH = frozenset({"debug", "debug1", "debug2", "debug3", "debug4", "debug5", "log", "notice"})
+_LEVEL = re.compile(r"(?:^|\s)(?:-c\s*|--)client[_-]min[_-]messages=(\S*)", re.IGNORECASE)
+
+
+def replication_options(before: str | None = None) -> str:
+    """Return libpq's `options` for a replication connection; `before` are the user's own.
+
+    What a server leaves out of a backup it says in a WARNING alone, which client_min_messages = error in its
+    configuration would keep from us. A lower level than notice, which the user has asked for, stays.
+    """
+    levels = _LEVEL.findall(before or "")
+    if before is not None and levels and levels[-1].lower() in _LETS_NOTICES_THROUGH:
+        return before
+    return startup_options({"client_min_messages": "notice"}, before=before)
 
 
 def later_settings(version_num: int) -> dict[str, str]:

@@ -19,11 +19,11 @@ import psycopg
 from psycopg import pq
 
 from polarvault.errors import RemoteProtocolError, ServerError
-from polarvault.model.names import shown_text
 from polarvault.server.connection import (
     Connection,
     connection_lost,
     count_received,
+    hear_notices,
     next_result,
     result_set,
     server_error,
@@ -166,7 +166,7 @@ class LibpqTransport:
 
     def __init__(self, connection: Connection, on_notice: Callable[[ServerError], None]) -> None:
         self._pgconn = connection.pgconn
-        self._pgconn.notice_handler = lambda result: on_notice(_notice(result))
+        hear_notices(self._pgconn, on_notice)
 
     def send_query(self, sql: str) -> None:
         """Send one simple query."""
@@ -266,17 +266,3 @@ class LibpqTransport:
             pass  # Already closed by the peer, which wakes the reader just as well.
         finally:
             duplicate.close()
-
-
-def _notice(result: pq.abc.PGresult) -> ServerError:
-    def text(field_code: pq.DiagnosticField) -> str | None:
-        value = result.error_field(field_code)
-        return shown_text(value.decode("utf-8", "replace")) if value else None
-
-    return ServerError(
-        text(pq.DiagnosticField.MESSAGE_PRIMARY) or "",
-        severity=text(pq.DiagnosticField.SEVERITY_NONLOCALIZED) or "WARNING",
-        detail=text(pq.DiagnosticField.MESSAGE_DETAIL),
-        hint=text(pq.DiagnosticField.MESSAGE_HINT),
-        routine=text(pq.DiagnosticField.SOURCE_FUNCTION) or "",
-    )

@@ -21,7 +21,14 @@ from polarvault.errors import ConnectionLost, RemoteProtocolError, ServerError
 from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.model.names import shown_name
-from polarvault.server.connection import Connection, connection_lost, next_result, result_set, server_error
+from polarvault.server.connection import (
+    Connection,
+    connection_lost,
+    hear_notices,
+    next_result,
+    result_set,
+    server_error,
+)
 from polarvault.server.raw_connection import CopyBegins, RawConnection
 from polarvault.wal.history import history_file_name
 from polarvault.wire import messages
@@ -81,7 +88,7 @@ class WalConnection(Protocol):
 def open_wal_connection(connection: Connection, wake: int, on_notice: Callable[[ServerError], None]) -> WalConnection:
     """Choose the fast way where the bytes on the socket are ours to read; wake is the read end of a pipe."""
     if connection.is_encrypted:
-        return LibpqWalConnection(connection, wake)
+        return LibpqWalConnection(connection, wake, on_notice)
     return RawWalConnection(connection, wake, on_notice)
 
 
@@ -241,9 +248,10 @@ class RawWalConnection(RawConnection):
 class LibpqWalConnection:
     """Reads through PQgetCopyData, because only libpq can decrypt the stream."""
 
-    def __init__(self, connection: Connection, wake: int) -> None:
+    def __init__(self, connection: Connection, wake: int, on_notice: Callable[[ServerError], None]) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
+        hear_notices(self._pgconn, on_notice)
         self._wake = wake
         self._pause = _poll_for(wake)
         self._position = Lsn(0)

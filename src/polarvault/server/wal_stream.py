@@ -1,9 +1,10 @@
 """Stream WAL on a second connection, in a thread, until the end of the base backup.
 
-Theory of operation. `open` connects, makes or takes the slot, and fetches the timeline's history, all before the base
-backup begins: so a server without a free WAL sender is found out at once, and the slot holds the WAL from then on.
-`start` begins at the first byte of the start LSN's segment. `stop_at` names the LSN to stop at; `join` waits for it.
-A temporary slot goes away with its connection.
+Theory of operation. `open` connects and makes or takes the slot before the base backup begins: so a server without a
+free WAL sender or slot is found out at once. A slot that it has made holds no WAL yet: it would hold it from the last
+checkpoint on, and where max_slot_wal_keep_size is less than the WAL between two checkpoints the backup's own would cut
+it off. `start` has it hold the WAL, as late as pg_basebackup does, and begins at the first byte of the start LSN's
+segment. `stop_at` names the LSN to stop at; `join` waits for it. A temporary slot goes away with its connection.
 """
 
 from __future__ import annotations
@@ -125,17 +126,12 @@ class WalStream:
                 hint="give one host, or target_session_attrs, so that both connections reach the same server",
             )
         self._slot = self._slot.named_after(self._connection.pgconn.backend_pid)
-        if self._slot.create and self._slot.name is not None:
-            self._connection.query(
-                commands.create_physical_slot_command(
-                    self._slot.name, self._identity.version_num, temporary=self._slot.temporary
-                )
-            )
-            self._made_permanent_slot = not self._slot.temporary
+        self._make_slot(self._connection, reserve_wal=False)
 
     def start(self, sink: WalSink, start_lsn: Lsn, timeline_id: int) -> None:
         """Begin streaming at the start of the LSN's segment."""
         assert self._connection is not None
+        self._make_slot(self._connection, reserve_wal=True)
         segment = WalSegment.holding(start_lsn, timeline_id, self._identity.segment_size_bytes)
         self._source = open_wal_connection(self._connection, self._wake_reader, lambda notice: None)
         if timeline_id > 1:
@@ -156,6 +152,24 @@ class WalStream:
         self.received = segment.start
         self._thread = threading.Thread(target=self._run, args=(sink, segment), name="wal", daemon=True)
         self._thread.start()
+
+    def _make_slot(self, connection: Connection, *, reserve_wal: bool) -> None:
+        """Make the slot, unless it is the user's own; the one that held no WAL gives way to one that does.
+
+        That is what puts the position to hold on to on the server's disk at once; a status message would not.
+        """
+        slot = self._slot
+        if not slot.create or slot.name is None:
+            return
+        if reserve_wal:
+            connection.query(f"DROP_REPLICATION_SLOT {commands.quote_identifier(slot.name)}")
+            self._made_permanent_slot = False
+        connection.query(
+            commands.create_physical_slot_command(
+                slot.name, self._identity.version_num, temporary=slot.temporary, reserve_wal=reserve_wal
+            )
+        )
+        self._made_permanent_slot = not slot.temporary
 
     def stop_at(self, lsn: Lsn) -> None:
         """Name the LSN after which the stream ends."""
@@ -228,8 +242,10 @@ class WalStream:
                 self._send_status(source, flushed)
                 next_status = time.monotonic() + self._status_interval_s
             batch = self._next_batch(source)
+            confirmed = flushed
             segment, flushed = self._store(sink, segment, flushed, batch)
-            if batch.reply_now:
+            # Each finished segment at once: what the slot holds back counts against max_slot_wal_keep_size.
+            if batch.reply_now or (self._slot.name is not None and flushed > confirmed):
                 self._send_status(source, flushed)
                 next_status = time.monotonic() + self._status_interval_s
             if batch.size or self._stop_lsn is None:
@@ -241,7 +257,10 @@ class WalStream:
 
     def _send_status(self, source: WalConnection, flushed: Lsn) -> None:
         # Without a slot no flush position, as pg_basebackup: with one, the backup would be a synchronous standby.
-        source.send_status(written=self.received, flushed=flushed if self._slot.name is not None else Lsn(0))
+        try:
+            source.send_status(written=self.received, flushed=flushed if self._slot.name is not None else Lsn(0))
+        except ConnectionLost as problem:
+            raise self._lost(problem) from None
 
     def _store(self, sink: WalSink, segment: WalSegment, flushed: Lsn, batch: WalBatch) -> tuple[WalSegment, Lsn]:
         for view in batch.views:
@@ -264,6 +283,8 @@ class WalStream:
             found = source.receive(_POLL_S, eager=self._stop_lsn is not None)
         except StreamShutDown:
             raise self._ended_early() from None
+        except ConnectionLost as problem:
+            raise self._lost(problem) from None
         except ServerError as error:
             raise WalIncomplete(
                 f"the server ended the WAL stream at {self.received}: {error.message}",
@@ -280,13 +301,19 @@ class WalStream:
             hint=f"the server was shut down or promoted, or {self._what_removes_wal()}; then take the backup again",
         )
 
+    def _lost(self, problem: ConnectionLost) -> ConnectionLost:
+        """Say what a lost connection may have been besides: an encrypted one ends without the server's words."""
+        return ConnectionLost(
+            f"the WAL stream ended at {self.received}: {problem.message}",
+            hint=f"look into the server's log: the server or the network failed, or {self._what_removes_wal()}; then "
+            "take the backup again",
+        )
+
     def _what_removes_wal(self) -> str:
         if self._slot.name is None:
             return "it removed WAL that was still needed: use a slot (without --no-slot), or raise wal_keep_size"
-        return (
-            "it cut off a slot that fell behind max_slot_wal_keep_size: raise that setting, or use --no-slot with "
-            "enough wal_keep_size; the server's log says which it was"
-        )
+        other = ", or use --no-slot with enough wal_keep_size" if self._slot.temporary else ""
+        return f"it cut off slot {self._slot.name}, which fell behind max_slot_wal_keep_size: raise that setting{other}"
 
     def _never_came(self, stop_lsn: Lsn) -> WalIncomplete:
         return WalIncomplete(

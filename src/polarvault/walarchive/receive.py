@@ -186,9 +186,7 @@ class _Receiver:
         self._check_cluster(identity)
         if self.files is None:
             self.files = self._open_files(identity)
-        source = open_wal_connection(
-            connection, self.stop.wake_descriptor, lambda notice: self.reporter.note(notice.message)
-        )
+        source = open_wal_connection(connection, self.stop.wake_descriptor, self.reporter.notice)
         with contextlib.closing(source):
             history, fetched = self._history(source, identity.timeline_id)
             start = self._start_point(source, identity, history, _address(connection))

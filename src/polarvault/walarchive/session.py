@@ -48,6 +48,9 @@ class ReceiveReporter(Protocol):
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
+    def notice(self, notice: ServerError) -> None:
+        """What the server remarks; called while a message is read."""
+
     def warning(self, text: str) -> None:
         """Something that needs somebody's attention soon."""
 

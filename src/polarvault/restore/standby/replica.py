@@ -76,6 +76,12 @@ def check_replica_options(request: RestoreRequest) -> None:
     ):
         if given:
             raise UsageError(f"{option}: a replica is made of the local half alone, on the primary's storage")
+    if request.configuration is not None:
+        raise UsageError(
+            "--configuration: a replica starts with the postgresql.conf of the backup's local half, which is what "
+            "makes it a replica",
+            hint="leave it out, and change what the replica needs with --set NAME=VALUE",
+        )
     for name, _ in request.settings:
         if name in _NOT_TO_BE_SET:
             raise UsageError(
