@@ -32,7 +32,7 @@ SETTINGS = {
     "extra_float_digits": "-15",
     "quote_all_identifiers": "on",
     "transform_null_equals": "on",
-    "client_min_messages": "debug1",
+    "client_min_messages": "error",
     "lc_monetary": "C",
     "unix_socket_directories": ".",
 }
@@ -41,7 +41,14 @@ ROLE_SETTINGS = {
     "lock_timeout": "1ms",
     "idle_in_transaction_session_timeout": "1ms",
     "client_encoding": "LATIN1",
+    "default_transaction_isolation": "serializable",
+    "search_path": "nowhere",
+    "DateStyle": "SQL, DMY",
+    "bytea_output": "escape",
+    "client_min_messages": "error",
 }
+# Time-outs that end a session, each since a version: they strike before the first statement can change them.
+LATER_ROLE_SETTINGS = {14: {"idle_session_timeout": "1ms"}, 17: {"transaction_timeout": "1ms"}}
 ROLE = "odd"
 
 
@@ -58,6 +65,10 @@ def odd(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[Cluster
         cluster.query(f"CREATE ROLE {ROLE} SUPERUSER LOGIN")
         for name, value in ROLE_SETTINGS.items():
             cluster.query(f"ALTER ROLE {ROLE} SET {name} = '{value}'")
+            cluster.query(f"ALTER ROLE {ROLE} IN DATABASE postgres SET {name} = '{value}'")
+        for since, settings in LATER_ROLE_SETTINGS.items():
+            for name, value in settings.items() if major >= since else ():
+                cluster.query(f"ALTER ROLE {ROLE} SET {name} = '{value}'")
         cluster.query("SELECT pg_create_restore_point('odd')")
         # The test's own connections go on through the socket that they know.
         cluster.configure(SETTINGS | {"unix_socket_directories": f"{directory}, ."})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from polarvault.instance.model import Account, Instance
 from polarvault.model import versions
-from polarvault.server.session_settings import SESSION_SETTINGS, later_statement, startup_options
+from polarvault.server.session_settings import SESSION_SETTINGS, later_settings, later_statement, startup_options
 from polarvault.storage.identity import thread_working_as
 
 if TYPE_CHECKING:
@@ -61,9 +61,11 @@ def _settings_to_try(instance: Instance) -> list[Mapping[str, str]]:
             major = int(stream.read(16))
     except (OSError, ValueError):
         major = 0
+    # With the login: a role's idle_session_timeout of a millisecond would end the session before its first statement.
+    known = {**SESSION_SETTINGS, **later_settings(major * 10000)} if major else SESSION_SETTINGS
     if not versions.of_server(major * 10000).can_disable_event_triggers:
-        return [SESSION_SETTINGS]
-    return [{**SESSION_SETTINGS, "event_triggers": "off"}, SESSION_SETTINGS]
+        return [known]
+    return [{**known, "event_triggers": "off"}, known]
 
 
 def _connect(host: str, port: int, user: str, dbname: str, options: str) -> psycopg.Connection[Any]:

@@ -27,7 +27,12 @@ from polarvault.model import limits, versions
 from polarvault.model.names import shown_text
 from polarvault.server.conninfo import ResolvedOption, default_options, parse_conninfo, resolved_options
 from polarvault.server.login import LoginFailed, log_in
-from polarvault.server.session_settings import later_statement, replication_options, startup_options
+from polarvault.server.session_settings import (
+    later_settings,
+    later_statement,
+    replication_options,
+    startup_options,
+)
 from polarvault.wire.messages import ResultSet
 
 APPLICATION_NAME = "polarvault"
@@ -130,12 +135,26 @@ class Connector:
         """
         chosen = dbname or self.given_dbname or "postgres"
         given = self.options.get("options")
-        options = startup_options(before=given.value if given else None)
-        connection = self._connect({**self._parameters, "dbname": chosen, "options": options})
-        if (statement := later_statement(connection.server_version_num)) is not None:
+        parameters = {
+            **self._parameters, "dbname": chosen, "options": startup_options(before=given.value if given else None)
+        }  # fmt: skip
+        connection = self._connect(parameters)
+        if (statement := later_statement(connection.server_version_num)) is None:
+            return connection
+        try:
+            connection.query(statement)
+            is_ended = False
+        except ServerError as problem:
             # Settings only: a server that refuses one of them still answers.
-            with contextlib.suppress(ServerError):
-                connection.query(statement)
+            is_ended = problem.severity == "FATAL"
+        except ConnectionLost:
+            is_ended = True
+        if is_ended:
+            # One of them, a time-out of a millisecond, has ended the session before. Sent with the login they count at
+            # once, but a server that does not know one refuses the login, so that its version has to be known.
+            later = later_settings(connection.server_version_num)
+            connection.close()
+            connection = self._connect(parameters | {"options": startup_options(later, before=parameters["options"])})
         return connection
 
     def without_prompt(self) -> Connector:
