@@ -77,12 +77,13 @@ def test_files_that_pg_hba_conf_names_and_that_are_absent_are_named(cluster: Clu
 def test_a_file_that_postgresql_conf_includes_and_that_is_absent_is_named(cluster: Cluster) -> None:
     main = cluster.data / "postgresql.conf"
     plain = main.read_bytes()
-    main.write_bytes(plain + b"include_if_exists 'perhaps.conf'\ninclude 'gone.conf'\n")
+    main.write_bytes(plain + b"include_if_exists 'perhaps.conf'\ninclude 'gone.conf'\ninclude_dir 'gone.d'\n")
     try:
         found = check_server(cluster.conninfo()).one("files-absent")
     finally:
         main.write_bytes(plain)
     assert "gone.conf" in found.message
+    assert "gone.d" in found.message
     assert "perhaps.conf" not in found.message
 
 
@@ -105,6 +106,8 @@ def test_what_an_interrupted_drop_database_left_is_named_with_the_line_that_ends
             assert cluster.query(left) == [(-2,)]
         finally:
             os.kill(idle.info.backend_pid, signal.SIGCONT)
+            while dropping.pgconn.get_result() is not None:
+                pass
     checked = check_server(cluster.conninfo())
     assert not checked.all("unanswered")
     found = checked.one("interrupted-drop")

@@ -325,6 +325,21 @@ def test_larger_segments_take_no_more_space_than_their_wal(
             assert ours.read(used) == theirs.read(used)
 
 
+def test_the_servers_remarks_are_printed_as_the_real_program_prints_them(pg18: Cluster, workspace: Path) -> None:
+    asked = {"PGOPTIONS": "-c client_min_messages=debug1"}
+    theirs = [pg18.installation] if pg18.installation.has("pg_receivewal") else []
+    said = []
+    for program in [None, *theirs]:
+        directory = workspace / f"wal{len(said)}"
+        with receiver(directory, pg18.conninfo(), "-v", theirs=program, environment=asked) as running:
+            running.wait_for("caught up")
+            said.append({line for line in running.said.splitlines() if "caught up" in line})
+            running.stop()
+    # The name in it is the application's, which is the same.
+    assert said == [said[0]] * len(said)
+    assert all(line.startswith("DEBUG:  ") for line in said[0])
+
+
 def test_an_encrypted_stream_is_received_and_followed_to_a_new_timeline(
     make_cluster: Callable[..., Cluster], workspace: Path
 ) -> None:
@@ -334,8 +349,11 @@ def test_an_encrypted_stream_is_received_and_followed_to_a_new_timeline(
     try:
         words = {"password": PASSWORD, "sslmode": "verify-full", "sslrootcert": str(tls.authority)}
         archive = workspace / "wal"
-        with receiver(archive, standby.tcp_conninfo(**words), "-s", "1", "-v") as running:
+        asked = {"PGOPTIONS": "-c client_min_messages=debug1"}
+        with receiver(archive, standby.tcp_conninfo(**words), "-s", "1", "-v", environment=asked) as running:
             running.wait_streaming()
+            # What the server remarks comes through, as pg_receivewal prints it.
+            running.wait_for("\nDEBUG:  ")
             assert standby.query("SELECT bool_and(ssl) FROM pg_stat_ssl s JOIN pg_stat_replication USING (pid)") == [
                 (True,)
             ]

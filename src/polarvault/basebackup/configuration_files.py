@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from polarvault.errors import PolarvaultError
+from polarvault.errors import PolarvaultError, ServerError
 from polarvault.model import versions
 from polarvault.model.limits import CONFIGURATION_FILE_BYTES, CONFIGURATION_FILES
 from polarvault.pgconf.configuration import AUTO_FILE, MAIN_FILE, Configuration, is_included_name
@@ -20,6 +20,7 @@ from polarvault.pgconf.hba import ReferenceKind, references
 from polarvault.server.connection import Connection
 from polarvault.storage.files import open_regular
 
+_UNDEFINED_FILE = "58P01"
 _KEY = b"PRIVATE KEY-----"
 READ_GRANT = "EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)"
 LIST_GRANT = "EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text)"
@@ -33,7 +34,7 @@ class ServerFiles:
     is_here: bool
     contents: dict[str, bytes | None] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
-    """Files that are known not to be there, in contrast to those that may not be read."""
+    """Files and directories that are known not to be there, in contrast to those that may not be read."""
 
     def read(self, path: str) -> bytes | None:
         """Return a file's content; None when it is absent, may not be read, is too large, or is a key."""
@@ -48,11 +49,21 @@ class ServerFiles:
 
     def list_names(self, directory: str) -> list[str] | None:
         """Return the names in a directory; None when it cannot be listed."""
-        rows = _rows(self.sql, f"SELECT name FROM pg_catalog.pg_ls_dir({_literal(directory)}) AS name")
-        if rows is not None:
-            return [row[0] or "" for row in rows]
+        try:
+            if self.sql is not None:
+                rows = self.sql.query(f"SELECT name FROM pg_catalog.pg_ls_dir({_literal(directory)}) AS name").rows
+                return [row[0] or "" for row in rows]
+        except ServerError as refused:
+            if refused.sqlstate == _UNDEFINED_FILE:
+                self.absent.add(directory)
+                return None
+        except PolarvaultError:
+            pass  # A role that may only stream, or no connection any more: what this host tells is left.
         try:
             return os.listdir(directory) if self.is_here else None
+        except FileNotFoundError:
+            self.absent.add(directory)
+            return None
         except OSError:
             return None
 
@@ -91,7 +102,7 @@ class ConfigurationFiles:
     files: Mapping[str, bytes | None]
     directories: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
-    """Those of the files that are not there, although a line that has to be followed names them."""
+    """Those of the files and directories that are not there, although a line that has to be followed names them."""
 
     @property
     def outside(self) -> list[str]:
@@ -140,7 +151,8 @@ def follow_configuration(data_directory: str, places: Mapping[str, str], files: 
     optional = {path for name, path in places.items() if name not in ("config_file", "hba_file")}
     gone = files.absent - optional
     found = {path: content for path, content in found.items() if path not in files.absent & optional}
-    absent = tuple(path for path, content in found.items() if content is None and path in gone)
+    wanted = [*(path for path, content in found.items() if content is None), *directories]
+    absent = tuple(dict.fromkeys(path for path in wanted if path in gone))
     return ConfigurationFiles(data_directory, dict(places), found, tuple(dict.fromkeys(directories)), absent)
 
 

@@ -139,7 +139,9 @@ class Connector:
             **self._parameters, "dbname": chosen, "options": startup_options(before=given.value if given else None)
         }  # fmt: skip
         connection = self._connect(parameters)
-        if (statement := later_statement(connection.server_version_num)) is None:
+        # A lost connection has no version.
+        version_num = connection.server_version_num
+        if (statement := later_statement(version_num)) is None:
             return connection
         try:
             connection.query(statement)
@@ -152,7 +154,7 @@ class Connector:
         if is_ended:
             # One of them, a time-out of a millisecond, has ended the session before. Sent with the login they count at
             # once, but a server that does not know one refuses the login, so that its version has to be known.
-            later = later_settings(connection.server_version_num)
+            later = later_settings(version_num)
             connection.close()
             connection = self._connect(parameters | {"options": startup_options(later, before=parameters["options"])})
         return connection
