@@ -249,17 +249,3 @@ def test_the_first_host_that_answers_is_backed_up(pg15: Cluster, workspace: Path
     hosts = f"host=127.0.0.1,{pg15.directory} port=1,{pg15.port} user=postgres"
     run_polarvault("basebackup", "-d", hosts, "-c", "fast", "-N", "-D", workspace / "backup")
     verify(pg15.installation, workspace / "backup")
-
-
-def test_a_slot_that_the_checkpoint_cuts_off_is_told_by_the_setting(
-    make_cluster: Callable[..., Cluster], workspace: Path
-) -> None:
-    # The new slot begins at the last checkpoint's redo point; the backup's own checkpoint finds it too far behind.
-    source = make_cluster(
-        15, wal_segment_mb=1, fill=False,
-        settings={"max_slot_wal_keep_size": "1MB", "checkpoint_timeout": "1d", "max_wal_size": "1GB"},
-    )  # fmt: skip
-    source.query("CREATE TABLE filler AS SELECT repeat('x', 500) FROM generate_series(1, 20000)")
-    refused = back_up(source, workspace / "backup", "-c", "fast", check=False)
-    assert refused.returncode == 1
-    assert "max_slot_wal_keep_size" in refused.stderr

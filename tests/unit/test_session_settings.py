@@ -7,7 +7,8 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from polarvault.errors import ConnectionFailed
-from polarvault.server.connection import ConnectionSettings, Connector, connection_failed
+from polarvault.server.connection import ConnectionSettings, Connector
+from polarvault.server.login_hints import connection_failed
 from polarvault.server.session_settings import (
     SESSION_SETTINGS,
     later_statement,
