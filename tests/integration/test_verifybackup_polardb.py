@@ -58,7 +58,7 @@ def official(cluster: PolarCluster, target: Path, *options: str) -> Path:
 
 
 def assert_good(*arguments: object) -> None:
-    verdict = ours(*map(str, arguments))
+    verdict = ours("--summary", *map(str, arguments))
     assert (verdict.status, verdict.output) == (0, GOOD), verdict.errors
     assert "error" not in verdict.errors
     assert "warning" not in verdict.errors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import google_crc32c
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.crc32c import combine
 from polarvault.pgfiles.manifest import Manifest, ManifestFile, ManifestRange, encode_manifest, read_damaged_manifest
+from polarvault.pgfiles.manifest_lines import cut_file_lines
 from polarvault.verify.manifest.expected import split_entries
 
 MANY = settings(max_examples=300)
@@ -156,3 +159,74 @@ def test_what_can_be_read_of_a_damaged_manifest_is_used() -> None:
     assert manifest is not None
     assert [entry.path for entry in manifest.files] == ["PG_VERSION", "odd \udcff"]
     assert "manifest checksum mismatch" in str(damage)
+
+
+# A manifest that is laid out as servers do it is read by another way, which must come to the same
+
+_LAID_OUT = encode_manifest(
+    Manifest(
+        1,
+        [
+            ManifestFile("PG_VERSION", 3, "2026-11-23 00:00:00 GMT", "CRC32C", "00112233"),
+            ManifestFile("base/5/1259", 98304, "2026-11-23 00:00:00 GMT", None, None),
+            ManifestFile("naïve }, ], \udcff", 0, "", "SHA256", "ab" * 32),
+        ],
+        [ManifestRange(1, Lsn(0x2000028), Lsn(0x2000130))],
+    )
+)
+_FIRST_LINE_ENDS = _LAID_OUT.index(b'"Files": [') + len(b'"Files": [')
+_WORDS = st.sampled_from(
+    (
+        *(
+            b"\n",
+            b",\n",
+            b"],\n",
+            b'"',
+            b"\\u0041",
+            b"{",
+            b" }",
+            b"[",
+            b"]",
+            b", ",
+            b"-",
+            b"0",
+            b"9" * 20,
+            b"e1",
+            b"NONE",
+        ),
+        *(b"a", b"A", b'"Size": 1, ', b'"Encoded-Path": "41", ', b'"Checksum": "0', b"true", b"\x00", b"\xff", b""),
+        *(b'\n],\n"Files": [\n{ "Path": "second", "Size": 1 }', b'{ "Path": "", "Size": 1, "Last-Modified": "" },\n'),
+    )
+)
+
+
+def signed(content: bytes) -> bytes:
+    body = content[: content.rfind(b"\n", 0, -1) + 1]
+    return body + b'"Manifest-Checksum": "' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+
+
+@given(st.lists(st.tuples(st.integers(_FIRST_LINE_ENDS + 1, len(_LAID_OUT)), st.integers(0, 12), _WORDS), max_size=3))
+@example([])
+@example([(_FIRST_LINE_ENDS + 1, 0, b'{ "Path": "", "Size": 1, "Last-Modified": "" },\n')])
+@example([(_LAID_OUT.index(b"98304"), 0, b"0")])
+@example([(_LAID_OUT.index(b"00112233"), 1, b"")])
+@example([(_LAID_OUT.index(b'\n],\n"WAL'), 0, b",")])
+@example([(_LAID_OUT.index(b'\n],\n"WAL'), 0, b'\n],\n"Files": [\n{ "Path": "second", "Size": 1 }')])
+def test_a_manifest_means_the_same_however_it_is_laid_out(changes: list[tuple[int, int, bytes]]) -> None:
+    content = _LAID_OUT
+    for position, length, word in sorted(changes, reverse=True):
+        content = content[:position] + word + content[position + length :]
+    content = signed(content)
+    # No server writes a space there.
+    otherwise = signed(content[:_FIRST_LINE_ENDS] + b" " + content[_FIRST_LINE_ENDS:])
+    assert cut_file_lines(otherwise) is None
+    read, expected = read_damaged_manifest(content), read_damaged_manifest(otherwise)
+    # What is said differs by the checksums of the two, where it shows them.
+    assert read[0] == expected[0]
+    assert (read[1] is None) == (expected[1] is None)
+
+
+def test_a_manifest_as_servers_write_it_is_read_line_by_line() -> None:
+    cut = cut_file_lines(_LAID_OUT)
+    assert cut is not None
+    assert [line[0] for line in cut[0]] == ["PG_VERSION", "base/5/1259", "naïve }, ], \udcff"]

@@ -17,7 +17,15 @@ import google_crc32c
 from polarvault.errors import IntegrityError
 from polarvault.model import versions
 from polarvault.model.lsn import Lsn
-from polarvault.pgfiles.manifest_json import SYSTEM_IDENTIFIER, Fields, ManifestProblem, read_fields, shown
+from polarvault.pgfiles.manifest_json import (
+    SYSTEM_IDENTIFIER,
+    Fields,
+    ManifestFields,
+    ManifestProblem,
+    read_fields,
+    shown,
+)
+from polarvault.pgfiles.manifest_lines import cut_file_lines
 
 _ALGORITHMS = {"SHA224": hashlib.sha224, "SHA256": hashlib.sha256, "SHA384": hashlib.sha384, "SHA512": hashlib.sha512}
 _ALGORITHM_NAMES = frozenset({"NONE", "CRC32C", *_ALGORITHMS})
@@ -74,19 +82,45 @@ def read_damaged_manifest(content: bytes, *, major: int | None = None) -> tuple[
     else the manifest's own version tells (1: PostgreSQL 13 to 16, 2: 17 and later). What is wrong is said in
     pg_verifybackup's words, which scripts may look for.
     """
+    read = _read_by_lines(content, major)
+    if read is None:
+        try:
+            read = _judged(read_fields(content), major)
+        except ManifestProblem as problem:
+            why = _incomplete(content) or str(problem)
+            return None, IntegrityError(f"could not parse backup manifest: {why}")
+    manifest, stored = read
+    return manifest, _checksum_damage(content, stored)
+
+
+def _read_by_lines(content: bytes, major: int | None) -> tuple[Manifest, str | None] | None:
+    """Read a manifest that is laid out as servers do it; None: read it as a whole, which also says what is wrong."""
+    cut = cut_file_lines(content)
+    if cut is None:
+        return None
+    lines, rest = cut
     try:
-        fields = read_fields(content)
-        version = _version(fields.version, major)
-        manifest = Manifest(
-            version,
-            [_file(number, entry) for number, entry in enumerate(fields.files, 1)],
-            [_wal_range(number, entry) for number, entry in enumerate(fields.wal_ranges, 1)],
-            _system_identifier(fields.system_identifier, version, major),
-        )
-    except ManifestProblem as problem:
-        why = _incomplete(content) or str(problem)
-        return None, IntegrityError(f"could not parse backup manifest: {why}")
-    return manifest, _checksum_damage(content, fields.checksum)
+        manifest, stored = _judged(read_fields(rest), major)
+    except ManifestProblem:
+        return None
+    if manifest.files:
+        return None  # There is a second list, whose files are numbered after those of the first.
+    manifest.files.extend(
+        ManifestFile(path, int(size), last_modified, algorithm or None, checksum or None)
+        for path, size, last_modified, algorithm, checksum in lines
+    )
+    return manifest, stored
+
+
+def _judged(fields: ManifestFields, major: int | None) -> tuple[Manifest, str | None]:
+    version = _version(fields.version, major)
+    manifest = Manifest(
+        version,
+        [_file(number, entry) for number, entry in enumerate(fields.files, 1)],
+        [_wal_range(number, entry) for number, entry in enumerate(fields.wal_ranges, 1)],
+        _system_identifier(fields.system_identifier, version, major),
+    )
+    return manifest, fields.checksum
 
 
 def _incomplete(content: bytes) -> str | None:

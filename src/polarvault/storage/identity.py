@@ -17,10 +17,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 # setresuid(2) by kernel architecture, 64-bit (kernel: arch/*/include/uapi/asm/unistd*.h and syscall tables).
 _SETRESUID = {"x86_64": 117, "aarch64": 147, "riscv64": 147, "loongarch64": 147, "ppc64le": 164, "s390x": 208}
@@ -98,7 +97,8 @@ def reading_as_root() -> Iterator[None]:
         libc.setfsuid(before)
 
 
-class _FinderAsRoot(MetaPathFinder):
+# Neither derives from what importlib.abc has for it, whose import costs every command 10 ms.
+class _FinderAsRoot:
     """Finds modules with root's rights: what is imported late (a decoder, a table of rich) is ours, wherever it is."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
@@ -108,12 +108,12 @@ class _FinderAsRoot(MetaPathFinder):
                 spec = finder.find_spec(fullname, path, target)
                 if spec is not None:
                     if spec.loader is not None:
-                        spec.loader = _LoaderAsRoot(spec.loader)
+                        spec.loader = cast(Any, _LoaderAsRoot(spec.loader))
                     return spec
         return None
 
 
-class _LoaderAsRoot(Loader):
+class _LoaderAsRoot:
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
