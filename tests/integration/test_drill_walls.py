@@ -18,12 +18,14 @@ from pathlib import Path
 import pytest
 
 from polarvault.demo.account import server_account
+from polarvault.drill.behind_walls import CONNECT, PROBE
 from polarvault.drill.network import Walls, build_walls, judge_walls
 from polarvault.instance.model import Account
 from polarvault.model.finding import Severity
+from support import refusing
 from support.cluster import Cluster
 from support.drills import Drills, Stock, copied, make_stock, problems, sql_files, with_settings
-from support.program import start_polarvault
+from support.program import program_environment, start_polarvault
 from support.servers import ServerPool, missing_reason
 from support.story import back_up
 from support.waiting import wait_until
@@ -115,6 +117,40 @@ def test_walls_that_do_not_stand_are_said() -> None:
         found = judge_walls(walls, "copy")
         assert found.severity is Severity.WARNING
         assert "why" in found.message
+
+
+@pytest.mark.parametrize(
+    ("what", "open_to", "words"),
+    [
+        ("unshare", "may send datagrams", "a user namespace: Operation not permitted"),
+        ("seccomp", "can connect to servers on this host", "seccomp: Operation not permitted"),
+    ],
+)
+def test_a_drill_goes_on_behind_one_wall_and_says_what_is_open(
+    stock: Stock, drills: Drills, walls: Walls, what: str, open_to: str, words: str
+) -> None:
+    if not walls.has_namespace:
+        pytest.skip(f"the kernel allows no network namespace here: {walls.why}")
+    arguments = drills.options(stock.source, stock.plain, "--read", "none", "--json")
+    finished = subprocess.run(
+        [sys.executable, refusing.__file__, what, sys.executable, "-m", "polarvault", *map(str, arguments)],
+        capture_output=True, text=True, env=program_environment(), check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    (network,) = [found for found in json.loads(finished.stdout)["findings"] if found["check"] == "network"]
+    assert network["severity"] == "warning"
+    assert words in network["message"]
+    assert open_to in network["meaning"]
+    drills.check_nothing_is_left()
+
+
+def test_a_namespace_that_is_refused_half_way_is_not_entered(walls: Walls) -> None:
+    tried = subprocess.run(
+        [sys.executable, refusing.__file__, "rewrite", *walls.prefix, PROBE], capture_output=True, text=True,
+        check=False, **(server_account().run_as),
+    )  # fmt: skip
+    assert tried.stderr == ""
+    assert tried.stdout.startswith(f"- {CONNECT} a user namespace: Operation not permitted")
 
 
 @pytest.mark.parametrize("major", [15, 18])

@@ -73,6 +73,11 @@ def bad(*arguments: object) -> set[tuple[str, str]]:
     return {(check, subject) for _, check, subject in found}
 
 
+def content_check(name: str) -> str:
+    """Return the check that finds a changed byte: a bad page is told once, together with the checksum of its file."""
+    return "page-checksum" if name == "base/1/1259" else "wrong-checksum"
+
+
 def damage_each_half(local: Path, shared: Path, title: str, aside: Path, *arguments: object) -> None:
     """Do to both halves what is done to files, and see that each finding names the file with its half."""
     for half, prefix in ((local, ""), (shared, title)):
@@ -111,7 +116,7 @@ def damage_each_half(local: Path, shared: Path, title: str, aside: Path, *argume
     ):
         with set_aside(half / name, aside=aside) as path:
             flip(path, -1)
-            assert ("wrong-checksum", prefix + name) in bad(*arguments)
+            assert (content_check(name), prefix + name) in bad(*arguments)
             path.unlink()
             assert bad(*arguments) == {("missing-file", prefix + name)}
     with set_aside(shared / "global/pg_control", aside=aside) as path:
@@ -191,7 +196,7 @@ def damage_tars(backup: Path, aside: Path) -> None:
             content[-1] ^= 1
             with set_aside(path, aside=aside):
                 rewrite_tar(path, {member: bytes(content)})
-                assert ("wrong-checksum", title + member) in bad(backup)
+                assert (content_check(member), title + member) in bad(backup)
             with set_aside(path, aside=aside):
                 rewrite_tar(path, {member: None})
                 assert ("missing-file", title + member) in bad(backup)

@@ -10,6 +10,7 @@ linux/filter.h, linux/audit.h, asm/unistd.h.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import platform
@@ -35,9 +36,11 @@ def main(arguments: list[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     why: list[str] = []
     is_root = os.geteuid() == 0
-    has_namespace = is_root and _new_namespaces(libc, _NEW_NET, why)
+    has_namespace = is_root and libc.unshare(_NEW_NET) == 0
     if has_namespace:
         _bring_up_loopback()
+    elif is_root:
+        why.append(f"a network namespace: {os.strerror(ctypes.get_errno())}")
     if is_root:
         os.setgroups([])
         os.setgid(group)
@@ -54,22 +57,32 @@ def main(arguments: list[str]) -> None:
         os.execv(words[0], words)
 
 
-def _new_namespaces(libc: ctypes.CDLL, kinds: int, why: list[str]) -> bool:
-    if libc.unshare(kinds) == 0:
-        return True
-    why.append(f"unshare: {os.strerror(ctypes.get_errno())}")
-    return False
-
-
 def _enter_own_user_namespace(libc: ctypes.CDLL, why: list[str]) -> bool:
-    """Get the right to a network namespace from a user namespace, in which we are who we were."""
+    """Get the right to a network namespace from a user namespace, in which we are who we were.
+
+    There is no way back from a first step whose second is refused (as AppArmor does it), so a child goes first.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(_try_user_namespace(libc))
+    refused = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or _try_user_namespace(libc)
+    if refused:
+        why.append(f"a user namespace: {os.strerror(abs(refused))}")
+    return not refused
+
+
+def _try_user_namespace(libc: ctypes.CDLL) -> int:
+    """Enter it; return the number of the error, 0 for none."""
     user, group = os.geteuid(), os.getegid()
-    if not _new_namespaces(libc, _NEW_USER | _NEW_NET, why):
-        return False
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-            file.write(text)
-    return True
+    if libc.unshare(_NEW_USER | _NEW_NET) != 0:
+        return ctypes.get_errno()
+    try:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+    except OSError as refused:
+        return refused.errno or errno.EPERM
+    return 0
 
 
 def _bring_up_loopback() -> None:
