@@ -17,6 +17,7 @@ from polarvault.cli.drop_in import SERVER_MAJORS
 from polarvault.demo.programs import Installation
 from polarvault.model import versions
 from support.command_lines import Finished, environment_for, run_command_lines
+from support.made_backups import MadeBackup
 from support.program import run_polarvault
 
 pytestmark = pytest.mark.postgres
@@ -244,6 +245,94 @@ RECEIVEWAL = r"""
 -D {dir} -d ''
 -D {dir} x
 """.strip().splitlines()
+# {good} is a backup without WAL, {dir} the directory that holds it.
+VERIFYBACKUP = r"""
+
+-n {good}
+-n {good} x
+-n x y z
+-n {good} ''
+''
+-- {good} -n
+-n -- {good}
+-n -- -x
+-n {dir}/none
+-n {good}/
+-n {good}/.
+-n {dir}/link
+{good}
+-n -i '' {good}
+-n -i / {good}
+-n -i . {good}
+-n -i base {good}
+-n -i base/ {good}
+-n -i ./base {good}
+-n -i {good}/base {good}
+-n -i x -i y {good}
+-w '' {good}
+--wal-directory= {good}
+-w {dir}/none {good}
+-w {good}/PG_VERSION {good}
+-n -m '' {good}
+-n --manifest-path= {good}
+-n -m {dir}/none {good}
+-n -m {good}/backup_manifest {good}
+-n -m {good} {good}
+-n -m {good}/PG_VERSION {good}
+-n --ig base {good}
+-n --i base {good}
+-n --ignore= {good}
+-n --ignore {good}
+-n --man {good}/backup_manifest {good}
+-n --manifest-path {good}
+--no {good}
+--n {good}
+-n --q {good}
+-n --s {good}
+-n --po {good}
+-n --pol {good}
+-n --j {good}
+-n --e {good}
+-n --wal {good} {good}
+-n --wal-d {good} {good}
+-n --x {good}
+-n --verbose {good}
+-n --exit-on-error=1 {good}
+-n --quiet= {good}
+-e -e -n {good}
+-eqns {good}
+-eqn{good}
+-n -x {good}
+-P -n {good}
+-n -Pq {good}
+-n -q {good}
+-n -Fp {good}
+-n -F plain {good}
+-n -F P {good}
+-n -F '' {good}
+-n -F tarx {good}
+-n -Fpl {good}
+-n --form plain {good}
+-n --format
+-n -F
+-n -w
+-n -i
+-n -m
+-n {good} -q
+-n {good} -- -q
+{good} -s -n
+-n -m{good}/backup_manifest {good}
+-V {good}
+--version x
+--V
+-n --v
+--help x
+-h
+-q --help
+-q -V
+-VV
+-nqV {good}
+""".strip("\n").splitlines()
 # What the older real program does not have yet, or refuses where newer ones take it; ours follows the newest.
 NEWER: dict[int, set[str]] = {
     15: {
@@ -257,6 +346,11 @@ NEWER: dict[int, set[str]] = {
     },
     17: set(),
     18: set(),
+}
+VERIFYBACKUP_NEWER = {
+    15: {"-P -n {good}", *(line for line in VERIFYBACKUP if "-F" in line or "--form" in line)},
+    17: {line for line in VERIFYBACKUP if "-F" in line or "--form" in line},
+    18: set[str](),
 }
 BASEBACKUP += sorted(NEWER[15] - set(BASEBACKUP))
 
@@ -313,6 +407,47 @@ def test_the_same_command_lines_are_taken_and_refused(
         if (is_taken(ours.errors), ours.status) != (is_taken(theirs.stderr), theirs.returncode):
             differ.append((line, ours.status, ours.errors, theirs.returncode, theirs.stderr))
     assert not differ, "\n".join(map(str, differ))
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Finished]]:
+    """A sound backup, the directory around it, and what ours says to every line."""
+    directory = tmp_path_factory.mktemp("verified")
+    made = MadeBackup()
+    made.content |= {f"base/{oid}/PG_VERSION": b"15\n" for oid in (1, 4, 5)}
+    made.content |= dict.fromkeys(
+        ("pg_xact/0000", "pg_multixact/offsets/0000", "base/1/1255", "base/5/16384", "global/1262"), bytes(8192)
+    )
+    good = made.seal().plain(directory / "good")
+    (directory / "link").symlink_to(good)
+    words = [shlex.split(line.format(good=good, dir=directory)) for line in VERIFYBACKUP]
+    finished = run_command_lines([["verifybackup", *line] for line in words])
+    return good, directory, dict(zip(VERIFYBACKUP, finished, strict=True))
+
+
+@pytest.mark.parametrize("major", [15, 17, 18])
+def test_the_same_lines_verify_a_backup_with_the_same_status_and_output(
+    installation: Callable[[int], Installation], verified: tuple[Path, Path, dict[str, Finished]], major: int
+) -> None:
+    programs = installation(major)
+    if not programs.has("pg_verifybackup"):
+        pytest.skip(f"pg_verifybackup {major} is not installed")
+    good, directory, answers = verified
+    differ = []
+    for line, ours in answers.items():
+        if line in VERIFYBACKUP_NEWER[major]:
+            continue
+        assert "Traceback" not in ours.errors, (line, ours.errors)
+        theirs = subprocess.run(
+            [str(programs.program("pg_verifybackup")), *shlex.split(line.format(good=good, dir=directory))],
+            env=environment_for(programs.bindir), cwd=directory, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=60, check=False,
+        )  # fmt: skip
+        speaks_of_itself = theirs.stdout and not theirs.stdout.startswith("backup")
+        if ours.status != theirs.returncode or not (speaks_of_itself or ours.output == theirs.stdout):
+            differ.append((line, ours, theirs.returncode, theirs.stdout, theirs.stderr))
+    assert not differ, "\n".join(map(str, differ))
+    assert answers["-n {good}"].output == "backup successfully verified\n"
 
 
 @pytest.mark.parametrize("command", ["basebackup", "receivewal", "verifybackup"])

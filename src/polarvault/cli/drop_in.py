@@ -69,6 +69,7 @@ class DropInCommand(click.Command):
             else:
                 name = word
                 expanded.append(word)
+                self._refuse_version_in_group(word, takes_value)
                 follows = self._short_takes_next(word, takes_value)
             if name in _ALONE:
                 # PostgreSQL's own programs know them as the first word only.
@@ -102,6 +103,15 @@ class DropInCommand(click.Command):
             if matches:
                 return matches
         return []
+
+    @staticmethod
+    def _refuse_version_in_group(word: str, takes_value: dict[str, bool]) -> None:
+        """Refuse -V and -? in a group such as -qV: PostgreSQL's own programs know them as the first word only."""
+        for letter in word[1:] if len(word) > 2 and word[0] == "-" else "":
+            if takes_value.get("-" + letter, False):
+                return  # The rest is its value.
+            if "-" + letter in _ALONE:
+                raise click.UsageError(f"option '-{letter}' has to come first, and alone")
 
     @staticmethod
     def _short_takes_next(word: str, takes_value: dict[str, bool]) -> bool:

@@ -86,7 +86,8 @@ def find_layout(request: VerifyRequest) -> BackupLayout:
     is_tar = request.format == "tar" if request.format else _looks_like_tar(path, names, tars)
     description = load_description(path)
     shared, missing = _shared_directory(path, names, request.shared_half, description)
-    main_manifest = os.path.abspath(request.manifest_path) if request.manifest_path else os.path.join(path, MANIFEST)
+    given = request.given_manifest
+    main_manifest = given if given is not None else os.path.join(path, MANIFEST)
     if is_tar:
         return _tar_layout(path, tars, shared, missing, main_manifest, description)
     is_shared_alone = "PG_VERSION" not in names and "global" in names and "pg_wal" in names and shared is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -25,3 +26,8 @@ class VerifyRequest:
     pages: bool | None = None
     exit_on_error: bool = False
     jobs: int = 0
+
+    @property
+    def given_manifest(self) -> str | None:
+        """The manifest that was named, as an absolute path; an empty name stays one, which no file has."""
+        return os.path.abspath(self.manifest_path) if self.manifest_path else self.manifest_path

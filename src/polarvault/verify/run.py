@@ -158,8 +158,8 @@ class _Run:
         self._spooled_wal = one.wal
         halves = tuple(found.half for found in one.contents)
         self._layout = self._result.layout = replace(self._layout, halves=halves)
-        given = self._request.manifest_path
-        local = replace(halves[0], manifest_path=os.path.abspath(given)) if given is not None else None
+        given = self._request.given_manifest
+        local = replace(halves[0], manifest_path=given) if given is not None else None
         manifests = manifests_of_tar(one.contents, one.manifests, local, self._report)
         if not one.choose(manifests.algorithm) and self._request.check_checksums:
             self._result.not_checked.append(f"checksums: {manifests.algorithm} in one tar; unpack it")
