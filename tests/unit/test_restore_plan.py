@@ -33,7 +33,7 @@ from polarvault.report.restore import plan_json, plan_text, settings_table
 from polarvault.report.units import format_bytes
 from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_space
-from polarvault.restore.plan.plan import plan_restore, with_settings
+from polarvault.restore.plan.plan import missing_wal, plan_restore, with_settings
 from polarvault.restore.plan.recovery import check_recovery_request, plan_recovery
 from polarvault.storage.occupants import Occupancy, Occupant
 
@@ -410,6 +410,26 @@ def test_missing_wal_is_said_with_the_setting_that_supplies_it() -> None:
     made = plan(inventory(wal={}))
     assert any("000000010000000000000002" in warning and "--wal" in warning for warning in made.warnings)
     assert not plan(inventory(wal={}), settings=(("restore_command", "cp /a/%f %p"),)).warnings
+
+
+def test_missing_wal_is_looked_for_up_to_where_the_manifest_says_that_the_backup_ended() -> None:
+    two = (ManifestSpan("/b/backup_manifest", Lsn.parse("0/2000028"), Lsn.parse("0/4000050"), 1),)
+    first, second, third = (f"00000001000000000000000{number}" for number in (2, 3, 4))
+    made = plan(inventory(wal={first: 16 << 20, third: 16 << 20}, spans=two))
+    assert any(second in warning and "--wal" in warning for warning in made.warnings)
+    assert missing_wal(inventory(wal={first: 1, second: 1}, spans=two), made.label) == third
+    assert missing_wal(inventory(wal={first: 1, second: 1, third: 1}, spans=two), made.label) is None
+
+
+def test_wal_of_another_timeline_and_an_end_at_the_end_of_a_segment_are_not_missing() -> None:
+    label = plan(inventory()).label
+    ends = ManifestSpan("/b/backup_manifest", Lsn.parse("0/2000028"), Lsn.parse("0/3000000"), 1)
+    assert missing_wal(inventory(spans=(ends,)), label) is None
+    # Of a backup during which a standby was promoted only where recovery starts is known.
+    later = replace(ends, end_lsn=Lsn.parse("0/9000000"), end_timeline_id=2)
+    assert missing_wal(inventory(spans=(later,)), label) is None
+    endless = replace(ends, end_lsn=Lsn.parse("FFFFFFFF/FFFFFFFF"))
+    assert missing_wal(inventory(spans=(endless,)), label) == "000000010000000000000003"
 
 
 def test_a_target_that_is_not_empty_is_refused() -> None:

@@ -16,6 +16,7 @@ from polarvault.errors import DiskFull, StorageFailed
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
+    import threading
     from collections.abc import Iterable, Sequence
     from typing import BinaryIO
 
@@ -101,19 +102,30 @@ def fsync_parent(path: str | os.PathLike[str]) -> None:
 
 
 def fsync_paths(paths: Iterable[str]) -> None:
-    """Make many files durable, in parallel."""
+    """Make many files durable, in parallel. After a failure or an interruption no other file is begun."""
+    import threading
     from concurrent.futures import ThreadPoolExecutor
 
+    from polarvault.storage.waiting import wait_for
+
     everything = list(paths)
+    stop = threading.Event()
     # A share a thread: handing over a thousand small files one by one would cost more than syncing them.
     shares = [everything[first::_SYNC_THREADS] for first in range(_SYNC_THREADS)]
     with ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="fsync") as pool:
-        for _ in pool.map(_fsync_each, [share for share in shares if share]):
-            pass
+        try:
+            for done in wait_for([pool.submit(_fsync_each, share, stop) for share in shares if share]):
+                done.result()
+        except BaseException:
+            # The pool waits for its threads before it goes: each for the one file that it is at.
+            stop.set()
+            raise
 
 
-def _fsync_each(paths: list[str]) -> None:
+def _fsync_each(paths: list[str], stop: threading.Event) -> None:
     for path in paths:
+        if stop.is_set():
+            return
         fsync_path(path)
 
 

@@ -13,6 +13,7 @@ from polarvault.instance.debian import DebianCluster
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Role
 from polarvault.model import versions
+from polarvault.model.segment import WalSegment
 from polarvault.pgconf.configuration import MAIN_FILE, Configuration, MemoryReader
 from polarvault.pgconf.hba import without_missing
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
@@ -266,7 +267,7 @@ def _source_warnings(plan: RestorePlan) -> list[str]:
         from_primary = request.role is Role.STANDBY and request.primary_conninfo
         if not (command or from_primary or request.recovery.wal_directories):
             warnings.append(
-                f"the backup does not hold WAL segment {missing}, which recovery needs first: "
+                f"the backup does not hold WAL segment {missing}, which recovery needs: "
                 "name the directory that holds it: --wal DIR"
             )
     if request.merge or inventory.has_shared_half:
@@ -304,8 +305,22 @@ def _port_warnings(plan: RestorePlan, configuration: Configuration, host: Host) 
 
 
 def missing_wal(inventory: Inventory, label: BackupLabel) -> str | None:
-    """Return the name of the WAL segment that recovery starts with when the backup does not hold it."""
-    return None if label.start_segment in inventory.wal else label.start_segment
+    """Return the name of the first WAL segment that the backup needs to be consistent and does not hold.
+
+    The manifest tells where the backup ended, if there is one; otherwise only where recovery starts is known.
+    """
+    if label.start_segment not in inventory.wal:
+        return label.start_segment
+    ends = [span.end_lsn for span in inventory.spans if span.end_timeline_id == label.timeline_id]
+    if inventory.control is None or not ends:
+        return None
+    segment = WalSegment.holding(label.start_lsn, label.timeline_id, inventory.control.wal_segment_size)
+    # The end is from a file as well: the loop is bounded by the segments that are there.
+    while segment.start < max(ends):
+        if segment.file_name not in inventory.wal:
+            return segment.file_name
+        segment = segment.next()
+    return None
 
 
 def _restore_command(plan: RestorePlan, host: Host) -> str | None:

@@ -22,9 +22,9 @@ from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds,
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router
 from polarvault.restore.write.content_checks import ContentChecks
-from polarvault.restore.write.waiting import wait_for
 from polarvault.storage.copying import copy_content, copy_reading, read_through
 from polarvault.storage.files import storage_failed, write_all
+from polarvault.storage.waiting import wait_for
 
 # Files copied per task: most files of a cluster are tiny, and a task for each would cost more than the copy.
 _BATCH_FILES = 64

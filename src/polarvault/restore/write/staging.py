@@ -28,9 +28,9 @@ from polarvault.instance.programs import run_program
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberEnds, MemberKind, is_safe_name
 from polarvault.restore.model import STAGING_NAME, Link, RestorePlan
 from polarvault.restore.write.content_checks import ContentChecks
-from polarvault.restore.write.waiting import wait_for
 from polarvault.storage.copying import read_through
 from polarvault.storage.files import storage_failed, write_all
+from polarvault.storage.waiting import wait_for
 
 _BATCH_FILES = 64
 Progress = Callable[[int], None]
