@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.source import find_backup
+from polarvault.restore.model import RestoreRequest
+from polarvault.restore.plan.incremental import plan_chain
 from support.backups import back_up
 from support.cluster import Cluster
 from support.drills import Drills
@@ -63,6 +67,20 @@ def test_a_damaged_link_is_named(workspace: Path) -> None:
     first = made(workspace / "all/first", FIRST, FULL)
     said = refused(first, "-D", workspace / "r", status=3)
     assert f'"{full}" does not agree with its manifest' in said
+
+
+def test_of_an_older_link_without_a_manifest_it_is_said_that_nobody_can_tell_whether_it_is_whole(
+    workspace: Path,
+) -> None:
+    full = made(workspace / "all/full", FULL)
+    (full / "backup_manifest").unlink()
+    source = find_backup(str(made(workspace / "all/first", FIRST, FULL)))
+    request = RestoreRequest(backup=source.path, target=str(workspace / "r"))
+    oldest, newest = plan_chain(request, source, take_inventory(source))
+    assert not newest.warnings
+    assert len(oldest.warnings) == 1
+    assert str(full) in oldest.warnings[0]
+    assert "no backup_manifest" in oldest.warnings[0]
 
 
 def test_a_link_in_tar_format_is_said_to_need_unpacking(workspace: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support.made_backups import SYSTEM_IDENTIFIER, MadeBackup, files, manifest, table
+from support.made_backups import SEGMENT, SYSTEM_IDENTIFIER, MadeBackup, files, manifest, table
 from support.program import program_environment, run_polarvault
 from support.small_files import control_bytes
 
@@ -347,3 +348,40 @@ def test_a_stop_takes_effect_in_the_middle_of_a_file(workspace: Path) -> None:
     assert finished.returncode == 128 + signal.SIGINT, finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (workspace / "r").exists()
+
+
+def shorten(backup: Path, length: int) -> None:
+    os.truncate(backup / "pg_wal" / SEGMENT, length)
+
+
+# The backup begins at 0/2000028, and its manifest says that it ends at 0/2000128.
+@pytest.mark.parametrize("length", [0, 100, 0x127])
+def test_a_wal_segment_that_ends_before_the_backup_does_is_refused(workspace: Path, length: int) -> None:
+    backup = MadeBackup().seal().plain(workspace / "b")
+    shorten(backup, length)
+    said = refused(backup, workspace / "r")
+    assert f"{SEGMENT}" in said
+    assert f"it is {length} bytes long" in said
+    assert "up to 0/2000128" in said
+    assert restore(backup, workspace / "r", "--force").returncode == 0
+
+
+def test_without_a_manifest_a_wal_segment_has_to_reach_the_start_of_recovery(workspace: Path) -> None:
+    backup = MadeBackup().plain(workspace / "b")
+    shorten(backup, 0x28)
+    assert "0/2000029" in refused(backup, workspace / "r")
+    shorten(backup, 0x29)
+    assert restore(backup, workspace / "r").returncode == 0
+
+
+def test_a_wal_segment_that_holds_all_that_is_needed_is_made_whole(workspace: Path) -> None:
+    backup = MadeBackup().seal().plain(workspace / "b")
+    shorten(backup, 0x128)
+    assert restore(backup, workspace / "r").returncode == 0
+    assert (workspace / "r/pg_wal" / SEGMENT).stat().st_size == 16 << 20
+
+
+def test_a_short_wal_segment_is_no_matter_where_another_place_supplies_it(workspace: Path) -> None:
+    backup = MadeBackup().seal().plain(workspace / "b")
+    shorten(backup, 0)
+    assert restore(backup, workspace / "r", "--set", "restore_command=cp /archive/%f %p").returncode == 0

@@ -42,6 +42,8 @@ class Link:
     label: BackupLabel
     source: BackupSource
     inventory: Inventory
+    warnings: tuple[str, ...] = ()
+    """What nobody can tell of it, such as one without a manifest; each names it."""
 
 
 @dataclass(frozen=True, slots=True)

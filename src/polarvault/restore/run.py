@@ -116,6 +116,7 @@ def _plan_one(request: RestoreRequest, host: Host, scan_progress: ScanProgress) 
     plan = plan_role(request, source, inventory, host, account)
     # After all that says more exactly what is wrong: a half that is not here, halves that do not belong together.
     found, warnings = check_integrity(request, source, listed, local_only=is_replica)
+    warnings += [warning for link in chain for warning in link.warnings]
     plan = replace(
         plan, chain=chain, disagreements=found, lasting_warnings=tuple(warnings), warnings=(*warnings, *plan.warnings)
     )

@@ -124,8 +124,9 @@ def _link_before(request: RestoreRequest, link: Link, choice: _Choice) -> Link:
             _refuse_tar(source)
             inventory = take_inventory(source)
             _check_cluster(link, inventory, source)
-            check_integrity(replace(request, reports_damage=False), source, inventory)
-            return Link(one.path, one.label, source, inventory)
+            _, warnings = check_integrity(replace(request, reports_damage=False), source, inventory)
+            named = tuple(f'"{one.path}", which the backup is incremental to: {warning}' for warning in warnings)
+            return Link(one.path, one.label, source, inventory, named)
         except PolarvaultError as refused:
             problem = problem or refused
     if problem is not None:

@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 
 from polarvault.backupset.skeleton import missing_directories
-from polarvault.errors import BackupUnusable, StartFailed
+from polarvault.errors import BackupUnusable, IntegrityError, StartFailed
 from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import ProgramFailed, ask_setting
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
 from polarvault.pgconf.configuration import Configuration
 from polarvault.pgfiles.control import parse_known_control, system_identifier_of
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true, names_directory
@@ -97,8 +99,33 @@ def _complete_wal_segments(plan: RestorePlan, size: int | None) -> None:
         if not _SEGMENT.match(name):
             continue
         whole = size or _size_of_segment(path)
-        if whole is not None and os.path.getsize(path) < whole:
-            os.truncate(path, whole)
+        if whole is None or (length := os.path.getsize(path)) >= whole:
+            continue
+        _check_length(plan, WalSegment.parse(name, whole), length)
+        os.truncate(path, whole)
+
+
+def _check_length(plan: RestorePlan, segment: WalSegment, length: int) -> None:
+    """Raise IntegrityError for a segment that ends before the WAL which the backup itself needs from it.
+
+    Zeros in its place would look like the end of the WAL, and nobody would hear of it before the server refuses them.
+    """
+    label, request = plan.label, plan.request
+    supplied = bool(request.recovery.wal_directories) or any(name == "restore_command" for name, _ in request.settings)
+    supplied = supplied or request.primary_conninfo is not None
+    if label is None or supplied or segment.timeline_id != label.timeline_id:
+        return
+    if request.force or request.reports_damage:
+        return
+    ends = [span.end_lsn for span in plan.inventory.spans if span.end_timeline_id == label.timeline_id]
+    # Without a manifest only where recovery starts is known.
+    end = min(segment.end, max(ends, default=Lsn(label.start_lsn + 1)))
+    if segment.end > label.start_lsn and end > segment.start + length:
+        raise IntegrityError(
+            f'WAL segment {segment.file_name} of "{plan.source.path}" is damaged: it is {length} bytes long, and the '
+            f"backup needs its WAL up to {end}; what was restored so far has been removed",
+            hint="name a directory that holds a good copy: --wal DIR; or restore it as it is: --force",
+        )
 
 
 def _size_of_segment(path: str) -> int | None:
