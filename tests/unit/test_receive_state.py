@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,26 @@ def test_a_slot_in_danger_is_warned_of(status: str | None, safe_bytes: int | Non
         assert words in warning
         assert '"mine"' in warning
         assert "max_slot_wal_keep_size" in warning or "drop and create" in warning
+
+
+@pytest.mark.parametrize("content", ["1", "-1", "0", "1 2", "1; rm -rf /", "\x1b[2J", "\u0661\u0662", ""])
+def test_no_command_is_made_of_what_a_stranger_wrote_into_the_lock_file(tmp_path: Path, content: str) -> None:
+    lock = DirectoryLock(str(tmp_path))
+    (tmp_path / LOCK_NAME).write_text(content)
+    with pytest.raises(UsageError, match="process unknown") as caught:
+        DirectoryLock(str(tmp_path))
+    assert caught.value.hint is not None
+    assert "kill" not in caught.value.hint
+    lock.release()
+
+
+def test_hints_can_be_pasted_whatever_the_directory_is_called(tmp_path: Path) -> None:
+    directory = tmp_path / "a b'c$d"
+    directory.mkdir()
+    with pytest.raises(UsageError) as caught:
+        read_status(str(directory))
+    assert caught.value.hint is not None
+    assert str(directory) in shlex.split(caught.value.hint)
 
 
 def test_one_receiver_locks_a_directory(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from polarvault.recovery.target import (
     parse_target_xid,
 )
 from polarvault.report.recovery import recovery_json, recovery_text
-from polarvault.report.restore import plan_json, plan_text, settings_table
+from polarvault.report.restore import plan_json, plan_text, settings_table, start_command
 from polarvault.report.units import format_bytes
 from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_space
@@ -397,6 +398,17 @@ def test_a_missing_label_is_refused_unless_the_server_was_shut_down() -> None:
 def test_incremental_backups_are_refused_with_the_way_out() -> None:
     label = LABEL + b"INCREMENTAL FROM LSN: 0/1000028\n"
     assert "pg_combinebackup" in refused(BackupUnusable, "incremental", with_files(inventory(), backup_label=label))
+
+
+@pytest.mark.parametrize("odd", ["$d", "`d`", 'a"b', "a\\b"])
+def test_the_line_that_starts_a_server_needs_no_path_that_pg_ctls_shell_would_expand(odd: str) -> None:
+    made = plan(inventory())
+    made = replace(made, layout=replace(made.layout, local=f"/a b'c{odd}"))
+    words = shlex.split(start_command(made, Account("postgres", 1, 1), is_root=False))
+    assert words == ["cd", f"/a b'c{odd}", "&&", "pg_ctl", "-D", ".", "-l", "polarvault-start.log", "-w", "start"]
+    as_root = shlex.split(start_command(made, Account("postgres", 1, 1), is_root=True))
+    assert as_root[:3] == ["su", "postgres", "-c"]
+    assert shlex.split(as_root[3]) == words
 
 
 def test_missing_parts_are_named() -> None:

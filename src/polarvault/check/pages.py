@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from polarvault.check.session import CheckSession
@@ -58,7 +59,7 @@ def judge_pages(facts: PageFacts) -> list[Finding]:
                 meaning="damage on the disk goes into every backup unnoticed: neither the backup nor verifybackup can "
                 "tell a rotten page from a sound one",
                 advice="at the next stop of the server (it takes as long as reading all data):\n"
-                f"pg_checksums --enable -D {facts.data_directory or 'DATA_DIRECTORY'}",
+                f"pg_checksums --enable -D {shlex.quote(facts.data_directory or 'DATA_DIRECTORY')}",
             )
         )
     elif facts.data_checksums:

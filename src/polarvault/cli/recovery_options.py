@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,5 +148,5 @@ def _wal_directory(path: str) -> str:
         raise UsageError(f'--wal: "{path}" is not a directory', hint="give the directory that holds the WAL segments")
     if not os.access(path, os.R_OK | os.X_OK):
         problem = f'--wal: "{path}" cannot be read by this user'
-        raise UsageError(problem, hint=f"look at its owner and mode: ls -ld {path}")
+        raise UsageError(problem, hint=f"look at its owner and mode: ls -ld {shlex.quote(os.path.abspath(path))}")
     return os.path.abspath(path)

@@ -173,7 +173,7 @@ def check_timeline(instance: Instance, server: StartedServer) -> None:
     if instance.role is Role.PRIMARY and server.timeline_id <= instance.source_timeline_id:
         raise StartFailed(
             f"the restored server writes timeline {server.timeline_id}, the source's own",
-            hint=f"stop it before it archives anything: pg_ctl -D {instance.data_directory} stop",
+            hint=f"stop it before it archives anything: pg_ctl -D {shlex.quote(instance.data_directory)} stop",
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 
@@ -41,8 +42,8 @@ def check_readable(directories: Sequence[str], account: Account, paths: Sequence
     if unreadable:
         raise StorageFailed(
             f'user {account.name}, who runs the restored server, cannot read "{unreadable}", which recovery needs',
-            hint=f"give them access, for example: chown -R {account.name} {directories[0]}; or name another user: "
-            "--owner USER",
+            hint=f"give them access, for example: chown -R {account.name} {shlex.quote(directories[0])}; or name "
+            "another user: --owner USER",
         )
     # As the server does it, from left to right: in "%%f" there is no %f.
     replaced = {"%f": _ABSENT_FILE, "%p": os.devnull, "%%": "%"}

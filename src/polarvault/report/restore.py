@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from polarvault.instance.start import StartedServer
     from polarvault.restore.run import RestoreResult
 
+_EXPANDED = '$`"\\'
 _CELL_LIMIT = 64
 _LINE_COLUMNS = 80
 
@@ -147,6 +148,11 @@ def start_command(plan: RestorePlan, account: Account, *, is_root: bool) -> str:
     program = plan.binaries.program("pg_ctl") if plan.binaries else "pg_ctl"
     local = plan.layout.local
     command = shlex.join([program, "-D", local, "-l", f"{local}/polarvault-start.log", "-w", "start"])
+    if any(character in local for character in _EXPANDED):
+        # pg_ctl hands the path to a shell between double quotes (bin/pg_ctl/pg_ctl.c): it must not have to.
+        command = f"cd {shlex.quote(local)} && " + shlex.join(
+            [program, "-D", ".", "-l", "polarvault-start.log", "-w", "start"]
+        )
     return f"su {account.name} -c {shlex.quote(command)}" if is_root else command
 
 

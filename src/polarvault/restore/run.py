@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -179,7 +180,7 @@ def restore_backup(
     except KeyboardInterrupt:
         raise Interrupted(
             f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',
-            hint=f"{plan.binaries.program('pg_ctl')} -D {plan.layout.local} status",
+            hint=f"{plan.binaries.program('pg_ctl')} -D {shlex.quote(plan.layout.local)} status",
         ) from None
 
 

@@ -7,6 +7,7 @@ report, beside everything else that is wrong.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def find_layout(request: VerifyRequest) -> BackupLayout:
     if not os.path.exists(path):
         raise BackupUnusable(
             f'could not open directory "{request.backup}": No such file or directory',
-            hint=f"check the path: ls -ld {path}",
+            hint=f"check the path: ls -ld {shlex.quote(path)}",
         )
     if not os.path.isdir(path):
         if request.format == "plain":

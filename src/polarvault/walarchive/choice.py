@@ -89,7 +89,10 @@ def look_at_start(file: WalFile) -> StartLook:
         return StartLook(None, words, is_hollow=True, hint=hint)
     for magic, what, suffix in _MAGICS:
         if file.compression is None and start.startswith(magic):
-            act = f"rename it: mv {file.path} {file.path}{suffix}" if suffix else "unpack it in the directory"
+            import shlex
+
+            path = shlex.quote(file.path)
+            act = f"rename it: mv {path} {path}{suffix}" if suffix else "unpack it in the directory"
             return StartLook(None, f"is {what}, under the name of a plain segment", hint=act)
     if len(start) < LONG_HEADER_BYTES and file.is_final:
         return StartLook(None, f"ends after {len(start)} bytes")

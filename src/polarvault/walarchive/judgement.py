@@ -7,6 +7,7 @@ known while the server is heard.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -209,14 +210,14 @@ def _finding_of_state(
         case "stopped" if found["state"] == _STOPPED:
             return _problem(
                 status, "receiver-running", f"no receiver runs; the last one ended {age} ago" + error,
-                _hint(status) or f"start it again: polarvault receivewal -D {status.directory} ...",
+                _hint(status) or f"start it again: polarvault receivewal -D {shlex.quote(status.directory)} ...",
             )  # fmt: skip
         case "stopped":
             restarted = around.moment.boot_id and found.get("boot_id") not in (None, around.moment.boot_id)
             why = "the machine was started again" if restarted else "it was killed"
             return _problem(
                 status, "receiver-running", f"no receiver runs; the last one said nothing at its end, {age} ago: {why}",
-                f"start it again: polarvault receivewal -D {status.directory} ...",
+                f"start it again: polarvault receivewal -D {shlex.quote(status.directory)} ...",
             )  # fmt: skip
         case "suspended":
             return _problem(

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,11 +148,14 @@ class DirectoryLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            # Anybody who may write there can have written this: only a number goes into a message and a command.
             owner = os.read(self._descriptor, 32).decode(errors="replace").strip()
+            owner = owner if owner.isascii() and owner.isdecimal() and int(owner) > 1 else ""
             os.close(self._descriptor)
             raise UsageError(
                 f'another receivewal (process {owner or "unknown"}) writes to "{directory}"',
-                hint=f"polarvault receivewal -D {directory} --status shows what it does; stop it first: kill {owner}",
+                hint=f"polarvault receivewal -D {shlex.quote(directory)} --status shows what it does"
+                + (f"; stop it first: kill {owner}" if owner else ""),
             ) from None
 
     def _is_in_place(self) -> bool:
@@ -232,7 +236,7 @@ def read_status(directory: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(
             f'no receivewal has written to "{directory}" yet',
-            hint=f"start one: polarvault receivewal -D {directory} -S SLOT",
+            hint=f"start one: polarvault receivewal -D {shlex.quote(directory)} -S SLOT",
         ) from None
     except OSError as problem:
         raise storage_failed(problem, "read", path) from problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ def _judge(tablespace: SharedTablespace, *, has_protocol: bool, storage: str) ->
             meaning="BASE_BACKUP fails to read the link (58P01 could not read symbolic link), or leaves the tablespace "
             "out when it is asked for TABLESPACE_MAP without PROGRESS",
             advice="move its tables to pg_default, and then, on the server: "
-            + (f"{drop} and rm {entry}" if tablespace.name else f"rm {entry}"),
+            + (f"{drop} and rm {shlex.quote(entry)}" if tablespace.name else f"rm {shlex.quote(entry)}"),
         )
     if tablespace.in_storage:
         return problem(
@@ -110,7 +111,7 @@ def _judge(tablespace: SharedTablespace, *, has_protocol: bool, storage: str) ->
             f'"{entry}" was linked by hand',
             meaning="the server sends it as an archive of its own, which has no place in either half: polarvault "
             "basebackup ends with an error, and so does polar_basebackup in plain format",
-            advice=f"{move}\nand then, on the server: {drop} and rm {entry}",
+            advice=f"{move}\nand then, on the server: {drop} and rm {shlex.quote(entry)}",
         )
     unknown = (
         "" if tablespace.in_storage is False else f"; if somebody linked it by hand in {entry}, backups fail or lack it"

@@ -7,6 +7,7 @@ that goes on writing no standby is ever exactly level, so this is "behind by les
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -275,6 +276,6 @@ def _common_databases(plan: RestorePlan, account: Account, server: StartedServer
     if ours != theirs:
         raise StartFailed(
             f"the replica shows other databases than the primary: {ours} here, {theirs} there",
-            hint=f"stop it and look at polar_datadir: pg_ctl -D {plan.layout.local} stop",
+            hint=f"stop it and look at polar_datadir: pg_ctl -D {shlex.quote(plan.layout.local)} stop",
         )
     return len(theirs.split(", "))

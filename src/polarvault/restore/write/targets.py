@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -48,7 +49,8 @@ class Targets:
         if not may:
             raise StorageFailed(
                 f'user {self._account.name}, who is to own the restored server, cannot enter "{directory}"',
-                hint=f"see who may pass on the way there: namei -l {directory}; or choose another directory",
+                hint=f"see who may pass on the way there: namei -l {shlex.quote(directory)}; or choose another "
+                "directory",
             )
 
     def _claim(self, directory: str) -> None:
@@ -91,7 +93,7 @@ class Targets:
                 raise StorageFailed(
                     f'"{directory}" belongs to user {status.st_uid}, and the link "{path}" on the way to it is not '
                     f"root's: it is not given to {self._account.name}",
-                    hint=f"name the directory itself: -D {os.path.realpath(directory)}",
+                    hint=f"name the directory itself: -D {shlex.quote(os.path.realpath(directory))}",
                 )
             path = os.path.dirname(path)
 
