@@ -156,7 +156,7 @@ class Listening:
         self.states: list[str] = []
         self.received = Lsn(0)
 
-    def step(self, text: str) -> None:
+    def step(self, text: str, **facts: object) -> None:
         self.notes.append(text)
 
     note = warning = step

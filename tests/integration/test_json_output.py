@@ -35,6 +35,8 @@ def fields_of_page() -> dict[str, set[str]]:
     for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
         title = part.splitlines()[0].strip("`").lower()
         rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+        if title == "events":
+            continue
         sections[title] = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     return sections
 
@@ -232,6 +234,91 @@ def test_a_standard_output_that_is_full_or_closed_fails_the_command(pg18: Cluste
         assert finished.returncode != 0
         assert "cannot write the result to standard output" in finished.stderr
         assert "Traceback" not in finished.stderr
+
+
+EVENT_COMMON = {"schema", "command", "time", "event"}
+
+
+def events_of_page() -> dict[str, set[str]]:
+    part = PAGE.split("\n## Events\n")[1].split("| event | fields | |")[1]
+    found: dict[str, set[str]] = {}
+    events: list[str] = []
+    for cells in (line.split("|") for line in part.splitlines() if line.startswith("| ")):
+        events = re.findall(r"`([^`]+)`", cells[1]) or events
+        for event in events:
+            found.setdefault(event, set()).update(re.findall(r"`([^`]+)`", cells[2]))
+    return found
+
+
+def events(text: str, command: str) -> list[dict[str, Any]]:
+    """Return the events of a run, each of which must be explained; standard error holds nothing else."""
+    found: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    explained = events_of_page()
+    for event in found:
+        assert (event["schema"], event["command"]) == (1, command)
+        assert event["time"].endswith("Z")
+        assert event.keys() - EVENT_COMMON - explained[event["event"]] == set()
+    return found
+
+
+def run_with_events(*words: object, status: int = 0) -> list[dict[str, Any]]:
+    arguments = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
+    finished = run_polarvault(*arguments, check=False)
+    assert finished.returncode == status, finished.stderr
+    return events(finished.stderr, arguments[0])
+
+
+def test_running_events_are_lines_of_their_own(pg18: Cluster, workspace: Path) -> None:
+    backup, server = workspace / "b", ["-d", pg18.conninfo()]
+    made = run_with_events("basebackup", *server, "-D", backup, "-c", "fast", "-N", "--progress", "json")
+    last = [event for event in made if event["event"] == "progress"][-1]
+    assert (last["phase"], last["done_bytes"]) == ("backup", last["total_bytes"])
+    assert "step" in {event["event"] for event in made}
+    refused = run_with_events("basebackup", *server, "-D", backup, "--progress=json", status=1)
+    assert refused[-1]["event"] == "error"
+    assert refused[-1]["error"]["id"] == "target-not-empty"
+    assert run_with_events("verifybackup", "--progress=json", backup)[-1]["phase"] == "verify"
+    restored = run_with_events("restore", backup, "-D", workspace / "r", "-N", "--progress", "json")
+    assert {(event["event"], event.get("phase")) for event in restored} >= {("progress", "copy")}
+    drilled = run_with_events(*Drills(workspace).options(pg18, backup, "--progress", "json"))
+    assert len([event for event in drilled if event["event"] == "part"]) > 3
+    archive = workspace / "wal"
+    archive.mkdir()
+    write_wal(pg18, 1 << 20)
+    end = end_of_wal(pg18)
+    pg18.query("SELECT pg_switch_wal()")
+    received = run_with_events("receivewal", *server, "-D", archive, "-E", end, "--progress", "json")
+    assert [event["event"] for event in received if event["event"] in ("start", "stop")] == ["start", "stop"]
+    assert any(event["event"] == "status" for event in received)
+    wrong = run_with_events("restore", "/nonexistent/backup", "-D", workspace / "n", "--progress", "json", status=1)
+    assert [event["event"] for event in wrong] == ["error"]
+
+
+def test_a_backup_that_is_called_json_is_verified_as_any_other(workspace: Path) -> None:
+    (workspace / "json").mkdir()
+    for words in (["--progress", "json"], ["-P", "json"]):
+        finished = run_polarvault("verifybackup", *words, directory=workspace, check=False)
+        assert finished.returncode == 1
+        assert not finished.stderr.startswith("{")
+        assert "json" in finished.stderr
+
+
+def test_every_event_that_the_program_can_write_is_on_the_page() -> None:
+    written: set[str] = set()
+    for path in (ROOT / "src/polarvault").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            if (
+                isinstance(node.func, ast.Attribute)
+                and node.func.attr == "emit"
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                written.add(node.args[0].value)
+            if isinstance(node.func, ast.Attribute) and node.func.attr == "step":
+                written |= {word.value.value for word in node.keywords if word.arg == "event"}
+    written.add("step")
+    assert written == set(events_of_page())
 
 
 def literal_keys(node: ast.AST) -> Iterator[str]:

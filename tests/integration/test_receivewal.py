@@ -242,10 +242,14 @@ def test_status_tells_what_the_receiver_does(server18: Cluster, workspace: Path)
         assert second.returncode == 1
         assert f"another receivewal (process {running.running.pid}) writes to" in second.stderr
         running.stop()
-    assert (status(2)["running"], status(2)["state"]) == (False, "stopped")
+    stopped = status(2)
+    assert (stopped["running"], stopped["state"]) == (False, "stopped")
     refused = run_polarvault("receivewal", "-D", archive, "-h", "/nowhere", check=False)
     assert refused.returncode == 1
-    assert "No such file or directory" in str(status(1)["last_error"])
+    # What was received is still known, and why no more is.
+    failed = status(2)
+    assert "No such file or directory" in str(failed["last_error"])
+    assert (failed["last_error_id"], failed["received_lsn"]) == ("connection-failed", stopped["received_lsn"])
 
 
 def test_another_cluster_is_refused(server18: Cluster, pg18: Cluster, pg15: Cluster, workspace: Path) -> None:

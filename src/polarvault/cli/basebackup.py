@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -14,10 +15,11 @@ from polarvault.cli.drop_in import (
     DropInCommand,
     connection_options,
     connection_settings,
+    progress_json_option,
     status_interval,
     version_option,
 )
-from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.json_output import current_events, current_output, json_option
 from polarvault.errors import StorageFailed, UsageError
 from polarvault.model.c_numbers import BLANKS, strtod
 
@@ -58,7 +60,10 @@ def last_of_two(context: click.Context, parameter: click.Parameter, value: Any) 
 @click.option("-l", "--label", metavar="LABEL", default="pg_basebackup base backup", help="Set backup label.")
 @click.option("-n", "--no-clean", is_flag=True, help="Do not clean up after errors.")
 @click.option("-N", "--no-sync", is_flag=True, help="Do not wait for changes to be written safely to disk.")
-@click.option("-P", "--progress", is_flag=True, help="Show progress information.")
+@click.option(
+    "-P", "--progress", is_flag=True, help="Show progress information; --progress=json: as JSON (docs/json.md)."
+)
+@progress_json_option
 @click.option("-S", "--slot", metavar="SLOTNAME", help="Replication slot to use.")
 @click.option("-v", "--verbose", is_flag=True, help="Output verbose messages.")
 @click.option("--manifest-checksums", metavar="ALGORITHM", help="SHA{224,256,384,512}|CRC32C|NONE for the manifest.")
@@ -100,6 +105,7 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
         raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
     from polarvault.basebackup.request import check_request
     from polarvault.report.basebackup import TextReporter, outcome_fields, outcome_lines, request_fields
+    from polarvault.report.events import BackupEvents
 
     request = _request({**options, "last_compression": click.get_current_context().meta.get(LAST_COMPRESSION)})
     check_request(request)
@@ -116,7 +122,15 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
     given = {name: options[name] for name in names}
     settings = connection_settings(**given, application_name="pg_basebackup")
     connector = Connector(settings, on_connected=signals.interrupt)
-    with TextReporter(verbose=request.verbose, progress=request.progress and output is None) as reporter:
+    events = current_events()
+    with ExitStack() as stack:
+        reporter = (
+            BackupEvents(events)
+            if events is not None
+            else stack.enter_context(
+                TextReporter(verbose=request.verbose, progress=request.progress and output is None)
+            )
+        )
         if output is not None:
             reporter.warnings, reporter.notes = output.warnings, output.notes
         outcome = take_base_backup(request, connector, reporter)
@@ -125,7 +139,10 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
         output.notes += outcome.closing_notes
     else:
         for line in outcome_lines(outcome):
-            click.echo(line, err=request.to_stdout)
+            if events is None:
+                click.echo(line, err=request.to_stdout)
+            else:
+                events.emit("note", message=line)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.process import switch_threads_quickly
 from polarvault.cli.recovery_options import drill_recovery_options, recovery_request
 from polarvault.cli.setting_options import assignment
@@ -52,6 +52,7 @@ _MOST_JOBS = 4
 @click.option("-N", "--no-sync", is_flag=True, help="Do not wait until the copy is on disk; the times then say less.")
 @click.option("--force", is_flag=True, help="Drill a backup that was never completed.")
 @json_option
+@progress_option
 def command(
     backups: tuple[str, ...],
     shared_from: str | None,
@@ -117,14 +118,15 @@ def _run(request: DrillRequest, prefix: str) -> int:
     from polarvault.drill.run import run_drill
     from polarvault.instance.host import Host
     from polarvault.report.drill import DrillPrinter, drill_text, report_json
+    from polarvault.report.events import DrillEvents
 
     output = current_output()
     if output is not None:
         output.add(backup=request.backup)
     switch_threads_quickly()
-    report = run_drill(
-        request, Host(), DrillPrinter(_say), clock=lambda: datetime.now(UTC), draw=secrets.randbelow(1 << 30)
-    )
+    events = current_events()
+    reporter = DrillPrinter(_say) if events is None else DrillEvents(events)
+    report = run_drill(request, Host(), reporter, clock=lambda: datetime.now(UTC), draw=secrets.randbelow(1 << 30))
     files = _write_reports(report, prefix)
     if output is not None:
         # The very object that the file holds, its times too.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, MutableSequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -57,11 +58,13 @@ class DropInCommand(click.Command):
                 options |= dict.fromkeys(parameter.opts + parameter.secondary_opts, parameter)
         takes_value = {name: not option.is_flag for name, option in options.items()}
         expanded: list[str] = []
-        waiting = iter(args)
-        for word in waiting:
+        waiting = deque(args)
+        while waiting:
+            word = waiting.popleft()
             if word == "--":
                 return [*expanded, word, *waiting]
             if word.startswith("--"):
+                word = self.with_events(word, waiting)
                 name, equals, value = word.partition("=")
                 name = self._unambiguous(name, options)
                 expanded.append(name + equals + value)
@@ -76,8 +79,21 @@ class DropInCommand(click.Command):
                 raise click.UsageError(f"option '{name}' has to come first")
             if follows:
                 # The next word is a value, whatever it looks like.
-                expanded.extend(value for value in [next(waiting, None)] if value is not None)
+                expanded += [waiting.popleft()] if waiting else []
         return expanded
+
+    def with_events(self, word: str, following: MutableSequence[str]) -> str:
+        """Turn `--progress=json`, and `--progress json`, into an option of its own; takes the word that it needs.
+
+        In PostgreSQL's own programs --progress takes no value, and what follows it may be the name of a backup.
+        """
+        takes_words = any(isinstance(parameter, click.Argument) and parameter.metavar for parameter in self.params)
+        if "--progress-json" not in {name for parameter in self.params for name in parameter.opts}:
+            return word
+        if word == "--progress" and not takes_words and following and following[0] == "json":
+            del following[0]
+            return "--progress-json"
+        return "--progress-json" if word == "--progress=json" else word
 
     def full_name(self, name: str, options: Mapping[str, click.Option]) -> str:
         """Return the option that an abbreviation means, and what means none, or several, as it is."""
@@ -122,6 +138,11 @@ class DropInCommand(click.Command):
             if takes_value.get("-" + letter, False):
                 return position == len(word) - 1
         return False
+
+
+def progress_json_option(function: Function) -> Function:
+    """Add what --progress=json means, beside PostgreSQL's own -P and --progress."""
+    return click.option("--progress-json", is_flag=True, hidden=True, expose_value=False)(function)
 
 
 def version_option(function: Function) -> Function:

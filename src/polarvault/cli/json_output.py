@@ -9,7 +9,9 @@ import json
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ import click
 
 from polarvault.cli.drop_in import DropInCommand
 from polarvault.cli.messages import say_error
+from polarvault.report.events import EventWriter
 from polarvault.report.json_document import JsonDocument
 
 _STDOUT, _STDERR = 1, 2
@@ -51,16 +54,27 @@ class JsonOutput(JsonDocument):
         return exit_status
 
 
-def json_output_for(group: click.Group, arguments: list[str]) -> JsonOutput | None:
-    """Return where the command's result goes as JSON; None if that was not asked for."""
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What programs read of this run: the object at its end, the events on its way; None: not asked for."""
+
+    document: JsonOutput | None = None
+    events: EventWriter | None = None
+
+
+def outputs_for(group: click.Group, arguments: list[str]) -> Outputs:
+    """Return what the command line asks for."""
     command = group.get_command(click.Context(group), arguments[0]) if arguments else None
     if command is None or command.name is None:
-        return None
+        return Outputs()
     given = _given(command, arguments[1:])
-    if not {"--json", "--status"} & given.keys():
-        return None
-    to_stdout = command.name == "basebackup" and "-" in (given.get("--pgdata"), given.get("-D"))
-    return JsonOutput(command.name, is_on_stderr=to_stdout)
+    document = events = None
+    if {"--json", "--status"} & given.keys():
+        to_stdout = command.name == "basebackup" and "-" in (given.get("--pgdata"), given.get("-D"))
+        document = JsonOutput(command.name, is_on_stderr=to_stdout)
+    if "--progress-json" in given or given.get("--progress") == "json":
+        events = EventWriter(command.name)
+    return Outputs(document, events)
 
 
 def json_option(function: Function) -> Function:
@@ -73,7 +87,27 @@ def json_option(function: Function) -> Function:
 
 def current_output() -> JsonOutput | None:
     """Return where the result of the running command goes as JSON."""
-    return click.get_current_context().find_object(JsonOutput)
+    return _current().document
+
+
+def current_events() -> EventWriter | None:
+    """Return where the events of the running command go."""
+    return _current().events
+
+
+def _current() -> Outputs:
+    # Threads have no context of click's.
+    context = click.get_current_context(silent=True)
+    found = None if context is None else context.find_object(Outputs)
+    return found or Outputs()
+
+
+def progress_option(function: Function) -> Function:
+    """Add --progress json to a command that has no --progress of PostgreSQL's; `current_events` is where they go."""
+    return click.option(
+        "--progress", type=click.Choice(["json"]), expose_value=False,
+        help="Report progress as JSON, an object a line, on standard error (docs/json.md).",
+    )(function)  # fmt: skip
 
 
 def _given(command: click.Command, words: list[str]) -> dict[str, str | None]:
@@ -83,27 +117,30 @@ def _given(command: click.Command, words: list[str]) -> dict[str, str | None]:
         if isinstance(parameter, click.Option):
             options |= dict.fromkeys(parameter.opts + parameter.secondary_opts, parameter)
     found: dict[str, str | None] = {}
-    waiting = iter(words)
-    for word in waiting:
+    waiting = deque(words)
+    while waiting:
+        word = waiting.popleft()
         if word == "--":
             break
         if word.startswith("--"):
+            if isinstance(command, DropInCommand):
+                word = command.with_events(word, waiting)
             name, equals, value = word.partition("=")
             if isinstance(command, DropInCommand):
                 name = command.full_name(name, options)
             takes = name in options and not options[name].is_flag
-            found[name] = value if equals else next(waiting, None) if takes else None
+            found[name] = value if equals else waiting.popleft() if takes and waiting else None
         elif word.startswith("-"):
             _read_short(word, options, waiting, found)
     return found
 
 
-def _read_short(word: str, options: dict[str, click.Option], waiting: Any, found: dict[str, str | None]) -> None:
+def _read_short(word: str, options: dict[str, click.Option], waiting: deque[str], found: dict[str, str | None]) -> None:
     """Read a group of short options, the last of which may take the rest of the word, or the next one."""
     for position, letter in enumerate(word[1:], 1):
         name = "-" + letter
         if name in options and not options[name].is_flag:
-            found[name] = word[position + 1 :] or next(waiting, None)
+            found[name] = word[position + 1 :] or (waiting.popleft() if waiting else None)
             return
         found[name] = None
 

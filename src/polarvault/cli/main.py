@@ -13,7 +13,7 @@ import click
 
 from polarvault import __version__
 from polarvault.cli import signals
-from polarvault.cli.json_output import JsonOutput, json_output_for
+from polarvault.cli.json_output import Outputs, outputs_for
 from polarvault.cli.messages import PROGRAM, say_error
 from polarvault.errors import Interrupted, PolarvaultError, UsageError
 from polarvault.report.json_document import error_json
@@ -81,11 +81,12 @@ def ends_by_signal(arguments: list[str]) -> bool:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return the exit status."""
-    output = json_output_for(group, arguments)
+    outputs = outputs_for(group, arguments)
+    output = outputs.document
     # The drop-in commands take care of signals once they are connected; with --json they have something to say before.
     signals.leave_alone() if ends_by_signal(arguments) and output is None else signals.interrupt()
     try:
-        status = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=output)
+        status = group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=outputs)
     except click.exceptions.Exit as leaving:
         # Help or a version.
         return leaving.exit_code
@@ -94,12 +95,12 @@ def run(arguments: list[str]) -> int:
         click.echo(nothing.format_message(), err=True)
         return 2
     except (Exception, KeyboardInterrupt) as problem:
-        return _fail(problem, arguments, output)
+        return _fail(problem, arguments, outputs)
     status = status if isinstance(status, int) else 0
     return status if output is None else output.finish(status, None)
 
 
-def _fail(problem: BaseException, arguments: list[str], output: JsonOutput | None) -> int:
+def _fail(problem: BaseException, arguments: list[str], outputs: Outputs) -> int:
     """Tell what went wrong, and return the exit status."""
     drop_in = bool(arguments) and arguments[0] in DROP_IN
     status = 1
@@ -120,11 +121,15 @@ def _fail(problem: BaseException, arguments: list[str], output: JsonOutput | Non
         case OSError():
             # Every expected one has been turned into our own error; this keeps an unforeseen one readable.
             pass
-        case _ if output is None:
+        case _ if outputs == Outputs():
             raise problem
         case _:
             # A fault of ours: whoever wants JSON gets it all the same.
             traceback.print_exception(problem)
     error = error_json(problem)
-    say_error(error["message"] or "", detail=None if error["id"] == "internal" else error["detail"], hint=error["hint"])
-    return status if output is None else output.finish(status, error)
+    if outputs.events is not None:
+        outputs.events.error(error)
+    else:
+        detail = None if error["id"] == "internal" else error["detail"]
+        say_error(error["message"] or "", detail=detail, hint=error["hint"])
+    return status if outputs.document is None else outputs.document.finish(status, error)

@@ -17,7 +17,7 @@ from polarvault.cli.drop_in import (
     status_interval,
     version_option,
 )
-from polarvault.cli.json_output import JsonOutput, current_output, json_option
+from polarvault.cli.json_output import JsonOutput, current_events, current_output, json_option, progress_option
 from polarvault.cli.messages import say_error
 from polarvault.errors import PolarvaultError, StorageFailed, UsageError
 from polarvault.model.c_numbers import scan_hex
@@ -51,6 +51,7 @@ _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 @click.option("--reserve-wal", is_flag=True, help="With --create-slot: hold WAL back from now on, not from first use.")
 @click.option("--status", "show_status", is_flag=True, help="Print what the receiver of this directory does, as JSON.")
 @json_option
+@progress_option
 @version_option
 @click.argument("rest", nargs=-1)
 def command(rest: tuple[str, ...], **options: Any) -> int:
@@ -180,6 +181,7 @@ def _show_status(directory: str | None) -> int:
 
 
 def _receive(request: ReceiveRequest, settings: ConnectionSettings, output: JsonOutput | None, *, verbose: bool) -> int:
+    from polarvault.report.events import ReceiveEvents
     from polarvault.report.receivewal import TextReporter, received_json
     from polarvault.server.connection import Connector
     from polarvault.walarchive.receive import receive_wal
@@ -187,7 +189,10 @@ def _receive(request: ReceiveRequest, settings: ConnectionSettings, output: Json
 
     stop = StopRequest()
     connector = Connector(settings, on_connected=lambda: signals.stop_by(stop.request))
-    reporter = TextReporter(verbose=verbose, status_line=output is None)
+    events = current_events()
+    reporter: ReceiveEvents | TextReporter = (
+        TextReporter(verbose=verbose, status_line=output is None) if events is None else ReceiveEvents(events)
+    )
     try:
         receive_wal(request, connector, reporter, stop)
     finally:

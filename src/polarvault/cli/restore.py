@@ -7,11 +7,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.messages import say_warning
 from polarvault.cli.recovery_options import recovery_options, recovery_request
 from polarvault.cli.setting_options import assignment
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from polarvault.instance.host import Host
     from polarvault.recovery.watch import ReplayState
     from polarvault.report.bars import CopyBar
+    from polarvault.report.events import CopyEvents
     from polarvault.restore.model import RestorePlan, RestoreRequest
     from polarvault.restore.standby.follow import FollowState
     from polarvault.restore.write.targets import Targets
@@ -67,6 +69,7 @@ _DEFAULT_TIMEOUT_S = 3600.0
 @click.option("--force", is_flag=True,
               help="Restore a backup that was never completed, or is not what its manifest says.")  # fmt: skip
 @json_option
+@progress_option
 def command(
     backups: tuple[str, ...],
     target: str,
@@ -159,12 +162,15 @@ def _run(request: RestoreRequest, *, plan_only: bool) -> None:
         _restore(request, host, None, plan_only=plan_only)
         return
     from polarvault.report.bars import received_printer
+    from polarvault.report.events import CopyEvents
     from polarvault.restore.stream import receive
 
     with ExitStack() as stack:
         # Of our own: sys.stdin is None where standard input was closed.
         pipe = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
-        with received_printer(_say, is_terminal=_shows_bars()) as progress:
+        events = current_events()
+        with received_printer(_say, is_terminal=_shows_bars()) as printer:
+            progress = printer if events is None else CopyEvents(events, "receive", None)
             received = stack.enter_context(receive(request, host, pipe, progress))
         _restore(received.request, host, received.targets, plan_only=False)
 
@@ -176,9 +182,11 @@ def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, pl
     from polarvault.restore.plan.places import check_space
     from polarvault.restore.run import prepare, restore_backup
 
+    output, events = current_output(), current_events()
     with scan_printer(_say, is_terminal=_shows_bars()) as scan_progress:
+        if events is not None:
+            scan_progress = partial(events.progress, "plan")
         plan, account = prepare(request, host, scan_progress)
-    output = current_output()
     for warning in plan.warnings:
         _warn(warning)
     if output is not None:
@@ -189,8 +197,9 @@ def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, pl
     if plan_only:
         return
     zone, is_terminal = plan.recovery.zone if plan.recovery else None, _shows_bars()
-    show = FollowPrinter(_say)
-    with _progress(plan) as progress, replay_printer(_say, zone=zone, is_terminal=is_terminal) as watch:
+    show = FollowPrinter(_say) if events is None else events.followed
+    with _progress(plan) as progress, replay_printer(_say, zone=zone, is_terminal=is_terminal) as replay:
+        watch = replay if events is None else events.replayed
 
         def following(state: FollowState) -> None:
             progress.stop()
@@ -211,18 +220,23 @@ def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, pl
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    if current_events() is None:
+        click.echo(line, err=True)
 
 
 def _warn(text: str) -> None:
-    say_warning(text)
+    events = current_events()
+    if events is None:
+        say_warning(text)
+    else:
+        events.emit("warning", message=text)
     output = current_output()
     if output is not None:
         output.warn(text)
 
 
 def _shows_bars() -> bool:
-    return sys.stderr.isatty() and current_output() is None
+    return sys.stderr.isatty() and current_output() is None and current_events() is None
 
 
 def _print(result: Iterator[str]) -> None:
@@ -234,8 +248,14 @@ def _print(result: Iterator[str]) -> None:
 
 
 @contextmanager
-def _progress(plan: RestorePlan) -> Iterator[CopyBar]:
-    """Show a bar on a terminal and two plain lines elsewhere, always on stderr."""
+def _progress(plan: RestorePlan) -> Iterator[CopyBar | CopyEvents]:
+    """Show a bar on a terminal and two plain lines elsewhere, always on stderr; or events."""
+    events = current_events()
+    if events is not None:
+        from polarvault.report.events import CopyEvents
+
+        yield CopyEvents(events, "copy", plan.inventory.total_bytes)
+        return
     from polarvault.report.bars import CopyBar
     from polarvault.report.units import format_bytes
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polarvault.cli.drop_in import DropInCommand, version_option
-from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.drop_in import DropInCommand, progress_json_option, version_option
+from polarvault.cli.json_output import current_events, current_output, json_option
 from polarvault.cli.process import switch_threads_quickly
 from polarvault.errors import UsageError
 
@@ -23,7 +23,10 @@ _FORMATS = {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"}
 @click.option("-i", "--ignore", multiple=True, metavar="RELATIVE_PATH", help="Ignore indicated path.")
 @click.option("-m", "--manifest-path", metavar="PATH", help="Use specified path for manifest.")
 @click.option("-n", "--no-parse-wal", is_flag=True, help="Do not read WAL.")
-@click.option("-P", "--progress", is_flag=True, help="Show progress information.")
+@click.option(
+    "-P", "--progress", is_flag=True, help="Show progress information; --progress=json: as JSON (docs/json.md)."
+)
+@progress_json_option
 @click.option("-q", "--quiet", is_flag=True, help="Do not print any output, except for errors.")
 @click.option("-s", "--skip-checksums", is_flag=True, help="Skip checksum verification.")
 @click.option(
@@ -76,6 +79,7 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
 
 
 def _run(request: VerifyRequest, *, quiet: bool, progress: bool, summary: bool) -> int:
+    from polarvault.report.events import VerifyEvents
     from polarvault.report.verify import TextReporter, result_json, result_lines
     from polarvault.verify.run import verify_backup
 
@@ -83,14 +87,15 @@ def _run(request: VerifyRequest, *, quiet: bool, progress: bool, summary: bool) 
     output = current_output()
     if output is not None:
         output.add(backup=request.backup)
+    events = current_events()
     with TextReporter(progress=progress and output is None, silent=output is not None) as reporter:
-        result = verify_backup(request, reporter)
+        result = verify_backup(request, reporter if events is None else VerifyEvents(events))
     if output is not None:
         output.add(**result_json(result))
     elif result.is_good and not quiet:
         click.echo("backup successfully verified")
     # A good backup is one line, as pg_verifybackup's: cron mails whatever else a nightly job prints.
-    if not (quiet or output is not None) and (summary or not result.is_good):
+    if not (quiet or output is not None or events is not None) and (summary or not result.is_good):
         for line in result_lines(result):
             click.echo(f"polarvault: {line}", err=True)
     # A drop-in: pg_verifybackup knows no more than "good" and "not good".

@@ -61,6 +61,7 @@ class TextReporter:
         if said in self._notices or len(self._notices) >= _MOST_NOTICES:
             return
         self._notices.add(said)
+        (self.warnings if notice.severity == "WARNING" else self.notes).append(said[0])
         self._say(said[0])
         for kind, text in (("DETAIL", notice.detail), ("HINT", notice.hint)):
             if text:

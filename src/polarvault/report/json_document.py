@@ -107,16 +107,16 @@ def envelope(
         "findings": [],
         **fields,
     }
-    cleaned: dict[str, Any] = _clean(document)
-    return cleaned
+    shown: dict[str, Any] = cleaned(document)
+    return shown
 
 
-def _clean(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
     r"""Return a value whose texts are text: bytes of a name that are none become \x.., which every reader takes."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if isinstance(value, Mapping):
-        return {_clean(key): _clean(one) for key, one in value.items()}
+        return {cleaned(key): cleaned(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(one) for one in value]
+        return [cleaned(one) for one in value]
     return value

@@ -32,7 +32,7 @@ class TextReporter:
         self._line_open = False
         self._last_line = time.monotonic()
 
-    def step(self, text: str) -> None:
+    def step(self, text: str, **_: Any) -> None:
         """Tell a step, with --verbose."""
         if self._verbose:
             self._say(text)

@@ -45,7 +45,7 @@ from polarvault.walarchive.session import (
     no_such_slot,
 )
 from polarvault.walarchive.slots import lost_slot_error
-from polarvault.walarchive.status import DirectoryLock, ReceiverState, write_status
+from polarvault.walarchive.status import DirectoryLock, ReceiverState, note_failed_start, write_status
 from polarvault.walarchive.stop import StopRequest
 from polarvault.walarchive.wal_files import WalFiles
 from polarvault.walarchive.watch import SlotState, SlotWatch, has_lost_wal, has_space, read_slot_state
@@ -55,6 +55,8 @@ from polarvault.wire.messages import parse_lsn
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _WARN_AGAIN_S = 300.0
 _GRACE_S = 10.0
+# A server that is never asked (-s 0) says something after half of its wal_sender_timeout, by default 30 s.
+_UNASKED_S = 60.0
 _RETRYABLE = (ConnectionFailed, ConnectionLost, ServerError, ServerRefused, DiskFull, TimelineDiverged, WalGap)
 
 
@@ -84,7 +86,7 @@ class _Receiver:
         self.reporter = reporter
         self.stop = stop
         # Some grace: the question and the answer take their time, on a bad network too.
-        news_within_s = request.ask_after_s + _GRACE_S if request.ask_after_s else 0.0
+        news_within_s = (request.ask_after_s or _UNASKED_S) + _GRACE_S
         self.state = ReceiverState(time.time(), slot=request.slot, news_within_s=news_within_s)
         self.files: WalFiles | None = None
         self._mode = 0o600
@@ -148,6 +150,8 @@ class _Receiver:
                 if failed:
                     self._lock.forget_failure()
                 self._lock.release()
+            elif failed:
+                note_failed_start(self.request.directory, self.state, time.time())
 
     # One session
 
@@ -226,9 +230,10 @@ class _Receiver:
             synchronous=request.synchronous,
             wake=self.stop.wake,
             on_segment=lambda segment: self.reporter.step(
-                f"finished segment at {segment.end} (timeline {segment.timeline_id})"
+                f"finished segment at {segment.end} (timeline {segment.timeline_id})",
+                event="segment", segment=segment.file_name, lsn=str(segment.end), timeline=segment.timeline_id,
             ),
-        )
+        )  # fmt: skip
 
     def _history(self, source: WalConnection, timeline_id: int) -> tuple[TimelineHistory, dict[str, bytes]]:
         """Fetch the history of the server's timeline; return it and the files that the directory lacks.

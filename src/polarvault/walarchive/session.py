@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from polarvault.errors import (
     ConnectionLost,
@@ -42,8 +42,8 @@ _UNDEFINED_FILE, _NOT_IN_PREREQUISITE_STATE = "58P01", "55000"
 class ReceiveReporter(Protocol):
     """Receives what happens."""
 
-    def step(self, text: str) -> None:
-        """What pg_receivewal tells with --verbose."""
+    def step(self, text: str, **facts: Any) -> None:
+        """What pg_receivewal tells with --verbose; facts: the same for programs, `event` among them."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -108,7 +108,10 @@ class Session:
         """Stream until all that was asked for is done."""
         receiver, files = self._receiver, self._files
         while True:
-            receiver.reporter.step(f"starting log streaming at {start.lsn} (timeline {start.timeline_id})")
+            receiver.reporter.step(
+                f"starting log streaming at {start.lsn} (timeline {start.timeline_id})",
+                event="start", lsn=str(start.lsn), timeline=start.timeline_id,
+            )  # fmt: skip
             ends = self._start(start)
             receiver.state.enter("streaming", time.time())
             try:
@@ -116,7 +119,10 @@ class Session:
             except ServerError as problem:
                 raise self._explained(problem) from problem
             if ends is None:
-                receiver.reporter.step(f"stopped log streaming at {files.received} (timeline {files.timeline_id})")
+                receiver.reporter.step(
+                    f"stopped log streaming at {files.received} (timeline {files.timeline_id})",
+                    event="stop", lsn=str(files.received), timeline=files.timeline_id,
+                )  # fmt: skip
                 self._say_goodbye()
                 return
             start = self._next_timeline(ends)
@@ -237,7 +243,10 @@ class Session:
     def _next_timeline(self, ends: TimelineEnds) -> StartPoint:
         files = self._files
         self._check_switch(ends)
-        self._receiver.reporter.step(f"switched to timeline {ends.timeline_id} at {ends.start}")
+        self._receiver.reporter.step(
+            f"switched to timeline {ends.timeline_id} at {ends.start}",
+            event="timeline", lsn=str(ends.start), timeline=ends.timeline_id,
+        )  # fmt: skip
         # The new timeline repeats the segment from its first byte, under a name of its own.
         files.end_segment()
         self._continuity = None

@@ -35,7 +35,7 @@ class ReceiverState:
     state_since: float = 0.0
     """When streaming began, or when it ended."""
     news_within_s: float = 0.0
-    """A server that is silent for longer, although it is asked, is not well; 0: it is never asked."""
+    """A server that is silent for longer is not well."""
     timeline_id: int = 0
     received: Lsn = field(default_factory=lambda: Lsn(0))
     flushed: Lsn = field(default_factory=lambda: Lsn(0))
@@ -223,6 +223,25 @@ def write_status(directory: str, content: dict[str, Any], mode: int) -> None:
             # On a full disk the blocks of the old file are still there to be written over.
             with open(below.open_for_writing(STATUS_NAME), "r+b") as target:
                 target.write(text.ljust(os.fstat(target.fileno()).st_size))
+
+
+def note_failed_start(directory: str, state: ReceiverState, now: float) -> None:
+    """Say in the status of an earlier receiver why the next one could not connect; what was received stays as it was.
+
+    Of a directory that no receiver has written to, nothing is known: a wrong command line leaves no files behind.
+    """
+    path = os.path.join(directory, STATUS_NAME)
+    with contextlib.suppress(PolarvaultError, OSError):
+        mode = os.lstat(path).st_mode & 0o777
+        before = read_status(directory)
+        lock = DirectoryLock(directory)
+        try:
+            ours = state.as_json(now)
+            kept = ("state_since", "server", "timeline", "received_lsn", "flushed_lsn", "server_lsn", "behind_since",
+                    "slot_state", "server_heard_at")  # fmt: skip
+            write_status(directory, ours | {name: before[name] for name in kept if name in before}, mode)
+        finally:
+            lock.release()
 
 
 def read_status(directory: str) -> dict[str, Any]:
