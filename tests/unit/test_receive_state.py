@@ -37,11 +37,11 @@ def test_lag_is_what_the_server_has_and_is_not_durable_here() -> None:
     state.server_said(Lsn(300), 12.0)
     assert (state.lag_bytes, state.lag_s(15.0)) == (300, 5.0)
     # Up to the middle of what the server had at 12: that is the oldest that is missing.
-    state.flushed_up_to(Lsn(200))
+    state.flushed_up_to(Lsn(200), 0.0)
     assert (state.lag_bytes, state.lag_s(15.0)) == (100, 3.0)
     state.server_said(Lsn(300), 14.0)
     assert state.lag_s(15.0) == 3.0
-    state.flushed_up_to(Lsn(300))
+    state.flushed_up_to(Lsn(300), 0.0)
     assert (state.lag_bytes, state.lag_s(99.0)) == (0, 0.0)
     # The clock may be set back.
     state.server_said(Lsn(400), 50.0)
@@ -54,9 +54,9 @@ def test_a_long_lag_keeps_its_age_in_bounded_memory() -> None:
         state.server_said(Lsn(second), float(second))
     assert len(state._reached) < 5000
     assert (state.lag_bytes, state.lag_s(20_000.0)) == (20_000, 19_999.0)
-    state.flushed_up_to(Lsn(19_999))
+    state.flushed_up_to(Lsn(19_999), 0.0)
     assert state.lag_bytes == 1
-    state.flushed_up_to(Lsn(20_000))
+    state.flushed_up_to(Lsn(20_000), 0.0)
     assert state.lag_s(30_000.0) == 0.0
 
 

@@ -87,6 +87,15 @@ def test_what_was_behind_when_it_was_heard_last_counts_from_then() -> None:
     assert (status.lag_bytes, status.lag_since, status.lag_s) == (None, NOW - 90, 90.0)
 
 
+def test_a_disk_that_hangs_is_found_though_the_receiver_streams() -> None:
+    behind = written(flushed_lsn="0/100", behind_since=NOW - 100, flushed_at=NOW - 70)
+    status = judged(behind)
+    assert [(finding.check, finding.severity) for finding in status.findings] == [("disk", Severity.PROBLEM)]
+    # One that catches up is behind for as long, but gets on; and who has nothing to write has no hanging disk.
+    assert judged(behind | {"flushed_at": NOW - 5}).findings == ()
+    assert judged(behind | {"received_lsn": "0/100"}).findings == ()
+
+
 def test_short_interruptions_are_warnings_and_long_ones_problems() -> None:
     for since, severity in ((NOW - 5, Severity.WARNING), (NOW - 60, Severity.PROBLEM)):
         assert judged(written(state="disconnected", state_since=since)).severity is severity

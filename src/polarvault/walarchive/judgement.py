@@ -22,6 +22,8 @@ from polarvault.walarchive.watch import SlotState
 _OLD_AFTER_S, _OLD_WHILE_WAITING_S = 10.0, 60.0
 # Shorter interruptions are everyday life.
 _SHORT_S = 30.0
+# WAL is synced every ten seconds.
+_SLOW_DISK_S = 60.0
 _STREAMING, _STOPPED = "streaming", "stopped"
 _NO_SILENCE_S = 20.0
 
@@ -191,6 +193,9 @@ def _with_lag(status: ReceiverStatus, found: dict[str, Any], now: float) -> Rece
 def _findings(
     status: ReceiverStatus, found: dict[str, Any], process: Process | None, around: Surroundings
 ) -> Iterator[Finding]:
+    slow = _disk_finding(status, found)
+    if slow is not None:
+        yield slow
     went = _finding_of_state(status, found, process, around)
     if went is not None:
         yield went
@@ -260,6 +265,23 @@ def _problem(status: ReceiverStatus, check: str, message: str, advice: str, *, i
         meaning="no WAL arrives: what the server writes meanwhile is nowhere else, and with a slot its disk fills up",
         advice=advice,
     )
+
+
+def _disk_finding(status: ReceiverStatus, found: dict[str, Any]) -> Finding | None:
+    """Find a disk that takes WAL and does not make it durable: the network part of the receiver is well meanwhile."""
+    behind_since, flushed_at = _number(found, "behind_since"), _number(found, "flushed_at")
+    if status.state != _STREAMING or status.received is None or behind_since is None:
+        return None
+    if status.received <= (status.flushed or 0):
+        return None
+    # Who catches up is behind for long, but gets on.
+    waiting_s = (status.updated_at or 0.0) - max(behind_since, flushed_at or 0.0)
+    if waiting_s <= _SLOW_DISK_S:
+        return None
+    return _problem(
+        status, "disk", f"WAL is received, but for {waiting_s:.0f} s nothing has got onto the disk",
+        f'see the disk of "{status.directory}" and the kernel\'s log',
+    )  # fmt: skip
 
 
 def _slot_finding(status: ReceiverStatus) -> Finding | None:

@@ -142,7 +142,7 @@ class _Receiver:
         try:
             if self.files is not None:
                 self.files.close()
-                self.state.flushed_up_to(self.files.flushed)
+                self.state.flushed_up_to(self.files.flushed, time.time())
         finally:
             self.state.enter("stopped", time.time())
             self._show(force=True)
@@ -405,7 +405,7 @@ class _Receiver:
         with contextlib.suppress(StorageFailed):
             self.files.sync()
             self.files.wait(SHOW_EVERY_S)
-            self.state.flushed_up_to(self.files.flushed)
+            self.state.flushed_up_to(self.files.flushed, time.time())
 
     def _wait_for_space(self) -> None:
         """Leave the open segment as it is, and come back to it when there is room for a whole one."""

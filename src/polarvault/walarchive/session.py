@@ -224,7 +224,7 @@ class Session:
         )
         if interval > 0 and (has_news or now - self._status_sent >= interval):
             self._acknowledge(flushed)
-        self._receiver.state.flushed_up_to(flushed)
+        self._receiver.state.flushed_up_to(flushed, time.time())
         self._receiver.show()
         duties = [self._synced + self._sync_every, now + SHOW_EVERY_S]
         if interval > 0:

@@ -39,6 +39,7 @@ class ReceiverState:
     timeline_id: int = 0
     received: Lsn = field(default_factory=lambda: Lsn(0))
     flushed: Lsn = field(default_factory=lambda: Lsn(0))
+    flushed_at: float | None = None
     server_end: Lsn = field(default_factory=lambda: Lsn(0))
     heard_at: float | None = None
     connections: int = 0
@@ -70,8 +71,10 @@ class ReceiverState:
                 # Coarser, but the oldest sample, which is the one that counts, stays.
                 self._reached[-1] = (end, self._reached[-1][1])
 
-    def flushed_up_to(self, lsn: Lsn) -> None:
+    def flushed_up_to(self, lsn: Lsn, now: float) -> None:
         """Note what is durable here."""
+        if lsn != self.flushed:
+            self.flushed_at = now
         self.flushed = lsn
         while self._reached and self._reached[0][0] <= lsn:
             self._reached.popleft()
@@ -108,6 +111,7 @@ class ReceiverState:
             "timeline": self.timeline_id or None,
             "received_lsn": str(self.received),
             "flushed_lsn": str(self.flushed),
+            "flushed_at": self.flushed_at,
             "server_lsn": str(self.server_end),
             "behind_since": self.behind_since,
             "slot_state": self.slot_state,
