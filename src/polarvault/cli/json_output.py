@@ -41,6 +41,7 @@ class JsonOutput(JsonDocument):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         document = self.ended(exit_status=exit_status, error=error, now=datetime.now(UTC))
+        # ASCII: the bytes of a file's name that are no text become lone surrogates (\udcff), which Python turns back.
         # On standard error in one line: the last line is the object.
         text = json.dumps(document) if self.is_on_stderr else json.dumps(document, indent=2)
         try:

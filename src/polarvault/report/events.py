@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from polarvault.report.findings import finding_json
-from polarvault.report.json_document import SCHEMA_VERSION, cleaned, error_json, iso
+from polarvault.report.json_document import SCHEMA_VERSION, error_json, iso
 
 if TYPE_CHECKING:
     from polarvault.basebackup.reporter import BackupProgress
@@ -49,7 +49,7 @@ class EventWriter:
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event."""
         common = {"schema": SCHEMA_VERSION, "command": self._command, "event": event, "time": iso(datetime.now(UTC))}
-        self._write(json.dumps(cleaned(common | fields)).encode("ascii") + b"\n")
+        self._write(json.dumps(common | fields).encode("ascii") + b"\n")
 
     def progress(self, phase: str, done_bytes: int, total_bytes: int | None, **more: Any) -> None:
         """Write how far a phase is, at most once a second; its end always."""

@@ -93,7 +93,7 @@ def envelope(
     error: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Put what every command's object has around what one command adds."""
-    document = {
+    return {
         "schema": SCHEMA_VERSION,
         "command": command,
         "version": __version__,
@@ -107,16 +107,3 @@ def envelope(
         "findings": [],
         **fields,
     }
-    shown: dict[str, Any] = cleaned(document)
-    return shown
-
-
-def cleaned(value: Any) -> Any:
-    r"""Return a value whose texts are text: bytes of a name that are none become \x.., which every reader takes."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    if isinstance(value, Mapping):
-        return {cleaned(key): cleaned(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [cleaned(one) for one in value]
-    return value
