@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _BETWEEN_S = 1.0
 _STDERR = 2
 _MOST_NOTICES = 1000
+# A receiver runs for months.
+_KEPT_WARNINGS = 100
 
 
 def _write_line(line: bytes) -> None:
@@ -62,6 +65,13 @@ class EventWriter:
     def error(self, error: Mapping[str, str | None]) -> None:
         """Write what has ended the command, or a connection."""
         self.emit("error", error=dict(error))
+
+    def notice(self, notice: ServerError) -> None:
+        """Write what the server says."""
+        self.emit(
+            "notice", severity=notice.severity, message=notice.message, detail=notice.detail, hint=notice.hint,
+            sqlstate=notice.sqlstate or None,
+        )  # fmt: skip
 
     def replayed(self, state: ReplayState) -> None:
         """Write how far recovery is."""
@@ -131,10 +141,7 @@ class BackupEvents:
             return
         self._notices.add(said)
         (self.warnings if notice.severity == "WARNING" else self.notes).append(said[0])
-        self._events.emit(
-            "notice", severity=notice.severity, message=notice.message, detail=notice.detail, hint=notice.hint,
-            sqlstate=notice.sqlstate or None,
-        )  # fmt: skip
+        self._events.notice(notice)
 
     def warning(self, text: str) -> None:
         """Write what is wrong."""
@@ -202,7 +209,7 @@ class ReceiveEvents:
         self._clock = time.monotonic
         self._shown = float("-inf")
         self._state: str | None = None
-        self.warnings: list[str] = []
+        self.warnings: deque[str] = deque(maxlen=_KEPT_WARNINGS)
         self.last_state: ReceiverState | None = None
 
     def step(self, text: str, **facts: Any) -> None:
@@ -213,8 +220,13 @@ class ReceiveEvents:
         """Write what the user should know."""
         self._events.emit("note", message=text)
 
+    def notice(self, notice: ServerError) -> None:
+        """Write what the server says."""
+        self._events.notice(notice)
+
     def warning(self, text: str) -> None:
         """Write what needs attention."""
+        self.warnings.append(text)
         self._events.emit("warning", message=text)
 
     def problem(self, problem: PolarvaultError) -> None:
