@@ -66,3 +66,9 @@ def test_a_pooler_is_told_from_a_server() -> None:
     problem = connection_failed('FATAL:  unsupported startup parameter: "replication"', {})
     assert "connection pooler" in (problem.hint or "")
     assert "-h and -p" in (problem.hint or "")
+
+
+def test_a_trigger_on_login_that_refuses_or_hangs_is_thought_of() -> None:
+    refused = "FATAL:  not at this hour\nCONTEXT:  PL/pgSQL function f() line 1 at RAISE"
+    for words in (refused, 'connection to server at "db", port 5432 failed: timeout expired'):
+        assert "PGOPTIONS='-c event_triggers=off'" in (connection_failed(words, {}).hint or "")

@@ -11,6 +11,7 @@ from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, problem, warning
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
+from polarvault.server.login_hints import LOGIN_TRIGGER_ADVICE
 from polarvault.wire.commands import quote_identifier
 
 _MEANINGS = {
@@ -172,8 +173,13 @@ def _advice_by_words(message: str) -> str | None:
         return "close connections (SELECT * FROM pg_stat_activity), or raise the limit that the message names"
     if "invalid response to SSL negotiation" in message:
         return "check address and port: what answers there is no PostgreSQL server"
+    if "CONTEXT:" in message:
+        return LOGIN_TRIGGER_ADVICE
     if "timeout expired" in message:
-        return "check address, port and firewall: nothing answers there; connect_timeout=SECONDS in -d waits longer"
+        return (
+            "check address, port and firewall: nothing answers there; connect_timeout=SECONDS in -d waits longer; "
+            f"where the replication connection works, an event trigger on login may hang: {LOGIN_TRIGGER_ADVICE}"
+        )
     return None
 
 

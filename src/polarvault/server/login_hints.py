@@ -8,6 +8,12 @@ from collections.abc import Mapping
 from polarvault.errors import ConnectionFailed
 from polarvault.model.names import shown_text
 
+# Only a superuser may keep such triggers (17 and later) from firing, and a server that does not know the setting
+# refuses it, so that no session of ours can ask for it unasked.
+LOGIN_TRIGGER_ADVICE = (
+    "as a superuser PGOPTIONS='-c event_triggers=off' goes in without event triggers on login "
+    "(SELECT evtname FROM pg_event_trigger WHERE evtevent = 'login')"
+)
 _HBA = re.compile(
     r"(?:no pg_hba\.conf entry for|pg_hba\.conf rejects) replication connection (?:from|for) "
     r'host "([^"]*)", user "([^"]*)"'
@@ -32,6 +38,14 @@ def connection_failed(words: str, parameters: Mapping[str, str]) -> ConnectionFa
         hint = (
             "what answers there is a connection pooler such as pgbouncer: give the server's own address and port, "
             "-h and -p (psql through the pooler tells them: SELECT inet_server_addr(), inet_server_port())"
+        )
+    elif "CONTEXT:" in message:
+        # Code has run before we were let in; physical replication connections run none.
+        hint = f"{LOGIN_TRIGGER_ADVICE}; or look into the server's log for what refuses the session"
+    elif "timeout expired" in message:
+        hint = (
+            "check address, port and firewall; where only SQL connections end like this, an event trigger on login may "
+            f"hang: {LOGIN_TRIGGER_ADVICE}"
         )
     elif "password authentication failed" in message or "no password supplied" in message:
         hint = "check ~/.pgpass (mode 0600; its database field must be replication or *) or PGPASSWORD, or use -W"
