@@ -122,6 +122,39 @@ def test_a_read_only_node_is_a_problem_and_the_primary_is_named_to_those_who_may
     assert wanted in finding["advice"]
 
 
+# A node that only reads refuses serializable transactions; the others hide what tells one node from another.
+ODD = {
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "default_transaction_deferrable": "on",
+    "search_path": "nowhere",
+}
+PLAIN = {
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "search_path": '"$user", public',
+}
+
+
+@pytest.mark.parametrize("user", ["postgres", "copier"])
+def test_a_read_only_node_is_told_whatever_its_defaults_are(
+    primary: PolarCluster, reader: PolarCluster, workspace: Path, user: str
+) -> None:
+    wait_until(lambda: reader.query("SELECT 1 FROM pg_extension WHERE extname = 'polar_monitor'"), "it is replicated")
+    wait_until(lambda: reader.query("SELECT 1 FROM pg_roles WHERE rolname = 'copier'"), "the role is replicated")
+    configure(reader, **ODD)
+    try:
+        finding = only(check(reader, user=user), "polardb-node")
+        assert "this is a read-only node (replica)" in finding["message"]
+        conninfo = reader.conninfo().replace("user=postgres", f"user={user}")
+        taken = run_polarvault("basebackup", "-d", conninfo, "-D", workspace / "of_reader", "-c", "fast", check=False)
+        assert taken.returncode == 1
+        assert "this server is a read-only node (replica)" in taken.stderr
+    finally:
+        configure(reader, **PLAIN)
+
+
 def test_settings_that_make_a_read_only_node_crash_are_found(primary: PolarCluster, reader: PolarCluster) -> None:
     configure(reader, restore_command="cp /nowhere/%f %p")
     finding = only(check(reader), "polardb-replica-restore-command")
@@ -362,7 +395,10 @@ def test_a_standby_of_a_primary_without_full_page_writes_cannot_be_backed_up(
                 primary, workspace / "backup", "--primary-conninfo", primary.conninfo(), "--slot", "standby",
                 "--create-slot", "--polardata", str(workspace / "standby_shared"),
             )  # fmt: skip
+            configure(standby, **ODD)
             found = check(standby)
+            # The test's own questions depend on the defaults.
+            configure(standby, **PLAIN)
             assert "standby" in only(found, "polardb-node")["message"]
             finding = only(found, "node-role")
             assert (finding["severity"], finding["subject"]) == ("problem", "full_page_writes")

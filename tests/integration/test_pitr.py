@@ -152,6 +152,15 @@ def test_a_shutdown_at_the_target_is_known_without_a_log(
     assert not server.is_running()
 
 
+@pytest.mark.parametrize("archived", [15], indirect=True)
+def test_the_time_of_a_promotion_is_known_without_a_log(archived: Archived, recover: Recoveries) -> None:
+    _, result = recover(
+        *archived.where, "--target-name", RESTORE_POINT, "--target-action", "promote", "--set", "log_min_messages=panic"
+    )
+    assert result["outcome"]["ended"] == "promoted"
+    assert result["outcome"]["time"] == result["recovery"]["last_transaction"]["time"]
+
+
 def typed(server: Cluster, line: str) -> None:
     """Type a line of the program's output into a shell, as the server's user, who has no need of su."""
     words = shlex.split(line)

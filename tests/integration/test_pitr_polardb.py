@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,3 +121,42 @@ def test_segments_of_1_gb_are_received_and_recovered_from(
     server, _ = recover(story.source, story.backup, "--wal", received, "--target-name", RESTORE_POINT)
     assert server.hash_of("accounts") == story.good
     assert sum(path.stat().st_blocks for path in received.iterdir()) * 512 < 256 << 20
+    check_ends_of_1_gb(story, received, recover)
+
+
+def check_ends_of_1_gb(story: Story, received: Path, recover: Recoveries) -> None:
+    """Break the end of received WAL in every way; only what a receiver itself leaves is an ordinary end."""
+    where = story.source, story.backup, "--wal", received
+    whole = recover.plan(*where, "--target", "latest")["reachable"]["latest"]
+    for target in (
+        ["--target-xid", story.disaster_xid],
+        ["--target-lsn", story.disaster_lsn],
+        ["--target-time", story.good_time.isoformat()],
+        ["--target-lsn", whole["lsn"]],
+        ["--target-time", whole["time"]],
+    ):
+        assert recover.plan(*where, *target)["reachable"]["latest"] == whole, target
+    partial = max(received.glob("*.partial"))
+    name = partial.name.removesuffix(".partial")
+    # What a receiver leaves that was killed before it wrote anything: the one with WAL counts.
+    (received / name).touch()
+    story.source.account.own(received / name)
+    assert recover.plan(*where, "--target", "latest")["reachable"]["latest"] == whole
+    (received / name).unlink()
+    used = int(whole["lsn"].split("/")[1], 16) % (1 << 30)
+    disaster = int(story.disaster_lsn.split("/")[1], 16) % (1 << 30)
+    # Cut behind the last record: the rest were zeros.
+    os.truncate(partial, used + 8192)
+    assert recover.plan(*where, "--target", "latest")["reachable"]["latest"] == whole
+    with open(partial, "r+b") as stream:
+        stream.seek(disaster + 64)
+        stream.write(b"\xff" * 16)
+    said = recover.refused(*where, "--target", "latest")
+    assert "WAL of this segment goes on at" in said
+    assert "--accept-end" in said
+    assert recover.plan(*where, "--target-time", story.good_time.isoformat())["stop"] is not None
+    partial.rename(received / name)
+    os.truncate(received / name, 0)
+    said = recover.refused(*where, "--target", "latest")
+    assert name in said
+    assert "is empty" in said

@@ -10,6 +10,7 @@ import pytest
 from polarvault.errors import PolarvaultError, TargetUnreachable, WalGap
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
+from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.recovery.chain import BackupSpan, ChainSegment, WalChain
 from polarvault.recovery.reachability import (
     ValidWalEnd,
@@ -19,6 +20,7 @@ from polarvault.recovery.reachability import (
     what_is_reachable,
 )
 from polarvault.recovery.search import TargetSearch
+from polarvault.recovery.side_effects import full_page_warnings
 from polarvault.recovery.target import RecoveryTarget, TargetKind, parse_target_time
 from polarvault.recovery.warnings import plan_warnings
 from polarvault.wal.history import TimelineHistory
@@ -199,3 +201,26 @@ def test_times_are_shown_in_the_zone_of_the_target() -> None:
     assert target.time is not None
     assert show_time(NOON, target.time.tzinfo) == "2026-11-22 17:30:00+05:30"
     assert show_time(None, UTC) == "unknown"
+
+
+def label(*, standby: bool) -> BackupLabel:
+    method = "standby" if standby else "primary"
+    return parse_backup_label(
+        b"START WAL LOCATION: 0/200028 (file 000000010000000000000002)\nCHECKPOINT LOCATION: 0/200060\n"
+        b"BACKUP METHOD: streamed\nBACKUP FROM: " + method.encode() + b"\n"
+        b"START TIME: 2026-11-22 11:55:00 UTC\nLABEL: test\nSTART TIMELINE: 1\n"
+    )
+
+
+def full_page_writes(lsn: int, value: str) -> WalMark:
+    return WalMark(MarkKind.FULL_PAGE_WRITES_CHANGE, Lsn(lsn), Lsn(lsn + 40), name=value)
+
+
+def test_full_page_writes_that_were_off_while_a_standby_was_backed_up_are_warned_of() -> None:
+    within, behind = full_page_writes(2 * MB + 200, "off"), full_page_writes(3 * MB, "off")
+    (warning,) = full_page_warnings([within, behind], SPAN, label(standby=True))
+    assert "full_page_writes was switched off at LSN 0/2000C8, while this standby was backed up" in warning
+    assert full_page_warnings([behind], SPAN, label(standby=True)) == []
+    assert full_page_warnings([full_page_writes(2 * MB + 200, "on")], SPAN, label(standby=True)) == []
+    # A primary writes whole pages while it is backed up, whatever the setting says.
+    assert full_page_warnings([within], SPAN, label(standby=False)) == []

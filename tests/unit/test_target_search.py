@@ -7,10 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from polarvault.model.lsn import Lsn
+from polarvault.recovery.chain import BackupSpan
 from polarvault.recovery.search import TargetSearch, stop_at
 from polarvault.recovery.target import RecoveryTarget, TargetKind
+from polarvault.recovery.warnings import plan_warnings
 from polarvault.wal.scan import MarkKind, WalMark
 
+SPAN = BackupSpan("/b", Lsn(1000), 1, Lsn(1100), 1, 1 << 20)
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 
@@ -116,3 +119,40 @@ def test_cutting_the_marks_anywhere_makes_no_difference() -> None:
         pieces.take(STORY[:cut])
         pieces.take(STORY[cut:])
         assert pieces == whole
+
+
+CLOCK_BACK = [commit(1200, 10, 1), commit(1300, 11, 120), commit(1400, 12, 10)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_transaction_behind_the_stop_that_ended_before_the_target_shows_a_clock_that_was_put_back(
+    together: bool,
+) -> None:
+    looking = search(time_target(30))
+    for marks in [CLOCK_BACK] if together else [[one] for one in CLOCK_BACK]:
+        looking.take(marks)
+    assert looking.stop is not None
+    assert looking.stop.xid == 11
+    assert looking.earlier_behind is not None
+    assert looking.earlier_behind.xid == 12
+    (warning,) = plan_warnings(SPAN, looking, UTC)
+    assert "a clock was put back: transaction 12 at 0/578 ended at 2026-11-22 12:00:10+00, before the target" in warning
+    assert "stands behind the commit of transaction 11 at 0/514, 2026-11-22 12:02:00+00" in warning
+
+
+@pytest.mark.parametrize(
+    ("target", "last"),
+    [
+        # Of the same moment: sessions that commit together write their records in any order.
+        (time_target(30), commit(1400, 12, 29.9999)),
+        (time_target(30), mark(MarkKind.ABORT, 1400, xid=12, second=10)),
+        (RecoveryTarget(TargetKind.XID, xid=11), commit(1400, 12, 10)),
+        (time_target(200), commit(1400, 12, 10)),
+    ],
+    ids=["together", "abort", "not a time", "everything is applied"],
+)
+def test_no_clock_is_blamed_without_reason(target: RecoveryTarget, last: WalMark) -> None:
+    second = commit(1300, 11, 30.5) if last.time == NOON + timedelta(seconds=29.9999) else commit(1300, 11, 120)
+    looking = search(target)
+    looking.take([commit(1200, 10, 1), second, last])
+    assert plan_warnings(SPAN, looking, UTC) == []

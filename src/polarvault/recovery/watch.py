@@ -188,8 +188,9 @@ class _Watcher:
             return server, outcome
         check_timeline(self._instance, server)
         lsn, reason = end_of_recovery(self._instance, server.timeline_id)
-        time = seen.time or self._log.last_time
-        return server, RecoveryOutcome(TargetAction.PROMOTE, lsn or seen.lsn, time, reason, server.timeline_id)
+        lsn = lsn or seen.lsn
+        time = seen.time or self._log.last_time or _planned_time(self._plan, lsn)
+        return server, RecoveryOutcome(TargetAction.PROMOTE, lsn, time, reason, server.timeline_id)
 
     def _check_reached(self, seen: _Observed, has_stopped: bool) -> None:
         """Raise StartFailed for a pause on the way: hot standby that lacks settings pauses too (14 and later)."""
@@ -278,6 +279,12 @@ def _stop_in_log(plan: RecoveryPlan, log: RecoveryLog) -> tuple[Lsn | None, date
     if stopped is None:
         return None, log.last_time
     return plan.end_lsn or stopped.lsn, log.last_time or (last.time if last else None)
+
+
+def _planned_time(plan: RecoveryPlan, lsn: Lsn | None) -> datetime | None:
+    """Return the time of the last transaction of the plan, for a server that has come as far as that."""
+    last, end = plan.last_transaction, plan.end_lsn
+    return last.time if last is not None and lsn is not None and end is not None and has_reached(lsn, end) else None
 
 
 def _explained(problem: StartFailed, log: RecoveryLog) -> StartFailed:
