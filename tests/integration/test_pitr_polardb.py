@@ -154,7 +154,7 @@ def check_ends_of_1_gb(story: Story, received: Path, recover: Recoveries) -> Non
     said = recover.refused(*where, "--target", "latest")
     assert "WAL of this segment goes on at" in said
     assert "--accept-end" in said
-    assert recover.plan(*where, "--target-time", story.good_time.isoformat())["stop"] is not None
+    assert recover.plan(*where, "--target-name", RESTORE_POINT)["stop"]["name"] == RESTORE_POINT
     partial.rename(received / name)
     os.truncate(received / name, 0)
     said = recover.refused(*where, "--target", "latest")

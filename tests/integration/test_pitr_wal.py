@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +61,46 @@ def receive(source: Cluster, slot: str, directory: Path, *options: str, ours: bo
         source.run("pg_receivewal", *arguments)
 
 
+# Who receives, and how: slots of one server, which tells its story to all of them.
+RECEIVERS: dict[int, dict[str, tuple[bool, list[str]]]] = {
+    15: {"theirs": (False, []), "theirs_lz4": (False, ["-Z", "lz4"]), "ours_gzip": (True, ["-Z", "gzip:5"])},
+    18: {"theirs": (False, []), "theirs_gzip": (False, ["-Z", "5"]), "ours": (True, []),
+         "ours_zstd": (True, ["-Z", "zstd"])},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def received(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[tuple[Story, Path]]:
+    """A story, and a directory with what each receiver has of it; tests only read it."""
+    major = request.param
+    if major not in servers.installations:
+        pytest.skip(missing_reason(major))
+    directory = servers.directory / f"received{major}"
+    with Cluster.made(servers.installations[major], directory, wal_segment_mb=1) as source:
+        for slot in RECEIVERS[major]:
+            source.query("SELECT pg_create_physical_replication_slot(%s, true)", [slot])
+        story = tell(source, directory / "backup")
+        for slot, (ours, options) in RECEIVERS[major].items():
+            receive(source, slot, source.account.make_directory(directory / slot), *options, ours=ours)
+        yield story, directory
+
+
 @pytest.mark.parametrize(
-    ("major", "ours", "options"),
-    [(15, False, []), (18, False, []), (18, False, ["-Z", "5"]), (15, False, ["-Z", "lz4"]), (18, True, []),
-     (15, True, ["-Z", "gzip:5"]), (18, True, ["-Z", "zstd"])],
-)  # fmt: skip
+    ("received", "slot"), [(major, slot) for major, slots in RECEIVERS.items() for slot in slots], indirect=["received"]
+)
 def test_wal_of_a_receiver_is_used_up_to_the_partial_segment(
-    make_cluster: Make, recover: Recoveries, major: int, ours: bool, options: list[str]
+    received: tuple[Story, Path], recover: Recoveries, slot: str
 ) -> None:
-    source = make_cluster(major, wal_segment_mb=1)
-    source.query("SELECT pg_create_physical_replication_slot('receiver', true)")
-    story = tell(source, source.directory / "backup")
-    received = source.account.make_directory(source.directory / "received")
-    receive(source, "receiver", received, *options, ours=ours)
-    names = sorted(path.name for path in received.iterdir())
+    story, directory = received
+    names = sorted(path.name for path in (directory / slot).iterdir())
     assert any(name.endswith(".partial") for name in names), names
-    check_good(recover, story, received)
-    server, _ = recover(source, story.backup, "--wal", received)
+    server, result = recover(story.source, story.backup, "--wal", directory / slot)
     assert server.hash_of("accounts") == story.end
+    assert result["recovery"]["stop"] is None
+    where = story.source, story.backup, "--wal", directory / slot
+    planned = recover.plan(*where, "--target-name", RESTORE_POINT)
+    assert planned["reachable"]["latest"] == result["recovery"]["reachable"]["latest"]
+    assert planned["stop"]["name"] == RESTORE_POINT
 
 
 def test_segments_of_1_gb_are_recovered_from(make_cluster: Make, recover: Recoveries) -> None:
@@ -113,14 +135,31 @@ def test_gzipped_segments_of_an_archive_command_and_two_directories_are_used(
     assert result["recovery"]["wal_directories"] == [str(archive), str(other)]
 
 
-@pytest.mark.parametrize("options", [["-Ft"], ["-Ft", "-z"], ["-Ft", "-X", "fetch"], ["-X", "none"]], ids=" ".join)
-def test_every_form_of_backup_is_recovered(make_cluster: Make, recover: Recoveries, options: list[str]) -> None:
-    source = make_cluster(15, wal_segment_mb=1)
-    archive = start_story(source, source.directory / "archive")
-    story = tell(source, source.directory / "backup", options)
-    archive_all(source, archive)
+FORMS = {"tar": ["-Ft"], "gzip": ["-Ft", "-z"], "fetch": ["-Ft", "-X", "fetch"], "no_wal": ["-X", "none"]}
+
+
+@pytest.fixture(scope="module")
+def forms(servers: ServerPool) -> Iterator[tuple[Story, Path]]:
+    """A story with a backup in every form, and its archive; tests only read them."""
+    if 15 not in servers.installations:
+        pytest.skip(missing_reason(15))
+    directory = servers.directory / "forms"
+    with Cluster.made(servers.installations[15], directory, wal_segment_mb=1) as source:
+        archive = start_story(source, directory / "archive")
+        for form, options in FORMS.items():
+            back_up(source, directory / form, options)
+        story = tell(source, directory / "backup")
+        archive_all(source, archive)
+        yield story, archive
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_backup_is_recovered(forms: tuple[Story, Path], recover: Recoveries, form: str) -> None:
+    story, archive = forms
+    story = replace(story, backup=story.backup.parent / form)
+    source = story.source
     check_good(recover, story, archive)
-    if "none" in options:
+    if form == "no_wal":
         # Without the WAL after its start the backup is worth nothing.
         said = recover.refused(source, story.backup, "--target", "immediate")
         assert re.search(r"segment 0000000100000000000000\w\w \(timeline 1, LSN 0/\w+\) is missing", said)
