@@ -54,6 +54,8 @@ def check_good(recover: Recoveries, story: Story, wal: Path) -> None:
 def receive(source: Cluster, slot: str, directory: Path, *options: str, ours: bool) -> None:
     """Receive all WAL since the slot was made, into a directory that then ends with a partial segment."""
     end = source.query("SELECT pg_current_wal_flush_lsn()::text")[0][0]
+    # A receiver ends only when it gets something from behind the end, which an idle server never writes.
+    source.query("SELECT txid_current()")
     arguments = ["-d", source.conninfo(), "-S", slot, "--endpos", end, "-D", str(directory), *options]
     if ours:
         run_polarvault("receivewal", *arguments, as_server=True)

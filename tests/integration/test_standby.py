@@ -100,6 +100,35 @@ def test_without_a_slot_it_streams_and_the_danger_is_named(
     assert pg15.slots() == before
 
 
+@pytest.mark.parametrize("major", [17, 18])
+def test_a_standby_that_synchronises_slots_gets_the_database_that_it_needs(
+    make_cluster: MakeCluster, workspace: Path, followers: Followers, major: int
+) -> None:
+    primary = make_cluster(major, settings={"wal_level": "logical"})
+    backup = back_up(primary, workspace / "backup")
+    primary.query("SELECT pg_create_logical_replication_slot('kept', 'pgoutput', failover => true)")
+    conninfo = re.sub(r"dbname=\S+", "", primary.conninfo())
+    options = ["--set", "sync_replication_slots=on", "--primary-conninfo", conninfo]
+    with_slot = ["--slot", "standby", "--create-slot"]
+    standby, result, said = followers.make(primary, backup, *options, *with_slot, "--set", "hot_standby_feedback=on")
+    assert "dbname=postgres" in (changes(result)["primary_conninfo"][1] or "")
+    assert "slots are synchronised only with" not in said
+    synced = "SELECT synced FROM pg_replication_slots WHERE slot_name = 'kept'"
+
+    def is_synced() -> bool:
+        # What the primary still needs has to move on before a copy of the slot can be made.
+        primary.query("SELECT pg_log_standby_snapshot()")
+        primary.query("SELECT count(*) FROM pg_logical_slot_get_binary_changes('kept', NULL, NULL,"
+                      " 'proto_version', '1', 'publication_names', 'none')")  # fmt: skip
+        return standby.query(synced) == [(True,)]
+
+    primary.query("CREATE PUBLICATION none")
+    wait_until(is_synced, "the slot is there on the standby")
+    _, finished = followers.attempt(primary, backup, *options)
+    assert "slots are synchronised only with --slot: add it" in finished.stderr
+    assert "slots are synchronised only with hot_standby_feedback = on: add it" in finished.stderr
+
+
 def test_an_existing_slot_is_used_and_one_that_cannot_be_is_refused(
     make_cluster: MakeCluster, workspace: Path, followers: Followers
 ) -> None:

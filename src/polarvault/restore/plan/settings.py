@@ -389,14 +389,14 @@ class SettingsPlanner:
 
     def _primary_conninfo(self, given: str) -> Wanted:
         """Return the setting; a standby that synchronises slots (17 and later) needs a database in it."""
-        if not is_true(self.configuration.value("sync_replication_slots")):
+        if not is_true(self._settled_value("sync_replication_slots")):
             return Wanted("primary_conninfo", given, "--primary-conninfo")
         # Loaded only here: a restore that speaks to no primary does without libpq.
         from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
         for name, is_there in (
             ("--slot", bool(self.request.slot)),
-            ("hot_standby_feedback = on", is_true(self.configuration.value("hot_standby_feedback"))),
+            ("hot_standby_feedback = on", is_true(self._settled_value("hot_standby_feedback"))),
         ):
             if not is_there:
                 self.warnings.append(
@@ -408,6 +408,11 @@ class SettingsPlanner:
             return Wanted("primary_conninfo", given, "--primary-conninfo")
         complete = make_conninfo("", **{**words, "dbname": "postgres"})
         return Wanted("primary_conninfo", complete, "--primary-conninfo; sync_replication_slots needs a dbname")
+
+    def _settled_value(self, name: str) -> str | None:
+        """Return what a setting will be: --set outranks what the backup's files say."""
+        given = {given.lower(): value for given, value in self.request.settings}
+        return given.get(name, self.configuration.value(name))
 
     def _raised_for_hot_standby(self, why: str) -> Iterator[Wanted]:
         for name, value in hot_standby_shortfalls(self._hot_standby_values(), self._hot_standby_needs()).items():
