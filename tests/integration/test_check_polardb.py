@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -129,12 +131,35 @@ ODD = {
     "default_transaction_deferrable": "on",
     "search_path": "nowhere",
 }
-PLAIN = {
+ORDINARY = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "search_path": '"$user", public',
 }
+
+
+@contextmanager
+def odd_defaults(node: Cluster) -> Iterator[None]:
+    """Give a node that only reads odd defaults, under which the test's own sessions can ask nothing either."""
+
+    def is_odd() -> bool:
+        try:
+            return not node.query("SELECT 1")
+        except psycopg.errors.FeatureNotSupported:
+            return True
+
+    def change(settings: dict[str, str]) -> None:
+        node.configure(settings)
+        os.kill(int((node.data / "postmaster.pid").read_text().split()[0]), signal.SIGHUP)
+
+    change(ODD)
+    try:
+        wait_until(is_odd, "the odd defaults are in effect")
+        yield
+    finally:
+        change(ORDINARY)
+        wait_until(lambda: not is_odd(), "the ordinary defaults are in effect")
 
 
 @pytest.mark.parametrize("user", ["postgres", "copier"])
@@ -143,16 +168,13 @@ def test_a_read_only_node_is_told_whatever_its_defaults_are(
 ) -> None:
     wait_until(lambda: reader.query("SELECT 1 FROM pg_extension WHERE extname = 'polar_monitor'"), "it is replicated")
     wait_until(lambda: reader.query("SELECT 1 FROM pg_roles WHERE rolname = 'copier'"), "the role is replicated")
-    configure(reader, **ODD)
-    try:
+    with odd_defaults(reader):
         finding = only(check(reader, user=user), "polardb-node")
         assert "this is a read-only node (replica)" in finding["message"]
         conninfo = reader.conninfo().replace("user=postgres", f"user={user}")
         taken = run_polarvault("basebackup", "-d", conninfo, "-D", workspace / "of_reader", "-c", "fast", check=False)
         assert taken.returncode == 1
         assert "this server is a read-only node (replica)" in taken.stderr
-    finally:
-        configure(reader, **PLAIN)
 
 
 def test_settings_that_make_a_read_only_node_crash_are_found(primary: PolarCluster, reader: PolarCluster) -> None:
@@ -395,10 +417,8 @@ def test_a_standby_of_a_primary_without_full_page_writes_cannot_be_backed_up(
                 primary, workspace / "backup", "--primary-conninfo", primary.conninfo(), "--slot", "standby",
                 "--create-slot", "--polardata", str(workspace / "standby_shared"),
             )  # fmt: skip
-            configure(standby, **ODD)
-            found = check(standby)
-            # The test's own questions depend on the defaults.
-            configure(standby, **PLAIN)
+            with odd_defaults(standby):
+                found = check(standby)
             assert "standby" in only(found, "polardb-node")["message"]
             finding = only(found, "node-role")
             assert (finding["severity"], finding["subject"]) == ("problem", "full_page_writes")

@@ -16,7 +16,7 @@ from support.story import Recoveries, archive_all, back_up, start_story
 pytestmark = pytest.mark.postgres
 
 
-@pytest.fixture(params=[13, 15, 16, 17, 18])
+@pytest.fixture(params=[13, 15, 18])
 def source(request: pytest.FixtureRequest, servers: ServerPool, make_cluster: Callable[..., Cluster]) -> Cluster:
     """A server of each version in turn, of this test's own."""
     if request.param not in servers.installations:
@@ -79,7 +79,7 @@ def test_settings_that_the_source_raised_after_the_backup_do_not_stop_recovery(
     assert result["outcome"]["ended"] == ("paused" if "later" in target else "promoted")
 
 
-def test_a_pause_before_the_target_is_no_success(
+def test_a_setting_with_which_the_server_would_pause_on_its_way_is_refused(
     make_cluster: Callable[..., Cluster], recover: Recoveries, workspace: Path
 ) -> None:
     source = make_cluster(major=18)
@@ -89,11 +89,9 @@ def test_a_pause_before_the_target_is_no_success(
     source.restart()
     source.query("SELECT pg_create_restore_point('later')")
     archive_all(source, archive)
-    options = ["--wal", archive, "--target-name", "later", "--set", "max_connections=100"]
-    _, finished = recover.run(source, backup, *options, check=False)
-    assert finished.returncode == 4
-    assert re.search(r"paused at LSN \S+, before its target at", finished.stderr)
-    assert "max_connections" in finished.stderr
+    said = recover.refused(source, backup, "--wal", archive, "--target-name", "later", "--set", "max_connections=100")
+    assert "max_connections" in said
+    assert "give at least 150" in said
 
 
 def test_damage_in_the_middle_is_not_taken_for_the_end_of_the_wal(
