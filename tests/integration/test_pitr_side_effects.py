@@ -16,7 +16,7 @@ from support.story import Recoveries, archive_all, back_up, start_story
 pytestmark = pytest.mark.postgres
 
 
-@pytest.fixture(params=[13, 15, 18])
+@pytest.fixture(params=[13, 15, 16, 17, 18])
 def source(request: pytest.FixtureRequest, servers: ServerPool, make_cluster: Callable[..., Cluster]) -> Cluster:
     """A server of each version in turn, of this test's own."""
     if request.param not in servers.installations:
