@@ -42,7 +42,7 @@ def windows_of(request: RestoreRequest, backups: Iterable[tuple[str, BackupLabel
     """Return what backups that can be used reach, oldest window first; one that is not whole counts for nothing."""
     found: list[_Reach] = []
     # The newest one's timeline is what all the others are to lead to.
-    for path, label in sorted(backups, key=lambda backup: backup[1].start_lsn, reverse=True):
+    for path, label in sorted(with_their_base(backups), key=lambda backup: backup[1].start_lsn, reverse=True):
         reach = _reach_of(request, path, label, found[0].chain.history if found else None)
         if reach is not None:
             found.append(reach)
@@ -55,6 +55,17 @@ def windows_of(request: RestoreRequest, backups: Iterable[tuple[str, BackupLabel
         else:
             groups.append([reach])
     return tuple(_window(group) for group in groups)
+
+
+def with_their_base(backups: Iterable[tuple[str, BackupLabel]]) -> list[tuple[str, BackupLabel]]:
+    """Return the backups without the incremental ones whose chain back to a full one has a link missing."""
+    based: set[int] = set()
+    found: list[tuple[str, BackupLabel]] = []
+    for path, label in sorted(backups, key=lambda backup: backup[1].start_lsn):
+        if label.incremental_from_lsn is None or label.incremental_from_lsn in based:
+            based.add(label.start_lsn)
+            found.append((path, label))
+    return found
 
 
 def _reach_of(request: RestoreRequest, path: str, label: BackupLabel, leading: TimelineHistory | None) -> _Reach | None:
