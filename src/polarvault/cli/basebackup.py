@@ -94,7 +94,7 @@ def last_of_two(context: click.Context, parameter: click.Parameter, value: Any) 
 )  # fmt: skip
 @json_option
 @version_option
-@click.argument("rest", nargs=-1)
+@click.argument("rest", nargs=-1, metavar="")
 def command(rest: tuple[str, ...], **options: Any) -> int:
     """Take a base backup of a running PostgreSQL or PolarDB server.
 

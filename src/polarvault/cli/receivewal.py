@@ -53,7 +53,7 @@ _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 @json_option
 @progress_option
 @version_option
-@click.argument("rest", nargs=-1)
+@click.argument("rest", nargs=-1, metavar="")
 def command(rest: tuple[str, ...], **options: Any) -> int:
     """Stream write-ahead log from a PostgreSQL or PolarDB server into a directory.
 

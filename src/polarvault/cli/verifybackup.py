@@ -42,9 +42,9 @@ _FORMATS = {"p": "plain", "plain": "plain", "t": "tar", "tar": "tar"}
 @click.option("--summary", is_flag=True, help="Say what was checked and what was not, also of a good backup.")
 @json_option
 @version_option
-@click.argument("rest", nargs=-1, metavar="BACKUPDIR")
+@click.argument("rest", nargs=-1, metavar="BACKUP")
 def command(rest: tuple[str, ...], **options: Any) -> int:
-    """Verify a backup against its manifest, and beyond it.
+    """Verify BACKUP (a directory, one tar file, or - for a tar from a pipe) against its manifest, and beyond it.
 
     Every option of pg_verifybackup 13 to 19, with the same verdict and the same exit status. Beyond it: both halves of
     a PolarDB backup, tar files compressed in any way, page checksums, pg_control, backup_label, tablespaces, and every
