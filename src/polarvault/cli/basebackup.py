@@ -24,6 +24,8 @@ from polarvault.errors import StorageFailed, UsageError
 from polarvault.model.c_numbers import BLANKS, strtod
 
 _MIN_RATE_KB, _MAX_RATE_KB = 32, 1 << 20
+# Who gives one of these calls polar_basebackup otherwise, and the server knows that name.
+_OF_POLAR_BASEBACKUP = ("polardata", "polar_disk_name", "polar_host_id", "polar_storage_cluster_name")
 
 
 LAST_COMPRESSION = "polarvault.last_compression"
@@ -120,7 +122,8 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
 
     names = ("dbname", "host", "port", "username", "no_password", "password")
     given = {name: options[name] for name in names}
-    settings = connection_settings(**given, application_name="pg_basebackup")
+    stands_for = "polar_basebackup" if any(options[name] for name in _OF_POLAR_BASEBACKUP) else "pg_basebackup"
+    settings = connection_settings(**given, application_name=stands_for)
     connector = Connector(settings, on_connected=signals.interrupt)
     events = current_events()
     with ExitStack() as stack:
