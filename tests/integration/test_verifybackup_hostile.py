@@ -112,7 +112,7 @@ def test_json_is_utf_8_whatever_names_there_are(good: Path, workspace: Path) -> 
     # As bytes that are UTF-8: what reads it need not be as lenient as Python is with file names.
     finished = run_polarvault("verifybackup", "--json", backup, check=False)
     (found,) = (found for found in json.loads(finished.stdout)["findings"] if found["severity"] == "problem")
-    assert (found["check"], found["subject"]) == ("extra-file", name)
+    assert (found["check"], found["subject"]) == ("extra-file", "\\xff\\xfe odd\n")
 
 
 def test_a_place_for_wal_that_is_not_there_is_one_finding(good: Path, workspace: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def ours(*arguments: str | os.PathLike[str], ordinary_user: bool = False) -> Ver
     if drops:
         os.seteuid(account.uid)
     try:
-        with redirect_stdout(output), redirect_stderr(errors):
+        with redirect_stdout(output), redirect_stderr(errors), _descriptor_of_output(output):
             status = run(["verifybackup", *map(os.fspath, arguments)])
     finally:
         if drops:
@@ -55,6 +56,23 @@ def ours(*arguments: str | os.PathLike[str], ordinary_user: bool = False) -> Ver
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return Verdict(status, output.getvalue(), errors.getvalue())
+
+
+@contextmanager
+def _descriptor_of_output(output: io.StringIO) -> Iterator[None]:
+    """Add what is written to the descriptor of standard output itself, as the JSON object is."""
+    kept = os.dup(1)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 1)
+            try:
+                yield
+            finally:
+                os.dup2(kept, 1)
+                file.seek(0)
+                output.write(file.read().decode())
+    finally:
+        os.close(kept)
 
 
 def findings(*arguments: str | os.PathLike[str], of_interest: bool = True) -> list[tuple[str, str, str]]:
