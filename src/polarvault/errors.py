@@ -112,7 +112,7 @@ class CheckpointBlocked(PolarvaultError):
 
     id = "checkpoint-blocked"
     actor = "the DBA"
-    remedy = "drop the replication slot that the message names, or have its consumer catch up"
+    remedy = "start what reads from the slot that the message names; drop the slot only if that is gone for good"
 
 
 class BackupIncomplete(PolarvaultError):
