@@ -224,3 +224,15 @@ def test_what_cannot_be_written_is_named(tmp_path: Path, make_files: Callable[..
     with pytest.raises(StorageFailed, match=name_of("none")):
         files.write(batch(files, CONTENT[:10]))
     files.abandon()
+
+
+@pytest.mark.parametrize("text", ["none", "gzip"])
+def test_a_fifo_in_the_place_of_a_segment_is_refused_and_not_waited_for(
+    tmp_path: Path, make_files: Callable[..., WalFiles], text: str
+) -> None:
+    files = make_files(text)
+    files.begin(SEGMENT.start, 1)
+    os.mkfifo(tmp_path / name_of(text, ".partial"))
+    with pytest.raises(StorageFailed, match=f"{name_of(text)}.*not a regular file"):
+        files.write(batch(files, CONTENT[:10]))
+    files.abandon()

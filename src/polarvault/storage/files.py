@@ -160,7 +160,8 @@ def fsync_tree(root: str, *, method: str = "fsync") -> None:
 def create_file(path: str, mode: int, flags: int = os.O_WRONLY) -> int:
     """Open a file, made with exactly this mode if it is not there; never through a link. Raise OSError.
 
-    The umask has no say: it is the caller's shell's, and the same for all threads of the process.
+    What is there must be a regular file: opening a FIFO would wait without end for somebody who reads it. The umask has
+    no say: it is the caller's shell's, and the same for all threads of the process.
     """
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -168,7 +169,17 @@ def create_file(path: str, mode: int, flags: int = os.O_WRONLY) -> int:
     except FileExistsError:
         if flags & os.O_EXCL:
             raise
-        return os.open(path, flags)
+        try:
+            # A FIFO that nobody reads is refused at once; on a regular file the flag changes nothing (open(2)).
+            descriptor = os.open(path, flags | os.O_NONBLOCK)
+        except OSError as problem:
+            if problem.errno != errno.ENXIO:
+                raise
+            raise OSError(errno.EINVAL, "it is not a regular file", path) from problem
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is not a regular file", path) from None
+        return descriptor
     os.fchmod(descriptor, mode)
     return descriptor
 
