@@ -89,3 +89,15 @@ def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path: Path) 
     with pytest.raises(TargetNotEmpty, match="exists but is not empty"):
         CreatedPaths(0o700).claim(str(taken))
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "names", [["PG_VERSION", "backup_label", "backup_manifest"], ["pg_wal"]], ids=["data", "shared"]
+)
+def test_what_a_killed_restore_left_behind_is_called_that(tmp_path: Path, names: list[str]) -> None:
+    found = occupant_of(str(occupied(tmp_path / "there", [*names, "global/pg_control.polarvault"])))
+    assert found is not None
+    assert found.occupancy is Occupancy.CUT_OFF_RESTORE
+    refusal = not_empty(found, replaceable=True)
+    assert "a restore that was cut off" in refusal.message
+    assert refusal.hint == "choose another directory"

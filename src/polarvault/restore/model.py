@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from polarvault.restore.plan.configuration import PutBack
     from polarvault.restore.standby.primary import Primary
 
-# pg_control lies under this name until everything else is durable, so that a broken restore cannot be started.
 # Where a backup is put together inside of its target: a chain of incremental ones, or a tar from a pipe.
 STAGING_NAME = ".polarvault-incoming"
-CONTROL_WAITING_NAME = "global/pg_control.polarvault"
 
 
 class Archiving(Enum):

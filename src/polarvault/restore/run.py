@@ -18,7 +18,7 @@ from polarvault.instance.model import Account, Binaries, Role
 from polarvault.instance.programs import find_binaries, find_program, missing_binaries
 from polarvault.instance.start import StartedServer, start_server
 from polarvault.pgconf.configuration import Configuration, MemoryReader
-from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan, RestoreRequest
+from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.candidates import candidates_in, choose_backup, name_older_backup, refuse_several
 from polarvault.restore.plan.incremental import combined, order_backups, plan_chain
 from polarvault.restore.plan.integrity import check_integrity, judge
@@ -40,6 +40,7 @@ from polarvault.restore.write.finish import finish
 from polarvault.restore.write.lay_out import LayOut, Progress
 from polarvault.restore.write.staging import combine, remove_staging
 from polarvault.restore.write.targets import Targets
+from polarvault.storage.occupants import CONTROL_WAITING_NAME
 
 if TYPE_CHECKING:
     from polarvault.instance.subscriptions import Subscription

@@ -18,6 +18,8 @@ from polarvault.model.tablespace_mapping import mapping_option
 
 # The server's own directory inside of a tablespace: major version and catalogue version (relpath.h).
 _TABLESPACE_VERSION = re.compile(r"PG_[0-9.]+_[0-9]+\Z")
+# pg_control lies under this name until everything else of a restore is durable, so that half of one cannot be started.
+CONTROL_WAITING_NAME = "global/pg_control.polarvault"
 _OF_A_BACKUP = ("backup_manifest", "backup_label", "polarvault_backup.json")
 
 
@@ -29,12 +31,13 @@ class Occupancy(Enum):
     SHARED_HALF = "a shared half of a PolarDB cluster"
     TABLESPACE = "a tablespace of a database cluster"
     BACKUP = "a backup"
+    CUT_OFF_RESTORE = "a restore that was cut off, which no server starts from"
     OTHER = "not empty"
 
     @property
     def may_be_live(self) -> bool:
         """Tell whether a server may be using it, now or when it is started again."""
-        return self not in (Occupancy.BACKUP, Occupancy.OTHER)
+        return self not in (Occupancy.BACKUP, Occupancy.CUT_OFF_RESTORE, Occupancy.OTHER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,17 @@ def enclosing_occupant(path: str) -> Occupant | None:
 def _judge(path: str, names: set[str]) -> Occupancy:
     if "postmaster.pid" in names:
         return Occupancy.SERVER
+    control, waiting = (
+        "global" in names and os.path.lexists(os.path.join(path, name))
+        for name in ("global/pg_control", CONTROL_WAITING_NAME)
+    )
+    if waiting and not control:
+        return Occupancy.CUT_OFF_RESTORE
     if names & set(_OF_A_BACKUP):
         return Occupancy.BACKUP
     if "PG_VERSION" in names:
         return Occupancy.CLUSTER
-    if "global" in names and os.path.lexists(os.path.join(path, "global/pg_control")):
+    if control:
         return Occupancy.SHARED_HALF
     if any(map(_TABLESPACE_VERSION.match, names)):
         return Occupancy.TABLESPACE

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, FULL_PAGE_DIRECTORY, Area, area_of
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.pgfiles.tar import MemberKind, is_safe_name
-from polarvault.restore.model import CONTROL_WAITING_NAME, Layout
+from polarvault.restore.model import Layout
+from polarvault.storage.occupants import CONTROL_WAITING_NAME
 
 _NEVER = frozenset(
     {

@@ -17,8 +17,9 @@ from polarvault.model.segment import WalSegment
 from polarvault.pgconf.configuration import Configuration
 from polarvault.pgfiles.control import parse_known_control, system_identifier_of
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true, names_directory
-from polarvault.restore.model import CONTROL_WAITING_NAME, RestorePlan
+from polarvault.restore.model import RestorePlan
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
+from polarvault.storage.occupants import CONTROL_WAITING_NAME
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, parse_segment_header
 
 # Many databases of a PolarDB have a directory each; these tell enough.
