@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,9 @@ SLOW = ("integration", "fault")
 def pytest_configure(config: pytest.Config) -> None:
     # The servers' user has to read what tests write; those about modes say which.
     os.umask(0o022)
+    # Run in the background or by nohup, we would hand ignored signals on to the programs that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # A busy machine is no failure: nothing here asserts how long something takes.
     hypothesis_settings.register_profile("polarvault", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     hypothesis_settings.load_profile("polarvault")

@@ -404,6 +404,8 @@ def test_the_same_command_lines_are_taken_and_refused(
             [real, *words_of(line, tmp_path / "target")], env=environment_for(programs.bindir), cwd=tmp_path,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
+        if "this build does not support" in theirs.stderr:
+            continue  # PyPI's programs come without lz4.
         if (is_taken(ours.errors), ours.status) != (is_taken(theirs.stderr), theirs.returncode):
             differ.append((line, ours.status, ours.errors, theirs.returncode, theirs.stderr))
     assert not differ, "\n".join(map(str, differ))

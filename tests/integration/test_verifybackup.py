@@ -607,7 +607,7 @@ def test_arguments_that_make_no_sense(labs: Callable[[int], Lab], workspace: Pat
         (["-P", "-q", lab.plain], "cannot specify both"),
         (["-F", "x", lab.plain], 'invalid backup format "x", must be "plain" or "tar"'),
         ([workspace / "nowhere"], "could not open|could not stat"),
-        ([workspace / "file"], "is not a directory|could not open file|could not stat|Not a directory"),
+        ([workspace / "file"], "is not a directory|could not open file|could not stat|Not a directory|it is empty"),
         ([workspace / "empty"], "could not open file|is not a backup"),
         (["-Fp", workspace / "empty"], "could not open file .*backup_manifest"),
         (["-Ft", "-n", workspace / "empty"], "could not open file .*backup_manifest"),

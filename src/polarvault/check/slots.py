@@ -109,9 +109,7 @@ def _judge(slot: SlotFacts, limit_bytes: int | None) -> Finding | None:
     if slot.active or slot.synced:
         if not slot.loses_wal:
             return None
-        # The server's own word for it is the last one before the WAL is gone.
-        finding = problem if slot.wal_status == "unreserved" else warning
-        return finding(
+        return problem(
             "slot-behind",
             slot.name,
             f'{slot.kind} slot "{slot.name}" is {_held(slot)} behind and loses its WAL at the next checkpoint',
@@ -122,7 +120,7 @@ def _judge(slot: SlotFacts, limit_bytes: int | None) -> Finding | None:
         return None
     since = f" since {slot.since[:19]} UTC" if slot.since else ""
     soon = "; it loses this WAL at the next checkpoint" if slot.loses_wal else ""
-    finding = problem if slot.wal_status == "unreserved" else warning
+    finding = problem if slot.loses_wal else warning
     return finding(
         "slot-inactive",
         slot.name,

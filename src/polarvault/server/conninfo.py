@@ -55,7 +55,8 @@ def parse_conninfo(text: str) -> dict[str, str]:
     except ValueError:
         raise UsageError("invalid connection string: it holds a zero byte or what is no text") from None
     found = {option.keyword.decode(): decode(option.val) for option in options if option.val}
-    _refuse_misread_uri(found)
+    if "://" in text:
+        _refuse_misread_uri(found)
     return found
 
 
