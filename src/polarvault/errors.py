@@ -155,6 +155,46 @@ class DiskFull(StorageFailed):
     remedy = "make space, or raise the quota; a receiver goes on by itself"
 
 
+class StoreUnreachable(StorageFailed):
+    """A store of objects did not answer, or not to the end; the only failure of a store that is tried again."""
+
+    id = "store-unreachable"
+    actor = "nobody at first"
+    remedy = "run the command again; if it happens often, see the network, the proxy and the store's own status page"
+
+
+class StoreForbidden(StorageFailed):
+    """A store of objects refused the credentials, or what they may do."""
+
+    id = "store-forbidden"
+    actor = "the administrator of the store"
+    remedy = "see the credentials, and that they may do what the message names; clocks that disagree are refused too"
+
+
+class StoreFull(DiskFull):
+    """A store of objects has no room left, or its quota is used up."""
+
+    id = "store-full"
+    actor = "the administrator of the store"
+    remedy = "make space, or raise the quota"
+
+
+class ObjectMissing(StorageFailed):
+    """An object that must be there is not."""
+
+    id = "object-missing"
+    actor = "the operator"
+    remedy = "see that the address is the right one; if an object was removed, get it back from another copy"
+
+
+class ObjectExists(StorageFailed):
+    """Something has the name of a new object already; nothing was written."""
+
+    id = "object-exists"
+    actor = "the operator"
+    remedy = "see what wrote it; nothing was changed"
+
+
 class WalGap(PolarvaultError):
     """WAL is missing between what is kept and what can be had; names segment, timeline and LSN."""
 
@@ -186,6 +226,20 @@ class IntegrityError(PolarvaultError):
     remedy = "use another copy; keep the damaged one until it is known why"
 
     exit_code = 3
+
+
+class ObjectDiffers(IntegrityError):
+    """A new object and what has its name already are not the same; nothing was changed."""
+
+    id = "object-differs"
+    remedy = "find out what else writes there (a second cluster of the same name, a copy); nothing was overwritten"
+
+
+class ObjectTruncated(IntegrityError):
+    """An object is shorter than it must be."""
+
+    id = "object-truncated"
+    remedy = "get the object back from another copy; keep the short one until it is known why"
 
 
 class WalDamaged(IntegrityError):

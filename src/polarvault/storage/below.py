@@ -284,6 +284,18 @@ class Below:
             finally:
                 os.close(old_parent)
 
+    def link(self, old: str, new: str) -> None:
+        """Give a file a second name; FileExistsError if something has it: nothing is ever replaced (link(2))."""
+        with self._lock:
+            old_parent, old_last = self._parent(old)
+            # Asking for the second may close the first where many directories are open.
+            old_parent = os.dup(old_parent)
+            try:
+                new_parent, new_last = self._parent(new)
+                os.link(old_last, new_last, src_dir_fd=old_parent, dst_dir_fd=new_parent, follow_symlinks=False)
+            finally:
+                os.close(old_parent)
+
     def unlink(self, name: str, *, missing_ok: bool = False) -> None:
         """Remove a file or a link, never what a link points to."""
         with self._lock:
@@ -293,6 +305,14 @@ class Below:
             except FileNotFoundError:
                 if not missing_ok:
                     raise
+
+    def sync_file(self, name: str) -> None:
+        """Make the content of a regular file durable."""
+        descriptor = self.open_regular(name)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def sync_directory(self, name: str = "") -> None:
         """Make the names in a directory durable."""
