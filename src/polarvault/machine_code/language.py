@@ -120,6 +120,21 @@ class Code:
         pointer = self.builder.inttoptr(address.emitted, ir.VectorType(ir.IntType(bits), lanes).as_pointer())
         return Value(self.builder, self.builder.load(pointer, align=1))
 
+    def as_lanes(self, vector: Value, bits: int) -> Value:
+        """Return the same bytes as a vector of numbers of another size."""
+        kind = vector.emitted.type
+        lanes = kind.count * kind.element.width // bits
+        return Value(self.builder, self.builder.bitcast(vector.emitted, ir.VectorType(ir.IntType(bits), lanes)))
+
+    def sum_of_lanes(self, vector: Value) -> Value:
+        """Return the sum of all numbers of a vector, as wide as they are."""
+        kind = vector.emitted.type
+        reduce = self.builder.module.declare_intrinsic(
+            f"llvm.vector.reduce.add.v{kind.count}i{kind.element.width}",
+            fnty=ir.FunctionType(kind.element, [kind]),
+        )
+        return Value(self.builder, self.builder.call(reduce, [vector.emitted]))
+
     def lane(self, vector: Value, number: int) -> Value:
         """Return one number of a vector."""
         emitted = self.builder.extract_element(vector.emitted, ir.IntType(32)(number))
@@ -138,6 +153,12 @@ class Code:
         """Write a number of 64 bits."""
         pointer = self.builder.inttoptr(address.emitted, I64.as_pointer())
         self.builder.store(self.number(value).emitted, pointer, align=1)
+
+    def store_part(self, address: Value, value: Value, bits: int) -> None:
+        """Write the lowest bits of a number."""
+        kind = ir.IntType(bits)
+        pointer = self.builder.inttoptr(address.emitted, kind.as_pointer())
+        self.builder.store(self.builder.trunc(value.emitted, kind), pointer, align=1)
 
     def choose(self, condition: Value, yes: Number, no: Number) -> Value:
         """Return one of two numbers, both of which are computed."""
@@ -172,19 +193,31 @@ class Code:
         step(state, at) emits the body and returns the next state. Both stay in CPU registers: stored and loaded again
         the loop would take twice as long.
         """
+        (last,), at = self.fold_all(first, end, stride, [state], lambda states, at: [step(states[0], at)])
+        return last, at
+
+    def fold_all(
+        self,
+        first: Value,
+        end: Value,
+        stride: int,
+        states: Sequence[Value],
+        step: Callable[[Sequence[Value], Value], Sequence[Value]],
+    ) -> tuple[list[Value], Value]:
+        """Do as `fold` does, with several states."""
         builder = self.builder
         before = builder.basic_block
         head, body, after = (builder.append_basic_block(name) for name in ("head", "body", "after"))
         builder.branch(head)
         builder.position_at_end(head)
-        current, place = builder.phi(state.emitted.type), builder.phi(I64)
-        now, at = Value(builder, current), Value(builder, place)
+        current, place = [builder.phi(state.emitted.type) for state in states], builder.phi(I64)
+        now, at = [Value(builder, phi) for phi in current], Value(builder, place)
         builder.cbranch((at < end).emitted, body, after)
         builder.position_at_end(body)
         following = step(now, at)
         moved = at + stride
         builder.branch(head)
-        for phi, earlier, later in ((current, state, following), (place, first, moved)):
+        for phi, earlier, later in zip([*current, place], [*states, first], [*following, moved], strict=True):
             phi.add_incoming(earlier.emitted, before)
             phi.add_incoming(later.emitted, builder.basic_block)
         builder.position_at_end(after)
