@@ -370,7 +370,7 @@ def test_without_a_manifest_a_wal_segment_has_to_reach_the_start_of_recovery(wor
     backup = MadeBackup().plain(workspace / "b")
     shorten(backup, 0x28)
     assert "0/2000029" in refused(backup, workspace / "r")
-    shorten(backup, 0x29)
+    shorten(backup, 0x128)
     assert restore(backup, workspace / "r").returncode == 0
 
 
@@ -385,3 +385,59 @@ def test_a_short_wal_segment_is_no_matter_where_another_place_supplies_it(worksp
     backup = MadeBackup().seal().plain(workspace / "b")
     shorten(backup, 0)
     assert restore(backup, workspace / "r", "--set", "restore_command=cp /archive/%f %p").returncode == 0
+
+
+def change_wal(backup: Path, offset: int, bits: int = 1) -> None:
+    with open(backup / "pg_wal" / SEGMENT, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ bits]))
+
+
+@pytest.mark.parametrize(
+    ("offset", "words"),
+    [
+        (0, "the page at 0/2000000 has magic D111"),
+        (12, "the page at 0/2000000 is old content of a recycled segment"),
+        (0x80, "the record at 0/2000028 has a wrong checksum"),
+        (0x127 - 7, "the record at 0/2000100 has a wrong checksum"),
+    ],
+)
+def test_a_changed_byte_in_the_wal_that_a_backup_needs_is_found(workspace: Path, offset: int, words: str) -> None:
+    backup = MadeBackup().seal().plain(workspace / "b")
+    change_wal(backup, offset)
+    said = refused(backup, workspace / "r")
+    assert f'WAL segment {SEGMENT} of "{backup}" is damaged: {words}' in said
+    assert f"that is byte {0 if offset < 40 else 40 if offset == 0x80 else 0x100}; what was" in said
+    forced = restore(backup, workspace / "r", "--force")
+    assert forced.returncode == 0
+    assert f"WAL segment {SEGMENT} of the backup is damaged: {words}" in forced.stderr
+
+
+def test_damage_behind_the_end_of_a_backup_is_no_matter(workspace: Path) -> None:
+    backup = MadeBackup().seal().plain(workspace / "b")
+    change_wal(backup, 0x128 + 3)
+    assert restore(backup, workspace / "r").returncode == 0
+
+
+def test_a_changed_byte_in_the_wal_is_no_matter_where_another_place_supplies_it_or_nobody_wants_to_know(
+    workspace: Path,
+) -> None:
+    backup = MadeBackup().seal().plain(workspace / "b")
+    change_wal(backup, 0x100)
+    for number, options in enumerate([("--set", "restore_command=cp /archive/%f %p"), ("--no-verify-checksums",)]):
+        assert restore(backup, workspace / f"r{number}", *options).returncode == 0
+
+
+def test_without_a_manifest_the_wal_is_read_up_to_the_end_of_the_backup(workspace: Path) -> None:
+    backup = MadeBackup().plain(workspace / "b")
+    change_wal(backup, 0x128 + 3)
+    assert restore(backup, workspace / "r").returncode == 0
+    change_wal(backup, 0x100)
+    assert "wrong checksum" in refused(backup, workspace / "r2")
+
+
+def test_a_label_that_names_no_place_for_a_record_is_refused(workspace: Path) -> None:
+    backup = MadeBackup(files(0x2000029)).plain(workspace / "b")
+    assert "names a start where no record can begin: 0/2000029" in refused(backup, workspace / "r", status=1)

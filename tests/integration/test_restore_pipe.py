@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.made_backups import PACKERS, MadeBackup
+from support.made_backups import PACKERS, SEGMENT, MadeBackup
 from support.program import command_line, program_environment
 
 TABLE = "base/5/16384"
@@ -80,7 +80,7 @@ def test_both_halves_of_polardb_come_through_a_pipe(workspace: Path) -> None:
     made.content["postgresql.conf"] = (
         b"polar_enable_shared_storage_mode = on\npolar_datadir = 'file-dio:///live'\npolar_vfs.localfs_mode = on\n"
     )
-    made.content |= shared | {"polar_shared_data/pg_wal/000000010000000000000002": bytes(16 << 20)}
+    made.content |= shared | {f"polar_shared_data/pg_wal/{SEGMENT}": made.wal}
     finished = restore(made.one_tar(), workspace / "r", "--polardata", str(workspace / "s"))
     assert finished.returncode == 0, finished.stderr
     assert (workspace / "s" / TABLE).read_bytes() == shared[f"polar_shared_data/{TABLE}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -17,15 +18,36 @@ import zstandard
 
 from polarvault.pgfiles.tar import encode_member
 from support.small_files import control_bytes
+from support.wal_bytes import XLOG, WalBuilder
 
 SYSTEM_IDENTIFIER = 7711101783964903611
 SEGMENT = "000000010000000000000002"
+SEGMENT_BYTES = 16 << 20
 PACKERS = {"": bytes, ".gz": gzip.compress, ".lz4": lz4.frame.compress, ".zst": zstandard.compress}
+
+
+def segment_name(start: int) -> str:
+    """Return the segment that holds the start; all below 4 GB, on timeline 1."""
+    return f"{1:08X}{start >> 24:016X}"
+
+
+@functools.cache
+def wal(start: int) -> bytes:
+    """Return that segment: right WAL up to the end that `manifest` names, 256 bytes behind the start; then zeros."""
+    builder = WalBuilder(segment=start >> 24, segment_bytes=SEGMENT_BYTES, magic=0xD110, system=SYSTEM_IDENTIFIER)
+    builder.begin_page_if_due()
+    if start > builder.lsn:
+        builder.add(bytes(start - builder.lsn - 24))
+    builder.add(bytes(192))
+    builder.add_main(struct.pack("<Q", start), rmgr=XLOG, info=0x50)
+    assert start % 8 or builder.lsn == start + 0x100
+    builder.fill_segment()
+    return bytes(builder.content)
 
 
 def label(start: int = 0x2000028, checkpoint: int = 0x2000060, more: str = "") -> bytes:
     return (
-        f"START WAL LOCATION: 0/{start:X} (file {SEGMENT})\nCHECKPOINT LOCATION: 0/{checkpoint:X}\n"
+        f"START WAL LOCATION: 0/{start:X} (file {segment_name(start)})\nCHECKPOINT LOCATION: 0/{checkpoint:X}\n"
         f"BACKUP METHOD: streamed\nBACKUP FROM: primary\nSTART TIME: 2026-11-20 10:00:00 UTC\nLABEL: made\n"
         f"START TIMELINE: 1\n{more}"
     ).encode()
@@ -81,6 +103,11 @@ class MadeBackup:
     start: int = 0x2000028
     sealed: bytes | None = None
 
+    @property
+    def wal(self) -> bytes:
+        """The one segment that it holds."""
+        return wal(self.start)
+
     def seal(self) -> MadeBackup:
         """Make the manifest of what is there now."""
         self.sealed = manifest(self.content, algorithm=self.algorithm, start=self.start)
@@ -88,21 +115,19 @@ class MadeBackup:
 
     def plain(self, directory: Path) -> Path:
         """Write it as a plain backup that everybody may read."""
-        for name, data in {**self.content, **self._manifest(), f"pg_wal/{SEGMENT}": bytes(16 << 20)}.items():
+        for name, data in {**self.content, **self._manifest(), f"pg_wal/{segment_name(self.start)}": self.wal}.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            if name.startswith("pg_wal/"):
-                path.touch()
-                os.truncate(path, len(data))
-            else:
-                path.write_bytes(data)
+            # Zeros at the end, as of WAL, are a hole.
+            path.write_bytes(data.rstrip(b"\0") if name.startswith("pg_wal/") else data)
+            os.truncate(path, len(data))
         return directory
 
     def tar(self, directory: Path, suffix: str = "") -> Path:
         """Write it as base.tar and pg_wal.tar."""
         directory.mkdir(parents=True)
         (directory / f"base.tar{suffix}").write_bytes(PACKERS[suffix](self._tar(self.content)))
-        wal = self._tar({SEGMENT: bytes(16 << 20)})
+        wal = self._tar({segment_name(self.start): self.wal})
         (directory / f"pg_wal.tar{suffix}").write_bytes(PACKERS[suffix](wal))
         for name, data in self._manifest().items():
             (directory / name).write_bytes(data)
@@ -110,7 +135,7 @@ class MadeBackup:
 
     def one_tar(self, suffix: str = "") -> bytes:
         """Return it as one tar, as it goes to standard output, with the manifest at the end."""
-        wal = {f"pg_wal/{SEGMENT}": bytes(16 << 20)}
+        wal = {f"pg_wal/{segment_name(self.start)}": self.wal}
         return PACKERS[suffix](self._tar({**self.content, **wal, **self._manifest()}))
 
     def _manifest(self) -> dict[str, bytes]:

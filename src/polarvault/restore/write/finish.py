@@ -18,6 +18,7 @@ from polarvault.pgconf.configuration import Configuration
 from polarvault.pgfiles.control import parse_known_control, system_identifier_of
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true, names_directory
 from polarvault.restore.model import RestorePlan
+from polarvault.restore.write.wal_check import check_own_wal, is_supplied_elsewhere
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
 from polarvault.storage.occupants import CONTROL_WAITING_NAME
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, parse_segment_header
@@ -39,6 +40,7 @@ def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mod
             _write_files({**plan.files, plan.signal_path: b""}, file_mode)
     except OSError as problem:
         raise storage_failed(problem, "complete", plan.layout.local) from problem
+    warnings += check_own_wal(plan)
     warnings += check_settings(plan, plan.binaries, account)
     with working_as_account(account):
         if plan.request.sync:
@@ -112,9 +114,7 @@ def _check_length(plan: RestorePlan, segment: WalSegment, length: int) -> None:
     Zeros in its place would look like the end of the WAL, and nobody would hear of it before the server refuses them.
     """
     label, request = plan.label, plan.request
-    supplied = bool(request.recovery.wal_directories) or any(name == "restore_command" for name, _ in request.settings)
-    supplied = supplied or request.primary_conninfo is not None
-    if label is None or supplied or segment.timeline_id != label.timeline_id:
+    if label is None or is_supplied_elsewhere(request) or segment.timeline_id != label.timeline_id:
         return
     if request.force or request.reports_damage:
         return
