@@ -71,7 +71,7 @@ def test_a_backup_inside_of_what_a_server_uses_is_refused(
     (tmp_path / "link").symlink_to(live)
     for inside in (live / "backup", live / "deep" / "er", tmp_path / "link" / "backup"):
         with pytest.raises(UsageError, match="lies inside of"):
-            CreatedPaths(0o700).claim(str(inside))
+            CreatedPaths(0o700, sync=False).claim(str(inside))
         assert not inside.exists()
     found = enclosing_occupant(str(live / "backup"))
     assert found is not None
@@ -80,14 +80,14 @@ def test_a_backup_inside_of_what_a_server_uses_is_refused(
 
 def test_a_backup_beside_the_files_of_an_older_one_is_taken(tmp_path: Path) -> None:
     older = occupied(tmp_path / "older", ["PG_VERSION", "backup_label", "backup_manifest"])
-    CreatedPaths(0o700).claim(str(older / "newer"))
+    CreatedPaths(0o700, sync=False).claim(str(older / "newer"))
     assert (older / "newer").is_dir()
 
 
 def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
     taken = occupied(tmp_path / "taken", ["notes.txt"])
     with pytest.raises(TargetNotEmpty, match="exists but is not empty"):
-        CreatedPaths(0o700).claim(str(taken))
+        CreatedPaths(0o700, sync=False).claim(str(taken))
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
 
 

@@ -17,10 +17,14 @@ from polarvault.storage.occupants import Occupancy, enclosing_occupant, not_empt
 
 
 class CreatedPaths:
-    """Remembers which directories this backup made, which it found empty, and which it has marked as unfinished."""
+    """Remembers which directories this backup made, which it found empty, and which it has marked as unfinished.
 
-    def __init__(self, directory_mode: int) -> None:
+    With sync all that it makes or takes away is durable on return.
+    """
+
+    def __init__(self, directory_mode: int, *, sync: bool) -> None:
         self._mode = directory_mode
+        self._sync = sync
         self._made: list[str] = []
         self._found: list[str] = []
         self._marked: list[str] = []
@@ -41,27 +45,32 @@ class CreatedPaths:
             top = directory
             while not os.path.exists(parent := os.path.dirname(os.path.abspath(top))):
                 top = parent
-            files.make_directories(directory, self._mode)
+            files.make_directories(directory, self._mode, sync=self._sync)
             self._made.append(directory)
         except OSError as problem:
             raise files.storage_failed(problem, "create directory", directory) from problem
 
     def mark(self, directory: str) -> None:
         """Have the directory say that a backup is being made in it; see `backupset.unfinished`."""
+        content = marker_content(datetime.now(UTC), os.getpid())
         try:
             with Below(directory) as below:
-                below.write(MARKER_NAME, marker_content(datetime.now(UTC), os.getpid()), self._mode & 0o640, sync=False)
+                # Its name counts; what it says is for people.
+                below.write(MARKER_NAME, content, self._mode & 0o640, sync=False)
+                # Before anything that it marks: a power cut may leave what was written later and not this name.
+                if self._sync:
+                    below.sync_directory()
         except OSError as problem:
             raise files.storage_failed(problem, "write", os.path.join(directory, MARKER_NAME)) from problem
         self._marked.append(directory)
 
-    def unmark(self, *, sync: bool) -> None:
+    def unmark(self) -> None:
         """The backup is whole: take the marks away, that of the first directory, where people look, last."""
         for directory in reversed(self._marked):
             try:
                 with Below(directory) as below:
                     below.unlink(MARKER_NAME)
-                    if sync:
+                    if self._sync:
                         below.sync_directory()
             except OSError as problem:
                 raise files.storage_failed(problem, "remove", os.path.join(directory, MARKER_NAME)) from problem

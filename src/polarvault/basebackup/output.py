@@ -189,7 +189,7 @@ def seal_backup(context: BackupContext, roots: Iterable[str], manifests: list[st
                     below.sync_directory()
         except OSError as problem:
             raise files.storage_failed(problem, "rename to", path) from problem
-    context.created.unmark(sync=request.sync)
+    context.created.unmark()
 
 
 class Output(Protocol):

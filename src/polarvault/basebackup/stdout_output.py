@@ -109,7 +109,7 @@ class StdoutOutput:
         if not self._verbatim:
             self._below.write([TERMINATOR])
         self._below.finish()
-        self._context.created.unmark(sync=self._context.request.sync)
+        self._context.created.unmark()
         self.abandon()
 
     def abandon(self) -> None:

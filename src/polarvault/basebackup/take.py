@@ -65,7 +65,7 @@ def take_base_backup(request: BackupRequest, connector: Connector, reporter: Bac
         closing.callback(connection.close)
         identity = read_identity(connection)
         refuse_impossible(request, identity, connector, reporter)
-        created = CreatedPaths(0o750 if identity.group_access else 0o700)
+        created = CreatedPaths(0o750 if identity.group_access else 0o700, sync=request.sync)
         context = BackupContext(request, identity, reporter, created, absences=Absences(identity.shared_data_directory))
         output = _choose_output(context)
         try:

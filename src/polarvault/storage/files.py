@@ -184,13 +184,18 @@ def create_file(path: str, mode: int, flags: int = os.O_WRONLY) -> int:
     return descriptor
 
 
-def make_directories(path: str, mode: int) -> None:
-    """Make a directory, and those above it that are missing, with exactly this mode. Raise OSError if it is there."""
+def make_directories(path: str, mode: int, *, sync: bool = False) -> None:
+    """Make a directory, and those above it that are missing, with exactly this mode. Raise OSError if it is there.
+
+    With sync their names are durable on return.
+    """
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.exists(parent):
-        make_directories(parent, mode)
+        make_directories(parent, mode, sync=sync)
     os.mkdir(path, mode)
     os.chmod(path, mode)
+    if sync:
+        fsync_parent(path)
 
 
 def write_durably(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
