@@ -217,7 +217,7 @@ def test_a_combined_tar_is_taken_apart(tmp_path: Path) -> None:
 
 @pytest.fixture
 def targets() -> Targets:
-    return Targets(Account("me", os.getuid(), os.getgid()), directory_mode=0o700)
+    return Targets(Account("me", os.getuid(), os.getgid()), directory_mode=0o700, sync=False)
 
 
 def test_undo_removes_what_was_made_and_keeps_what_was_there(tmp_path: Path, targets: Targets) -> None:

@@ -233,7 +233,7 @@ def write_files(
     """
     directory_mode = 0o750 if plan.inventory.group_readable else 0o700
     is_staged = targets is not None
-    targets = targets or Targets(account, directory_mode=directory_mode)
+    targets = targets or Targets(account, directory_mode=directory_mode, sync=plan.request.sync)
     is_replica = plan.request.role is Role.REPLICA
     put = PutConfiguration(plan.put_back, account, sync=plan.request.sync) if plan.put_back is not None else None
     try:

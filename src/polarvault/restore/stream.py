@@ -46,7 +46,7 @@ def receive(request: RestoreRequest, host: Host, stream: BinaryIO, progress: Pro
     check_request(request)
     check_targets(Layout(request.target, None, {}), BackupSource(STANDARD_INPUT, Form.TAR_FILE, ()), _NOTHING, host)
     account = host.account(request.owner, existing_ancestor(request.target))
-    targets = Targets(account, directory_mode=0o700)
+    targets = Targets(account, directory_mode=0o700, sync=request.sync)
     staging = staging_of(request.target)
     try:
         targets.claim([request.target])

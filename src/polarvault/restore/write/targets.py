@@ -14,7 +14,7 @@ from polarvault.errors import StorageFailed, TargetNotEmpty
 from polarvault.instance.account import working_as_account
 from polarvault.instance.model import Account
 from polarvault.storage.below import Below
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import fsync_parent, storage_failed
 
 _REMOVE_ATTEMPTS = 20
 _REMOVE_PAUSE_S = 0.1
@@ -23,12 +23,15 @@ _REMOVE_PAUSE_S = 0.1
 class Targets:
     """Claimed directories; `undo` removes what was made since, and nothing that was there before.
 
+    With sync the names of those that are made are durable once they are claimed.
+
     Everything is done with the rights of the account that is to own it. Root's are used for two things: to make a
     directory where the account may not, and to give it an empty one; each by descriptor, and never through a link.
     """
 
-    def __init__(self, account: Account, *, directory_mode: int) -> None:
+    def __init__(self, account: Account, *, directory_mode: int, sync: bool) -> None:
         self._account = account
+        self._sync = sync
         self._mode = directory_mode
         self._made: list[str] = []
         self._emptied: list[tuple[str, os.stat_result]] = []
@@ -65,6 +68,9 @@ class Targets:
             # Noted first: an interruption between the two lines would leave the directory behind.
             self._made.append(path)
             self._make(path, self._mode if path == directory else None)
+            # What the restore syncs at its end is below the target: a parent made here would not be among it.
+            if self._sync:
+                fsync_parent(path)
 
     def _take_empty(self, directory: str) -> None:
         # From the top, component by component, so that no link which has appeared since is followed.
