@@ -67,7 +67,7 @@ def write_configuration(directory: str, saved: SavedConfiguration, *, sync: bool
         with Below(directory) as below:
             for path, content in saved.files.items():
                 name = FILES_NAME + path
-                below.make_parents(name, 0o700)
+                below.make_parents(name, 0o700, sync=sync)
                 below.write(name, content, 0o600, sync=sync)
                 if sync:
                     below.sync_parent(name)

@@ -226,8 +226,11 @@ class Below:
         finally:
             os.close(descriptor)
 
-    def make_directory(self, name: str, mode: int) -> bool:
-        """Make a directory; False if there is one already. NameRefused if something else has the name."""
+    def make_directory(self, name: str, mode: int, *, sync: bool = False) -> bool:
+        """Make a directory; False if there is one already. NameRefused if something else has the name.
+
+        With sync the name of one that was made is durable on return.
+        """
         with self._lock:
             parent, last = self._parent(name)
             try:
@@ -238,9 +241,11 @@ class Below:
             os.fchmod(self._directory(name), mode)
             if self.owner is not None:
                 os.chown(last, *self.owner, dir_fd=parent, follow_symlinks=False)
-            return True
+        if sync:
+            self.sync_parent(name)
+        return True
 
-    def make_directories(self, name: str, mode: int) -> None:
+    def make_directories(self, name: str, mode: int, *, sync: bool = False) -> None:
         """Make a directory and those above it that are missing."""
         if not name:
             return
@@ -250,14 +255,14 @@ class Below:
                 return
             except FileNotFoundError:
                 pass
-            self.make_directories(name.rpartition("/")[0], mode)
-            self.make_directory(name, mode)
+            self.make_directories(name.rpartition("/")[0], mode, sync=sync)
+            self.make_directory(name, mode, sync=sync)
 
-    def make_parents(self, name: str, mode: int) -> None:
+    def make_parents(self, name: str, mode: int, *, sync: bool = False) -> None:
         """Make the directories that a name lies in, where they are missing."""
         parent = name.rpartition("/")[0]
         if parent != self._recent[0] and parent:
-            self.make_directories(parent, mode)
+            self.make_directories(parent, mode, sync=sync)
 
     def change_mode(self, name: str, mode: int) -> None:
         """Change the mode of a directory."""

@@ -8,7 +8,7 @@ from polarvault.instance.account import working_as_account
 from polarvault.instance.model import Account
 from polarvault.restore.plan.configuration import PutBack
 from polarvault.storage.below import Below
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import fsync_parent, make_directories, storage_failed
 
 # As pg_createcluster makes them: everybody may read the settings, and only the server who may log in.
 _MODE = 0o644
@@ -34,12 +34,14 @@ class PutConfiguration:
         try:
             if os.geteuid() == 0 and not os.path.isdir(version_directory):
                 # Only root may make this one; it belongs to the server's user, as pg_createcluster leaves it.
-                os.makedirs(version_directory, _DIRECTORY_MODE)
+                make_directories(version_directory, _DIRECTORY_MODE, sync=self._sync)
                 os.chown(version_directory, self._account.uid, self._account.gid)
             with working_as_account(self._account):
                 if not os.path.isdir(root):
                     os.mkdir(root, _DIRECTORY_MODE)
                     self._made_root = True
+                    if self._sync:
+                        fsync_parent(root)
                 self._write_below(root)
         except OSError as problem:
             raise storage_failed(problem, "put the configuration into", root) from problem
@@ -47,12 +49,12 @@ class PutConfiguration:
     def _write_below(self, root: str) -> None:
         with Below(root) as below:
             for directory in self._put.directories:
-                below.make_directories(os.path.relpath(directory, root), _DIRECTORY_MODE)
+                below.make_directories(os.path.relpath(directory, root), _DIRECTORY_MODE, sync=self._sync)
             for path, content in self._put.files.items():
                 name = os.path.relpath(path, root)
                 if below.exists(name):
                     continue
-                below.make_parents(name, _DIRECTORY_MODE)
+                below.make_parents(name, _DIRECTORY_MODE, sync=self._sync)
                 secret = os.path.basename(name) in _SECRET_NAMES
                 below.write(name, content, _SECRET_MODE if secret else _MODE, sync=self._sync)
                 self._made.append(name)
