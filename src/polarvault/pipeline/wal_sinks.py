@@ -74,10 +74,13 @@ class WalDirectory:
             return
         try:
             if self._sync:
+                # Content and name: a whole segment is acknowledged to the server, which may remove it then.
                 os.fsync(self._descriptor)
+                self._below.sync_directory()
             self._close()
             if self._position == segment.size_bytes:
-                self._below.write(f"archive_status/{segment.file_name}.done", b"", self._mode, sync=self._sync)
+                # Made durable with everything else of the backup.
+                self._below.write(f"archive_status/{segment.file_name}.done", b"", self._mode, sync=False)
         except OSError as problem:
             raise files.storage_failed(problem, "make durable", self._path) from problem
 
@@ -86,7 +89,9 @@ class WalDirectory:
         self._path = self._below.path(file_name)
         try:
             self._below.write(file_name, content, self._mode, sync=self._sync, replace=True)
-            self._below.write(f"archive_status/{file_name}.done", b"", self._mode, sync=self._sync, replace=True)
+            if self._sync:
+                self._below.sync_directory()
+            self._below.write(f"archive_status/{file_name}.done", b"", self._mode, sync=False, replace=True)
         except OSError as problem:
             raise files.storage_failed(problem, "write file", self._path) from problem
 
