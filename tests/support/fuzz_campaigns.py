@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -85,7 +87,7 @@ def _backup_case(worker: Worker, sandbox: Sandbox, rng: random.Random) -> Case:
     elif form == "stdout":
         recording, options = _without_tablespaces(), ["-Ft", "-X", "none"]
     elif form.startswith("polardb"):
-        recording = _polardb()
+        recording = polardb_recording()
         options.append("-Fp" if "plain" in form else "-Ft")
         version = "15.5"
     elif form == "tar gzip":
@@ -212,10 +214,10 @@ def _without_tablespaces() -> Recording:
 
 
 @cache
-def _polardb() -> Recording:
+def polardb_recording() -> Recording:
     """A shared half made of the tablespace's files, listed behind those of the local half, as PolarDB does."""
     recording = load_recording()
-    local = recording.archives["base.tar"]
+    local = _without_links(recording.archives["base.tar"])
     shared = next(content for name, content in recording.archives.items() if name != "base.tar")
     parsed = parse_manifest(recording.manifest)
     ours = [entry for entry in parsed.files if not entry.path.startswith("pg_tblspc/")]
@@ -230,6 +232,16 @@ def _polardb() -> Recording:
         archives={"base.tar": local, "data.tar": shared},
         manifest=encode_manifest(replace(parsed, files=ours + theirs)),
     )
+
+
+def _without_links(archive: bytes) -> bytes:
+    """Return an archive without links to tablespaces, of which PolarDB has none."""
+    changed = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(archive)) as reading, tarfile.open(fileobj=changed, mode="w") as writing:
+        for member in reading:
+            if not member.issym():
+                writing.addfile(member, reading.extractfile(member) if member.isfile() else None)
+    return changed.getvalue()
 
 
 # Backups on disk

@@ -18,6 +18,7 @@ def segment_content(
     timeline_id: int | None = None,
     system_identifier: int = SYSTEM_IDENTIFIER,
     used_of_last: int = PAGE_BYTES,
+    magic: int = MAGIC,
 ) -> bytes:
     """Return the first pages (default: all) of a segment, with valid headers and a recognisable filling."""
     count = segment.size_bytes // PAGE_BYTES if pages is None else pages
@@ -25,7 +26,7 @@ def segment_content(
     content = bytearray()
     for number in range(count):
         flags = 0x2 if number == 0 else 0
-        page = struct.pack("<HHIQIxxxx", MAGIC, flags, timeline, segment.start + number * PAGE_BYTES, 0)
+        page = struct.pack("<HHIQIxxxx", magic, flags, timeline, segment.start + number * PAGE_BYTES, 0)
         if number == 0:
             page += struct.pack("<QII", system_identifier, segment.size_bytes, PAGE_BYTES)
         used = used_of_last if number == count - 1 else PAGE_BYTES

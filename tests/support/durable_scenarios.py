@@ -1,0 +1,347 @@
+"""What the program makes durable: one scenario for each thing, with the rules that its system calls must keep.
+
+Every scenario runs the real program (or the one function that writes the thing) in a process that
+`support.system_calls` watches. All of them need no server: the answers are recorded ones. A new kind of durable thing
+gets a scenario here; `tests/fault/test_durability.py` fails until every fsync of the program is in one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from polarvault.backupset.unfinished import MARKER_NAME
+from polarvault.demo.account import server_account
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from support.durability import Rules, judge
+from support.fuzz_campaigns import polardb_recording
+from support.fuzzing import Outcome, Sandbox, Worker
+from support.made_backups import MadeBackup, files
+from support.small_recording import LOCATION, Recording, load_recording
+from support.system_calls import NO_FAULT, Event, Fault, prelude, read_trace
+from support.wal_bytes import XLOG, make_record
+from support.wal_segments import segment_content
+from support.wal_server import WalServer
+
+SEGMENT_BYTES = 1 << 20
+SEGMENTS = 3
+_ALIGNED_RECORD_BYTES = 40
+# What a receiver tells of itself: news, not data.
+_NEWS = (
+    ".polarvault-receivewal.json", ".polarvault-receivewal.json.tmp", ".polarvault-receivewal.lock",
+)  # fmt: skip
+_MANIFEST, _UNMARKED = ("rename", "backup_manifest"), ("unlink", MARKER_NAME)
+_BACKUP = Rules(commits=(_MANIFEST, _UNMARKED), guard=MARKER_NAME)
+_TAR_NAMES = "backup_manifest.shared"
+_RESTORE = Rules(commits=(("rename", "pg_control"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """words: the command line, W is a directory of the scenario's own; script: Python instead of a command.
+
+    prepare: makes what must be there before, given the worker and the directory. status: that of a run without a fault.
+    """
+
+    rules: Rules
+    words: tuple[str, ...] = ()
+    script: str = ""
+    prepare: Callable[[Worker, Path], None] | None = None
+    recording: Callable[[], Recording] | None = None
+    status: int = 0
+
+
+@dataclass(slots=True)
+class Run:
+    """How a scenario went; `work` is gone once the block of `ran` is left."""
+
+    outcome: Outcome
+    events: list[Event]
+    work: Path
+    server: WalServer | None
+    problems: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def ran(
+    worker: Worker, scenario: Scenario, fault: Fault = NO_FAULT, *, more: Sequence[str] = (), timeout_s: float = 45
+) -> Iterator[Run]:
+    """Run a scenario with a fault and more options; its directory is there inside of the block."""
+    scenario = replace(scenario, words=(*scenario.words, *more))
+    with Sandbox() as sandbox:
+        work = Path(os.path.realpath(sandbox.work))
+        server_account().own(work)
+        if scenario.prepare is not None:
+            scenario.prepare(worker, work)
+        trace = sandbox.root / "trace"
+        if scenario.recording is None:
+            outcome = _run(worker, scenario, sandbox, work, trace, fault, None, timeout_s)
+            yield _judged(scenario, outcome, trace, work, None)
+            return
+        with WalServer(scenario.recording(), version=_version(scenario)) as server:
+            outcome = _run(worker, scenario, sandbox, work, trace, fault, server, timeout_s)
+            yield _judged(scenario, outcome, trace, work, server)
+
+
+def _run(
+    worker: Worker, scenario: Scenario, sandbox: Sandbox, work: Path, trace: Path, fault: Fault,
+    server: WalServer | None, timeout_s: float,
+) -> Outcome:  # fmt: skip
+    words = [word.replace("W/", f"{work}/") for word in scenario.words]
+    if server is not None:
+        words[1:1] = ["-d", server.conninfo]
+    before = prelude(trace, work, fault)
+    if scenario.script:
+        before += f"import os\nWORK = {str(work)!r}\n{scenario.script}\nos._exit(0)\n"
+    return worker.run(words, sandbox.root, prelude=before, timeout_s=timeout_s)
+
+
+def _judged(scenario: Scenario, outcome: Outcome, trace: Path, work: Path, server: WalServer | None) -> Run:
+    events = read_trace(trace)
+    run = Run(outcome, events, work, server)
+    if outcome.status == scenario.status:
+        run.problems = [problem.replace(str(work), "") for problem in judge(events, scenario.rules)]
+    return run
+
+
+def _version(scenario: Scenario) -> str:
+    return "15.5" if scenario.recording is polardb_recording else "18.0"
+
+
+# Base backups
+
+
+@cache
+def long_recording() -> Recording:
+    """Return the recorded server with more WAL: several segments, so that whole ones are received."""
+    recording = load_recording()
+    first = recording.wal_start // SEGMENT_BYTES
+    more = [
+        segment_content(
+            WalSegment(recording.timeline, first + number, SEGMENT_BYTES), magic=0xD118,
+            system_identifier=int(recording.identity[0] or 0),
+        )
+        for number in range(1, SEGMENTS)
+    ]  # fmt: skip
+    # The last segment stays partial.
+    more[-1] = more[-1][:150_000]
+    return replace(recording, wal=recording.wal + b"".join(more))
+
+
+@cache
+def busy_recording() -> Recording:
+    """Return a server that writes more than a segment of WAL during its base backup."""
+    recording = long_recording()
+    start, stop = Lsn.parse(recording.start[0]), recording.wal_start + SEGMENT_BYTES + 4096
+    # The record without which a backup is not whole (access/xlogrecord.h): XLOG_BACKUP_END with the start LSN.
+    body = struct.pack("<BBQ", 255, 8, start)
+    record = make_record(body, rmgr=XLOG, info=0x50, xid=0, previous=0).ljust(_ALIGNED_RECORD_BYTES, b"\0")
+    wal, end = recording.wal, stop - recording.wal_start
+    wal = wal[: end - len(record)] + record + wal[end:]
+    return replace(recording, wal=wal, stop=[f"0/{stop:X}", recording.stop[1]])
+
+
+def _backup(*options: str, rules: Rules = _BACKUP, recording: Callable[[], Recording] = load_recording) -> Scenario:
+    return Scenario(rules, ("basebackup", "-c", "fast", *options), recording=recording)
+
+
+_PLAIN = ("-D", "W/a/b/backup", "-T", f"{LOCATION}=W/space/one")
+
+_CONFIGURATION = """
+from polarvault.backupset.saved_configuration import SavedConfiguration, write_configuration
+saved = SavedConfiguration(
+    "/var/lib/postgresql/15/main", {"config_file": "/etc/postgresql/15/main/postgresql.conf"},
+    {"/etc/postgresql/15/main/postgresql.conf": b"port = 1\\n", "/etc/postgresql/15/main/conf.d/a.conf": b""},
+)
+write_configuration(WORK + "/made", saved, sync=True)
+"""
+
+# Restores
+
+
+def _plain_backup(worker: Worker, work: Path) -> None:
+    server_account().own(MadeBackup().seal().plain(work / "backup"))
+
+
+def _tar_backup(worker: Worker, work: Path) -> None:
+    server_account().own(MadeBackup().seal().tar(work / "backup", ".gz"))
+
+
+def _halves(worker: Worker, work: Path) -> None:
+    """A plain backup of PolarDB: the local half, and in it the shared one."""
+    content = files()
+    shared = ("base/", "global/")
+    local = {name: data for name, data in content.items() if not name.startswith(shared)}
+    local["postgresql.conf"] = (
+        b"polar_enable_shared_storage_mode = on\npolar_datadir = 'file-dio:///live'\n"
+        b"polar_storage_cluster_name = ''\npolar_disk_name = 'live'\n"
+    )
+    MadeBackup(local).plain(work / "backup")
+    shutil.rmtree(work / "backup/pg_wal")
+    MadeBackup({name: data for name, data in content.items() if name.startswith(shared)}).plain(
+        work / "backup/polar_shared_data"
+    )
+    server_account().own(work / "backup")
+
+
+def _taken_backup(worker: Worker, work: Path) -> None:
+    """A backup of the recorded server, with its tablespace."""
+    scenario = _backup("-D", "W/backup", "-T", f"{LOCATION}=W/space")
+    with WalServer(load_recording()) as server:
+        words = [word.replace("W/", f"{work}/") for word in scenario.words]
+        outcome = worker.run([words[0], "-d", server.conninfo, *words[1:]], work.parent)
+        assert outcome.status == 0, outcome.errors
+    for path in (work / "backup", work / "space"):
+        server_account().own(path)
+
+
+_PUT_CONFIGURATION = """
+from polarvault.instance.host import Host
+from polarvault.restore.plan.configuration import PutBack
+from polarvault.restore.write.configuration import PutConfiguration
+root = WORK + "/etc/15/main"
+files = {root + "/postgresql.conf": b"port = 1\\n", root + "/conf.d/more/a.conf": b"work_mem = 1\\n"}
+put = PutBack(root, files, (root + "/empty/below",), (), None)
+PutConfiguration(put, Host().account(None, WORK), sync=True).write()
+"""
+
+_REPLICA = """
+from types import SimpleNamespace
+from polarvault.instance.account import working_as_account
+from polarvault.instance.host import Host
+from polarvault.restore.standby.replica import begin_replica, finish_replica
+local = WORK + "/replica"
+os.mkdir(local)
+os.chmod(local, 0o777)
+settings = b"polar_datadir = 'file-dio:///live'\\npolar_enable_shared_storage_mode = on\\narchive_mode = off\\n"
+plan = SimpleNamespace(
+    layout=SimpleNamespace(local=local), live_datadir="file-dio:///live", binaries=None,
+    signal_path=local + "/replica.signal", request=SimpleNamespace(sync=True),
+    files={local + "/postgresql.conf": settings, local + "/postgresql.auto.conf": b""},
+)
+account = Host().account(None, WORK)
+with working_as_account(account):
+    begin_replica(plan, file_mode=0o600)
+finish_replica(plan, account, file_mode=0o600)
+"""
+
+# WAL
+
+
+def _archive(worker: Worker, work: Path) -> None:
+    (work / "archive").mkdir()
+
+
+def _cut_archive(*options: str) -> Callable[[Worker, Path], None]:
+    """Return what leaves an archive in which an earlier receiver was killed in its last segment."""
+
+    def prepare(worker: Worker, work: Path) -> None:
+        scenario = _receive(*options)
+        with ran(worker, scenario) as whole:
+            shutil.copytree(whole.work / "archive", work / "archive")
+        names = sorted(name for name in os.listdir(work / "archive") if name.endswith(".partial"))
+        assert names, "the last segment is partial"
+
+    return prepare
+
+
+def _receive(*options: str, prepare: Callable[[Worker, Path], None] = _archive) -> Scenario:
+    recording = long_recording()
+    end = recording.wal_start + len(recording.wal)
+    # What an earlier run has made whole is durable, and not received again.
+    start = recording.wal_start if prepare is _archive else end // SEGMENT_BYTES * SEGMENT_BYTES
+    rules = Rules(renames=True, news=_NEWS, wal_start=start, segment_bytes=SEGMENT_BYTES)
+    return Scenario(
+        rules, ("receivewal", "-n", "-S", "slot", "-D", "W/archive", "--endpos", f"0/{end:X}", *options),
+        prepare=prepare, recording=long_recording,
+    )  # fmt: skip
+
+
+_DOCUMENT = """
+from polarvault.storage.files import write_durably
+write_durably(WORK + "/report.json", b"{}")
+write_durably(WORK + "/report.json", b"[]")
+"""
+
+
+@cache
+def scenarios() -> Mapping[str, Scenario]:
+    """Return every scenario by name."""
+    both = replace(_BACKUP, commits=(_MANIFEST, ("rename", _TAR_NAMES), _UNMARKED))
+    polardb = {"recording": polardb_recording}
+    return {
+        "basebackup plain": _backup(
+            *_PLAIN,
+            "-S",
+            "slot",
+            recording=busy_recording,
+            rules=replace(_BACKUP, wal_start=busy_recording().wal_start, segment_bytes=SEGMENT_BYTES),
+        ),
+        "basebackup plain, WAL elsewhere": _backup(*_PLAIN, "--waldir", "W/wal"),
+        "basebackup plain, syncfs": _backup(*_PLAIN, "--sync-method", "syncfs"),
+        "basebackup plain, no manifest": _backup(
+            *_PLAIN, "--no-manifest", rules=replace(_BACKUP, commits=(_UNMARKED,))
+        ),
+        "basebackup plain, two halves": _backup("-D", "W/local", "--polardata", "W/shared", "-X", "none", **polardb),
+        "basebackup tar": _backup("-D", "W/backup", "-Ft"),
+        "basebackup tar, compressed": _backup("-D", "W/backup", "-Ft", "-z"),
+        "basebackup tar, two halves": _backup("-D", "W/backup", "-Ft", "-X", "none", rules=both, **polardb),
+        "basebackup stdout, shared half beside": _backup(
+            "-D",
+            "-",
+            "-Ft",
+            "--polardata",
+            "W/shared",
+            "-X",
+            "none",
+            rules=replace(_BACKUP, commits=(_UNMARKED,)),
+            **polardb,
+        ),
+        "basebackup configuration": Scenario(
+            Rules(commits=(("create", "configuration.json"),)),
+            script=_CONFIGURATION,
+            prepare=lambda worker, work: (work / "made").mkdir(),
+        ),
+        "receivewal plain": _receive(),
+        "receivewal synchronous": _receive("--synchronous"),
+        "receivewal gzip": _receive("-Z", "gzip"),
+        "receivewal plain, resumed": _receive(prepare=_cut_archive()),
+        "receivewal gzip, resumed": _receive("-Z", "gzip", prepare=_cut_archive("-Z", "gzip")),
+        "restore plain": Scenario(_RESTORE, ("restore", "W/backup", "-D", "W/a/b/target"), prepare=_plain_backup),
+        "restore tar": Scenario(_RESTORE, ("restore", "W/backup", "-D", "W/target"), prepare=_tar_backup),
+        "restore standby": Scenario(
+            _RESTORE, ("restore", "W/backup", "-D", "W/target", "--as", "standby"), prepare=_plain_backup
+        ),
+        "restore tablespace": Scenario(
+            _RESTORE,
+            ("restore", "W/backup", "-D", "W/target", "-T", "W/space=W/elsewhere/one"),
+            prepare=_taken_backup,
+        ),
+        "restore two halves": Scenario(
+            _RESTORE, ("restore", "W/backup", "-D", "W/target", "--polardata", "W/target_shared"), prepare=_halves
+        ),
+        "restore configuration": Scenario(Rules(), script=_PUT_CONFIGURATION),
+        "restore replica": Scenario(
+            Rules(commits=(("rename", "postgresql.conf"),), guard="replica.signal"), script=_REPLICA
+        ),
+        "drill report": Scenario(
+            Rules(renames=True),
+            ("drill", "W/backup", "--bindir", "/nonexistent", "--report", "W/report"),
+            prepare=_plain_backup,
+            status=3,
+        ),
+        "document": Scenario(Rules(renames=True), script=_DOCUMENT),
+    }
+
+
+def as_json(events: list[Event]) -> str:
+    """Return a trace as text, for a failure's report."""
+    return "\n".join(map(json.dumps, events))
