@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from polarvault.instance.log_files import log_size, read_log
+from polarvault.instance.log_files import MOST_BYTES, log_size, read_log
 from polarvault.instance.model import Instance
 from polarvault.instance.start import LOG_NAME
 from polarvault.model.lsn import Lsn
@@ -47,6 +47,10 @@ class RecoveryLog:
         self._directory = os.path.join(instance.data_directory, "log")
         self._root = instance.data_directory
         self._before = {path: self._size(path) for path in self._files()}
+        # What was written since and read already: a recovery is watched twice a second, perhaps for days.
+        self._read: dict[str, bytes] = {}
+        self._read_up_to = dict(self._before)
+        self._text = ""
 
     def _size(self, path: str) -> int:
         return log_size(self._root, path) or 0
@@ -65,15 +69,25 @@ class RecoveryLog:
 
     @property
     def text(self) -> str:
-        """Everything written since the start."""
-        parts = []
-        for path in self._files():
-            try:
-                content = read_log(self._root, path, start=self._before.get(path, 0))
-                parts.append(content.decode("utf-8", "replace"))
-            except OSError:
-                continue  # Rotated away: the newer file is read as well.
-        return "\n".join(parts)
+        """Everything written since the start, at most the last of each file."""
+        # All are read, whether or not the first one has grown.
+        if sum(map(self._read_on, self._files())):
+            in_order = sorted(self._read, key=lambda path: (path != self._main, path))
+            self._text = "\n".join(self._read[path].decode("utf-8", "replace") for path in in_order)
+        return self._text
+
+    def _read_on(self, path: str) -> bool:
+        """Read what was written to a file since the last time; False when that is nothing."""
+        start = self._read_up_to.get(path, 0)
+        try:
+            content = read_log(self._root, path, start=start)
+        except OSError:
+            return False  # Rotated away: the newer file is read as well.
+        # Of more than that between two looks the beginning is left out.
+        self._read_up_to[path] = start + len(content) if len(content) < MOST_BYTES else self._size(path)
+        if content:
+            self._read[path] = (self._read.get(path, b"") + content)[-MOST_BYTES:]
+        return bool(content)
 
     @property
     def end(self) -> str:
