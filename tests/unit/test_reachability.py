@@ -17,6 +17,7 @@ from polarvault.recovery.reachability import (
     check_stop,
     describe_reachable,
     show_time,
+    stop_at_end,
     what_is_reachable,
 )
 from polarvault.recovery.search import TargetSearch
@@ -99,6 +100,19 @@ def test_a_time_within_the_backup_names_the_backups_end() -> None:
     assert "lies before the end of the backup: it would stop before the commit of transaction 7" in problem.message
     assert "consistent only from LSN 0/200190 on" in problem.message
     assert "older backup" in (problem.hint or "")
+
+
+@pytest.mark.parametrize(("is_refused", "seconds", "is_end"), [(False, 1, True), (True, 1, False), (True, 0, True)])
+def test_the_second_in_which_a_backup_ended_counts_unless_its_wal_goes_on_unread(
+    is_refused: bool, seconds: float, is_end: bool
+) -> None:
+    assert NOON is not None
+    # The time in the .backup file is cut to seconds; a second is added to it.
+    span, target = replace(SPAN, end_time=NOON + timedelta(seconds=1)), time_target(seconds / 60)
+    search = TargetSearch(target, span.start_lsn, span.start_lsn, span.end_lsn)
+    search.take([INSIDE])
+    stop = stop_at_end(span, search, replace(END, is_refused=is_refused, last_lsn=INSIDE.lsn))
+    assert (stop is not None) == is_end
 
 
 @pytest.mark.parametrize("minute", [-500, -6, -4.999])

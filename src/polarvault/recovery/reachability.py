@@ -273,8 +273,11 @@ def stop_at_end(span: BackupSpan, search: TargetSearch, end: ValidWalEnd) -> Sto
     is_end = target.lsn is not None and (target.lsn == end.lsn or (last is not None and last < target.lsn <= end.lsn))
     if target.time is not None and target.inclusive:
         # All that was committed while the backup was taken is in the WAL up to its end, and nothing that came later.
-        in_backup = span.start_time is not None and span.end_time is not None
-        is_end = target.time == latest or (in_backup and span.start_time <= target.time <= span.end_time)  # type: ignore[operator]
+        is_end = target.time == latest
+        if span.start_time is not None and span.end_time is not None:
+            # The end is rounded up; where WAL goes on that no recovery reads, it may hold what came in that second.
+            until = span.end_time - timedelta(seconds=1) if end.is_refused else span.end_time
+            is_end = is_end or span.start_time <= target.time <= until
     if not is_end:
         return None
     # Before a record that the server refuses nothing tells which one is the last, and nothing has to.
