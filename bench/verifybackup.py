@@ -29,7 +29,7 @@ from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel
 from polarvault.verify.facts.backup import WalRange
 from polarvault.verify.files.reading import FileTask, read_in_this_thread
 from polarvault.verify.wal.check import check_wal
-from polarvault.verify.wal.sources import DirectoryWal
+from polarvault.walfiles.directory import WalDirectory
 
 _SEGMENT_BYTES = 16 << 20
 
@@ -149,7 +149,7 @@ def _one_core(backup: Path, server: ThrowawayServer, wal: tuple[Lsn, Lsn], round
     segments = (path for path in (backup / "base").rglob("*") if path.name.isdigit() and path.is_file())
     largest = max(segments, key=lambda path: path.stat().st_size)
     size = largest.stat().st_size
-    span, source = WalRange(1, *wal), DirectoryWal([str(server.data / "pg_wal")])
+    span, source = WalRange(1, *wal), WalDirectory(str(server.data / "pg_wal"))
     chunk = largest.read_bytes()[: 512 << 10]
     kernel, pages, reading, wal_speed = load_kernel(), [], [], []
     for _ in range(rounds):
@@ -163,7 +163,7 @@ def _one_core(backup: Path, server: ThrowawayServer, wal: tuple[Lsn, Lsn], round
     return {"case": "one-core", "gb_per_cpu_second": found}
 
 
-def _read_wal(span: WalRange, source: DirectoryWal) -> None:
+def _read_wal(span: WalRange, source: WalDirectory) -> None:
     verdict = check_wal([span], source, segment_size_bytes=_SEGMENT_BYTES)
     if any(not finding.is_ok for finding in verdict.findings):
         sys.exit(f"the WAL is not what it should be: {verdict.findings}")

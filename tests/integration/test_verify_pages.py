@@ -25,9 +25,9 @@ from polarvault.verify.facts.backup import WalRange
 from polarvault.verify.pages.fates import PageFates
 from polarvault.verify.pages.findings import Fate
 from polarvault.verify.wal.check import check_wal
-from polarvault.verify.wal.sources import DirectoryWal
 from polarvault.wal.compiled.reader import CompiledReader
 from polarvault.wal.scan import PlainReader
+from polarvault.walfiles.directory import WalDirectory
 from support.backups import run_program
 from support.busy_backups import back_up_during
 from support.cluster import Cluster
@@ -62,7 +62,7 @@ class Lab:
 
     def fates(self, *pages: BlockId) -> PageFates:
         fates = PageFates(pages)
-        source = DirectoryWal([str(self.backup / "pg_wal")])
+        source = WalDirectory(str(self.backup / "pg_wal"))
         verdict = check_wal([self.span], source, segment_size_bytes=SEGMENT, fates=fates)
         assert {finding.check for finding in verdict.findings} == {"wal-records"}
         return fates

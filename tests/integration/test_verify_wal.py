@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from polarvault.backupset.model import Area, Part
+from polarvault.backupset.wal_tars import tar_wal
 from polarvault.demo.programs import Installation
 from polarvault.model.finding import Finding, Severity, worst
 from polarvault.model.lsn import Lsn
@@ -23,8 +24,8 @@ from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.pgfiles.control import ControlFile, parse_control
 from polarvault.verify.facts.judge import BackupFacts, WalRange, judge_facts
 from polarvault.verify.wal.check import WalVerdict, check_wal
-from polarvault.verify.wal.sources import DirectoryWal, WalSource
-from polarvault.verify.wal.tars import tar_wal
+from polarvault.wal.source import WalSource
+from polarvault.walfiles.directory import WalDirectory
 from support.backups import back_up, back_up_with_postgres, open_plain, run_program
 from support.busy_backups import back_up_during, write_wal
 from support.cluster import Cluster
@@ -68,7 +69,7 @@ class Backup:
 
     def check(self, source: WalSource | Path | None = None, **more: object) -> WalVerdict:
         if isinstance(source, Path):
-            source = DirectoryWal([str(source)])
+            source = WalDirectory(str(source))
         return check_wal(
             self.ranges, source, segment_size_bytes=self.control.wal_segment_size, label=self.label,
             control=self.control,
@@ -218,7 +219,7 @@ def test_every_form_of_a_backup_is_good(source: Source, workspace: Path, options
     backup = Backup.load(path, cluster.installation)
     wal: WalSource
     if options == ["-Fp"]:
-        wal = DirectoryWal([str(backup.wal)])
+        wal = WalDirectory(str(backup.wal))
         assert backup.theirs()[0]
     else:
         (tar,) = [*path.glob("pg_wal.tar*")] or [*path.glob("base.tar*")]
@@ -382,7 +383,7 @@ def test_a_backup_without_wal_needs_an_archive(source: Source, workspace: Path) 
 def test_without_a_manifest_the_wal_is_read_to_the_end_of_backup_record(source: Source) -> None:
     backup = source.backup
     verdict = check_wal(
-        [], DirectoryWal([str(backup.wal)]), segment_size_bytes=None, label=backup.label, control=backup.control
+        [], WalDirectory(str(backup.wal)), segment_size_bytes=None, label=backup.label, control=backup.control
     )
     assert is_good(verdict), verdict.findings
     assert verdict.records >= len(source.records())

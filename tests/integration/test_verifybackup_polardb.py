@@ -21,7 +21,7 @@ from polarvault.verify.pages.fates import PageFates
 from polarvault.verify.pages.findings import Fate
 from polarvault.verify.pages.relation_paths import relation_of
 from polarvault.verify.wal.check import check_wal
-from polarvault.verify.wal.sources import DirectoryWal
+from polarvault.walfiles.directory import WalDirectory
 from support.backups import back_up
 from support.cluster import Cluster
 from support.polar_cluster import PolarCluster
@@ -339,7 +339,7 @@ def test_without_full_page_writes_the_wal_repairs_no_torn_page(polar: PolarClust
         ((end,),) = polar.query("SELECT pg_current_wal_flush_lsn()::text")
         asked = fates[setting] = PageFates([page])
         span = WalRange(1, Lsn.parse(start), Lsn.parse(end))
-        verdict = check_wal([span], DirectoryWal([str(polar.shared / "pg_wal")]), segment_size_bytes=None, fates=asked)
+        verdict = check_wal([span], WalDirectory(str(polar.shared / "pg_wal")), segment_size_bytes=None, fates=asked)
         # What was flushed last may end within a record.
         assert verdict.records > 0
     polar.query("ALTER SYSTEM RESET full_page_writes")

@@ -19,8 +19,12 @@ from polarvault.demo.account import server_account
 from polarvault.errors import StartFailed
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.walarchive.directory import WalDirectories, find_segment_header, read_segment_header
+from polarvault.wal.source import segment_numbers
 from polarvault.walarchive.restore_command import restore_command
+from polarvault.walfiles.choice import find
+from polarvault.walfiles.directory import WalDirectory
+from polarvault.walfiles.files import read_segment_header
+from polarvault.walfiles.search_list import wal_places
 from support.cluster import Cluster
 from support.receiving import end_of_wal
 from support.waiting import wait_until
@@ -79,7 +83,7 @@ def ask_for_recovery(cluster: Cluster, data: Path, *, standby: bool = False) -> 
 
 
 def recovery_settings(*directories: Path, **options: object) -> dict[str, str]:
-    return {"restore_command": restore_command(list(map(str, directories)), **options)}  # type: ignore[arg-type]
+    return {"restore_command": restore_command(wal_places(list(map(str, directories))), **options)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "lz4"])
@@ -101,7 +105,7 @@ def test_recovery_from_what_pg_receivewal_received_ends_at_its_last_byte(
     suffix = {"none": "", "gzip": ".gz", "lz4": ".lz4"}[compression]
     assert len(list(received.glob(f"*{suffix}.partial"))) == 1
     assert len(list(received.glob("0" * 7 + "1" + "?" * 16 + suffix))) > 1
-    header = find_segment_header([str(received)])
+    header = WalDirectory(str(received)).first_header()
     assert header is not None
     assert (header.segment_size_bytes, header.system_identifier) == (MB, system_identifier(cluster))
 
@@ -172,8 +176,9 @@ def test_recovery_from_the_pg_wal_of_a_dead_server(
     pg_wal = cluster.data / "pg_wal"
     names = sorted(path.name for path in pg_wal.glob("0" * 7 + "?" * 17))
     assert names[-1] > current, "the server has recycled no segment"
-    source = WalDirectories([str(pg_wal)], MB)
-    assert max(source.segments(1)) == WalSegment.parse(current, MB).number
+    source = WalDirectory(str(pg_wal))
+    held = [WalSegment(1, number, MB) for number in segment_numbers(source.ranges(1, MB), MB)]
+    assert max(segment for segment in held if find(source, segment)) == WalSegment.parse(current, MB)
 
     ask_for_recovery(cluster, data)
     restored = start_restored(15, data, settings=recovery_settings(pg_wal))
@@ -386,7 +391,7 @@ def test_the_line_works_in_a_shell_without_any_environment(
         segment.unlink()
         pack = {".gz": gzip.compress, ".lz4": lz4.frame.compress, ".zst": zstandard.compress}[form]
         segment.with_name(segment.name + form).write_bytes(pack(content))
-    line = restore_command([str(odd)], system_identifier=system_identifier(cluster))
+    line = restore_command(WalDirectory(str(odd)), system_identifier=system_identifier(cluster))
     target = workspace / "served"
     # As the server does it: two percent signs are one, %f and %p are put in as they are.
     line = line.replace("%%", "\0").replace("%f", segment.name).replace("%p", str(target)).replace("\0", "%")
@@ -397,5 +402,5 @@ def test_the_line_works_in_a_shell_without_any_environment(
         ["sh", "-c", line.replace(segment.name, "00000009.history")], env={}, cwd="/", capture_output=True, check=False
     )
     assert (absent.returncode, absent.stdout, absent.stderr) == (1, b"", b"")
-    (file,) = [found for found in [WalDirectories([str(odd)], MB).find(WalSegment.parse(segment.name, MB))] if found]
+    (file,) = [found for found in [find(WalDirectory(str(odd)), WalSegment.parse(segment.name, MB))] if found]
     assert read_segment_header(file).timeline_id == 1

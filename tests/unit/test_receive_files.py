@@ -12,9 +12,9 @@ from polarvault.errors import DiskFull, StorageFailed
 from polarvault.model.compression import Compression
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.walarchive.directory import read_wal, wal_file
 from polarvault.walarchive.segment_file import REPLACING, open_segment
 from polarvault.walarchive.wal_files import WalFiles
+from polarvault.walfiles.files import wal_file
 from polarvault.wire.wal_messages import WalBatch
 from support.backups import open_plain
 from support.small_disk import small_disk
@@ -29,7 +29,7 @@ COMPRESSED = [text for text in SPECIFICATIONS if text != "none"]
 
 def decoded(path: Path) -> bytes:
     """Return what of a file can be read, ended or not."""
-    return b"".join(map(bytes, read_wal(wal_file(str(path.parent), path.name, in_pg_wal=False))))
+    return b"".join(map(bytes, wal_file(str(path.parent), path.name, in_pg_wal=False).views()))
 
 
 def name_of(text: str, ending: str = "") -> str:

@@ -7,8 +7,7 @@ import io
 import random
 import struct
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,72 +16,21 @@ import pytest
 import zstandard
 
 from polarvault.backupset.model import Area, Part
-from polarvault.errors import IntegrityError
+from polarvault.backupset.wal_tars import tar_wal
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.verify.facts.judge import WalRange
 from polarvault.verify.wal.check import WalVerdict, check_wal
-from polarvault.verify.wal.sources import next_in, numbers_of
-from polarvault.verify.wal.tars import tar_wal
-from polarvault.wal.segment_header import SegmentHeader, parse_segment_header
+from support.memory_wal import MemoryWal
 from support.small_files import label_bytes
 from support.wal_bytes import HEAP, PAGE, XLOG, WalBuilder
 
 MB = 1 << 20
 
 
-@dataclass
-class Memory:
-    """Segments by name; each is given in pieces of some length."""
-
-    contents: dict[str, bytes]
-    piece_bytes: int = 64 * 1024
-    place: str = "memory"
-    broken: frozenset[str] = frozenset()
-    skips: list[int] = field(default_factory=list)
-
-    def prepare(self, is_wanted: Callable[[str], bool]) -> None:
-        pass
-
-    def next_number(self, segment: WalSegment) -> int:
-        return next_in(numbers_of([*self.contents, *self.broken], segment), segment)
-
-    def find(self, segment: WalSegment) -> Held | None:
-        if segment.file_name in self.broken:
-            raise IntegrityError(f"{segment.file_name} cannot be decompressed")
-        content = self.contents.get(segment.file_name)
-        return None if content is None else Held(self, segment.file_name, content)
-
-    def first_header(self) -> SegmentHeader | None:
-        return parse_segment_header(min(self.contents.items())[1]) if self.contents else None
-
-    def finish(self) -> None:
-        pass
-
-    def histories(self) -> list[tuple[str, bytes | OSError]]:
-        return []
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass
-class Held:
-    source: Memory
-    where: str
-    content: bytes
-    may_be_short: bool = False
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.content)
-
-    def pieces(self, skip_bytes: int = 0) -> Iterator[tuple[int, memoryview]]:
-        self.source.skips.append(skip_bytes)
-        for offset in range(0, len(self.content), self.source.piece_bytes):
-            yield offset, memoryview(self.content[offset : offset + self.source.piece_bytes])
+memory = MemoryWal.of_segments
 
 
 @dataclass
@@ -103,7 +51,7 @@ class Made:
         }
 
     def check(self, contents: dict[str, bytes] | None = None, **more: Any) -> WalVerdict:
-        source = more.pop("source", None) or Memory(self.segments if contents is None else contents)
+        source = more.pop("source", None) or memory(self.segments if contents is None else contents)
         ranges = more.pop("ranges", [self.span])
         return check_wal(ranges, source, **{"segment_size_bytes": MB, "label": self.label} | more)
 
@@ -182,7 +130,7 @@ def test_every_damaged_record_is_named_however_the_wal_is_cut(made: Made, piece_
         if all(abs(record[0] - lsn) > 60_000 for lsn, _ in chosen):
             chosen.append(record)
     # Byte 24 begins the body, behind any part of the header; page headers are damaged in another test.
-    verdict = made.check(source=Memory(made.damage(*(lsn + 5 for lsn, _ in chosen)), piece_bytes))
+    verdict = made.check(source=memory(made.damage(*(lsn + 5 for lsn, _ in chosen)), piece_bytes=piece_bytes))
     found = problems(verdict)
     assert {finding.check for finding in found} == {"wal-damaged"}
     assert len(found) == len(chosen)
@@ -312,8 +260,8 @@ def test_damage_behind_a_missing_segment_is_found(made: Made) -> None:
     assert checks(made.check(contents)) == ["wal-missing", "wal-damaged"]
 
 
-@pytest.mark.parametrize("source", [None, Memory({})], ids=["none", "empty"])
-def test_no_wal_at_all_is_one_finding_with_the_next_step(made: Made, source: Memory | None) -> None:
+@pytest.mark.parametrize("source", [None, MemoryWal()], ids=["none", "empty"])
+def test_no_wal_at_all_is_one_finding_with_the_next_step(made: Made, source: MemoryWal | None) -> None:
     verdict = check_wal([made.span], source, segment_size_bytes=MB, label=made.label)
     (found,) = verdict.findings
     assert found.check == "wal-absent"
@@ -386,7 +334,7 @@ def test_the_segment_size_is_taken_from_the_first_segment_when_pg_control_is_gon
 def test_what_cannot_be_read_is_a_finding_and_the_rest_is_read(made: Made) -> None:
     names = sorted(made.segments)
     contents = made.damage(made.record_in(2) + 5)
-    source = Memory(contents, broken=frozenset({names[1]}))
+    source = memory(contents, broken=frozenset({names[1]}))
     assert checks(made.check(source=source)) == ["wal-unreadable", "wal-damaged"]
 
 

@@ -16,15 +16,11 @@ import zstandard
 
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.segment import WalSegment
-from polarvault.walarchive.directory import (
-    WalDirectories,
-    WalFile,
-    find_segment_header,
-    forms_of,
-    read_segment_header,
-    read_wal,
-    wal_file,
-)
+from polarvault.wal.source import segment_numbers
+from polarvault.walfiles.choice import find, history_of
+from polarvault.walfiles.directory import WalDirectory
+from polarvault.walfiles.files import WalFile, forms_of, read_segment_header, wal_file
+from polarvault.walfiles.search_list import SearchList, wal_places
 from support.wal_segments import PAGE_BYTES, SYSTEM_IDENTIFIER, segment_content
 
 MB = 1 << 20
@@ -47,12 +43,16 @@ def directory(root: Path, files: dict[str, bytes], *, pg_wal: bool = False) -> s
 
 
 def chosen(*paths: str) -> str | None:
-    found = WalDirectories(paths, MB).find(SEGMENT)
-    return os.path.relpath(found.path, Path(paths[0]).parent) if found else None
+    found = find(wal_places(paths), SEGMENT)
+    return os.path.relpath(found.where, Path(paths[0]).parent) if found else None
+
+
+def numbers(source: SearchList, timeline_id: int) -> list[int]:
+    return list(segment_numbers(source.ranges(timeline_id, MB), MB))
 
 
 def plain(file: WalFile) -> bytes:
-    return b"".join(map(bytes, read_wal(file)))
+    return b"".join(map(bytes, file.views()))
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,8 @@ def test_in_pg_wal_a_whole_segment_may_be_the_shorter_one(tmp_path: Path) -> Non
 def test_segments_that_wait_in_pg_wal_to_be_overwritten_are_not_there(tmp_path: Path) -> None:
     older = segment_content(WalSegment(1, 0, MB))
     path = directory(tmp_path / "pg_wal", {NAME: older, SEGMENT.next().file_name: bytes(MB)}, pg_wal=True)
-    source = WalDirectories([path], MB)
-    assert source.segments(1) == []
-    assert source.find(SEGMENT) is None
-    assert source.find(SEGMENT.next()) is None
+    assert find(WalDirectory(path), SEGMENT) is None
+    assert find(WalDirectory(path), SEGMENT.next()) is None
 
 
 def test_what_is_there_is_listed_by_timeline(tmp_path: Path) -> None:
@@ -146,21 +144,21 @@ def test_what_is_there_is_listed_by_timeline(tmp_path: Path) -> None:
         "receivewal.lock",
     ]
     second = directory(tmp_path / "second", dict.fromkeys([NAME, *names], gzip.compress(b"1\t0/28\tx\n")))
-    source = WalDirectories([first, second], MB)
-    assert source.segments(1) == [2, 3]
-    assert source.segments(3) == [5000]
-    assert source.segments(2) == []
+    source = wal_places([first, second])
+    assert numbers(source, 1) == [2, 3]
+    assert numbers(source, 3) == [5000]
+    assert numbers(source, 2) == []
     assert source.timelines() == [1, 2, 3]
-    assert source.history(2) == b"1\t0/28\tx\n"
-    assert source.history(3) is None
+    assert history_of(source, 2) == b"1\t0/28\tx\n"
+    assert history_of(source, 3) is None
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    source = WalDirectories([str(tmp_path / "gone")], MB)
+    source = wal_places([str(tmp_path / "gone")])
     with pytest.raises(StorageFailed, match=r'could not read directory ".*gone": No such file'):
-        source.segments(1)
+        source.ranges(1, MB)
     with pytest.raises(StorageFailed, match=r'could not read directory ".*gone": No such file'):
-        find_segment_header([str(tmp_path / "gone")])
+        source.first_header()
 
 
 @pytest.mark.parametrize("compression", ["gz", "lz4", "zst"])
@@ -216,7 +214,7 @@ def test_the_first_page_tells_the_segment_size(tmp_path: Path, size_mb: int, com
     path = directory(
         tmp_path / "wal", {name: COMPRESS[compression](content) if compression else content, "README": b""}
     )
-    header = find_segment_header([path])
+    header = WalDirectory(path).first_header()
     assert header is not None
     assert (header.segment_size_bytes, header.system_identifier) == (size_mb * MB, SYSTEM_IDENTIFIER)
     assert (header.timeline_id, header.page_address) == (7, segment.start)
@@ -228,12 +226,12 @@ def test_a_file_without_wal_is_refused_and_a_directory_without_segments_knows_no
     path = directory(tmp_path / "wal", {NAME: b"some text"})
     with pytest.raises(IntegrityError, match=f'"{path}/{NAME}" does not begin with the first page of a WAL segment'):
         read_segment_header(wal_file(path, NAME, in_pg_wal=False))
-    assert find_segment_header([path]) is None
+    assert WalDirectory(path).first_header() is None
 
 
 def test_a_fetch_loads_nothing_that_would_slow_it_down() -> None:
     heavy = ["dataclasses", "typing", "enum", "functools", "collections", "re", "ctypes", "pathlib", "click", "rich"]
-    modules = "polarvault.cli.wal_fetch, polarvault.walarchive.fetch"
+    modules = "polarvault.cli.wal_fetch, polarvault.walarchive.fetch, polarvault.walfiles.search_list"
     program = f"import sys, {modules}; print(*(sys.modules.keys() & set({heavy})))"
     # -S: what site-packages adds to every start-up is not ours.
     path = os.pathsep.join(part for part in sys.path if part)

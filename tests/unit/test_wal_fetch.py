@@ -19,9 +19,11 @@ from polarvault.cli.wal import fetch as click_command
 from polarvault.errors import IntegrityError, StorageFailed, UsageError
 from polarvault.model.segment import WalSegment
 from polarvault.walarchive import output as output_module
-from polarvault.walarchive.choice import unrecognised
-from polarvault.walarchive.directory import WalDirectories, wal_file
 from polarvault.walarchive.fetch import Fetcher
+from polarvault.walfiles.choice import find
+from polarvault.walfiles.directory import WalDirectory
+from polarvault.walfiles.files import wal_file
+from polarvault.walfiles.search_list import wal_places
 from support.waiting import wait_until
 from support.wal_segments import PAGE_BYTES, SYSTEM_IDENTIFIER, segment_content
 
@@ -51,7 +53,7 @@ def target(tmp_path: Path) -> Iterator[Path]:
 
 def fetcher(*directories: Path, **options: object) -> Fetcher:
     settings: dict[str, object] = {"grace_s": 0.0, "warn": lambda message: pytest.fail(message)}
-    return Fetcher(list(map(str, directories)), **(settings | options))  # type: ignore[arg-type]
+    return Fetcher(wal_places(list(map(str, directories))).sources, **(settings | options))  # type: ignore[arg-type]
 
 
 def pack(compression: str, content: bytes) -> bytes:
@@ -396,7 +398,7 @@ def test_a_finished_file_without_anything_in_it_loses_against_a_partial_one(
     assert target.read_bytes() == content.ljust(MB, b"\0")
     assert len(said) == 1
     assert f'{NAME}{form}" is used instead' in said[0]
-    assert WalDirectories([str(wal)], MB).find(SEGMENT) == wal_file(str(wal), NAME + form, in_pg_wal=False)
+    assert find(WalDirectory(str(wal)), SEGMENT) == wal_file(str(wal), NAME + form, in_pg_wal=False)
 
 
 def test_a_finished_file_that_was_cut_does_not_lose_against_a_partial_one(wal: Path, target: Path) -> None:
@@ -404,7 +406,7 @@ def test_a_finished_file_that_was_cut_does_not_lose_against_a_partial_one(wal: P
     (wal / f"{NAME}.partial").write_bytes(CONTENT)
     with pytest.raises(IntegrityError, match=f"ends after {MB // 2} of {MB} bytes"):
         fetcher(wal).fetch(NAME, str(target))
-    found = WalDirectories([str(wal)], MB).find(SEGMENT)
+    found = find(WalDirectory(str(wal)), SEGMENT)
     assert found is not None
     assert found.path == str(wal / NAME)
 
@@ -471,7 +473,7 @@ def test_a_directory_without_wal_is_told_by_its_layout(
     for name in names:
         (archive / name).parent.mkdir(exist_ok=True)
         (archive / name).write_bytes(b"x")
-    found = unrecognised(str(archive))
+    found = WalDirectory(str(archive)).lack()
     assert found is not None
     assert says in found[0]
     assert hint.format(archive) in found[1]
@@ -484,4 +486,4 @@ def test_a_directory_without_wal_is_told_by_its_layout(
                                   f"{NAME}.bz2"])  # fmt: skip
 def test_a_directory_with_any_file_of_an_archive_is_recognised(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    assert unrecognised(str(tmp_path)) is None
+    assert WalDirectory(str(tmp_path)).lack() is None

@@ -11,7 +11,7 @@ import pytest
 from polarvault.backupset.model import BackupSource, Form, Inventory
 from polarvault.errors import StorageFailed
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.stock import WalStock
+from polarvault.recovery.stock import WalStock, stock_of
 from support.wal_segments import segment_content
 
 MB = 1 << 20
@@ -19,7 +19,7 @@ NOTHING = Inventory({}, {}, {}, {}, frozenset(), (), True, None, False, 0)
 
 
 def stock(directory: Path) -> WalStock:
-    return WalStock(BackupSource("/backup", Form.PLAIN, ()), NOTHING, [str(directory)], MB)
+    return stock_of(BackupSource("/backup", Form.PLAIN, ()), NOTHING, [str(directory)], MB)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from polarvault.errors import StorageFailed
 from polarvault.instance.model import Account
 from polarvault.instance.programs import run_program
+from polarvault.wal.source import WalSource
 from polarvault.walarchive.restore_command import restore_command
 
 # No server asks for this file before four thousand million timelines.
@@ -29,11 +30,12 @@ _FIND_UNREADABLE = (
 _TIMEOUT_S = 60.0
 
 
-def check_readable(directories: Sequence[str], account: Account, paths: Sequence[str]) -> None:
+def check_readable(source: WalSource, account: Account, paths: Sequence[str]) -> None:
     """Raise StorageFailed if the account cannot read these WAL files or cannot run our restore_command.
 
-    directories: those that the restore_command is to look in; nothing is asked without any.
+    source: where the restore_command is to look; nothing is asked where that is nowhere.
     """
+    directories = source.paths
     if not directories or account.uid == os.geteuid():
         return
     sample = [*paths[:_LOOKED_AT], *paths[_LOOKED_AT:][-_LOOKED_AT:]]
@@ -47,7 +49,7 @@ def check_readable(directories: Sequence[str], account: Account, paths: Sequence
         )
     # As the server does it, from left to right: in "%%f" there is no %f.
     replaced = {"%f": _ABSENT_FILE, "%p": os.devnull, "%%": "%"}
-    command = re.sub("%[fp%]", lambda found: replaced[found[0]], restore_command(directories))
+    command = re.sub("%[fp%]", lambda found: replaced[found[0]], restore_command(source))
     try:
         outcome = run_program(["sh", "-c", command], account, timeout_s=_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -13,9 +13,9 @@ from polarvault.model.segment import WalSegment
 from polarvault.recovery.chain import BackupSpan
 from polarvault.storage.below import Below
 from polarvault.wal.marks import MarkKind
+from polarvault.wal.names import is_segment_name
 from polarvault.wal.pages import LONG_HEADER_BYTES, PAGE_BYTES, Ending, PageSequence, WalEnd, read_page_header
 from polarvault.wal.scan import WalScanner
-from polarvault.walarchive.directory import is_segment_name
 
 _READ_BYTES = 1 << 20
 # Where nobody knows how far the backup's WAL reaches, these are where it just ends.

@@ -19,7 +19,8 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment, is_segment_size
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.chain import BackupSpan
-from polarvault.storage.files import open_regular, storage_failed
+from polarvault.walfiles.choice import content_of
+from polarvault.walfiles.search_list import wal_places
 
 _STOP_LINE = re.compile(r"STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+)")
 _STOP_TIMELINE = re.compile(r"STOP TIMELINE: (\d+)")
@@ -97,15 +98,10 @@ def _backup_history(
     offset = span.start_lsn % span.segment_size_bytes
     name = f"{span.start_segment.file_name}.{offset:08X}.backup"
     own = [os.path.join(part.path, "pg_wal") for part in source.parts if not part.is_tar]
-    for directory in (*wal_directories, *own):
-        try:
-            with open_regular(os.path.join(directory, name)) as stream:
-                return parse_backup_history(stream.read(limits.SMALL_FILE_BYTES).decode("utf-8", "replace"))
-        except FileNotFoundError:
-            continue
-        except OSError as problem:
-            raise storage_failed(problem, "read", os.path.join(directory, name)) from problem
-    return None
+    copy = next(iter(wal_places([*wal_directories, *own]).copies(name)), None)
+    if copy is None:
+        return None
+    return parse_backup_history(content_of(copy, limits.SMALL_FILE_BYTES).decode("utf-8", "replace"))
 
 
 def parse_backup_history(text: str) -> tuple[Lsn, int, datetime | None] | None:

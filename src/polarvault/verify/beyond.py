@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from polarvault.backupset.inventory import parse_major_version
@@ -25,10 +26,10 @@ from polarvault.verify.pages.findings import PageJudge
 from polarvault.verify.request import VerifyRequest
 
 if TYPE_CHECKING:
+    from polarvault.backupset.wal_tars import SpooledWal
     from polarvault.verify.pages.fates import PageFates
     from polarvault.verify.wal.check import WalVerdict
-    from polarvault.verify.wal.sources import WalSource
-    from polarvault.verify.wal.tars import SpooledWal
+    from polarvault.wal.source import WalSource
 
 _NEWER = f"the backup is of a server that is newer than {versions.KNOWN_VERSIONS}"
 # Findings about a small file that is not there.
@@ -181,15 +182,19 @@ class Beyond:
         if self.why_no_wal is not None:
             return None
         # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
+        from polarvault.backupset.wal_tars import TarWal
         from polarvault.verify.facts.history import judge_histories, read_histories
 
-        verdict = self._read_wal(None, stop)
+        source = self._wal_source()
+        verdict = self._read_wal(source, None, stop)
         half = self._contents[-1].half
-        histories: Iterable[tuple[str, bytes | OSError]] = verdict.histories
+        histories: Iterable[tuple[str, bytes | OSError]] = ()
+        if isinstance(source, TarWal) and verdict.is_complete:
+            histories = source.histories()
         if not self._layout.is_tar and self._request.wal_path is None:
             histories = read_histories(os.path.join(half.directory, "pg_wal"), half.title)
-        verdict.findings += judge_histories(histories, self.label, self._manifests.wal_ranges)
-        return verdict
+        more = judge_histories(histories, self.label, self._manifests.wal_ranges)
+        return replace(verdict, findings=[*verdict.findings, *more])
 
     def page_fates(self, pages: Sequence[BlockId]) -> tuple[PageFates | None, bool]:
         """Look up in the WAL what becomes of pages; None when it is not to be read. Tell whether all of it could be."""
@@ -198,15 +203,15 @@ class Beyond:
         from polarvault.verify.pages.fates import PageFates
 
         fates = PageFates(pages)
-        verdict = self._read_wal(fates, lambda: False)
+        verdict = self._read_wal(self._wal_source(), fates, lambda: False)
         return fates, all(finding.severity is not Severity.PROBLEM for finding in verdict.findings)
 
-    def _read_wal(self, fates: PageFates | None, stop: Callable[[], bool]) -> WalVerdict:
+    def _read_wal(self, source: WalSource | None, fates: PageFates | None, stop: Callable[[], bool]) -> WalVerdict:
         from polarvault.verify.wal.check import check_wal
 
         return check_wal(
             self._manifests.wal_ranges,
-            self._wal_source(),
+            source,
             segment_size_bytes=self.control.wal_segment_size if self.control else None,
             label=self.label,
             control=self.control,
@@ -216,13 +221,13 @@ class Beyond:
         )
 
     def _wal_source(self) -> WalSource | None:
-        from polarvault.verify.wal.sources import DirectoryWal
-        from polarvault.verify.wal.tars import tar_wal
+        from polarvault.backupset.wal_tars import tar_wal
+        from polarvault.walfiles.directory import WalDirectory
 
         given = self._request.wal_path
         if given is not None:
             if os.path.isdir(given):
-                return DirectoryWal([given])
+                return WalDirectory(given)
             return tar_wal(Part(Area.WAL, given, True, _compression_of(given)))
         if self._layout.form is Form.TAR_FILE:
             return self._spooled_wal if self._contents[-1].wal_in_data else None
@@ -233,7 +238,7 @@ class Beyond:
         if not data.wal_in_data:
             return None
         if not self._layout.is_tar:
-            return DirectoryWal([os.path.join(data.half.directory, "pg_wal")])
+            return WalDirectory(os.path.join(data.half.directory, "pg_wal"))
         return next((tar_wal(part) for part in data.half.tars if part.area is not Area.TABLESPACE), None)
 
     def _read_map(self, report: Report) -> dict[int, str] | None:

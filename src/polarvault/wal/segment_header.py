@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONG_HEADER_BYTES = 40
+OTHER_COPY = "take another copy from the server or another WAL directory; pg_waldump shows what a segment holds"
 _LONG = struct.Struct("<HHIQIxxxxQII")
 _SHORT = struct.Struct("<HHIQ")
 _LONG_FLAG = 0x2
@@ -55,6 +56,47 @@ def parse_segment_header(first_bytes: bytes | memoryview) -> SegmentHeader | Non
     return SegmentHeader(
         timeline, address, system_identifier=system, segment_size_bytes=segment, page_bytes=page
     )  # fmt: skip
+
+
+class StartLook:
+    """What the beginning of a copy says. problem: why it is not its segment, in words that follow the copy's name.
+
+    is_hollow: the copy holds nothing at all. Without header and problem nothing of the segment has been written yet.
+    """
+
+    # Not a dataclass: importing dataclasses takes longer than a whole fetch.
+    __slots__ = ("header", "hint", "is_hollow", "problem")
+
+    def __init__(
+        self, header: SegmentHeader | None, problem: str | None = None, *, is_hollow: bool = False, hint: str = ""
+    ) -> None:
+        self.header = header
+        self.problem = problem
+        self.is_hollow = is_hollow
+        self.hint = hint or OTHER_COPY
+
+
+def address_of(name: str, header: SegmentHeader) -> int:
+    """Return the LSN of the first byte of the segment of this name, in segments of the header's size."""
+    # The middle field of a name counts 4 GiB, the last one segments.
+    return (int(name[8:16], 16) << 32) + int(name[16:24], 16) * header.segment_size_bytes
+
+
+def judge_place(name: str, header: SegmentHeader) -> StartLook:
+    """Say whether a segment's first page belongs to the segment of this name."""
+    size_bytes, wanted = header.segment_size_bytes, address_of(name, header)
+    if header.page_address != wanted:
+        number = header.page_address % (1 << 32) // size_bytes
+        real = f"{header.timeline_id:08X}{header.page_address >> 32:08X}{number:08X}"
+        words, hint = f"holds the content of segment {real}", OTHER_COPY
+        if header.page_address < wanted:
+            words += ", which is older"
+            hint += "; a server's pg_wal keeps older segments under new names: move it away if it was copied from there"
+        return StartLook(header, words, hint=hint)
+    # Pages from before a switch are copied to the new timeline's first segment, so an older timeline is right.
+    if header.timeline_id > int(name[:8], 16):
+        return StartLook(header, f"holds WAL of timeline {header.timeline_id}")
+    return StartLook(header)
 
 
 def valid_bytes(read: Callable[[int, int], bytes], header: SegmentHeader, available_bytes: int) -> int:

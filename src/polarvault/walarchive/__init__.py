@@ -1,6 +1,6 @@
-"""WAL outside of a server: received into directories, and read back from them.
+"""WAL outside of a server: received into directories, and served from them.
 
-`receive` starts the half that writes (`polarvault receivewal`); `directory` and `fetch` are the half that reads
-(`polarvault wal fetch` and everybody who needs archived WAL). Owns file names and their forms (whole, partial,
-compressed). What the WAL says is read in `wal`; when to recover and to where is decided in `recovery`.
+`receive` starts the half that writes (`polarvault receivewal`), `fetch` the half that serves (`polarvault wal fetch`).
+Leaves to `walfiles` how WAL lies in files and which copy of it counts, to `wal` what it says, to `recovery` when to
+recover and to where.
 """

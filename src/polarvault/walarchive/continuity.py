@@ -18,8 +18,10 @@ from polarvault.storage.files import open_regular
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.pages import PAGE_BYTES, Ending
 from polarvault.wal.scan import PlainReader
-from polarvault.walarchive.directory import WalDirectories, WalFile, read_wal
+from polarvault.wal.source import WalCopy
 from polarvault.walarchive.wal_files import WalFiles
+from polarvault.walfiles.choice import find
+from polarvault.walfiles.directory import WalDirectory
 
 # How much to look back for the start of a record, one after the other; few are longer than a page.
 _BEFORE_BYTES = (8 * PAGE_BYTES, 128 * PAGE_BYTES, 2048 * PAGE_BYTES)
@@ -103,7 +105,7 @@ def _kept_before(files: WalFiles, history: TimelineHistory, length: int) -> byte
     if files.received == 0:
         return b""
     segment = WalSegment.holding(Lsn(files.received - 1), history.timeline_of(files.received - 1), size)
-    file = WalDirectories([files.directory], size).find(segment)
+    file = find(WalDirectory(files.directory), segment)
     return b"" if file is None or not file.is_final else _end_of(file, size, length)
 
 
@@ -117,12 +119,12 @@ def _tail(path: str, end: int, length: int) -> bytes:
         return b""  # Receiving finds out what is wrong with it.
 
 
-def _end_of(file: WalFile, size: int, length: int) -> bytes:
-    if file.compression is None:
+def _end_of(file: WalCopy, size: int, length: int) -> bytes:
+    if file.path is not None and file.size_bytes is not None:
         return _tail(file.path, size, length)
     kept, kept_bytes = deque[bytes](), 0
     try:
-        for view in read_wal(file):
+        for view in file.views():
             kept.append(bytes(view))
             kept_bytes += len(view)
             while kept_bytes - len(kept[0]) >= length:

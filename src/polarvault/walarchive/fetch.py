@@ -16,24 +16,19 @@ import time
 
 from polarvault.errors import IntegrityError, PolarvaultError, StorageFailed, UsageError
 from polarvault.storage.copying import copy_content
-from polarvault.storage.files import open_regular, storage_failed
-from polarvault.wal.segment_header import SegmentHeader, valid_bytes
-from polarvault.walarchive.choice import foreign_form, holds_wal, longest, look_at_start, unrecognised
-from polarvault.walarchive.directory import (
-    OTHER_COPY,
-    CutShort,
-    WalFile,
-    forms_of,
-    is_backup_history_name,
-    is_history_name,
-    is_segment_name,
-    read_wal,
-)
+from polarvault.storage.files import storage_failed
+from polarvault.wal.names import is_backup_history_name, is_history_name, is_segment_name
+from polarvault.wal.segment_header import OTHER_COPY, SegmentHeader, valid_bytes
 from polarvault.walarchive.output import Output, write_sparsely
+from polarvault.walfiles.choice import holds_wal, longest
+from polarvault.walfiles.reading import CutShort
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import BinaryIO
+
+    from polarvault.wal.source import WalCopy, WalSource
 
 # A file that is being copied into the directory is waited for as long as it grows, and this long when it does not.
 DEFAULT_GRACE_S = 10.0
@@ -53,7 +48,7 @@ class Fetcher:
 
     def __init__(
         self,
-        directories: Sequence[str],
+        sources: Sequence[WalSource],
         *,
         system_identifier: int | None = None,
         refuse_empty: bool = False,
@@ -61,7 +56,7 @@ class Fetcher:
         last_segment: str | None = None,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self._directories = tuple(directories)
+        self._sources = tuple(sources)
         self._system_identifier = system_identifier
         self._refuse_empty = refuse_empty
         self._grace_s = grace_s
@@ -85,7 +80,7 @@ class Fetcher:
             try:
                 return self._attempt(name, target)
             except CutShort as problem:
-                size_bytes = _size_of(problem.path)
+                size_bytes = problem.copy.stored_bytes() or 0
                 if size_bytes != seen_bytes:
                     seen_bytes, give_up_at = size_bytes, time.monotonic() + self._grace_s
                 if time.monotonic() >= give_up_at:
@@ -100,11 +95,11 @@ class Fetcher:
                     raise StorageFailed(f'"{problem}" appears and disappears while it is looked for') from problem
 
     def _attempt(self, name: str, target: str) -> bool:
-        found: list[WalFile] = []
+        found: list[WalCopy] = []
         problems: list[PolarvaultError] = []
-        for directory in self._directories:
+        for source in self._sources:
             try:
-                forms = self._judged(forms_of(directory, name))
+                forms = self._judged(source.copies(name))
             except StorageFailed as problem:
                 problems.append(problem)
                 continue
@@ -128,21 +123,16 @@ class Fetcher:
             )
         return False
 
-    def _judged(self, files: list[WalFile]) -> list[WalFile]:
+    def _judged(self, files: Sequence[WalCopy]) -> list[WalCopy]:
         """Take every file of the last segment for one that may end early: that it does was accepted."""
         if self._last is None:
-            return files
-        return [
-            WalFile(file.path, file.name, file.compression, partial=True, in_pg_wal=file.in_pg_wal)
-            if is_segment_name(file.segment_name) and file.segment_name[8:24] == self._last
-            else file
-            for file in files
-        ]
+            return list(files)
+        return [file.may_end_early() if _is_segment(file) and file.name[8:24] == self._last else file for file in files]
 
-    def _best_unfinished(self, files: list[WalFile]) -> WalFile | None:
+    def _best_unfinished(self, files: list[WalCopy]) -> WalCopy | None:
         unfinished = [file for file in files if not file.is_final and holds_wal(file)]
         for file in unfinished:
-            header = look_at_start(file).header
+            header = file.look_at_start().header
             if header is not None:
                 self._check_system(file, header)
         return longest(unfinished)
@@ -151,17 +141,17 @@ class Fetcher:
         """Serve an unfinished file in the place of a finished one that has stayed empty."""
         if not isinstance(problem, _Hollow):
             return False
-        best = self._best_unfinished([file for path in self._directories for file in forms_of(path, name)])
+        best = self._best_unfinished([file for source in self._sources for file in source.copies(name)])
         if best is None:
             return False
         self._serve(best, target)
-        self._warn(f'{problem.message}; "{best.path}" is used instead')
+        self._warn(f'{problem.message}; "{best.where}" is used instead')
         return True
 
-    def _serve_finished(self, files: list[WalFile], target: str, problems: list[PolarvaultError]) -> bool:
+    def _serve_finished(self, files: list[WalCopy], target: str, problems: list[PolarvaultError]) -> bool:
         """Serve the first of the finished files that is good; what is wrong with others is added to problems."""
         for file in files:
-            if not file.is_final and is_segment_name(file.segment_name):
+            if not file.is_final and _is_segment(file):
                 continue
             try:
                 self._serve(file, target)
@@ -169,17 +159,17 @@ class Fetcher:
                 problems.append(problem)
                 continue
             for passed_over in problems:
-                self._warn(f'{passed_over.message}; "{file.path}" is used instead')
+                self._warn(f'{passed_over.message}; "{file.where}" is used instead')
             return True
         return False
 
-    def _look_again(self, name: str, found: list[WalFile]) -> None:
+    def _look_again(self, name: str, found: list[WalCopy]) -> None:
         # A partial file that got its final name between the looks for the one and the other would have been missed.
-        known = {file.path for file in found}
-        for directory in self._directories:
-            for file in forms_of(directory, name, whole_only=True):
-                if file.path not in known:
-                    raise _Moved(file.path)
+        known = {file.where for file in found}
+        for source in self._sources:
+            for file in source.copies(name):
+                if not file.partial and file.where not in known:
+                    raise _Moved(file.where)
 
     def _check_directories(self) -> tuple[str, str] | None:
         """Raise StorageFailed unless every directory can be read; return one that holds no WAL, if any, and what it is.
@@ -187,63 +177,60 @@ class Fetcher:
         Only asked when a file was not found, which is rare; the look ends at the first WAL file.
         """
         without = None
-        for directory in self._directories:
+        for source in self._sources:
             try:
-                found = unrecognised(directory)
+                found = source.lack()
             except StorageFailed as problem:
                 why = os.strerror(getattr(problem.__cause__, "errno", None) or 0)
                 raise StorageFailed(
-                    f'WAL directory "{directory}" cannot be read: {why}',
-                    hint=f"mount its file system or correct --wal; try as the server's user: ls {directory}",
+                    f'WAL directory "{source.place}" cannot be read: {why}',
+                    hint=f"mount its file system or correct --wal; try as the server's user: ls {source.place}",
                 ) from problem
             if found is not None and without is None:
-                without = directory, found[0]
+                without = source.place, found[0]
         return without
 
     def _check_foreign_forms(self, name: str) -> None:
         """Raise StorageFailed if the file is there in a form that cannot be read: that is not the end of the WAL."""
-        path = foreign_form(self._directories, name)
+        path = next(filter(None, (source.foreign_form(name) for source in self._sources)), None)
         if path is not None:
             raise StorageFailed(
                 f'"{path}" is compressed or encrypted in a way that is not understood here',
                 hint="unpack it in the directory; .gz, .lz4 and .zst are read as they are",
             )
 
-    def _serve(self, file: WalFile, target: str) -> None:
+    def _serve(self, file: WalCopy, target: str) -> None:
         try:
-            if is_segment_name(file.segment_name):
+            if _is_segment(file):
                 self._serve_segment(file, target)
             else:
                 _serve_small(file, target)
         except StorageFailed as problem:
-            if isinstance(problem.__cause__, FileNotFoundError) and not os.path.lexists(file.path):
-                raise _Moved(file.path) from problem
+            if isinstance(problem.__cause__, FileNotFoundError) and file.stored_bytes() is None:
+                raise _Moved(file.where) from problem
             raise
 
-    def _serve_segment(self, file: WalFile, target: str) -> None:
-        look = look_at_start(file)
+    def _serve_segment(self, file: WalCopy, target: str) -> None:
+        look = file.look_at_start()
         if look.problem is not None:
-            message = f'"{file.path}" {look.problem}'
+            message = f'"{file.where}" {look.problem}'
             if look.is_hollow:
-                raise _Hollow(file.path, message, hint=look.hint)
+                raise _Hollow(file, message, hint=look.hint)
             if look.header is None and file.is_final and look.problem.startswith("ends after"):
-                raise CutShort(file.path, message)
+                raise CutShort(file, message)
             raise IntegrityError(message, hint=look.hint)
         header = look.header
         if header is None:
-            raise IntegrityError(f'"{file.path}" holds no WAL', hint=OTHER_COPY)
+            raise IntegrityError(f'"{file.where}" holds no WAL', hint=OTHER_COPY)
         self._check_system(file, header)
         with Output(target) as output:
-            if file.compression is None:
-                _copy_plain(file, header, output)
-            else:
-                _decompress(file, header, output)
+            _copy(file, header, output)
             output.publish()
 
-    def _check_system(self, file: WalFile, header: SegmentHeader) -> None:
+    def _check_system(self, file: WalCopy, header: SegmentHeader) -> None:
         if self._system_identifier not in (None, header.system_identifier):
             raise IntegrityError(
-                f'"{file.path}" is of the cluster with system identifier {header.system_identifier}, '
+                f'"{file.where}" is of the cluster with system identifier {header.system_identifier}, '
                 f"not of {self._system_identifier}, which is recovered",
                 hint="name the right directory with --wal; pg_controldata prints a cluster's identifier",
             )
@@ -254,8 +241,8 @@ class _Hollow(CutShort):
 
     id = "wal-empty"
 
-    def __init__(self, path: str, message: str, *, hint: str) -> None:
-        super().__init__(path, message)
+    def __init__(self, copy: WalCopy, message: str, *, hint: str) -> None:
+        super().__init__(copy, message)
         self.hint = hint
 
 
@@ -263,53 +250,54 @@ class _Moved(Exception):
     """A file was renamed or removed while it was looked for: receivewal finished it, or retention came by."""
 
 
-def _size_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
+def _is_segment(file: WalCopy) -> bool:
+    return is_segment_name(file.name.removesuffix(".partial"))
 
 
-def _copy_plain(file: WalFile, header: SegmentHeader, output: Output) -> None:
+def _copy(file: WalCopy, header: SegmentHeader, output: Output) -> None:
     segment_bytes = header.segment_size_bytes
     try:
-        with open_regular(file.path) as source:
-            reading = source.fileno()
-            size_bytes = os.fstat(reading).st_size
-            _check_size(file, size_bytes, segment_bytes)
-            if file.is_final:
-                useful_bytes = segment_bytes
-            else:
-                useful_bytes = valid_bytes(lambda at, length: os.pread(reading, length, at), header, size_bytes)
-            copy_content(reading, output.descriptor, useful_bytes)
-        os.ftruncate(output.descriptor, segment_bytes)
+        stream = file.open_plain()
+        if stream is not None:
+            with stream:
+                _copy_plain(file, stream, header, output)
+            os.ftruncate(output.descriptor, segment_bytes)
+            return
     except OSError as problem:
-        raise storage_failed(problem, f'copy "{file.path}" to', output.target) from problem
+        raise storage_failed(problem, f'copy "{file.where}" to', output.target) from problem
+    size_bytes = write_sparsely(output, file.views(), most_bytes=segment_bytes)
+    _check_size(file, size_bytes, segment_bytes, is_stored=False)
+    output.resize(segment_bytes)
 
 
-def _decompress(file: WalFile, header: SegmentHeader, output: Output) -> None:
-    size_bytes = write_sparsely(output, read_wal(file), most_bytes=header.segment_size_bytes)
-    _check_size(file, size_bytes, header.segment_size_bytes)
-    output.resize(header.segment_size_bytes)
+def _copy_plain(file: WalCopy, stream: BinaryIO, header: SegmentHeader, output: Output) -> None:
+    reading = stream.fileno()
+    size_bytes = os.fstat(reading).st_size
+    _check_size(file, size_bytes, header.segment_size_bytes, is_stored=True)
+    if file.is_final:
+        useful_bytes = header.segment_size_bytes
+    else:
+        useful_bytes = valid_bytes(lambda at, length: os.pread(reading, length, at), header, size_bytes)
+    copy_content(reading, output.descriptor, useful_bytes)
 
 
-def _check_size(file: WalFile, size_bytes: int, segment_bytes: int) -> None:
+def _check_size(file: WalCopy, size_bytes: int, segment_bytes: int, *, is_stored: bool) -> None:
     if size_bytes > segment_bytes:
-        raise IntegrityError(f'"{file.path}" holds more than a segment of {segment_bytes} bytes', hint=OTHER_COPY)
+        raise IntegrityError(f'"{file.where}" holds more than a segment of {segment_bytes} bytes', hint=OTHER_COPY)
     if size_bytes < segment_bytes and file.is_final:
-        message = f'"{file.path}" ends after {size_bytes} of {segment_bytes} bytes'
-        if file.compression is None:
-            raise CutShort(file.path, message)
+        message = f'"{file.where}" ends after {size_bytes} of {segment_bytes} bytes'
+        if is_stored:
+            raise CutShort(file, message)
         raise IntegrityError(message, hint=OTHER_COPY)
 
 
-def _serve_small(file: WalFile, target: str) -> None:
+def _serve_small(file: WalCopy, target: str) -> None:
     """Serve a history file; a crash of a careless archive_command leaves it empty or full of zeros."""
-    content = b"".join(map(bytes, read_wal(file)))
+    content = b"".join(map(bytes, file.views()))
     if not content:
-        raise CutShort(file.path, f'"{file.path}" is empty')
+        raise CutShort(file, f'"{file.where}" is empty')
     if b"\0" in content:
-        raise IntegrityError(f'"{file.path}" is damaged: zero at byte {content.index(0)}', hint=OTHER_COPY)
+        raise IntegrityError(f'"{file.where}" is damaged: zero at byte {content.index(0)}', hint=OTHER_COPY)
     with Output(target) as output:
         write_sparsely(output, iter([memoryview(content)]))
         output.publish()

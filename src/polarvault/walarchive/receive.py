@@ -33,8 +33,8 @@ from polarvault.server.identity import ServerIdentity, read_identity, show
 from polarvault.server.wal_connection import WalConnection, fetch_history, open_wal_connection
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.history import TimelineHistory, history_file_name
+from polarvault.wal.names import is_written
 from polarvault.walarchive.continuity import continuity
-from polarvault.walarchive.directory import is_written
 from polarvault.walarchive.request import ReceiveRequest
 from polarvault.walarchive.resume import Cluster, StartPoint, after_kept_wal, continues, on_servers_history
 from polarvault.walarchive.session import (

@@ -1,17 +1,17 @@
-"""The restore_command that makes a server take its WAL from directories: this very program, by absolute paths."""
+"""The restore_command that makes a server take its WAL from where it is: this very program, by absolute paths."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 
 import polarvault
+from polarvault.wal.source import WalSource
 
 
 def restore_command(
-    directories: Sequence[str],
+    source: WalSource,
     *,
     system_identifier: int | None = None,
     refuse_empty: bool = False,
@@ -24,9 +24,7 @@ def restore_command(
     working directory out, -S leaves out site-packages, which takes longer than a fetch and is loaded when needed.
     """
     program = os.path.join(os.path.dirname(os.path.abspath(polarvault.__file__)), "__main__.py")
-    words = [_interpreter(), "-I", "-S", program, "wal", "fetch"]
-    for directory in directories:
-        words += ["--wal", os.path.abspath(directory)]
+    words = [_interpreter(), "-I", "-S", program, "wal", "fetch", *source.fetch_options()]
     if system_identifier is not None:
         words += ["--system-identifier", str(system_identifier)]
     if refuse_empty:

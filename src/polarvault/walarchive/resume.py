@@ -16,8 +16,9 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.history import TimelineHistory, TimelineRange
+from polarvault.wal.names import is_segment_name
 from polarvault.wal.segment_header import SegmentHeader
-from polarvault.walarchive.directory import WalFile, is_segment_name, read_segment_header, read_wal, wal_file
+from polarvault.walfiles.files import WalFile, read_segment_header, wal_file
 
 # More segments than a receiver has open at a time: the one that is received, and the backlog of `durability`.
 _MOST_UNFINISHED = 8
@@ -197,7 +198,7 @@ def _size_problem(file: WalFile, expected: int) -> str | None:
         elif file.compression is None:
             size = os.stat(file.path).st_size
         else:
-            size = sum(map(len, read_wal(file)))
+            size = sum(map(len, file.views()))
     except (OSError, IntegrityError) as problem:
         return f"cannot be read ({problem})"
     return None if size == expected else f"has {size} bytes instead of {expected}"

@@ -316,7 +316,7 @@ def _decoded_bytes(path: str, limit: int) -> int:
     """Return how much an earlier run's partial file holds; 0 if there is none."""
     if not os.path.exists(path):
         return 0
-    from polarvault.walarchive.directory import read_wal, wal_file
+    from polarvault.walfiles.files import wal_file
 
     directory, name = os.path.split(path)
-    return min(limit, sum(map(len, read_wal(wal_file(directory, name, in_pg_wal=False)))))
+    return min(limit, sum(map(len, wal_file(directory, name, in_pg_wal=False).views())))

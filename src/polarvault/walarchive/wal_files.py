@@ -13,7 +13,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.storage import files
 from polarvault.storage.below import Below
-from polarvault.walarchive.directory import is_written
+from polarvault.wal.names import is_written
 from polarvault.walarchive.durability import Durability, Step
 from polarvault.walarchive.segment_file import PlainSegment, SegmentFile, open_segment
 from polarvault.wire.wal_messages import WalBatch

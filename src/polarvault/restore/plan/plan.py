@@ -27,6 +27,7 @@ from polarvault.restore.plan.places import check_targets, is_within, plan_layout
 from polarvault.restore.plan.settings import NOTE, SettingsPlanner
 from polarvault.restore.standby.follow_checks import check_follow_options, check_system_identifier
 from polarvault.walarchive.restore_command import restore_command
+from polarvault.walfiles.search_list import wal_places
 
 # pg_hba.conf for a backup that has none; without one the server does not start.
 _MINIMAL_HBA = b"""# Written by polarvault restore: the backup holds no pg_hba.conf.
@@ -332,7 +333,7 @@ def _restore_command(plan: RestorePlan, host: Host) -> str | None:
         control = plan.inventory.control
         directories = request.recovery.wal_directories
         return restore_command(
-            directories,
+            wal_places(directories),
             system_identifier=control.system_identifier if control else None,
             # What holds WAL now and is empty later is a file system that is not mounted any more.
             refuse_empty=all(host.list_names(directory) for directory in directories),

@@ -28,7 +28,7 @@ from polarvault.recovery.reachability import (
 from polarvault.recovery.search import StopPoint, TargetSearch
 from polarvault.recovery.side_effects import check_new_tablespaces, full_page_warnings, hot_standby_needs
 from polarvault.recovery.span import load_backup_span
-from polarvault.recovery.stock import WalStock
+from polarvault.recovery.stock import WalStock, stock_of
 from polarvault.recovery.survey import (
     ScanProgress,
     broken_segment,
@@ -42,16 +42,16 @@ from polarvault.recovery.warnings import end_warnings, plan_warnings
 from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind
-from polarvault.walarchive.choice import unrecognised
+from polarvault.walfiles.search_list import wal_places
 
 
 def check_recovery_request(request: RestoreRequest) -> None:
     """Raise UsageError for options about recovery that have no sense together or for the role."""
     recovery = request.recovery
-    for directory in recovery.wal_directories if request.role is Role.PRIMARY else ():
-        if (found := unrecognised(directory)) is not None:
+    for place in wal_places(recovery.wal_directories).sources if request.role is Role.PRIMARY else ():
+        if (found := place.lack()) is not None:
             raise UsageError(
-                f'WAL directory "{directory}" {found[0]}: a recovery would end with the WAL in the backup',
+                f'WAL directory "{place.place}" {found[0]}: a recovery would end with the WAL in the backup',
                 hint=found[1],
             )
     if request.role is not Role.PRIMARY:
@@ -98,7 +98,7 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
     if request.archive_is_unknown:
         return _unchecked(request)
     span = load_backup_span(plan.source, plan.inventory, plan.label, request.wal_directories)
-    stock = WalStock(plan.source, plan.inventory, request.wal_directories, span.segment_size_bytes)
+    stock = stock_of(plan.source, plan.inventory, request.wal_directories, span.segment_size_bytes)
     histories, problems = stock.histories()
     history, warnings = choose_timeline(request.timeline, span, histories)
     warnings += [
@@ -150,7 +150,7 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
         last_segment=_last_segment(chain, end, request),
     )
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
-    check_readable(request.wal_directories, account, [file.path for file in needed if not file.in_backup])
+    check_readable(wal_places(request.wal_directories), account, stock.paths(needed))
     return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
 
 

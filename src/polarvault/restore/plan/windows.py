@@ -18,7 +18,7 @@ from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.chain import BackupSpan, WalChain, choose_timeline, divergence, follow
 from polarvault.recovery.reachability import Reachable, Window, show_time
 from polarvault.recovery.span import load_backup_span
-from polarvault.recovery.stock import WalStock
+from polarvault.recovery.stock import WalStock, stock_of
 from polarvault.recovery.survey import check_chain, find_end
 from polarvault.restore.model import RestoreRequest
 from polarvault.restore.plan.integrity import find_disagreements
@@ -76,7 +76,7 @@ def _reach_of(request: RestoreRequest, path: str, label: BackupLabel, leading: T
         if not inventory.has_control or any(not one.is_setting for one in find_disagreements(source, inventory)):
             return None
         span = load_backup_span(source, inventory, label, recovery.wal_directories)
-        stock = WalStock(source, inventory, recovery.wal_directories, span.segment_size_bytes)
+        stock = stock_of(source, inventory, recovery.wal_directories, span.segment_size_bytes)
         histories, _ = stock.histories()
         history = leading or choose_timeline(recovery.timeline, span, histories)[0]
         if divergence(history, span) is not None:

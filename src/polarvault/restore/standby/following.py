@@ -60,7 +60,7 @@ def _check_wal(plan: RestorePlan, primary: Primary) -> list[str]:
     refusal = _refusal(plan, primary, lsn)
     if refusal is None:
         return []
-    end = end_of_held_wal(plan.source, segment) if segment.file_name in plan.inventory.wal else lsn
+    end = end_of_held_wal(plan.source, plan.inventory, segment) if segment.file_name in plan.inventory.wal else lsn
     if end is None:
         return [f"the primary no longer has the WAL from {lsn} ({refusal}), which may be in the backup up to its end"]
     if end >= segment.end:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from polarvault.backupset.wal_tars import MAX_HISTORY_BYTES
 from polarvault.errors import IntegrityError
 from polarvault.model.finding import Finding, problem
 from polarvault.model.lsn import Lsn
@@ -16,8 +17,8 @@ from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.storage.below import Below
 from polarvault.verify.facts.backup import WalRange
 from polarvault.verify.files.trees import unreadable
-from polarvault.verify.wal.sources import MAX_HISTORY_BYTES, is_history_name
 from polarvault.wal.history import TimelineHistory
+from polarvault.wal.names import is_history_name
 
 # Server: access/transam/xlogrecovery.c and timeline.c.
 _STOPS = "the restored server stops with FATAL: a syntax error in the file, or a timeline that is not its own"

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from polarvault.backupset.model import SHARED_PREFIX, STANDARD_INPUT, Area, Part, area_of, wal_name_of
 from polarvault.backupset.tarstream import read_tar_stream
+from polarvault.backupset.wal_tars import SpooledWal
 from polarvault.errors import IntegrityError
 from polarvault.model import limits
 from polarvault.pgfiles.digest import Digest, new_digest
@@ -26,7 +27,6 @@ from polarvault.verify.files.contents import Contents, Report, damaged_tar, is_k
 from polarvault.verify.files.reading import FileReading, FileTask, PageReader
 from polarvault.verify.files.trees import IgnoreRules
 from polarvault.verify.layout import MANIFEST, Half
-from polarvault.verify.wal.tars import SpooledWal
 
 # What manifests have: the default of the server's and ours, and what people choose instead.
 _USUAL_ALGORITHMS = ("CRC32C", "SHA256")

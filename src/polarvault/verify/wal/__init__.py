@@ -1,1 +1,1 @@
-"""The WAL that a backup needs: where it lies, whether every record is there and right. Start reading at check.py."""
+"""The WAL that a backup needs: whether every record is there and right. Start reading at check.py."""
