@@ -31,13 +31,15 @@ class Rules:
     commits: op and name of each call that makes something valid; before it everything else must be durable, and it must
     be durable itself before the next one. guard: the file that says "unfinished"; nothing else of its directory may be
     durable before it is. renames: a file gets its final name only when its content is durable. news: names that need
-    not survive. wal_start, segment_bytes: what is acknowledged to the server, from there on, must be durable.
+    not survive; nor need those in directories called scratch, though what is written there must. wal_start,
+    segment_bytes: what is acknowledged to the server, from there on, must be durable.
     """
 
     commits: tuple[tuple[str, str], ...] = ()
     guard: str | None = None
     renames: bool = False
     news: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
     wal_start: int | None = None
     segment_bytes: int = 1 << 20
 
@@ -96,13 +98,13 @@ class Disk:
             self.names.pop(path, None)
             self.pending[path] = number
 
-    def undurable(self, *, but: Sequence[str] = (), news: Sequence[str] = ()) -> list[str]:
+    def undurable(self, *, but: Sequence[str] = (), news: Sequence[str] = (), scratch: Sequence[str] = ()) -> list[str]:
         """Say what a power cut now may take away, or bring back."""
         found = []
         for path in sorted({*self.names, *self.pending} - set(but)):
             if os.path.basename(path) in news:
                 continue
-            if path in self.pending:
+            if path in self.pending and os.path.basename(os.path.dirname(path)) not in scratch:
                 found.append(f"the name {path}" if path in self.names else f"that {path} is gone")
             if self.dirty.get(self.names.get(path)):
                 found.append(f"the content of {path}")
@@ -137,7 +139,7 @@ def judge(events: Sequence[Event], rules: Rules) -> list[str]:
             found.append(f"{path} is opened for writing where nobody sees whether it is synced")
         if (op, name) in rules.commits:
             committed.add((op, name))
-            lost = disk.undurable(but=(path, event.get("old", path)), news=rules.news)
+            lost = disk.undurable(but=(path, event.get("old", path)), news=rules.news, scratch=rules.scratch)
             if op == "rename" and disk.dirty.get(disk.file_of(event)):
                 lost.append(f"its own content, {event['old']}")
             found += _said(f"when {op} {path} makes it valid", lost)
@@ -148,7 +150,7 @@ def judge(events: Sequence[Event], rules: Rules) -> list[str]:
         if op == "acknowledge" and rules.wal_start is not None:
             found += _acknowledged(disk, event["flushed"], rules, demands)
         disk.apply(event)
-    found += _said("at the end", disk.undurable(news=rules.news))
+    found += _said("at the end", disk.undurable(news=rules.news, scratch=rules.scratch))
     found += [f"there is no {op} of {name}" for op, name in {*rules.commits} - committed]
     paths = {inode: path for path, inode in disk.names.items()}
     return found + [problem for demand in demands if (problem := _unmet(demand, paths.get(demand.inode)))]

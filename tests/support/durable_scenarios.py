@@ -155,6 +155,27 @@ def _backup(*options: str, rules: Rules = _BACKUP, recording: Callable[[], Recor
 
 _PLAIN = ("-D", "W/a/b/backup", "-T", f"{LOCATION}=W/space/one")
 
+_OBJECTS = """
+import os
+from polarvault.errors import ObjectExists
+from polarvault.storage.objects.local import LocalStore
+root = WORK + "/made/repository"
+LocalStore.make_root(root)
+store = LocalStore(root)
+for name in ("packs/a/first", "packs/a/second", "third"):
+    store.put_new(name, [name.encode()])
+# What another writer has named, and perhaps not synced yet.
+os.mkdir(root + "/keys", 0o700)
+descriptor = os.open(root + "/keys/another", os.O_WRONLY | os.O_CREAT, 0o600)
+os.write(descriptor, b"another")
+os.close(descriptor)
+try:
+    store.put_new("keys/another", [b"another"])
+except ObjectExists:
+    pass
+store.delete("packs/a/first")
+"""
+
 _CONFIGURATION = """
 from polarvault.backupset.saved_configuration import SavedConfiguration, write_configuration
 saved = SavedConfiguration(
@@ -337,6 +358,14 @@ def scenarios() -> Mapping[str, Scenario]:
             ("drill", "W/backup", "--bindir", "/nonexistent", "--report", "W/report"),
             prepare=_plain_backup,
             status=3,
+        ),
+        "objects": Scenario(
+            Rules(
+                commits=tuple(("link", name) for name in ("first", "second", "third")),
+                news=(".incoming",),
+                scratch=(".incoming",),
+            ),
+            script=_OBJECTS,
         ),
         "document": Scenario(Rules(renames=True), script=_DOCUMENT),
     }

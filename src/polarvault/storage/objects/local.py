@@ -75,22 +75,15 @@ class LocalStore:
 
         One that is there keeps its mode.
         """
-        path = os.path.abspath(path)
-        made = []
-        while not os.path.isdir(path):
-            made.append(path)
-            path = os.path.dirname(path)
-        for directory in reversed(made):
-            try:
-                files.make_directories(directory, _DIRECTORY_MODE)
-            except FileExistsError:
-                if not os.path.isdir(directory):
-                    raise StorageFailed(
-                        f'"{directory}" is not a directory', hint="name another place for the repository"
-                    ) from None
-            except OSError as problem:
-                raise files.storage_failed(problem, "make the directory", directory) from problem
-            files.fsync_parent(directory)
+        try:
+            files.make_directories(path, _DIRECTORY_MODE, sync=True)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise StorageFailed(
+                    f'"{path}" is not a directory', hint="name another place for the repository"
+                ) from None
+        except OSError as problem:
+            raise files.storage_failed(problem, "make the directory", path) from problem
 
     @property
     def address(self) -> str:
@@ -197,6 +190,7 @@ class LocalStore:
         try:
             # Random bytes: zeros would take no space on a file system that compresses.
             files.write_all(descriptor, [secrets.token_bytes(_RESERVE_BYTES)])
+            # Its name becomes durable with that of the first folder or object.
             os.fsync(descriptor)
         except OSError as problem:
             # Half a reserve would never be made whole; and what it took is needed for something else now.

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from polarvault.errors import StoreUnreachable
+from polarvault.errors import PolarvaultError, StoreUnreachable
 from polarvault.storage.objects.model import StoredObject
 from polarvault.storage.objects.store import ObjectStore
 from polarvault.storage.objects.wrapper import Wrapper
 
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 10.0
+# A store that has never answered is more likely misspelled than overloaded: nobody wants to wait minutes for that.
+_FIRST_DEADLINE_S = 10.0
 
 Result = TypeVar("Result")
 
@@ -39,6 +41,7 @@ class Retrying(Wrapper):
         self._clock = clock
         self._sleep = sleep
         self._uneven = uneven
+        self._answered = False
 
     def put_new(self, name: str, views: Sequence[bytes | memoryview], *, from_reserve: bool = False) -> None:
         """Write a new object."""
@@ -75,6 +78,7 @@ class Retrying(Wrapper):
         while True:
             try:
                 for found in self._inner.list_objects(folder, after=last):
+                    self._answered = True
                     yield found
                     # Progress: what comes later has a deadline of its own.
                     started, waits = self._clock(), self._waits()
@@ -91,13 +95,20 @@ class Retrying(Wrapper):
         started, waits = self._clock(), self._waits()
         while True:
             try:
-                return operation()
+                result = operation()
             except StoreUnreachable as problem:
                 self._wait_or_give_up(problem, started, next(waits))
+            except PolarvaultError:
+                self._answered = True
+                raise
+            else:
+                self._answered = True
+                return result
 
     def _wait_or_give_up(self, problem: StoreUnreachable, started: float, wait_s: float) -> None:
         passed = self._clock() - started
-        if passed + wait_s >= self._deadline_s:
+        deadline_s = self._deadline_s if self._answered else min(self._deadline_s, _FIRST_DEADLINE_S)
+        if passed + wait_s >= deadline_s:
             problem.detail = f"tried for {passed:.0f} s" + (f"; {problem.detail}" if problem.detail else "")
             raise problem
         # A store that is overloaded gets less, and not all at once.
