@@ -27,9 +27,9 @@ from support.system_calls import Event, Fault, prelude, read_trace
 # Calls that no scenario leads through, and why their absence would be noticed all the same, or does not matter.
 ELSEWHERE = {
     "polarvault/basebackup/copied_configuration.py write write_configuration": "a scenario of its own calls it",
-    "polarvault/walarchive/session.py _stream sync": "asks another thread, which is judged; only how soon is decided",
-    "polarvault/walarchive/session.py _housekeeping sync": "asks another thread, as above",
-    "polarvault/walarchive/receive.py _make_durable sync": "asks another thread, as above",
+    "polarvault/walarchive/receive/session.py _stream sync": "asks another thread, which is judged itself",
+    "polarvault/walarchive/receive/session.py _housekeeping sync": "asks another thread, as above",
+    "polarvault/walarchive/receive/run.py _make_durable sync": "asks another thread, as above",
 }
 
 

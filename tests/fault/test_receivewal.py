@@ -16,10 +16,11 @@ from polarvault.errors import ConnectionLost, PolarvaultError, ServerError
 from polarvault.model.compression import Compression
 from polarvault.model.lsn import Lsn
 from polarvault.server.connection import ConnectionSettings, Connector
-from polarvault.walarchive.receive import receive_wal
-from polarvault.walarchive.request import ReceiveRequest
-from polarvault.walarchive.status import ReceiverState
-from polarvault.walarchive.stop import StopRequest
+from polarvault.walarchive.receive.request import ReceiveRequest
+from polarvault.walarchive.receive.run import receive_wal
+from polarvault.walarchive.receive.state import ReceiverState
+from polarvault.walarchive.receive.stop import StopRequest
+from polarvault.walarchive.store.directory import DirectoryStore
 from support.cluster import Cluster
 from support.program import run_polarvault
 from support.receiving import (
@@ -176,12 +177,11 @@ def test_a_network_that_goes_silent_is_left_after_a_while(server: Cluster, works
     archive = workspace / "wal"
     archive.mkdir()
     with TcpProxy(server.port) as proxy:
-        request = ReceiveRequest(
-            directory=str(archive), compression=Compression(), status_interval_s=1.0, silence_limit_s=4.0
-        )
+        request = ReceiveRequest(status_interval_s=1.0, silence_limit_s=4.0)
+        store = DirectoryStore(str(archive), compression=Compression())
         stop, heard = StopRequest(), Listening()
         connector = Connector(ConnectionSettings(server.tcp_conninfo(port=proxy.port)))
-        thread = threading.Thread(target=receive_wal, args=(request, connector, heard, stop))
+        thread = threading.Thread(target=receive_wal, args=(request, store, connector, heard, stop))
         thread.start()
         try:
             wait_until(lambda: "streaming" in heard.states, "it streams")

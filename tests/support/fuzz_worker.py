@@ -34,7 +34,7 @@ def _import_everything() -> None:
 
     for name in (
         *("cli.main", "cli.basebackup", "cli.receivewal", "cli.verifybackup", "cli.restore", "cli.drill", "cli.wal"),
-        *("basebackup.take", "walarchive.receive", "verify.run", "restore.run", "report.receivewal"),
+        *("basebackup.take", "walarchive.receive.run", "verify.run", "restore.run", "report.receivewal"),
     ):
         importlib.import_module(f"polarvault.{name}")
     load_kernel()

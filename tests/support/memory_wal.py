@@ -39,8 +39,9 @@ class MemoryWal:
         return cls(files=dict(contents), **how)  # type: ignore[arg-type]
 
     def add(self, timeline_id: int, lsn: int, content: bytes) -> None:
-        """Keep a slice."""
-        self.slices[timeline_id, int(lsn)] = content
+        """Keep a slice; of two that begin at one place the longer one."""
+        before = self.slices.get((timeline_id, int(lsn)), b"")
+        self.slices[timeline_id, int(lsn)] = max(before, content, key=len)
 
     def timelines(self) -> Sequence[int]:
         self._check()

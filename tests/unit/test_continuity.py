@@ -5,32 +5,31 @@ from __future__ import annotations
 import gzip
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from polarvault.errors import TimelineDiverged
+from polarvault.model.compression import Compression
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.wal.history import TimelineHistory
-from polarvault.walarchive.continuity import continuity
+from polarvault.walarchive.receive.continuity import continuity
+from polarvault.walarchive.store.directory import DirectoryStore
+from polarvault.walarchive.store.writer import DirectoryWriter
 from support.wal_bytes import XLOG, WalBuilder
 
 MB = 1 << 20
 SWITCH = 0x40
 
 
-@dataclass
-class Files:
-    """What the check asks of the files that are received."""
-
-    directory: str
-    received: Lsn
-    open_plain_path: str | None = None
-    timeline_id: int = 1
-    segment_size_bytes: int = MB
+def writer_at(directory: Path, lsn: int, *, compression: str = "none") -> DirectoryWriter:
+    """Return a writer for which the next byte is that at the LSN, after what is in the directory."""
+    writer = DirectoryStore(str(directory), compression=Compression.parse(compression), synchronous=True).open(
+        segment_size_bytes=MB, group_access=False, wake=lambda: None, on_segment=lambda segment: None
+    )
+    writer.timeline_id, writer.received = 1, Lsn(lsn)
+    return writer
 
 
 def written(seed: int, *, longest: int = 9000) -> WalBuilder:
@@ -45,14 +44,14 @@ def pieces(content: bytes, size: int) -> Iterator[memoryview]:
     return (memoryview(content)[at : at + size] for at in range(0, len(content), size))
 
 
-def check(files: Files, following: bytes, *, piece_bytes: int = 100_000) -> bool:
+def check(files: DirectoryWriter, following: bytes, *, piece_bytes: int = 100_000) -> bool:
     """Return whether anything could be said; raise TimelineDiverged if it does not continue."""
-    found: Any = continuity(files, TimelineHistory(1))  # type: ignore[arg-type]
+    found = continuity(files, TimelineHistory(1))
     if found is None:
         return False
     for piece in pieces(following, piece_bytes):
         found.check([piece])
-    return bool(found.is_settled())
+    return found.is_settled()
 
 
 def keep(directory: Path, content: bytes, suffix: str = "") -> None:
@@ -65,7 +64,7 @@ def keep(directory: Path, content: bytes, suffix: str = "") -> None:
 def test_the_next_segment_has_to_continue_the_one_that_is_here(tmp_path: Path, suffix: str, longest: int) -> None:
     one, other = written(1, longest=longest), written(2, longest=longest)
     keep(tmp_path, one.content[:MB], suffix)
-    files = Files(str(tmp_path), Lsn(2 * MB))
+    files = writer_at(tmp_path, 2 * MB)
     for piece_bytes in (100_000, 7):
         assert check(files, one.content[MB : MB + 700_000], piece_bytes=piece_bytes)
         with pytest.raises(TimelineDiverged, match=r"from 0/200000 on .* does not continue what the directory holds"):
@@ -74,20 +73,21 @@ def test_the_next_segment_has_to_continue_the_one_that_is_here(tmp_path: Path, s
 
 def test_a_segment_that_is_open_has_to_be_continued(tmp_path: Path) -> None:
     one, other = written(1), written(2)
-    open_file = tmp_path / "open"
     ends = [end for _, end in one.records if MB < end - one.start < 2 * MB]
     for end in (ends[3], ends[20], ends[-1]):
-        open_file.write_bytes(one.content[MB : end - one.start].ljust(MB, b"\0"))
-        files = Files(str(tmp_path), Lsn(end), str(open_file))
+        files = writer_at(tmp_path, 2 * MB)
+        files.write([memoryview(one.content[MB : end - one.start])])
+        assert files.received == end
         assert check(files, one.content[end - one.start :][:100_000])
         with pytest.raises(TimelineDiverged):
             check(files, other.content[end - one.start :][:100_000])
+        files.close()
 
 
 def test_nothing_is_said_where_nothing_can_be_known(tmp_path: Path) -> None:
     other = written(2).content[MB:]
     # No segment, one that is not finished, one that is damaged.
-    files = Files(str(tmp_path), Lsn(2 * MB))
+    files = writer_at(tmp_path, 2 * MB)
     assert not check(files, other)
     keep(tmp_path, written(1).content[:MB], ".partial")
     assert not check(files, other)
@@ -102,5 +102,8 @@ def test_nothing_is_said_where_nothing_can_be_known(tmp_path: Path) -> None:
     keep(tmp_path, bytes(switched.content))
     assert check(files, other)
     # An open compressed segment; the very first byte.
-    assert not check(Files(str(tmp_path), Lsn(2 * MB + 8192)), other)
-    assert not check(Files(str(tmp_path), Lsn(0)), other)
+    files = writer_at(tmp_path, 2 * MB, compression="gzip")
+    files.write([memoryview(other[:8192])])
+    assert not check(files, other)
+    assert not check(writer_at(tmp_path, 0), other)
+    files.close()

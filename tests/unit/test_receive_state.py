@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 
 from polarvault.errors import DiskFull, UsageError
+from polarvault.model.compression import Compression
 from polarvault.model.lsn import Lsn
 from polarvault.storage.processes import own_process
-from polarvault.walarchive.status import (
+from polarvault.walarchive.receive.state import ReceiverState
+from polarvault.walarchive.receive.watch import SlotState
+from polarvault.walarchive.store.directory import DirectoryStore
+from polarvault.walarchive.store.status_file import (
     LOCK_NAME,
     STATUS_NAME,
     DirectoryLock,
-    ReceiverState,
     is_locked,
     lock_owner,
     read_status,
     write_status,
 )
-from polarvault.walarchive.watch import SlotState, disk_warning, has_space
 from support.program import program_environment
 
 MB = 1 << 20
@@ -142,7 +144,9 @@ def test_one_receiver_locks_a_directory(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_dead_process_does_not_count(tmp_path: Path) -> None:
-    taking = f"from polarvault.walarchive.status import DirectoryLock; import os; DirectoryLock({str(tmp_path)!r})"
+    taking = (
+        f"from polarvault.walarchive.store.status_file import DirectoryLock as Lock; import os; Lock({str(tmp_path)!r})"
+    )
     subprocess.run([sys.executable, "-c", f"{taking}; os._exit(1)"], env=program_environment(), check=False)
     assert (tmp_path / LOCK_NAME).read_text().strip() != str(os.getpid())
     assert not is_locked(str(tmp_path))
@@ -168,8 +172,9 @@ def test_a_status_file_is_read_back_and_the_lock_says_whether_its_writer_lives(t
 def test_a_nearly_full_disk_is_warned_of(tmp_path: Path) -> None:
     found = os.statvfs(tmp_path)
     free = found.f_bavail * found.f_frsize
-    assert has_space(str(tmp_path), MB)
-    assert not has_space(str(tmp_path), 2 * free)
-    warning = disk_warning(str(tmp_path), free)
+    store = DirectoryStore(str(tmp_path), compression=Compression())
+    assert store.has_space(MB)
+    assert not store.has_space(2 * free)
+    warning = store.space_warning(free)
     assert warning is not None
     assert f'the disk of "{tmp_path}" is nearly full' in warning

@@ -26,7 +26,8 @@ from polarvault.report.json_document import error_json
 if TYPE_CHECKING:
     from polarvault.model.lsn import Lsn
     from polarvault.server.connection import ConnectionSettings
-    from polarvault.walarchive.request import ReceiveRequest
+    from polarvault.walarchive.receive.request import ReceiveRequest
+    from polarvault.walarchive.store.directory import DirectoryStore
 
 # Those of a monitoring plugin: all is well, look at it soon, act now, nobody knows.
 _EXIT_STATUS = {"ok": 0, "warning": 1, "problem": 2}
@@ -64,15 +65,15 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
         raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
     if options["show_status"]:
         return _show_status(options["directory"])
-    request = _request(options)
+    asked = _request(options)
     given = {name: options[name] for name in _CONNECTION}
     settings = connection_settings(**given, application_name="pg_receivewal")
     output = current_output()
     if output is not None:
-        output.add(directory=request and request.directory, slot=options["slot"])
-    if request is None:
+        output.add(directory=asked and asked[1].path, slot=options["slot"])
+    if asked is None:
         return _change_slot(settings, options)
-    return _receive(request, settings, output, verbose=options["verbose"])
+    return _receive(*asked, settings, output, verbose=options["verbose"])
 
 
 def _check_actions(options: dict[str, Any]) -> None:
@@ -89,7 +90,7 @@ def _check_actions(options: dict[str, Any]) -> None:
 
 def _change_slot(settings: ConnectionSettings, options: dict[str, Any]) -> int:
     from polarvault.server.connection import Connector
-    from polarvault.walarchive.slots import create_slot, drop_slot
+    from polarvault.walarchive.receive.slots import create_slot, drop_slot
 
     connector = Connector(settings)
     if options["drop_slot"]:
@@ -104,13 +105,14 @@ def _change_slot(settings: ConnectionSettings, options: dict[str, Any]) -> int:
     return 0
 
 
-def _request(options: dict[str, Any]) -> ReceiveRequest | None:
+def _request(options: dict[str, Any]) -> tuple[ReceiveRequest, DirectoryStore] | None:
     """Check the options in pg_receivewal's order; None when only a slot is to be made or dropped.
 
     Also then all of them: a mistake in the command line must not cost a slot.
     """
     from polarvault.model.compression import Compression
-    from polarvault.walarchive.request import ReceiveRequest, check_compression
+    from polarvault.walarchive.receive.request import ReceiveRequest, check_compression
+    from polarvault.walarchive.store.directory import DirectoryStore
 
     end_lsn, interval_s = _end_lsn(options["endpos"]), status_interval(options["status_interval"])
     _check_actions(options)
@@ -121,16 +123,18 @@ def _request(options: dict[str, Any]) -> ReceiveRequest | None:
     check_compression(compression)
     if changes_slot:
         return None
-    return ReceiveRequest(
-        directory=_directory(options["directory"]),
+    synchronous = options["synchronous"]
+    store = DirectoryStore(
+        _directory(options["directory"]), compression=compression, sync=not options["no_sync"], synchronous=synchronous
+    )
+    request = ReceiveRequest(
         slot=options["slot"],
         end_lsn=end_lsn,
         loop=not options["no_loop"],
-        sync=not options["no_sync"],
-        synchronous=options["synchronous"],
+        synchronous=synchronous,
         status_interval_s=interval_s,
-        compression=compression,
     )
+    return request, store
 
 
 def _end_lsn(text: str | None) -> Lsn | None:
@@ -180,12 +184,19 @@ def _show_status(directory: str | None) -> int:
     return _EXIT_STATUS[found.severity.value]
 
 
-def _receive(request: ReceiveRequest, settings: ConnectionSettings, output: JsonOutput | None, *, verbose: bool) -> int:
+def _receive(
+    request: ReceiveRequest,
+    store: DirectoryStore,
+    settings: ConnectionSettings,
+    output: JsonOutput | None,
+    *,
+    verbose: bool,
+) -> int:
     from polarvault.report.events import ReceiveEvents
     from polarvault.report.receivewal import TextReporter, received_json
     from polarvault.server.connection import Connector
-    from polarvault.walarchive.receive import receive_wal
-    from polarvault.walarchive.stop import StopRequest
+    from polarvault.walarchive.receive.run import receive_wal
+    from polarvault.walarchive.receive.stop import StopRequest
 
     stop = StopRequest()
     connector = Connector(settings, on_connected=lambda: signals.stop_by(stop.request))
@@ -194,7 +205,7 @@ def _receive(request: ReceiveRequest, settings: ConnectionSettings, output: Json
         TextReporter(verbose=verbose, status_line=output is None) if events is None else ReceiveEvents(events)
     )
     try:
-        receive_wal(request, connector, reporter, stop)
+        receive_wal(request, store, connector, reporter, stop)
     finally:
         reporter.close()
         if output is not None:

@@ -26,7 +26,7 @@ from polarvault.demo.server import SUPERUSER, ThrowawayServer, free_port
 from polarvault.demo.shared_storage import create_on_shared_storage
 from polarvault.errors import IntegrityError, StartFailed, UsageError
 from polarvault.model.lsn import Lsn
-from polarvault.walarchive.status import read_status
+from polarvault.walarchive.store.status_file import read_status
 
 _STEPS = 13
 _SLOT = "demo"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from polarvault.model.finding import Finding
     from polarvault.recovery.watch import ReplayState
     from polarvault.restore.standby.follow import FollowState
-    from polarvault.walarchive.status import ReceiverState
+    from polarvault.walarchive.receive.state import ReceiverState
 
 _BETWEEN_S = 1.0
 _STDERR = 2
@@ -202,7 +202,7 @@ class DrillEvents:
 
 
 class ReceiveEvents:
-    """Implements `walarchive.session.ReceiveReporter`."""
+    """Implements `walarchive.receive.session.ReceiveReporter`."""
 
     def __init__(self, events: EventWriter) -> None:
         self._events = events

@@ -11,7 +11,7 @@ from polarvault.errors import PolarvaultError, ServerError
 from polarvault.model.lsn import Lsn
 from polarvault.report.findings import findings_json
 from polarvault.report.json_document import iso
-from polarvault.walarchive.status import ReceiverState
+from polarvault.walarchive.receive.state import ReceiverState
 
 if TYPE_CHECKING:
     from polarvault.walarchive.judgement import ReceiverStatus
@@ -22,7 +22,7 @@ _KEPT_WARNINGS = 100
 
 
 class TextReporter:
-    """Implements `walarchive.receive.Reporter`; everything goes to standard error."""
+    """Implements `walarchive.receive.session.ReceiveReporter`; everything goes to standard error."""
 
     def __init__(self, *, verbose: bool, status_line: bool = True) -> None:
         self._verbose = verbose

@@ -15,8 +15,8 @@ from typing import Any
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
 from polarvault.storage.processes import Moment, Process, look_at_process, present_moment
-from polarvault.walarchive.status import lock_owner, read_status
-from polarvault.walarchive.watch import SlotState
+from polarvault.walarchive.receive.watch import SlotState
+from polarvault.walarchive.store.status_file import lock_owner, read_status
 
 # A receiver writes its status once a second while it streams, and one that waits to connect again after each attempt.
 _OLD_AFTER_S, _OLD_WHILE_WAITING_S = 10.0, 60.0

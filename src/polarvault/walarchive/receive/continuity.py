@@ -7,21 +7,14 @@ of the border has one checksum. A few pages on either side tell, so this costs n
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Sequence
 
-from polarvault.errors import IntegrityError, StorageFailed, TimelineDiverged
+from polarvault.errors import TimelineDiverged
 from polarvault.model.lsn import Lsn
-from polarvault.model.segment import WalSegment
-from polarvault.storage.files import open_regular
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.pages import PAGE_BYTES, Ending
 from polarvault.wal.scan import PlainReader
-from polarvault.wal.source import WalCopy
-from polarvault.walarchive.wal_files import WalFiles
-from polarvault.walfiles.choice import find
-from polarvault.walfiles.directory import WalDirectory
+from polarvault.wal.store import WalWriter
 
 # How much to look back for the start of a record, one after the other; few are longer than a page.
 _BEFORE_BYTES = (8 * PAGE_BYTES, 128 * PAGE_BYTES, 2048 * PAGE_BYTES)
@@ -78,58 +71,16 @@ class Continuity:
                 )
 
 
-def continuity(files: WalFiles, history: TimelineHistory) -> Continuity | None:
+def continuity(writer: WalWriter, history: TimelineHistory) -> Continuity | None:
     """Return what checks the next WAL against the WAL that is here in front of it; None where there is none.
 
     history: the server's.
     """
-    size = files.segment_size_bytes
     for length in _BEFORE_BYTES:
-        before = _kept_before(files, history, length)
+        before = writer.before(length, history.timeline_of)
         if not before:
             return None
-        found = Continuity(before, files.received, files.timeline_id, size)
+        found = Continuity(before, writer.received, writer.timeline_id, writer.segment_size_bytes)
         if found.knows_record or len(before) < length:
             return found
     return None
-
-
-def _kept_before(files: WalFiles, history: TimelineHistory, length: int) -> bytes:
-    """Return so much of the WAL that is here in front of the next byte, from the start of a page on; less of a file."""
-    size = files.segment_size_bytes
-    offset = files.received % size
-    if offset:
-        # A compressed file that is being written cannot be read in the middle of a block.
-        path = files.open_plain_path
-        return b"" if path is None else _tail(path, offset, length)
-    if files.received == 0:
-        return b""
-    segment = WalSegment.holding(Lsn(files.received - 1), history.timeline_of(files.received - 1), size)
-    file = find(WalDirectory(files.directory), segment)
-    return b"" if file is None or not file.is_final else _end_of(file, size, length)
-
-
-def _tail(path: str, end: int, length: int) -> bytes:
-    """Return the last pages of a plain file before an offset."""
-    start = max(0, end - length) // PAGE_BYTES * PAGE_BYTES
-    try:
-        with open_regular(path) as source:
-            return os.pread(source.fileno(), end - start, start)
-    except OSError:
-        return b""  # Receiving finds out what is wrong with it.
-
-
-def _end_of(file: WalCopy, size: int, length: int) -> bytes:
-    if file.path is not None and file.size_bytes is not None:
-        return _tail(file.path, size, length)
-    kept, kept_bytes = deque[bytes](), 0
-    try:
-        for view in file.views():
-            kept.append(bytes(view))
-            kept_bytes += len(view)
-            while kept_bytes - len(kept[0]) >= length:
-                kept_bytes -= len(kept.popleft())
-    except (IntegrityError, StorageFailed):
-        return b""
-    end = b"".join(kept)[-length:]
-    return end if len(end) == min(size, length) else b""

@@ -1,4 +1,4 @@
-"""The directory that WAL is received into: turns a stream of WAL into segment files, and knows what is durable."""
+"""Turns a stream of WAL into the segment files of a directory, and knows what of it is durable."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from polarvault.errors import TimelineDiverged
-from polarvault.model import limits
 from polarvault.model.compression import Compression
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.storage import files
-from polarvault.storage.below import Below
-from polarvault.wal.names import is_written
-from polarvault.walarchive.durability import Durability, Step
-from polarvault.walarchive.segment_file import PlainSegment, SegmentFile, open_segment
-from polarvault.wire.wal_messages import WalBatch
+from polarvault.walarchive.store.durability import Durability, Step
+from polarvault.walarchive.store.segment_file import PlainSegment, SegmentFile, open_segment
+from polarvault.walarchive.store.tail import end_of_segment, tail
 
 
-class WalFiles:
-    """Writes one stream. `received` is where the next byte belongs, `flushed` what is on disk."""
+class DirectoryWriter:
+    """A `wal.store.WalWriter`: writes one stream into a directory."""
 
     def __init__(
         self,
@@ -34,7 +30,7 @@ class WalFiles:
         wake: Callable[[], None],
         on_segment: Callable[[WalSegment], None],
     ) -> None:
-        self.directory = directory
+        self._directory = directory
         self.received = Lsn(0)
         self.timeline_id = 0
         self.segment_size_bytes = segment_size_bytes
@@ -61,20 +57,10 @@ class WalFiles:
         """Wait until everything handed over is durable; False when the time is over first."""
         return self._durability.wait(timeout_s)
 
-    def wait_for_room(self, timeout_s: float) -> None:
-        """Wait for the disk."""
-        self._durability.wait(timeout_s)
-
     def can_go_on(self, timeline_id: int) -> bool:
         """Tell whether the next byte continues an open segment of this timeline, or begins the one after."""
         at_start = self.received % self.segment_size_bytes == 0
         return timeline_id == self.timeline_id != 0 and (self._file is not None or at_start)
-
-    @property
-    def open_plain_path(self) -> str | None:
-        """The file that the next byte belongs into, if it has others already and can be read; None else."""
-        file = self._file
-        return file.path if isinstance(file, PlainSegment) else None
 
     def begin(self, lsn: Lsn, timeline_id: int) -> None:
         """Start over at the first byte of a segment."""
@@ -83,9 +69,8 @@ class WalFiles:
         self.received = self._synced = lsn
         self.timeline_id = timeline_id
 
-    def write(self, batch: WalBatch) -> None:
+    def write(self, views: list[memoryview]) -> None:
         """Take WAL that follows what came before; raise StorageFailed."""
-        views = batch.views
         while views:
             file = self._file or self._open()
             room = file.segment.size_bytes - file.position
@@ -121,36 +106,18 @@ class WalFiles:
         if file is not None:
             self._durability.submit(Step.CLOSE, file, self.received)
 
-    def add_history(self, file_name: str, content: bytes) -> None:
-        """Keep a timeline history file; durable on return. One that is here must be the same: TimelineDiverged.
-
-        The caller has made sure that the name belongs to the timeline.
-        """
-        path = os.path.join(self.directory, file_name)
-        try:
-            with Below(self.directory) as below:
-                kept = below.read(file_name, limits.HISTORY_BYTES) if below.exists(file_name) else b""
-                # What a crash of a careless archive_command has left, nothing or zeros, is replaced.
-                if is_written(kept):
-                    if kept != content:
-                        raise _another_history(path)
-                    return
-                below.write(f"{file_name}.tmp", content, self._mode, sync=self._sync, replace=True)
-                below.rename(f"{file_name}.tmp", file_name)
-                if self._sync:
-                    below.sync_directory()
-        except OSError as problem:
-            raise files.storage_failed(problem, "write", path) from problem
-
-    def has_history(self, file_name: str) -> bool:
-        """Tell whether the history file is here."""
-        path = os.path.join(self.directory, file_name)
-        try:
-            return os.stat(path, follow_symlinks=False).st_size > 0
-        except FileNotFoundError:
-            return False
-        except OSError as problem:
-            raise files.storage_failed(problem, "look for", path) from problem
+    def before(self, length: int, timeline_of: Callable[[int], int]) -> bytes:
+        """Return what is kept in front of the next byte; a compressed file that is written is not read in a block."""
+        offset = self.received % self.segment_size_bytes
+        if offset:
+            file = self._file
+            return tail(file.path, offset, length) if isinstance(file, PlainSegment) else b""
+        if self.received == 0:
+            return b""
+        last = self.received - 1
+        return end_of_segment(
+            self._directory, WalSegment.holding(last, timeline_of(last), self.segment_size_bytes), length
+        )
 
     def close(self) -> None:
         """Make everything received durable and end; raise what could not be. Safe to call twice."""
@@ -172,20 +139,12 @@ class WalFiles:
         segment = WalSegment.holding(self.received, self.timeline_id, self.segment_size_bytes)
         try:
             self._file = open_segment(
-                self.directory, segment, self._compression, mode=self._mode, sync=self._sync, reserve=self._synchronous
+                self._directory, segment, self._compression, mode=self._mode, sync=self._sync, reserve=self._synchronous
             )
         except OSError as problem:
-            path = os.path.join(self.directory, segment.file_name)
+            path = os.path.join(self._directory, segment.file_name)
             raise files.storage_failed(problem, "open file", path) from problem
         return self._file
-
-
-def _another_history(path: str) -> TimelineDiverged:
-    return TimelineDiverged(
-        f'"{path}" holds another history of its timeline than the server',
-        hint="two servers were promoted to the same timeline: receive from this one into another directory; "
-        "the file that is here belongs to the WAL that is here",
-    )
 
 
 def _split(views: list[memoryview], room: int) -> tuple[list[memoryview], list[memoryview]]:

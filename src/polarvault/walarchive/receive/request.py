@@ -19,15 +19,12 @@ class ReceiveRequest:
     is the server's own wal_receiver_timeout.
     """
 
-    directory: str
     slot: str | None = None
     end_lsn: Lsn | None = None
     loop: bool = True
-    sync: bool = True
     synchronous: bool = False
     status_interval_s: float = 10.0
     silence_limit_s: float = 60.0
-    compression: Compression
 
     @property
     def ask_after_s(self) -> float:

@@ -21,7 +21,7 @@ from enum import Enum, auto
 from polarvault.errors import PolarvaultError
 from polarvault.model.lsn import Lsn
 from polarvault.storage import files
-from polarvault.walarchive.segment_file import SegmentFile
+from polarvault.walarchive.store.segment_file import SegmentFile
 
 # Whole segments that may wait for the disk; more would let the received LSN run far ahead of the flushed one.
 _BACKLOG = 4

@@ -1,4 +1,4 @@
-"""Look ahead for what would end receiving: a slot about to lose its WAL, a disk about to be full.
+"""Look ahead for what would end receiving: a slot that is about to lose its WAL.
 
 The slot is asked about over an ordinary connection, since a WAL sender answers no SQL; that happens in a thread of its
 own, because a server that cannot be reached must not hold up the stream.
@@ -7,7 +7,6 @@ own, because a server that cannot be reached must not hold up the stream.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from polarvault.wire import commands
 _BETWEEN_S = 30.0
 # Fewer segments than these left, and somebody has to act.
 _FEW_SEGMENTS = 4
-_NEARLY_FULL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,26 +99,3 @@ class SlotWatch:
             except PolarvaultError as problem:
                 self._on_problem(problem)
             self._stop.wait(_BETWEEN_S)
-
-
-def disk_warning(directory: str, segment_size_bytes: int) -> str | None:
-    """Say that the disk is nearly full: less than a few segments, or than a twentieth, is left."""
-    try:
-        found = os.statvfs(directory)
-    except OSError:
-        return None  # The next write says it better.
-    free = found.f_bavail * found.f_frsize
-    if free >= _FEW_SEGMENTS * segment_size_bytes and free >= _NEARLY_FULL * found.f_blocks * found.f_frsize:
-        return None
-    return (
-        f'the disk of "{directory}" is nearly full: {free >> 20} MB left; remove WAL that no backup needs, or add space'
-    )
-
-
-def has_space(directory: str, size_bytes: int) -> bool:
-    """Tell whether so much can be written."""
-    try:
-        found = os.statvfs(directory)
-    except OSError:
-        return False
-    return found.f_bavail * found.f_frsize >= size_bytes

@@ -18,16 +18,14 @@ from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.identity import ServerIdentity
-from polarvault.server.wal_connection import TimelineEnds, WalConnection
+from polarvault.server.wal_connection import TimelineEnds, WalConnection, fetch_history
 from polarvault.wal.history import TimelineHistory
-from polarvault.walarchive.continuity import Continuity
-from polarvault.walarchive.request import ReceiveRequest
-from polarvault.walarchive.resume import StartPoint
-from polarvault.walarchive.slots import lost_slot_error
-from polarvault.walarchive.status import ReceiverState
-from polarvault.walarchive.stop import StopRequest
-from polarvault.walarchive.wal_files import WalFiles
-from polarvault.walarchive.watch import disk_warning
+from polarvault.wal.store import StartPoint, WalStore, WalWriter
+from polarvault.walarchive.receive.continuity import Continuity
+from polarvault.walarchive.receive.request import ReceiveRequest
+from polarvault.walarchive.receive.slots import lost_slot_error
+from polarvault.walarchive.receive.state import ReceiverState
+from polarvault.walarchive.receive.stop import StopRequest
 from polarvault.wire import commands
 from polarvault.wire.wal_messages import WalBatch
 
@@ -68,9 +66,7 @@ class Receiver(Protocol):
     reporter: ReceiveReporter
     stop: StopRequest
     state: ReceiverState
-
-    def timeline_history(self, source: WalConnection, timeline_id: int) -> tuple[str, bytes]:
-        """Fetch name and content of a history file."""
+    store: WalStore
 
     def warn(self, text: str, key: str) -> None:
         """Warn, but not again and again."""
@@ -85,13 +81,13 @@ class Session:
     def __init__(
         self,
         receiver: Receiver,
-        files: WalFiles,
+        writer: WalWriter,
         source: WalConnection,
         identity: ServerIdentity,
         continuity: Continuity | None,
     ) -> None:
         self._receiver = receiver
-        self._files = files
+        self._writer = writer
         self._source = source
         self._identity = identity
         self._continuity = continuity
@@ -106,7 +102,7 @@ class Session:
 
     def run(self, start: StartPoint) -> None:
         """Stream until all that was asked for is done."""
-        receiver, files = self._receiver, self._files
+        receiver, writer = self._receiver, self._writer
         while True:
             receiver.reporter.step(
                 f"starting log streaming at {start.lsn} (timeline {start.timeline_id})",
@@ -120,8 +116,8 @@ class Session:
                 raise self._explained(problem) from problem
             if ends is None:
                 receiver.reporter.step(
-                    f"stopped log streaming at {files.received} (timeline {files.timeline_id})",
-                    event="stop", lsn=str(files.received), timeline=files.timeline_id,
+                    f"stopped log streaming at {writer.received} (timeline {writer.timeline_id})",
+                    event="stop", lsn=str(writer.received), timeline=writer.timeline_id,
                 )  # fmt: skip
                 self._say_goodbye()
                 return
@@ -138,17 +134,17 @@ class Session:
             raise self._explained(problem) from problem
         if ends is None and self._receiver.request.status_interval_s > 0:
             # At once, as pg_receivewal does on every timeline: a new slot gets its restart_lsn by this.
-            self._acknowledge(self._files.flushed)
+            self._acknowledge(self._writer.flushed)
         return ends
 
     def _stream(self) -> TimelineEnds | None:
         """Receive until a stop (None) or the end of the timeline."""
-        request, files, stop = self._receiver.request, self._files, self._receiver.stop
-        while not stop.requested and (request.end_lsn is None or files.received < request.end_lsn):
-            if not files.has_room:
+        request, writer, stop = self._receiver.request, self._writer, self._receiver.stop
+        while not stop.requested and (request.end_lsn is None or writer.received < request.end_lsn):
+            if not writer.has_room:
                 # The disk is behind. The server hears from us all the same.
-                files.wait_for_room(SHOW_EVERY_S)
-                self._acknowledge(files.flushed)
+                writer.wait(SHOW_EVERY_S)
+                self._acknowledge(writer.flushed)
                 self._housekeeping()
                 continue
             found = self._source.receive(self._next_duty - time.monotonic(), eager=request.synchronous)
@@ -157,16 +153,16 @@ class Session:
             if found.size:
                 if self._continuity is not None:
                     self._check_continuity(found)
-                files.write(found)
+                writer.write(found.views)
             if found.server_end:
                 self._heard = True
                 self._receiver.state.server_said(found.server_end, time.time())
             if found.reply_now:
                 # A server that shuts down asks until all of its WAL is flushed here, and does not end before.
-                files.sync()
-                files.wait(SHOW_EVERY_S)
+                writer.sync()
+                writer.wait(SHOW_EVERY_S)
             if found.reply_now or (request.synchronous and found.size):
-                self._acknowledge(files.flushed)
+                self._acknowledge(writer.flushed)
             if stop.woken or time.monotonic() >= self._next_duty:
                 stop.drain()
                 self._check_silence()
@@ -181,7 +177,7 @@ class Session:
         except TimelineDiverged:
             # A record that came in several pieces is found to be wrong when some have been written: the next server
             # that is asked sends the segment again.
-            self._files.end_segment()
+            self._writer.end_segment()
             raise
         if self._continuity.is_settled():
             self._continuity = None
@@ -199,7 +195,7 @@ class Session:
             return
         if self._asked_at is None:
             self._asked_at = now
-            self._acknowledge(self._files.flushed, reply_now=True)
+            self._acknowledge(self._writer.flushed, reply_now=True)
         elif silent_s >= request.silence_limit_s and now - self._asked_at >= request.silence_limit_s / 2:
             raise ConnectionLost(
                 f"nothing came from the server for {request.silence_limit_s:g} s, not even when it was asked",
@@ -211,11 +207,11 @@ class Session:
         now, interval = time.monotonic(), self._receiver.request.status_interval_s
         if now - self._synced >= self._sync_every:
             self._synced = now
-            self._files.sync()
-            warning = disk_warning(self._files.directory, self._identity.segment_size_bytes)
+            self._writer.sync()
+            warning = self._receiver.store.space_warning(self._identity.segment_size_bytes)
             if warning:
                 self._receiver.warn(warning, "disk")
-        flushed = self._files.flushed
+        flushed = self._writer.flushed
         # News about flushed WAL lets the server remove segments; a second more or less does not matter for that.
         has_news = (
             self._receiver.request.reports_flush
@@ -237,62 +233,63 @@ class Session:
 
     def _acknowledge(self, flushed: Lsn, *, reply_now: bool = False) -> None:
         reported = flushed if self._receiver.request.reports_flush else Lsn(0)
-        self._source.send_status(written=self._files.received, flushed=reported, reply_now=reply_now)
+        self._source.send_status(written=self._writer.received, flushed=reported, reply_now=reply_now)
         self._acknowledged, self._status_sent = flushed, time.monotonic()
 
     def _next_timeline(self, ends: TimelineEnds) -> StartPoint:
-        files = self._files
+        writer = self._writer
         self._check_switch(ends)
         self._receiver.reporter.step(
             f"switched to timeline {ends.timeline_id} at {ends.start}",
             event="timeline", lsn=str(ends.start), timeline=ends.timeline_id,
         )  # fmt: skip
         # The new timeline repeats the segment from its first byte, under a name of its own.
-        files.end_segment()
+        writer.end_segment()
         self._continuity = None
-        name, content = self._receiver.timeline_history(self._source, ends.timeline_id)
-        left = TimelineHistory.parse(content, ends.timeline_id).range_of(files.timeline_id)
+        with self._receiver.stop.interruptible():
+            _, content = fetch_history(self._source, ends.timeline_id)
+        left = TimelineHistory.parse(content, ends.timeline_id).range_of(writer.timeline_id)
         if left is None or left.end != ends.start:
             raise RemoteProtocolError(
-                f"the server says that timeline {ends.timeline_id} follows timeline {files.timeline_id} at "
+                f"the server says that timeline {ends.timeline_id} follows timeline {writer.timeline_id} at "
                 f"{ends.start}, which its history does not"
             )
-        files.add_history(name, content)
+        self._receiver.store.add_history(ends.timeline_id, content)
         segment = WalSegment.holding(ends.start, ends.timeline_id, self._identity.segment_size_bytes)
-        files.begin(segment.start, ends.timeline_id)
+        writer.begin(segment.start, ends.timeline_id)
         return StartPoint(ends.timeline_id, segment.start)
 
     def _check_switch(self, ends: TimelineEnds) -> None:
         """Refuse a next timeline that cannot be one: WAL that is here would be written over with another history."""
-        files = self._files
-        if ends.timeline_id <= files.timeline_id:
+        writer = self._writer
+        if ends.timeline_id <= writer.timeline_id:
             raise RemoteProtocolError(
-                f"the server says that timeline {ends.timeline_id} follows timeline {files.timeline_id}"
+                f"the server says that timeline {ends.timeline_id} follows timeline {writer.timeline_id}"
             )
-        if ends.start > files.received:
+        if ends.start > writer.received:
             raise RemoteProtocolError(
-                f"the server ended timeline {files.timeline_id} at {files.received}, but says that timeline "
+                f"the server ended timeline {writer.timeline_id} at {writer.received}, but says that timeline "
                 f"{ends.timeline_id} begins at {ends.start}"
             )
-        self._switches = 0 if files.received > self._switched_at else self._switches + 1
-        self._switched_at = files.received
+        self._switches = 0 if writer.received > self._switched_at else self._switches + 1
+        self._switched_at = writer.received
         if self._switches > limits.TIMELINES:
-            raise RemoteProtocolError(f"the server goes from timeline to timeline at {files.received} without any WAL")
+            raise RemoteProtocolError(f"the server goes from timeline to timeline at {writer.received} without any WAL")
 
     def _say_goodbye(self) -> None:
         """Make the rest durable, acknowledge it, and leave the server in an orderly way."""
-        self._files.end_segment()
+        self._writer.end_segment()
         # What is durable is durable, whether or not the server is still there to be told.
         with contextlib.suppress(ConnectionLost):
-            while not self._files.wait(SHOW_EVERY_S):
-                self._acknowledge(self._files.flushed)
-            self._acknowledge(self._files.flushed)
+            while not self._writer.wait(SHOW_EVERY_S):
+                self._acknowledge(self._writer.flushed)
+            self._acknowledge(self._writer.flushed)
             self._source.end()
 
     def _explained(self, problem: ServerError) -> PolarvaultError:
         """Give the server's refusals a name and a next step."""
-        slot, position = self._receiver.request.slot, self._files.received
-        segment = WalSegment.holding(position, self._files.timeline_id, self._identity.segment_size_bytes)
+        slot, position = self._receiver.request.slot, self._writer.received
+        segment = WalSegment.holding(position, self._writer.timeline_id, self._identity.segment_size_bytes)
         # 58P01 is what a server says of a segment that it has removed; since 18 it names the slot that lost it instead.
         lost_slot = problem.sqlstate == _NOT_IN_PREREQUISITE_STATE and "invalidated" in f"{problem} {problem.detail}"
         if slot is not None and lost_slot:
@@ -306,7 +303,7 @@ class Session:
         if "ahead of the WAL flush position" in problem.message:
             # The server has lost WAL that it had sent, in a crash without fsync perhaps: its version counts. The
             # segment is fetched again from its first byte.
-            self._files.end_segment()
+            self._writer.end_segment()
         if problem.sqlstate == UNDEFINED_OBJECT and slot is not None:
             return no_such_slot(slot)
         return problem

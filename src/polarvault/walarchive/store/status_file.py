@@ -7,132 +7,30 @@ import fcntl
 import json
 import os
 import shlex
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from polarvault.errors import PolarvaultError, UsageError
 from polarvault.model import limits
-from polarvault.model.lsn import Lsn
 from polarvault.storage.below import Below
 from polarvault.storage.files import open_regular, storage_failed
-from polarvault.storage.processes import own_process, present_moment
 
 LOCK_NAME = ".polarvault-receivewal.lock"
 STATUS_NAME = ".polarvault-receivewal.json"
-_KEPT_SAMPLES = 4096
-_BETWEEN_SAMPLES_S = 0.1
-
-
-@dataclass(slots=True)
-class ReceiverState:
-    """What a receiver knows of itself; times are seconds since 1970, LSNs 0 where nothing is known yet."""
-
-    started_at: float
-    slot: str | None = None
-    server: str | None = None
-    state: str = "connecting"
-    state_since: float = 0.0
-    """When streaming began, or when it ended."""
-    news_within_s: float = 0.0
-    """A server that is silent for longer is not well."""
-    timeline_id: int = 0
-    received: Lsn = field(default_factory=lambda: Lsn(0))
-    flushed: Lsn = field(default_factory=lambda: Lsn(0))
-    flushed_at: float | None = None
-    server_end: Lsn = field(default_factory=lambda: Lsn(0))
-    heard_at: float | None = None
-    connections: int = 0
-    slot_state: dict[str, Any] | None = None
-    last_error: PolarvaultError | None = None
-    last_error_at: float | None = None
-    # When the server's WAL reached an LSN, for those not yet flushed here.
-    _reached: deque[tuple[Lsn, float]] = field(default_factory=deque)
-
-    def __post_init__(self) -> None:
-        self.state_since = self.started_at
-
-    def enter(self, state: str, now: float) -> None:
-        """Note what the receiver does now; connecting again and again is one time without WAL."""
-        if (state == "streaming") != (self.state == "streaming"):
-            self.state_since = now
-        self.state = state
-
-    def server_said(self, end: Lsn, now: float) -> None:
-        """Note how far the server's WAL reaches."""
-        self.heard_at = now
-        if end > self.server_end:
-            self.server_end = end
-            if not self._reached or (
-                now - self._reached[-1][1] >= _BETWEEN_SAMPLES_S and len(self._reached) < _KEPT_SAMPLES
-            ):
-                self._reached.append((end, now))
-            else:
-                # Coarser, but the oldest sample, which is the one that counts, stays.
-                self._reached[-1] = (end, self._reached[-1][1])
-
-    def flushed_up_to(self, lsn: Lsn, now: float) -> None:
-        """Note what is durable here."""
-        if lsn != self.flushed:
-            self.flushed_at = now
-        self.flushed = lsn
-        while self._reached and self._reached[0][0] <= lsn:
-            self._reached.popleft()
-
-    def failed(self, problem: PolarvaultError, now: float) -> None:
-        """Keep the last error, for `--status`."""
-        self.last_error, self.last_error_at = problem, now
-
-    @property
-    def lag_bytes(self) -> int:
-        """How much of the server's WAL is not durable here."""
-        return max(0, self.server_end - self.flushed)
-
-    @property
-    def behind_since(self) -> float | None:
-        """When the server wrote the oldest WAL that it has and that is not durable here."""
-        return self._reached[0][1] if self._reached and self.lag_bytes else None
-
-    def lag_s(self, now: float) -> float:
-        """How old that WAL is."""
-        return max(0.0, now - self.behind_since) if self.behind_since is not None else 0.0
-
-    def as_json(self, now: float) -> dict[str, Any]:
-        """Return the content of the status file; `judgement` says what of it is still true when it is read."""
-        writer, moment, error = own_process(), present_moment(), self.last_error
-        return {
-            "process_id": os.getpid(),
-            "process_started": writer.started if writer else None,
-            "boot_id": moment.boot_id,
-            "state": self.state,
-            "state_since": self.state_since,
-            "server": self.server,
-            "slot": self.slot,
-            "timeline": self.timeline_id or None,
-            "received_lsn": str(self.received),
-            "flushed_lsn": str(self.flushed),
-            "flushed_at": self.flushed_at,
-            "server_lsn": str(self.server_end),
-            "behind_since": self.behind_since,
-            "slot_state": self.slot_state,
-            "connections": self.connections,
-            "last_error": error.message if error else None,
-            "last_error_id": error.id if error else None,
-            "last_error_hint": error.hint if error else None,
-            "last_error_at": self.last_error_at,
-            "server_heard_at": self.heard_at,
-            "news_within_s": self.news_within_s,
-            "started_at": self.started_at,
-            "updated_at": now,
-            "updated_uptime_s": moment.uptime_s,
-        }
+# What is told of an earlier receiver stays, but for what the next one found out.
+_KEPT = (
+    "state_since", "server", "timeline", "received_lsn", "flushed_lsn", "server_lsn", "behind_since", "slot_state",
+    "server_heard_at",
+)  # fmt: skip
 
 
 class DirectoryLock:
     """Held while a receiver writes into a directory; the operating system releases it with the process."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, mode: Callable[[], int] = lambda: 0o600) -> None:
+        """mode: what the status file gets, asked for each time."""
         self._directory = directory
+        self._mode = mode
         self._path = os.path.join(directory, LOCK_NAME)
         self._before = _names(directory)
         self._open()
@@ -167,6 +65,10 @@ class DirectoryLock:
             return os.path.samestat(os.fstat(self._descriptor), os.lstat(self._path))
         except FileNotFoundError:
             return False
+
+    def tell(self, status: dict[str, Any]) -> None:
+        """Write the status file."""
+        write_status(self._directory, status, self._mode())
 
     def release(self) -> None:
         """Let another one in."""
@@ -229,7 +131,7 @@ def write_status(directory: str, content: dict[str, Any], mode: int) -> None:
                 target.write(text.ljust(os.fstat(target.fileno()).st_size))
 
 
-def note_failed_start(directory: str, state: ReceiverState, now: float) -> None:
+def note_failed_start(directory: str, status: dict[str, Any]) -> None:
     """Say in the status of an earlier receiver why the next one could not connect; what was received stays as it was.
 
     Of a directory that no receiver has written to, nothing is known: a wrong command line leaves no files behind.
@@ -240,10 +142,7 @@ def note_failed_start(directory: str, state: ReceiverState, now: float) -> None:
         before = read_status(directory)
         lock = DirectoryLock(directory)
         try:
-            ours = state.as_json(now)
-            kept = ("state_since", "server", "timeline", "received_lsn", "flushed_lsn", "server_lsn", "behind_since",
-                    "slot_state", "server_heard_at")  # fmt: skip
-            write_status(directory, ours | {name: before[name] for name in kept if name in before}, mode)
+            write_status(directory, status | {name: before[name] for name in _KEPT if name in before}, mode)
         finally:
             lock.release()
 

@@ -1,0 +1,133 @@
+"""A WAL directory as a store: a `wal.store.WalStore`, in files that pg_receivewal and every restore_command know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from polarvault.errors import TimelineDiverged
+from polarvault.model import limits
+from polarvault.model.compression import Compression
+from polarvault.model.segment import WalSegment
+from polarvault.storage.below import Below
+from polarvault.storage.files import open_regular, storage_failed
+from polarvault.wal.history import history_file_name
+from polarvault.wal.names import is_written
+from polarvault.wal.store import Cluster, StartPoint
+from polarvault.walarchive.store.resume import after_kept_wal
+from polarvault.walarchive.store.status_file import DirectoryLock, note_failed_start
+from polarvault.walarchive.store.writer import DirectoryWriter
+
+# Fewer segments than these left, or a twentieth of the disk, and somebody has to act.
+_FEW_SEGMENTS = 4
+_NEARLY_FULL = 0.05
+
+
+class DirectoryStore:
+    """Keeps WAL in a directory; `wal.store` says what its methods promise.
+
+    synchronous: every write is made durable at once, by the thread that writes. sync False: nothing is ever synced.
+    """
+
+    def __init__(self, path: str, *, compression: Compression, sync: bool = True, synchronous: bool = False) -> None:
+        self.path = path
+        self._compression = compression
+        self._sync = sync
+        self._synchronous = synchronous
+        # New files get the modes of the server's data directory, once that is known.
+        self._mode = 0o600
+
+    def lock(self) -> DirectoryLock:
+        """Take the lock file."""
+        return DirectoryLock(self.path, mode=lambda: self._mode)
+
+    def note_failed_start(self, status: dict[str, Any]) -> None:
+        """Change the status file, if there is one."""
+        note_failed_start(self.path, status)
+
+    def resume_point(
+        self,
+        cluster: Cluster,
+        warn: Callable[[str], None],
+        *,
+        counts: Callable[[WalSegment], bool] = lambda segment: True,
+    ) -> StartPoint | None:
+        """Look at the segment files, as `after_kept_wal` does."""
+        return after_kept_wal(self.path, cluster, warn, counts=counts)
+
+    def history(self, timeline_id: int) -> bytes | None:
+        """Read a history file."""
+        path = os.path.join(self.path, history_file_name(timeline_id))
+        try:
+            with open_regular(path) as source:
+                content = source.read(limits.HISTORY_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as problem:
+            raise storage_failed(problem, "read", path) from problem
+        return content if is_written(content) else None
+
+    def add_history(self, timeline_id: int, content: bytes) -> None:
+        """Write a history file under a temporary name, and give it its own when it is durable."""
+        file_name = history_file_name(timeline_id)
+        path = os.path.join(self.path, file_name)
+        try:
+            with Below(self.path) as below:
+                kept = below.read(file_name, limits.HISTORY_BYTES) if below.exists(file_name) else b""
+                # What a crash of a careless archive_command has left, nothing or zeros, is replaced.
+                if is_written(kept):
+                    if kept != content:
+                        raise _another_history(path)
+                    return
+                below.write(f"{file_name}.tmp", content, self._mode, sync=self._sync, replace=True)
+                below.rename(f"{file_name}.tmp", file_name)
+                if self._sync:
+                    below.sync_directory()
+        except OSError as problem:
+            raise storage_failed(problem, "write", path) from problem
+
+    def open(
+        self,
+        *,
+        segment_size_bytes: int,
+        group_access: bool,
+        wake: Callable[[], None],
+        on_segment: Callable[[WalSegment], None],
+    ) -> DirectoryWriter:
+        """Return a writer of segment files."""
+        self._mode = 0o640 if group_access else 0o600
+        return DirectoryWriter(
+            self.path, segment_size_bytes=segment_size_bytes, compression=self._compression, mode=self._mode,
+            sync=self._sync, synchronous=self._synchronous, wake=wake, on_segment=on_segment,
+        )  # fmt: skip
+
+    def has_space(self, size_bytes: int) -> bool:
+        """Ask the file system."""
+        try:
+            found = os.statvfs(self.path)
+        except OSError:
+            return False
+        return found.f_bavail * found.f_frsize >= size_bytes
+
+    def space_warning(self, segment_size_bytes: int) -> str | None:
+        """Say that the disk is nearly full: less than a few segments, or than a twentieth, is left."""
+        try:
+            found = os.statvfs(self.path)
+        except OSError:
+            return None  # The next write says it better.
+        free = found.f_bavail * found.f_frsize
+        if free >= _FEW_SEGMENTS * segment_size_bytes and free >= _NEARLY_FULL * found.f_blocks * found.f_frsize:
+            return None
+        return (
+            f'the disk of "{self.path}" is nearly full: {free >> 20} MB left; '
+            "remove WAL that no backup needs, or add space"
+        )
+
+
+def _another_history(path: str) -> TimelineDiverged:
+    return TimelineDiverged(
+        f'"{path}" holds another history of its timeline than the server',
+        hint="two servers were promoted to the same timeline: receive from this one into another directory; "
+        "the file that is here belongs to the WAL that is here",
+    )
