@@ -18,7 +18,9 @@ from hypothesis import settings as hypothesis_settings
 
 from polarvault.demo.account import server_account
 from polarvault.demo.programs import Installation, reachable
+from support.bucket_server import BucketServer, bucket_server
 from support.cluster import Cluster
+from support.object_servers import SEAWEEDFS_MISSING, ObjectServer, seaweedfs_program, shared_seaweedfs
 from support.polar_cluster import MISSING as POLARDB_MISSING
 from support.polar_cluster import PolarCluster
 from support.replay_server import MISSING as RECORDINGS_MISSING
@@ -215,6 +217,24 @@ def start_restored(workspace: Path, installation: Callable[[int], Installation])
     yield start
     for cluster in started:
         cluster.remove()
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """SeaweedFS, a real S3 server with the bucket `object_servers.BUCKET`: one for all workers of a run."""
+    if seaweedfs_program() is None:
+        pytest.skip(SEAWEEDFS_MISSING)
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with shared_seaweedfs(run / "seaweedfs") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket() -> Iterator[BucketServer]:
+    """A small object store, empty, that fails when it is told to."""
+    with bucket_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

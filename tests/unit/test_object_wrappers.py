@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -281,3 +284,15 @@ def test_addresses_that_are_none(text: str, said: str) -> None:
 def test_errors_that_hide_damage_are_not_raised_as_something_that_is_tried_again() -> None:
     assert not issubclass(IntegrityError, StoreUnreachable)
     assert not issubclass(ObjectDiffers, StorageFailed)
+
+
+def test_libraries_of_clouds_are_not_loaded_for_a_directory(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from polarvault.storage.objects.opening import open_store\n"
+        "store = open_store(sys.argv[1])\n"
+        "store.put_new('a/1', [b'x'])\n"
+        "print(sorted({'obstore', 'numpy', 'blake3', 'psycopg', 'urllib.request'} & set(sys.modules)))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"

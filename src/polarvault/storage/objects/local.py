@@ -273,13 +273,13 @@ class LocalStore:
                 yield _described(name, status)
 
     def list_folders(self, folder: str = "") -> list[str]:
-        """Return the last words of the folders directly in a folder that hold anything."""
+        """Return the last words of the folders directly in a folder."""
         check_folder(folder)
         self._meter.add(lists=1)
         return sorted(
             name.rpartition("/")[2]
             for name, status in self._entries(folder)
-            # Directories of objects that are gone stay behind; an object store would not show them.
+            # Directories of objects that are gone stay behind, and others' lie at the root of a file system.
             if stat.S_ISDIR(status.st_mode) and any(self._walk(name, ""))
         )
 

@@ -53,7 +53,10 @@ class ObjectStore(Protocol):
         """
 
     def list_folders(self, folder: str = "") -> list[str]:
-        """Return the last words of the folders directly in a folder, sorted."""
+        """Return the last words of the folders directly in a folder, sorted.
+
+        One whose objects are all gone may be among them.
+        """
 
     def delete(self, name: str) -> None:
         """Remove an object; a success if there is none. Durable on return."""

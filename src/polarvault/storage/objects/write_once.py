@@ -8,8 +8,10 @@ success whoever wrote them; others are an error that names both; nothing at all 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
-from polarvault.errors import ObjectDiffers, ObjectExists, ObjectMissing, StorageFailed
+from polarvault.errors import ObjectDiffers, ObjectExists, ObjectMissing, StorageFailed, StoreForbidden
+from polarvault.storage.objects.store import ObjectStore
 from polarvault.storage.objects.wrapper import Wrapper
 
 _TRIES = 4
@@ -60,3 +62,26 @@ def _digest(views: Sequence[bytes | memoryview]) -> str:
     for view in views:
         digest.update(view)
     return digest.hexdigest()
+
+
+def prove_write_once(store: ObjectStore, name: str) -> None:
+    """See that a store refuses a second object of a name; raise StorageFailed if it replaces the first one.
+
+    Some that speak S3's protocol ignore the condition, or do so once a bucket keeps versions; others answer 501, which
+    is an error already. name: one that nothing has; the object is removed where that is allowed.
+    """
+    store.put_new(name, [b"the first"])
+    try:
+        store.put_new(name, [b"the second"])
+    except ObjectDiffers:
+        kept = store.get(name, most_bytes=64) == b"the first"
+    else:
+        kept = False
+    # Objects may be locked here, and who may write need not have the right to remove: the few bytes do no harm.
+    with suppress(StoreForbidden):
+        store.delete(name)
+    if not kept:
+        raise StorageFailed(
+            f"{store.address} replaces objects that are there already: it ignores the condition If-None-Match",
+            hint="use a store, or a release of it, that has conditional writes; two writers would lose data here",
+        )
