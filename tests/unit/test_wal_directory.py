@@ -231,7 +231,7 @@ def test_a_file_without_wal_is_refused_and_a_directory_without_segments_knows_no
 
 def test_a_fetch_loads_nothing_that_would_slow_it_down() -> None:
     heavy = ["dataclasses", "typing", "enum", "functools", "collections", "re", "ctypes", "pathlib", "click", "rich"]
-    modules = "polarvault.cli.wal_fetch, polarvault.walarchive.fetch, polarvault.walfiles.search_list"
+    modules = "polarvault.cli.wal_fetch, polarvault.walarchive.fetch, polarvault.walfiles.directory"
     program = f"import sys, {modules}; print(*(sys.modules.keys() & set({heavy})))"
     # -S: what site-packages adds to every start-up is not ours.
     path = os.pathsep.join(part for part in sys.path if part)

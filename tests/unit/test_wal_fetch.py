@@ -21,9 +21,8 @@ from polarvault.model.segment import WalSegment
 from polarvault.walarchive import output as output_module
 from polarvault.walarchive.fetch import Fetcher
 from polarvault.walfiles.choice import find
-from polarvault.walfiles.directory import WalDirectory
+from polarvault.walfiles.directory import WalDirectory, wal_sources
 from polarvault.walfiles.files import wal_file
-from polarvault.walfiles.search_list import wal_places
 from support.waiting import wait_until
 from support.wal_segments import PAGE_BYTES, SYSTEM_IDENTIFIER, segment_content
 
@@ -53,7 +52,7 @@ def target(tmp_path: Path) -> Iterator[Path]:
 
 def fetcher(*directories: Path, **options: object) -> Fetcher:
     settings: dict[str, object] = {"grace_s": 0.0, "warn": lambda message: pytest.fail(message)}
-    return Fetcher(wal_places(list(map(str, directories))).sources, **(settings | options))  # type: ignore[arg-type]
+    return Fetcher(wal_sources(list(map(str, directories))), **(settings | options))  # type: ignore[arg-type]
 
 
 def pack(compression: str, content: bytes) -> bytes:

@@ -14,7 +14,7 @@ from polarvault.cli.messages import say_error, say_warning
 from polarvault.errors import PolarvaultError, UsageError
 from polarvault.wal.names import is_segment_name
 from polarvault.walarchive.fetch import DEFAULT_GRACE_S, Fetcher
-from polarvault.walfiles.search_list import wal_places
+from polarvault.walfiles.directory import wal_sources
 
 SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 200, 130
 # Option: metavar and help; None: a flag. The click command of the same name shows them.
@@ -78,7 +78,7 @@ def _fetch(arguments: list[str]) -> int:
             hint="restore_command = 'polarvault wal fetch --wal DIR %f \"%p\"'",
         )
     fetcher = Fetcher(
-        wal_places(directories).sources,
+        wal_sources(directories),
         system_identifier=_number("--system-identifier", values),
         refuse_empty="--refuse-empty" in values,
         grace_s=DEFAULT_GRACE_S if (grace := _number("--grace", values)) is None else grace,

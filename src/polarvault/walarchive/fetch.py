@@ -21,7 +21,7 @@ from polarvault.wal.names import is_backup_history_name, is_history_name, is_seg
 from polarvault.wal.segment_header import OTHER_COPY, SegmentHeader, valid_bytes
 from polarvault.walarchive.output import Output, write_sparsely
 from polarvault.walfiles.choice import holds_wal, longest
-from polarvault.walfiles.reading import CutShort
+from polarvault.walfiles.files import CutShort
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 
 from polarvault.errors import IntegrityError, StorageFailed
-from polarvault.model import limits
 from polarvault.storage.files import storage_failed
 from polarvault.wal.names import is_written
 from polarvault.wal.segment_header import SegmentHeader, is_valid_page, parse_segment_header, valid_bytes
@@ -35,6 +34,8 @@ def find(source: WalSource, segment: WalSegment) -> WalCopy | None:
 
 def history_of(source: WalSource, timeline_id: int) -> bytes | None:
     """Return the content of a timeline's history file, the first one that a fetch would serve."""
+    from polarvault.model import limits
+
     copies = source.copies(f"{timeline_id:08X}.history")
     contents = [content_of(copy, limits.HISTORY_BYTES + 1) for copy in copies]
     return next((content for content in contents if is_written(content)), contents[0] if contents else None)

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from polarvault.wal.source import HeldRange
+    from polarvault.wal.source import HeldRange, WalSource
     from polarvault.walfiles.files import WalFile
 
 # What other archive_commands make of a segment, in forms that are not read here.
@@ -24,6 +24,11 @@ FOREIGN_SUFFIXES = (".bz2", ".xz", ".lzma", ".lzo", ".br", ".gpg", ".enc", ".age
 _HEX = frozenset("0123456789ABCDEF")
 _SHOWN_NAMES = 3
 _LISTED_NAMES = 100_000
+
+
+def wal_sources(directories: Sequence[str]) -> list[WalSource]:
+    """Return the sources behind the --wal options of a command."""
+    return [WalDirectory(path) for path in directories]
 
 
 class WalDirectory:

@@ -25,7 +25,6 @@ from polarvault.wal.segment_header import (
     judge_place,
     parse_segment_header,
 )
-from polarvault.walfiles.reading import read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +53,17 @@ _MAGICS = (
     (b"age-encryption.org/", "encrypted with age", None),
     (b"Salted__", "encrypted with openssl", None),
 )
+
+
+class CutShort(IntegrityError):
+    """A file under its final name ends too early: it was cut, or it is being written right now."""
+
+    id = "wal-cut-short"
+    remedy = "take another copy of the segment from the server or another WAL archive"
+
+    def __init__(self, copy: WalCopy, message: str) -> None:
+        super().__init__(message, hint=OTHER_COPY)
+        self.copy = copy
 
 
 class WalFile:
@@ -94,8 +104,16 @@ class WalFile:
             raise storage_failed(problem, "read", self.path) from problem
 
     def views(self, *, piece_bytes: int = READ_BYTES) -> Iterator[memoryview]:
-        """Yield the plain content, as `read_file` does."""
-        return read_file(self, piece_bytes)
+        """Yield the plain content; of a compressed file as `read_compressed` does."""
+        try:
+            if self.compression is None:
+                yield from read_plain(self.path, piece_bytes)
+            else:
+                from polarvault.walfiles.reading import read_compressed
+
+                yield from read_compressed(self, piece_bytes)
+        except OSError as problem:
+            raise storage_failed(problem, "read", self.path) from problem
 
     def pieces(self, skip_bytes: int = 0) -> Iterator[tuple[int, memoryview]]:
         """Yield offset and content; a plain file is not read where it is passed over."""
@@ -161,6 +179,13 @@ class WalFile:
 
     def __hash__(self) -> int:
         return hash((self.path, self.name))
+
+
+def read_plain(path: str, piece_bytes: int) -> Iterator[memoryview]:
+    """Yield the content of a plain file; raise OSError."""
+    with open_regular(path) as source:
+        while piece := source.read(piece_bytes):
+            yield memoryview(piece)
 
 
 def wal_file(directory: str, file_name: str, *, in_pg_wal: bool) -> WalFile:

@@ -1,11 +1,8 @@
-"""Several places with WAL as one source: they are searched in their order.
-
-`polarvault wal fetch` imports this for every segment of a recovery: nothing heavy may be imported at the top.
-"""
+"""Several places with WAL as one source: they are searched in their order."""
 
 from __future__ import annotations
 
-from polarvault.walfiles.directory import WalDirectory
+from polarvault.walfiles.directory import wal_sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
 
 def wal_places(directories: Sequence[str]) -> SearchList:
     """Return the source behind the --wal options of a command."""
-    return SearchList([WalDirectory(path) for path in directories])
+    return SearchList(wal_sources(directories))
 
 
 class SearchList:

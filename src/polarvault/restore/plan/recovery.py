@@ -42,13 +42,14 @@ from polarvault.recovery.warnings import end_warnings, plan_warnings
 from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind
+from polarvault.walfiles.directory import wal_sources
 from polarvault.walfiles.search_list import wal_places
 
 
 def check_recovery_request(request: RestoreRequest) -> None:
     """Raise UsageError for options about recovery that have no sense together or for the role."""
     recovery = request.recovery
-    for place in wal_places(recovery.wal_directories).sources if request.role is Role.PRIMARY else ():
+    for place in wal_sources(recovery.wal_directories) if request.role is Role.PRIMARY else ():
         if (found := place.lack()) is not None:
             raise UsageError(
                 f'WAL directory "{place.place}" {found[0]}: a recovery would end with the WAL in the backup',
