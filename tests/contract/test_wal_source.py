@@ -12,7 +12,8 @@ from typing import cast
 import pytest
 
 from polarvault.backupset.model import Area, Part
-from polarvault.backupset.wal_tars import SpooledWal, tar_wal
+from polarvault.backupset.wal.of_backup import tar_wal
+from polarvault.backupset.wal.tars import SpooledWal
 from polarvault.errors import StorageFailed
 from polarvault.model.finding import Severity
 from polarvault.model.lsn import Lsn
@@ -59,7 +60,9 @@ def directory(path: Path, files: Files, *, pg_wal: bool = False, packed: bool = 
     return WalDirectory(str(path))
 
 
-def tar(path: Path, files: Files, *, prefix: str = "", area: Area = Area.WAL, packed: bool = False) -> WalSource:
+def tar(
+    path: Path, files: Files, *, prefix: str = "", area: Area = Area.WAL, packed: bool = False, is_known: bool = False
+) -> WalSource:
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as archive:
         for name, content in sorted(files.items(), reverse=True):
@@ -67,7 +70,9 @@ def tar(path: Path, files: Files, *, prefix: str = "", area: Area = Area.WAL, pa
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     path.write_bytes(gzip.compress(plain.getvalue(), 1) if packed else plain.getvalue())
-    return tar_wal(Part(area, str(path), is_tar=True, compression="gz" if packed else None))
+    histories = {name: content for name, content in files.items() if name.endswith(".history")}
+    known = (list(files), histories) if is_known else None
+    return tar_wal(Part(area, str(path), is_tar=True, compression="gz" if packed else None), known=known)
 
 
 def spooled(path: Path, files: Files) -> WalSource:
@@ -105,6 +110,7 @@ SOURCES: dict[str, Make] = {
     "pg_wal": lambda path, files: directory(path, files, pg_wal=True),
     "tar": tar,
     "compressed tar": lambda path, files: tar(path, files, packed=True),
+    "compressed tar of a known backup": lambda path, files: tar(path, files, packed=True, is_known=True),
     "tar of a data directory": lambda path, files: tar(path, files, prefix="pg_wal/", area=Area.LOCAL),
     "tar that went by": spooled,
     "memory": lambda path, files: memory(files),
@@ -175,7 +181,7 @@ def test_every_segment_is_read_in_any_order_and_again(make: Callable[[Files], Wa
         assert look.header.page_address == segment.start
         assert copy.size_bytes in (None, MB)
         assert not copy.partial
-        assert copy.stored_bytes()
+        assert copy.stored_bytes() is not None
         assert segment.file_name in copy.where
         assert b"".join(map(bytes, copy.views())) == HELD[segment.file_name]
         assert content_of(source, segment.file_name) == HELD[segment.file_name]

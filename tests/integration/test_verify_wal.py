@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from polarvault.backupset.model import Area, Part
-from polarvault.backupset.wal_tars import tar_wal
+from polarvault.backupset.wal.of_backup import tar_wal
 from polarvault.demo.programs import Installation
 from polarvault.model.finding import Finding, Severity, worst
 from polarvault.model.lsn import Lsn

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from polarvault.backupset.model import Area, Part
-from polarvault.backupset.wal_tars import tar_wal
+from polarvault.backupset.wal.of_backup import tar_wal
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polarvault.backupset.model import Area, BackupSource, Inventory
-from polarvault.backupset.wal_tars import wal_of
+from polarvault.backupset.wal.of_backup import wal_of
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.wal.scan import WalScanner

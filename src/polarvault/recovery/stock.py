@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from polarvault.backupset.model import BackupSource, Inventory
-from polarvault.backupset.wal_tars import wal_of
+from polarvault.backupset.wal.of_backup import wal_of
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.segment import WalSegment
 from polarvault.recovery.chain import ChainSegment, UnusableFile
@@ -39,11 +39,13 @@ class WalStock:
     def files(self, first_number: int) -> dict[tuple[int, int], ChainSegment]:
         """Return every segment from a number on, by timeline and number."""
         found: dict[tuple[int, int], ChainSegment] = {}
-        for source, in_backup in ((self._own, True), (self._archive, False)):
+        for source, in_backup in ((self._archive, False), (self._own, True)):
             for timeline_id in source.timelines():
                 for number in segment_numbers(source.ranges(timeline_id, self._size), self._size):
+                    if number < first_number or (timeline_id, number) in found:
+                        continue
                     segment = WalSegment(timeline_id, number, self._size)
-                    if number >= first_number and (file := self._noted(source, segment, in_backup=in_backup)):
+                    if (file := self._noted(source, segment, in_backup=in_backup)) is not None:
                         found[timeline_id, number] = file
         return found
 

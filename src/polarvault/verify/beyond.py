@@ -26,7 +26,7 @@ from polarvault.verify.pages.findings import PageJudge
 from polarvault.verify.request import VerifyRequest
 
 if TYPE_CHECKING:
-    from polarvault.backupset.wal_tars import SpooledWal
+    from polarvault.backupset.wal.tars import SpooledWal
     from polarvault.verify.pages.fates import PageFates
     from polarvault.verify.wal.check import WalVerdict
     from polarvault.wal.source import WalSource
@@ -182,7 +182,7 @@ class Beyond:
         if self.why_no_wal is not None:
             return None
         # Here, in a thread of its own: the WAL reader takes its time to load, and files are read meanwhile.
-        from polarvault.backupset.wal_tars import TarWal
+        from polarvault.backupset.wal.tars import TarWal
         from polarvault.verify.facts.history import judge_histories, read_histories
 
         source = self._wal_source()
@@ -221,7 +221,7 @@ class Beyond:
         )
 
     def _wal_source(self) -> WalSource | None:
-        from polarvault.backupset.wal_tars import tar_wal
+        from polarvault.backupset.wal.of_backup import tar_wal
         from polarvault.walfiles.directory import WalDirectory
 
         given = self._request.wal_path

@@ -31,7 +31,7 @@ from polarvault.verify.pages.relation_paths import unlogged_path
 from polarvault.verify.request import VerifyRequest
 
 if TYPE_CHECKING:
-    from polarvault.backupset.wal_tars import SpooledWal
+    from polarvault.backupset.wal.tars import SpooledWal
 
 
 class VerifyReporter(Protocol):

@@ -1,7 +1,7 @@
 """The seam to read WAL: what a place that holds WAL can be asked, whoever wrote it and however it is stored there.
 
 A *source* is a WAL directory, a list of them, the WAL that comes with a backup, or anything else that answers these
-questions (`walfiles`, `backupset.wal_tars`; the contract is tests/contract/test_wal_source.py). It has *copies* of what
+questions (`walfiles`, `backupset.wal`; the contract is tests/contract/test_wal_source.py). It has *copies* of what
 a server calls by one name. Which of several copies counts is one rule for all of them: `walfiles.choice`. What they
 hold is judged by whoever asks: `wal fetch`, the survey before a recovery, verifybackup.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from polarvault.backupset.wal_tars import MAX_HISTORY_BYTES
+from polarvault.backupset.wal.tars import MAX_HISTORY_BYTES
 from polarvault.errors import IntegrityError
 from polarvault.model.finding import Finding, problem
 from polarvault.model.lsn import Lsn

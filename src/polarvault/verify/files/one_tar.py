@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from polarvault.backupset.model import SHARED_PREFIX, STANDARD_INPUT, Area, Part, area_of, wal_name_of
 from polarvault.backupset.tarstream import read_tar_stream
-from polarvault.backupset.wal_tars import SpooledWal
+from polarvault.backupset.wal.tars import SpooledWal
 from polarvault.errors import IntegrityError
 from polarvault.model import limits
 from polarvault.pgfiles.digest import Digest, new_digest

@@ -1,67 +1,36 @@
-"""WAL in tar files, with or without compression: pg_wal.tar, or a half's own tar with pg_wal/ in it. Reads only.
-
-Memory is flat. A compressed tar cannot be sought in: it is read from its beginning on, and what is passed on the way to
-the segment that is wanted waits in an unnamed temporary file if it was said that it will be wanted, too (`expect`).
-What else lies in front of the present place is found by reading the tar once more.
-"""
+"""WAL in a tar file as a source: one that can be sought in, or one that goes by once. Reads only."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
-from polarvault.backupset.model import Area, BackupSource, Inventory, Part, wal_name_of
-from polarvault.backupset.tarstream import find_members, read_tar
+from polarvault.backupset.model import Area, Part, wal_name_of
+from polarvault.backupset.tarstream import find_members
 from polarvault.errors import IntegrityError, StorageFailed
-from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind, TarEvent
+from polarvault.pgfiles.tar import Member, MemberKind
 from polarvault.storage.files import storage_failed
 from polarvault.wal.names import is_history_name, is_segment_name
 from polarvault.wal.segment_header import SegmentHeader, StartLook, parse_segment_header
-from polarvault.wal.source import READ_BYTES, HeldRange, WalCopy, WalSource, ranges_of_names
-from polarvault.walfiles.directory import WalDirectory
+from polarvault.wal.source import READ_BYTES, HeldRange, WalCopy, ranges_of_names
 from polarvault.walfiles.files import first_bytes
 from polarvault.walfiles.pieces import Extent, in_pieces
-from polarvault.walfiles.search_list import SearchList
 
 # A line is at most 1 kB; nobody has promoted a cluster that often.
 MAX_HISTORY_BYTES = 1 << 20
 _TEMPORARY = "a temporary file"
 
 
-def wal_of(backup: BackupSource, inventory: Inventory) -> SearchList:
-    """Return the WAL that comes with a backup that was looked through: pg_wal directories, or tars that hold it."""
-    directories = [os.path.join(part.path, "pg_wal") for part in backup.parts if not part.is_tar]
-    sources: list[WalSource] = [WalDirectory(path) for path in directories if os.path.isdir(path)]
-    # The inventory has the histories already, and the names: a compressed tar is not read again for them.
-    small = {name.rpartition("/")[2]: content for (_, name), content in inventory.files.items()}
-    histories = {name: content for name, content in small.items() if is_history_name(name)}
-    sources += [tar_wal(part, known=(inventory.wal, histories)) for part in _tars_with_wal(backup)]
-    return SearchList(sources)
-
-
-def _tars_with_wal(backup: BackupSource) -> list[Part]:
-    """Return the tar files that can hold the backup's own WAL; a pg_wal.tar of its own holds all of it."""
-    tars = [part for part in backup.parts if part.is_tar and part.area is not Area.TABLESPACE]
-    return [part for part in tars if part.area is Area.WAL] or tars
-
-
-def tar_wal(part: Part, *, known: tuple[Collection[str], Mapping[str, bytes]] | None = None) -> TarWal:
-    """Return the WAL in a tar file; known: the names of its files in pg_wal, and its histories."""
-    if part.compression is None:
-        return _SeekableTar(part)
-    return _StreamedTar(part, *known) if known is not None else _StreamedTar(part)
-
-
-def _segment_in(part: Part, member: Member) -> str | None:
+def segment_in(part: Part, member: Member) -> str | None:
+    """Return the name of the segment that a member is; None for any other member."""
     name = wal_name_of(part.area, member.name) if member.kind is MemberKind.FILE else None
     return name if name is not None and is_segment_name(name) else None
 
 
-def _history_in(part: Part, member: Member) -> str | None:
+def history_in(part: Part, member: Member) -> str | None:
+    """Return the name of the history file that a member is; None for any other member."""
     name = wal_name_of(part.area, member.name) if member.kind is MemberKind.FILE else None
     return name if name is not None and is_history_name(name) and member.size <= MAX_HISTORY_BYTES else None
 
@@ -108,7 +77,7 @@ class TarWal(ABC):
             found = self._segment(name)
             return () if found is None else (found,)
         history = self._histories().get(name)
-        return () if history is None else (_TarCopy(name, history[0], len(history[1]), _Bytes(history[1])),)
+        return () if history is None else (TarCopy(name, history[0], len(history[1]), _Bytes(history[1])),)
 
     def histories(self) -> list[tuple[str, bytes | OSError]]:
         """Return name, as findings show it, and content of the histories that were passed; complete after `finish`."""
@@ -145,88 +114,82 @@ class TarWal(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class _TarCopy:
+class TarCopy:
     """A `wal.source.WalCopy` in a tar. It has no form of its own, and its segment may end early."""
 
     name: str
     where: str
-    size_bytes: int
-    content: Extent | _StreamedMember | _Bytes
+    size_bytes: int | None
+    content: Extent | Payload
     path: str | None = None
     is_final: bool = False
     partial: bool = False
 
     def views(self, *, piece_bytes: int = READ_BYTES) -> Iterator[memoryview]:
+        """Yield the content."""
         if isinstance(self.content, Extent):
             return (view for _, view in self.content.pieces(piece_bytes=piece_bytes))
         return self.content.views()
 
     def pieces(self, skip_bytes: int = 0) -> Iterator[tuple[int, memoryview]]:
+        """Yield offset and content."""
         if isinstance(self.content, Extent):
             return self.content.pieces(skip_bytes)
         return in_pieces(self.content.views())
 
     def look_at_start(self) -> StartLook:
-        begins = self.content.beginning() if isinstance(self.content, _StreamedMember) else first_bytes(self)
+        """Return the first page's facts; what is wrong with it is found when it is read."""
+        begins = first_bytes(self) if isinstance(self.content, Extent) else self.content.beginning()
         return StartLook(parse_segment_header(begins))
 
     def open_plain(self) -> BinaryIO | None:
+        """Return none: there is no file of its own."""
         return None
 
     def stored_bytes(self) -> int | None:
-        return self.size_bytes
+        """Return the size, 0 while it is not known; a backup does not grow."""
+        return self.size_bytes or 0
 
     def may_end_early(self) -> WalCopy:
+        """Return itself: it may."""
         return self
+
+
+class Payload(Protocol):
+    """Content that is not a stretch of a file."""
+
+    def beginning(self) -> bytes:
+        """Return what a page's header takes, or more; before `views`."""
+        ...
+
+    def views(self) -> Iterator[memoryview]:
+        """Yield all of it; may be called once."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Bytes:
     content: bytes
 
+    def beginning(self) -> bytes:
+        return self.content
+
     def views(self) -> Iterator[memoryview]:
         yield memoryview(self.content)
 
 
-class _StreamedMember:
-    """The payload of the member that a tar's events have come to; may be read once."""
-
-    def __init__(self, size_bytes: int, events: Iterator[TarEvent]) -> None:
-        self._size_bytes = size_bytes
-        self._rest = self._payload(events)
-        self._begun: bytes | None = None
-
-    def beginning(self) -> bytes:
-        """Return the first piece, which `views` will yield all the same."""
-        if self._begun is None:
-            self._begun = bytes(next(self._rest, b""))
-        return self._begun
-
-    def views(self) -> Iterator[memoryview]:
-        """Yield the payload."""
-        if self._begun:
-            yield memoryview(self._begun)
-        yield from self._rest
-
-    def _payload(self, events: Iterator[TarEvent]) -> Iterator[memoryview]:
-        for event in events if self._size_bytes else ():
-            if isinstance(event, MemberData):
-                yield from event.views
-            elif isinstance(event, MemberEnds):
-                return
-
-
-class _SeekableTar(TarWal):
+class SeekableTar(TarWal):
     """A tar that is not compressed: its headers are read once, segments where they lie."""
 
     def __init__(self, part: Part) -> None:
         super().__init__(part.path)
         self._part = part
-        self._found: dict[str, _TarCopy] | None = None
-        self._found_histories: dict[str, _TarCopy] = {}
+        self._found: dict[str, TarCopy] | None = None
+        self._found_histories: dict[str, TarCopy] = {}
         self._problem: IntegrityError | StorageFailed | None = None
 
     def finish(self) -> None:
+        """Look at all headers; only of a tar that holds WAL alone damage is raised: others are read for their data."""
         self._names()
         if self._problem is not None and self._part.area is Area.WAL:
             raise self._problem
@@ -244,15 +207,15 @@ class _SeekableTar(TarWal):
         self._look_through()
         return {name: (copy.where, b"".join(copy.views())) for name, copy in self._found_histories.items()}
 
-    def _look_through(self) -> dict[str, _TarCopy]:
+    def _look_through(self) -> dict[str, TarCopy]:
         if self._found is None:
             self._found = {}
             try:
                 for member, position in find_members(self._part):
-                    name = _segment_in(self._part, member)
-                    history = _history_in(self._part, member)
+                    name = segment_in(self._part, member)
+                    history = history_in(self._part, member)
                     where = f"{self._part.path}: {member.name}"
-                    copy = _TarCopy(name or "", where, member.size, Extent(self._part.path, position, member.size))
+                    copy = TarCopy(name or "", where, member.size, Extent(self._part.path, position, member.size))
                     if name is not None:
                         self._found[name] = copy
                     elif history is not None:
@@ -263,7 +226,7 @@ class _SeekableTar(TarWal):
         return self._found
 
 
-class _Spool:
+class Spool:
     """An unnamed temporary file that is made when it is needed."""
 
     def __init__(self) -> None:
@@ -302,103 +265,6 @@ class _Spool:
         return self._file
 
 
-class _StreamedTar(TarWal):
-    """A compressed tar, read from its beginning to its end, and again for what nobody had said would be wanted."""
-
-    def __init__(
-        self, part: Part, names: Collection[str] | None = None, histories: Mapping[str, bytes] | None = None
-    ) -> None:
-        super().__init__(part.path)
-        self._part = part
-        self._listed = None if names is None else [name for name in names if is_segment_name(name)]
-        self._seen_histories = {name: (name, content) for name, content in (histories or {}).items()}
-        self._events = self._read()
-        self._problem: IntegrityError | None = None
-        self._is_wanted: Callable[[str], bool] = lambda name: False
-        self._kept: dict[str, _TarCopy] = {}
-        # The segments before the present place.
-        self._passed: set[str] = set()
-        self._spool = _Spool()
-
-    def first_header(self) -> SegmentHeader | None:
-        for member, _ in self._members():
-            header = parse_segment_header(_StreamedMember(member.size, self._events).beginning())
-            if header is not None:
-                return header
-        return None
-
-    def expect(self, is_wanted: Callable[[str], bool]) -> None:
-        self._is_wanted = is_wanted
-
-    def finish(self) -> None:
-        with contextlib.suppress(IntegrityError):
-            for _ in self._members():
-                pass
-        # A tar with data was read to its end for that.
-        if self._problem is not None and self._part.area is Area.WAL:
-            raise self._problem
-
-    def close(self) -> None:
-        self._events.close()
-        self._spool.close()
-
-    def _segment(self, name: str) -> WalCopy | None:
-        if name in self._kept:
-            return self._kept[name]
-        if name in self._passed:
-            self._events.close()
-            self._events = self._read()
-            self._passed.clear()
-        for member, found in self._members():
-            if found == name:
-                where = f"{self._part.path}: {member.name}"
-                return _TarCopy(name, where, member.size, _StreamedMember(member.size, self._events))
-            self._keep_if_wanted(found, member)
-        if self._problem is not None:
-            raise self._problem
-        return None
-
-    def _names(self) -> Collection[str]:
-        if self._listed is None:
-            with contextlib.suppress(IntegrityError):
-                for member, found in self._members():
-                    self._keep_if_wanted(found, member)
-            self._listed = sorted(self._passed)
-        return self._listed
-
-    def _histories(self) -> Mapping[str, tuple[str, bytes]]:
-        return self._seen_histories
-
-    def _read(self) -> Generator[TarEvent]:
-        try:
-            yield from read_tar(self._part)
-        except IntegrityError as problem:
-            # Nothing behind it can be read; who asks for more is told again.
-            self._problem = problem
-            raise
-
-    def _members(self) -> Iterator[tuple[Member, str]]:
-        """Go on to the next segment; the payload of one that is not read is passed over. Histories are kept."""
-        for event in self._events:
-            if not isinstance(event, MemberBegins):
-                continue
-            member = event.member
-            if (name := _segment_in(self._part, member)) is not None:
-                self._passed.add(name)
-                yield member, name
-            elif (history := _history_in(self._part, member)) is not None:
-                content = b"".join(_StreamedMember(member.size, self._events).views())
-                self._seen_histories[history] = (f"{self._part.path}: {member.name}", content)
-
-    def _keep_if_wanted(self, name: str, member: Member) -> None:
-        if name in self._kept or not self._is_wanted(name):
-            return
-        extent = self._spool.extent(member.size)
-        for view in _StreamedMember(member.size, self._events).views():
-            self._spool.write(view)
-        self._kept[name] = _TarCopy(name, f"{self._part.path}: {member.name}", member.size, extent)
-
-
 class SpooledWal(TarWal):
     """The WAL of a tar that goes by only once, kept in an unnamed temporary file; may be asked more than once.
 
@@ -407,9 +273,9 @@ class SpooledWal(TarWal):
 
     def __init__(self, place: str) -> None:
         super().__init__(place)
-        self._found: dict[str, _TarCopy] = {}
+        self._found: dict[str, TarCopy] = {}
         self._passed_histories: dict[str, tuple[str, bytearray]] = {}
-        self._spool = _Spool()
+        self._spool = Spool()
 
     def begin(self, name: str, size: int) -> Callable[[bytes], object] | None:
         """Take note of a file of pg_wal that goes by; return what takes its content, None if it is of no use."""
@@ -420,7 +286,7 @@ class SpooledWal(TarWal):
             return content.extend
         if not is_segment_name(name):
             return None
-        self._found[name] = _TarCopy(name, where, size, self._spool.extent(size))
+        self._found[name] = TarCopy(name, where, size, self._spool.extent(size))
         return self._spool.write
 
     def discard(self) -> None:
