@@ -21,7 +21,6 @@ from polarvault.recovery.target import (
 )
 from polarvault.report.restore import plan_json, plan_text, start_command
 from polarvault.restore.model import RestorePlan
-from polarvault.restore.plan.plan import with_settings
 from unit.test_restore_plan import FakeHost, auto_file, changed, inventory, plan, recovery, settled, with_files
 
 MAIN = DebianCluster("15", "main", "/etc/postgresql/15/main")
@@ -51,9 +50,7 @@ def debian_host(etc: bytes = ETC) -> FakeHost:
 
 def plan_there(etc: bytes = ETC, conf: bytes | None = None) -> RestorePlan:
     found = with_files(inventory(conf), pg_hba_conf=None, postgresql_auto_conf=b"archive_mode = on\nwork_mem = '9MB'\n")
-    host = debian_host(etc)
-    made = plan(found, host=host)
-    return with_settings(replace(made, recovery=recovery(parse_target_xid("77"))), host, Account("postgres", 1, 1))
+    return settled(found, recovery(parse_target_xid("77")), debian_host(etc))
 
 
 def cluster_directory(root: Path, version: str, name: str, conf: str) -> DebianCluster:

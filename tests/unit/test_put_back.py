@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.backupset.saved_configuration import SavedConfiguration, saved_beside, write_configuration
+from polarvault.backupset.saved_configuration import (
+    SavedConfiguration,
+    read_configuration,
+    saved_beside,
+    write_configuration,
+)
 from polarvault.errors import StorageFailed, TargetNotEmpty, UsageError
 from polarvault.instance.debian import DebianCluster
 from polarvault.instance.model import Account
-from polarvault.restore.model import RestorePlan
-from polarvault.restore.plan.configuration import PutBack, plan_put_back
+from polarvault.restore.model import RestorePlan, RestoreRequest
+from polarvault.restore.plan.configuration import PutBack, check_put_back, plan_put_back
+from polarvault.restore.plan.plan import plan_restore
 from polarvault.restore.write.configuration import PutConfiguration
-from unit.test_restore_plan import FakeHost, auto_file, inventory, with_files
+from unit.test_restore_plan import FakeHost, auto_file, facts, inventory, with_files
 from unit.test_restore_plan import plan as plan_of
 
 MAIN = b"""data_directory = '/var/lib/postgresql/15/main'  # the source's
@@ -55,10 +61,9 @@ def kept(tmp_path: Path) -> str:
 def put(
     tmp_path: Path, place: str, *, owner: DebianCluster | None = None, files: Mapping[str, bytes] | None = None
 ) -> PutBack:
-    found = plan_put_back(
-        place, backup=kept(tmp_path), data_directory="/t", major=15, owner=owner, host=FakeHost(files=files)
-    )
-    assert found is not None
+    saved = read_configuration(saved_beside(kept(tmp_path)))
+    found = plan_put_back(place, saved, data_directory="/t", major=15, owner=owner)
+    check_put_back(found, files or {})
     return found
 
 
@@ -110,18 +115,10 @@ def test_a_place_that_the_server_would_not_read_is_refused(
 
 
 def planned(tmp_path: Path, place: str | None) -> RestorePlan:
-    from dataclasses import replace
-
-    from polarvault.backupset.model import Area, BackupSource, Form, Part
-    from polarvault.restore.model import RestoreRequest
-    from polarvault.restore.plan.plan import plan_restore
-
     backup = kept(tmp_path)
     asked = RestoreRequest(backup=backup, target="/t", configuration=place)
     found = with_files(inventory(None), pg_hba_conf=None)
-    source = BackupSource(backup, Form.PLAIN, (Part(Area.LOCAL, backup),))
-    host = FakeHost(files={saved_beside(backup): b""})
-    return replace(plan_restore(asked, source, found, host, Account("postgres", 1, 1)))
+    return plan_restore(asked, facts(asked, found, FakeHost(files={saved_beside(backup): b""})))
 
 
 def test_settings_that_are_put_back_are_settled_like_the_backups_own(tmp_path: Path) -> None:

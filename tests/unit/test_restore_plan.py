@@ -32,10 +32,14 @@ from polarvault.recovery.target import (
 from polarvault.report.recovery import recovery_json, recovery_text
 from polarvault.report.restore import plan_json, plan_text, settings_table, start_command
 from polarvault.report.units import format_bytes
+from polarvault.restore.facts import RestoreFacts
 from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
+from polarvault.restore.plan.backup import missing_wal
+from polarvault.restore.plan.gather import look_at_host
 from polarvault.restore.plan.places import check_space
-from polarvault.restore.plan.plan import missing_wal, plan_restore, with_settings
-from polarvault.restore.plan.recovery import check_recovery_request, plan_recovery
+from polarvault.restore.plan.plan import plan_restore
+from polarvault.restore.plan.recovery import plan_recovery
+from polarvault.restore.plan.roles import rules_of
 from polarvault.storage.occupants import Occupancy, Occupant
 
 LABEL = b"""START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
@@ -51,6 +55,7 @@ CONTROL = ControlFile(
     max_locks_per_transaction=64, block_size=8192, relation_segment_blocks=131072, wal_block_size=8192,
     wal_segment_size=16 << 20, data_checksum_version=1,
 )  # fmt: skip
+ACCOUNT = Account("postgres", 1, 1)
 POLAR_CONF = b"""polar_enable_shared_storage_mode = on
 polar_datadir = 'file-dio:///live/shared'
 polar_vfs.localfs_mode = true
@@ -139,10 +144,17 @@ def with_files(found: Inventory, **contents: bytes | None) -> Inventory:
 
 
 def plan(found: Inventory, host: Host | None = None, form: Form = Form.PLAIN, **request: object) -> RestorePlan:
-    asked = RestoreRequest(backup="/b", target="/t", **request)  # type: ignore[arg-type]
-    parts = [Part(Area.LOCAL, "/b")] + ([Part(Area.SHARED, "/b.shared")] if found.has_shared_half else [])
-    source = BackupSource("/b", form, tuple(parts))
-    return plan_restore(asked, source, found, host or FakeHost(), Account("postgres", 1, 1))
+    asked = RestoreRequest(**{"backup": "/b", "target": "/t", **request})  # type: ignore[arg-type]
+    return plan_restore(asked, facts(asked, found, host, form))
+
+
+def facts(asked: RestoreRequest, found: Inventory, host: Host | None = None, form: Form = Form.PLAIN) -> RestoreFacts:
+    """The facts about a backup that was found so, without primary and WAL."""
+    rules = rules_of(asked.role)
+    rules.check_request(asked)
+    parts = [Part(Area.LOCAL, asked.backup)] + ([Part(Area.SHARED, "/b.shared")] if found.has_shared_half else [])
+    backup = rules.judge_backup(asked, BackupSource(asked.backup, form, tuple(parts)), found)
+    return RestoreFacts(backup=backup, host=look_at_host(asked, backup, rules, host or FakeHost(), ACCOUNT))
 
 
 def changed(made: RestorePlan) -> dict[str, tuple[str | None, str | None]]:
@@ -402,8 +414,7 @@ def test_incremental_backups_are_refused_with_the_way_out() -> None:
 
 @pytest.mark.parametrize("odd", ["$d", "`d`", 'a"b', "a\\b"])
 def test_the_line_that_starts_a_server_needs_no_path_that_pg_ctls_shell_would_expand(odd: str) -> None:
-    made = plan(inventory())
-    made = replace(made, layout=replace(made.layout, local=f"/a b'c{odd}"))
+    made = plan(inventory(), target=f"/a b'c{odd}")
     words = shlex.split(start_command(made, Account("postgres", 1, 1), is_root=False))
     assert words == ["cd", f"/a b'c{odd}", "&&", "pg_ctl", "-D", ".", "-l", "polarvault-start.log", "-w", "start"]
     as_root = shlex.split(start_command(made, Account("postgres", 1, 1), is_root=True))
@@ -451,10 +462,7 @@ def test_a_target_that_is_not_empty_is_refused() -> None:
 
 @pytest.mark.parametrize("target", ["/b/new", "/b", "/"])
 def test_backup_and_target_must_not_lie_inside_one_another(target: str) -> None:
-    asked = RestoreRequest(backup="/b", target=target)
-    source = BackupSource("/b", Form.PLAIN, (Part(Area.LOCAL, "/b"),))
-    with pytest.raises(UsageError, match="inside one another"):
-        plan_restore(asked, source, inventory(), FakeHost(), Account("postgres", 1, 1))
+    refused(UsageError, "inside one another", inventory(), target=target)
 
 
 @pytest.mark.parametrize("mark", ["/srv/live/PG_VERSION", "/srv/live/global/pg_control"])
@@ -598,9 +606,9 @@ def recovery(target: RecoveryTarget, **more: object) -> RecoveryPlan:
     return replace(made, **more)  # type: ignore[arg-type]
 
 
-def settled(found: Inventory, recovers: RecoveryPlan, **request: object) -> RestorePlan:
-    made = plan(found, **request)
-    return with_settings(replace(made, recovery=recovers), FakeHost(), Account("postgres", 1, 1))
+def settled(found: Inventory, recovers: RecoveryPlan, host: Host | None = None, **request: object) -> RestorePlan:
+    asked = RestoreRequest(backup="/b", target="/t", **request)  # type: ignore[arg-type]
+    return plan_restore(asked, replace(facts(asked, found, host), recovery=recovers))
 
 
 MOMENT = parse_target_time("2026-11-22 14:03:00+01")
@@ -688,12 +696,12 @@ def test_archiving_is_kept_only_on_request() -> None:
 )
 def test_recovery_options_that_do_not_fit_are_refused(request_: RestoreRequest) -> None:
     with pytest.raises(UsageError, match="--"):
-        check_recovery_request(request_)
+        rules_of(request_.role).check_request(request_)
 
 
 def test_an_archive_that_cannot_be_looked_into_is_said_to_be_so() -> None:
-    asked = RecoveryRequest(target=MOMENT, archive_is_unknown=True)
-    made = plan_recovery(plan(inventory(), recovery=asked), Account("postgres", 1, 1), lambda done, total: None)
+    asked = RestoreRequest("/b", "/t", recovery=RecoveryRequest(target=MOMENT, archive_is_unknown=True))
+    made = plan_recovery(asked, facts(asked, inventory()).backup, ACCOUNT, lambda done, total: None)
     assert (made.is_checked, made.timeline_setting) == (False, "latest")
     assert "cannot be looked into" in made.warnings[0]
     assert "not known" in "\n".join(recovery_text(made))

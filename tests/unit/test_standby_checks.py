@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polarvault.backupset.model import Area
-from polarvault.errors import ServerRefused, UsageError
+from polarvault.backupset.model import Area, BackupSource, Form, Inventory
+from polarvault.errors import PolarvaultError, ServerRefused, UsageError
 from polarvault.instance.model import Role
 from polarvault.instance.walreceiver_log import diagnose
 from polarvault.model.lsn import Lsn
@@ -17,20 +16,20 @@ from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.recovery.chain import BackupSpan
 from polarvault.report.standby import FollowPrinter
-from polarvault.restore.model import Archiving, Layout, RestorePlan, RestoreRequest
-from polarvault.restore.plan.archiving import archive_settings, archive_warnings, check_archiving
+from polarvault.restore.facts import BackupFacts, Storage, WithheldWal
+from polarvault.restore.model import Archiving, Layout, RestoreRequest
+from polarvault.restore.plan.roles import rules_of
+from polarvault.restore.plan.roles.standby import application_name
+from polarvault.restore.plan.routing import LocalHalfRouter
+from polarvault.restore.plan.settings.archiving import archive_settings, archive_warnings
+from polarvault.restore.plan.settings.hot_standby import hot_standby_shortfalls
 from polarvault.restore.standby.follow import FollowState
-from polarvault.restore.standby.follow_checks import (
-    application_name,
-    check_follow_options,
-    check_follows,
-    hot_standby_shortfalls,
-    last_held_segment,
-)
+from polarvault.restore.standby.follow_checks import check_follows, judge_withheld, last_held_segment
+from polarvault.restore.standby.live_storage import check_storage
 from polarvault.restore.standby.primary import Primary, SlotState
-from polarvault.restore.standby.replica import LocalHalfRouter, check_replica_options, prove_storage
 from polarvault.server.identity import ServerIdentity
 from polarvault.wal.history import TimelineHistory
+from support.small_files import control_bytes
 
 LABEL = b"""START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
 CHECKPOINT LOCATION: 0/2000060
@@ -51,31 +50,22 @@ PRIMARY = Primary(
 )  # fmt: skip
 
 
-class FakeInventory:
-    """What the checks ask of an inventory."""
-
-    control = None
-    wal: dict[str, int] = {"000000010000000000000002": 1}  # noqa: RUF012
-
-
-class FakeSource:
-    """What the checks ask of a source."""
-
-    description: dict[str, object] = {"system_identifier": "7"}  # noqa: RUF012
+BACKUP = BackupFacts(
+    source=BackupSource("/b", Form.PLAIN, (), {"system_identifier": "7"}),
+    inventory=Inventory(
+        files={}, sizes={}, tablespace_sizes={}, wal={"000000010000000000000002": 1}, names=frozenset(), tablespaces=(),
+        has_control=False, control=None, group_readable=False, file_count=0,
+    ),
+    label=parse_backup_label(LABEL), major_version=15, is_polardb=False, had_shared_half=False,
+)  # fmt: skip
 
 
 def request(**more: Any) -> RestoreRequest:
     return RestoreRequest(**{"backup": "/b", "target": "/t/standby 2", "role": Role.STANDBY, **more})
 
 
-def plan(**more: Any) -> RestorePlan:
-    fields: dict[str, Any] = {
-        "request": request(**more), "source": FakeSource(), "inventory": FakeInventory(),
-        "layout": Layout("/t", None, {}),
-        "label": parse_backup_label(LABEL), "major_version": 15, "is_polardb": False, "changes": (), "files": {},
-        "signal_path": "/t/standby.signal", "space": (), "warnings": (), "binaries": None,
-    }  # fmt: skip
-    return RestorePlan(**fields)
+def follows(primary: Primary, span: BackupSpan | None = None, **more: Any) -> list[str]:
+    return check_follows(request(**more), BACKUP, primary, span)
 
 
 def identity(**more: Any) -> Primary:
@@ -101,7 +91,7 @@ def identity(**more: Any) -> Primary:
 )
 def test_a_primary_that_cannot_be_followed_is_refused(primary: Primary, words: str) -> None:
     with pytest.raises(ServerRefused, match="nothing was written") as caught:
-        check_follows(plan(), primary)
+        follows(primary)
     assert words in caught.value.message
     assert caught.value.hint
 
@@ -118,49 +108,56 @@ def test_a_primary_that_cannot_be_followed_is_refused(primary: Primary, words: s
 )
 def test_a_slot_that_cannot_be_used_is_refused(slots: tuple[SlotState, ...], words: str) -> None:
     with pytest.raises(ServerRefused) as caught:
-        check_follows(plan(slot="s1"), replace(PRIMARY, slots=slots))
+        follows(replace(PRIMARY, slots=slots), slot="s1")
     assert words in caught.value.message
 
 
 def test_what_only_may_go_wrong_is_a_warning() -> None:
-    assert check_follows(plan(slot="s1"), PRIMARY) == []
-    assert "without a slot" in check_follows(plan(), PRIMARY)[0]
-    unasked = check_follows(plan(slot="s1"), replace(PRIMARY, slots=None))
+    assert follows(PRIMARY, slot="s1") == []
+    assert "without a slot" in follows(PRIMARY)[0]
+    unasked = follows(replace(PRIMARY, slots=None), slot="s1")
     assert "could not be looked at" in unasked[0]
     late = replace(PRIMARY, slots=(replace(SLOT, restart_lsn=Lsn(0x5000028)),))
-    assert "from 0/5000000 only" in check_follows(plan(slot="s1"), late)[0]
+    assert "from 0/5000000 only" in follows(late, slot="s1")[0]
     fresh = replace(PRIMARY, slots=(replace(SLOT, restart_lsn=None),))
-    assert "holds no WAL until" in check_follows(plan(slot="s1"), fresh)[0]
-    assert "PGPASSWORD" in check_follows(plan(slot="s1"), replace(PRIMARY, password_from_elsewhere=True))[0]
+    assert "holds no WAL until" in follows(fresh, slot="s1")[0]
+    assert "PGPASSWORD" in follows(replace(PRIMARY, password_from_elsewhere=True), slot="s1")[0]
 
 
 def test_a_lagging_standby_and_a_later_timeline_can_be_followed() -> None:
-    check_follows(plan(), identity(in_recovery=True, flush_lsn=Lsn(0x1000000)))
-    check_follows(plan(), replace(identity(timeline_id=2), history=TimelineHistory.parse(b"1\t0/3000000\tx\n", 2)))
+    follows(identity(in_recovery=True, flush_lsn=Lsn(0x1000000)))
+    follows(replace(identity(timeline_id=2), history=TimelineHistory.parse(b"1\t0/3000000\tx\n", 2)))
     # The history file may be gone; the server finds out by itself.
-    check_follows(plan(), replace(identity(timeline_id=2), history=None))
-    newer = replace(plan(), label=replace(parse_backup_label(LABEL), timeline_id=3))
+    follows(replace(identity(timeline_id=2), history=None))
+    newer = replace(BACKUP, label=replace(parse_backup_label(LABEL), timeline_id=3))
     with pytest.raises(ServerRefused, match="a promotion left it behind"):
-        check_follows(newer, PRIMARY)
+        check_follows(request(), newer, PRIMARY)
 
 
 def test_the_end_of_the_backup_decides_whether_a_promotion_came_too_early() -> None:
     promoted = replace(identity(timeline_id=2), history=TimelineHistory.parse(b"1\t0/3000000\tx\n", 2))
     span = BackupSpan("/b", Lsn(0x2000028), 1, Lsn(0x3000000), 1, 16 << 20)
-    check_follows(plan(), promoted, span)
+    follows(promoted, span)
     with pytest.raises(ServerRefused, match="left timeline 1 at 0/3000000, but the backup reaches to 0/3000100"):
-        check_follows(plan(), promoted, replace(span, end_lsn=Lsn(0x3000100)))
+        follows(promoted, replace(span, end_lsn=Lsn(0x3000100)))
 
 
 def test_streaming_starts_in_the_last_segment_that_the_backup_holds() -> None:
-    found = plan()
-    assert last_held_segment(found, 16 << 20).start == Lsn(0x2000000)  # type: ignore[union-attr]
-    found.inventory.wal["000000010000000000000003"] = 1  # type: ignore[index]
-    try:
-        assert last_held_segment(found, 16 << 20).start == Lsn(0x3000000)  # type: ignore[union-attr]
-    finally:
-        del found.inventory.wal["000000010000000000000003"]  # type: ignore[attr-defined]
-    assert last_held_segment(replace(found, label=None), 16 << 20) is None
+    assert last_held_segment(BACKUP, 16 << 20).start == Lsn(0x2000000)  # type: ignore[union-attr]
+    more = {**BACKUP.inventory.wal, "000000010000000000000003": 1}
+    longer = replace(BACKUP, inventory=replace(BACKUP.inventory, wal=more))
+    assert last_held_segment(longer, 16 << 20).start == Lsn(0x3000000)  # type: ignore[union-attr]
+    assert last_held_segment(replace(BACKUP, label=None), 16 << 20) is None
+
+
+def test_wal_that_the_primary_withholds_has_to_come_from_elsewhere() -> None:
+    gone = WithheldWal(Lsn(0x3000000), "requested WAL segment has already been removed")
+    assert judge_withheld(request(), None) == []
+    with pytest.raises(ServerRefused, match="no longer has the WAL that follows the backup, from 0/3000000"):
+        judge_withheld(request(), gone)
+    assert "may be in the backup" in judge_withheld(request(), replace(gone, is_certain=False))[0]
+    supplied = request(settings=(("restore_command", "cp /a/%f %p"),))
+    assert "the WAL archive has to supply it" in judge_withheld(supplied, gone)[0]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +174,7 @@ def test_streaming_starts_in_the_last_segment_that_the_backup_holds() -> None:
 )
 def test_options_about_the_primary_that_make_no_sense_are_refused(more: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
-        check_follow_options(request(**more))
+        rules_of(more.get("role", Role.STANDBY)).check_request(request(**more))
     assert caught.value.hint
 
 
@@ -193,15 +190,16 @@ def test_options_about_the_primary_that_make_no_sense_are_refused(more: dict[str
     ],
 )
 def test_archiving_needs_a_command_of_its_own_and_a_role_that_can(more: dict[str, Any]) -> None:
+    asked = request(**more)
     with pytest.raises(UsageError) as caught:
-        check_archiving(request(**more))
+        rules_of(asked.role).check_request(asked)
     assert caught.value.hint
 
 
 def test_archiving_is_off_unless_it_was_asked_for() -> None:
     assert [(wanted.name, wanted.value) for wanted in archive_settings(request())] == [("archive_mode", "off")]
     asked = request(archiving=Archiving.ALWAYS, archive_command="cp %p /a/%f")
-    check_archiving(asked)
+    rules_of(asked.role).check_request(asked)
     settings = {wanted.name: wanted.value for wanted in archive_settings(asked)}
     assert settings == {"archive_mode": "always", "archive_command": "cp %p /a/%f"}
     assert archive_warnings(asked, "cp %p /source/%f") == []
@@ -241,9 +239,10 @@ REPLICA: dict[str, Any] = {"role": Role.REPLICA, "primary_conninfo": "host=p", "
     ],
 )
 def test_what_a_replica_lacks_or_cannot_have_is_refused(more: dict[str, Any]) -> None:
-    check_replica_options(request(**REPLICA))
+    rules = rules_of(Role.REPLICA)
+    rules.check_request(request(**REPLICA))
     with pytest.raises(UsageError):
-        check_replica_options(request(**{**REPLICA, **more}))
+        rules.check_request(request(**{**REPLICA, **more}))
 
 
 @pytest.mark.parametrize(
@@ -343,12 +342,42 @@ def test_progress_is_printed_when_the_state_changes() -> None:
     assert replace(state, replay_lsn=Lsn(0x500000)).lag_s == 0.0
 
 
-def test_storage_is_live_only_if_the_primary_s_slot_shows_in_it(tmp_path: Path) -> None:
-    inventory = FakeInventory()
-    inventory.files = {(Area.LOCAL, "postgresql.conf"): b"polar_vfs.localfs_mode = on\n"}  # type: ignore[attr-defined]
-    made = replace(plan(slot="ro1"), inventory=inventory, live_datadir=f"file-dio://{tmp_path}")  # type: ignore[arg-type]
-    with pytest.raises(ServerRefused, match="not the storage that the primary writes to") as caught:
-        prove_storage(made)
-    assert str(tmp_path) in caught.value.message
-    (tmp_path / "pg_replslot" / "ro1").mkdir(parents=True)
-    prove_storage(made)
+LIVE = Storage("/live", "/live", "/live", "/live", control_bytes(system=7), holds_slot=True)
+
+
+@pytest.mark.parametrize(
+    ("storage", "more", "primary", "words"),
+    [
+        (LIVE, {}, {}, None),
+        (replace(LIVE, holds_slot=False), {}, {}, 'is not the storage that the primary writes to: slot "ro1"'),
+        # One that is made only now cannot be there yet.
+        (replace(LIVE, holds_slot=False), {"create_slot": True}, {}, None),
+        (replace(LIVE, primarys_path="/other", primarys_real_path="/other"), {}, {}, 'storage is "/other"'),
+        (replace(LIVE, primarys_path="/link"), {}, {}, None),
+        (replace(LIVE, control=None), {}, {}, 'storage is not at "/live" on this machine'),
+        (replace(LIVE, control=control_bytes(system=8)), {}, {}, "belongs to another cluster"),
+        (replace(LIVE, control=bytes(8192)), {}, {}, "nothing was written"),
+        (LIVE, {}, {"shared_data_directory": None}, "does not use shared storage"),
+        (LIVE, {}, {"in_recovery": True}, "itself in recovery"),
+    ],
+)
+def test_only_the_primarys_own_storage_is_opened(
+    storage: Storage, more: dict[str, Any], primary: dict[str, Any], words: str | None
+) -> None:
+    conf = {(Area.LOCAL, "postgresql.conf"): b"polar_vfs.localfs_mode = on\n"}
+    backup = replace(BACKUP, inventory=replace(BACKUP.inventory, files=conf))
+    served = identity(**{"shared_data_directory": "/live", **primary})
+    asked = request(**{**REPLICA, **more})
+    if words is None:
+        check_storage(asked, backup, served, storage)
+        return
+    with pytest.raises(PolarvaultError) as caught:
+        check_storage(asked, backup, served, storage)
+    assert words in caught.value.message
+
+
+def test_on_pfs_only_the_numbers_of_the_nodes_can_be_compared() -> None:
+    served = replace(identity(shared_data_directory="/pfs"), settings={"polar_hostid": "3"})
+    check_storage(request(**REPLICA, host_id=4), BACKUP, served, replace(LIVE, control=None, holds_slot=False))
+    with pytest.raises(UsageError, match="the primary's own number"):
+        check_storage(request(**REPLICA, host_id=3), BACKUP, served, LIVE)

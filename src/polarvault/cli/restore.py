@@ -186,7 +186,7 @@ def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, pl
     with scan_printer(_say, is_terminal=_shows_bars()) as scan_progress:
         if events is not None:
             scan_progress = partial(events.progress, "plan")
-        plan, account = prepare(request, host, scan_progress)
+        plan = prepare(request, host, scan_progress)
     for warning in plan.warnings:
         _warn(warning)
     if output is not None:
@@ -210,13 +210,13 @@ def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, pl
             progress.stop()
             watch(state)
 
-        result = restore_backup(plan, host, account, progress, following, recovering, targets=targets)
+        result = restore_backup(plan, host, progress, following, recovering, targets=targets)
     for warning in result.warnings[len(plan.warnings) :]:
         _warn(warning)
     if output is not None:
         output.add(**result_json(result))
         return
-    _print(result_text(result, account, is_root=os.geteuid() == 0))
+    _print(result_text(result, plan.account, is_root=os.geteuid() == 0))
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,7 @@ from polarvault.backupset.source import find_backup
 from polarvault.drill.model import BackupFacts, DrillRequest
 from polarvault.errors import PolarvaultError
 from polarvault.pgfiles.backup_label import parse_backup_label
-from polarvault.restore.plan.plan import major_version
+from polarvault.restore.plan.backup import major_version
 
 if TYPE_CHECKING:
     from polarvault.restore.model import RestorePlan

@@ -8,12 +8,10 @@ from polarvault.drill.isolation import choose_port, private_settings, settings_o
 from polarvault.drill.model import DrillRequest
 from polarvault.drill.network import Walls
 from polarvault.drill.scratch import Scratch
-from polarvault.instance.host import Host
-from polarvault.instance.model import Account
 from polarvault.model import versions
 from polarvault.recovery.target import RecoveryRequest, RecoveryTarget, TargetAction, TargetKind
-from polarvault.restore.model import RestorePlan, RestoreRequest
-from polarvault.restore.plan.plan import with_settings
+from polarvault.restore.facts import RestoreFacts
+from polarvault.restore.model import RestoreRequest
 
 
 def restore_request(request: DrillRequest, scratch: Scratch, draw: int) -> RestoreRequest:
@@ -59,11 +57,11 @@ def _action(recovery: RecoveryRequest) -> TargetAction | None:
     return recovery.action or TargetAction.PROMOTE
 
 
-def with_settings_of_version(plan: RestorePlan, host: Host, account: Account, walls: Walls) -> RestorePlan:
-    """Return the plan with the settings that only its version knows, and with a start behind the walls."""
-    more = settings_of_version(plan.major_version)
-    if walls.refuses_connect and versions.of_server(plan.major_version * 10000).has_io_method:
+def with_settings_of_version(request: RestoreRequest, facts: RestoreFacts, walls: Walls) -> RestoreRequest:
+    """Return the request with the settings that only the backup's version knows, and with a start behind the walls."""
+    major = facts.backup.major_version
+    more = settings_of_version(major)
+    if walls.refuses_connect and versions.of_server(major * 10000).has_io_method:
         # io_uring is refused with what connects.
         more = (*more, ("io_method", "worker"))
-    request = replace(plan.request, settings=(*plan.request.settings, *more), start_through=walls.prefix)
-    return with_settings(replace(plan, request=request), host, account)
+    return replace(request, settings=(*request.settings, *more), start_through=walls.prefix)

@@ -7,7 +7,7 @@ end would be of no use. Only an interruption is raised, once the server is stopp
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from polarvault.backupset.listing import Fault
 from polarvault.drill.completeness import compare_with_manifest
@@ -27,8 +27,8 @@ from polarvault.instance.model import Account, Binaries
 from polarvault.model import versions
 from polarvault.model.finding import Finding, Severity
 from polarvault.recovery.target import TargetAction
-from polarvault.restore.model import RestorePlan
-from polarvault.restore.plan.configuration import saved_configuration_of
+from polarvault.restore.facts import RestoreFacts
+from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_space
 from polarvault.restore.plan.windows import cut_off_warnings
 from polarvault.restore.run import RestoreResult, prepare, start_restored, write_files
@@ -91,10 +91,10 @@ def _drill(
     request: DrillRequest, scratch: Scratch, host: Host, notes: Notes, reporter: DrillReporter, draw: int
 ) -> None:
     with notes.part(Part.PLAN, f'looking at "{request.backup}"'):
-        plan, account = prepare(restore_request(request, scratch, draw), host, reporter.scanned)
-        walls = build_walls(account)
-        notes.findings.append(judge_walls(walls, scratch.data))
-        plan = with_settings_of_version(plan, host, account, walls)
+        plan = prepare(
+            restore_request(request, scratch, draw), host, reporter.scanned, settle=_behind_walls(scratch, notes)
+        )
+        account = plan.account
         notes.know_plan(plan)
         if plan.inventory.is_newer:
             known = versions.is_not_known(f"the backup's server, PostgreSQL {plan.major_version},")
@@ -111,13 +111,13 @@ def _drill(
         compared = compare_with_manifest(plan, jobs=request.jobs)
         notes.findings += compared.findings
         notes.not_proved += [compared.not_proved] if compared.not_proved else []
-        if (saved := saved_configuration_of(plan.source.path, host)) is not None:
+        if (saved := plan.facts.host.saved_configuration) is not None:
             notes.not_proved.append(
                 f'that a server starts with the configuration kept in "{saved}": the drill does without it, only '
                 "`restore --configuration` puts it back"
             )
         scratch.make(account, plan.source.path, _stop_line(plan, account))
-    result = _copy(plan, host, account, notes, reporter)
+    result = _copy(plan, host, notes, reporter)
     assert result.plan.binaries is not None
     try:
         server = _start(result, result.plan.binaries, account, notes, reporter)
@@ -126,6 +126,15 @@ def _drill(
     finally:
         if request.keep:
             _keep(result.plan, account, scratch, notes, server_user=request.superuser)
+
+
+def _behind_walls(scratch: Scratch, notes: Notes) -> Callable[[RestoreRequest, RestoreFacts], RestoreRequest]:
+    def settle(asked: RestoreRequest, facts: RestoreFacts) -> RestoreRequest:
+        walls = build_walls(facts.host.account)
+        notes.findings.append(judge_walls(walls, scratch.data))
+        return with_settings_of_version(asked, facts, walls)
+
+    return settle
 
 
 def _newer_backups(plan: RestorePlan) -> Iterator[Finding]:
@@ -170,10 +179,10 @@ class _Copied:
         self._reporter.copied(self._done, self._total)
 
 
-def _copy(plan: RestorePlan, host: Host, account: Account, notes: Notes, reporter: DrillReporter) -> RestoreResult:
+def _copy(plan: RestorePlan, host: Host, notes: Notes, reporter: DrillReporter) -> RestoreResult:
     size = plan.inventory.total_bytes
     with notes.part(Part.COPY, f"restoring to {plan.layout.local}", lambda: size):
-        plan, warnings = write_files(plan, host, account, _Copied(size, reporter))
+        plan, warnings = write_files(plan, host, _Copied(size, reporter))
     notes.know_plan(plan)
     for warning in warnings:
         notes.add(Severity.WARNING, "copy", plan.source.path, warning)
@@ -191,7 +200,7 @@ def _start(
     plan = result.plan
     product = "PolarDB" if binaries.is_polardb else "PostgreSQL"
     with notes.part(Part.RECOVERY, f"starting {product} {binaries.version}, recovery to {_target(plan)}"):
-        result = start_restored(result, binaries, account, watch=reporter.replayed)
+        result = start_restored(result, watch=reporter.replayed)
         if result.server is None or result.recovery is None:
             raise StartFailed("the restored server shut down at its target, so that nobody can look into it")
         server = reach(plan, binaries, account, result.server)

@@ -7,13 +7,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from polarvault.instance.model import Role
 from polarvault.model.secrets import hide_secrets
 from polarvault.report.recovery import outcome_json, outcome_text, recovery_json, recovery_text
 from polarvault.report.standby import follow_json, follow_text, primary_json, primary_text
 from polarvault.report.units import format_bytes, printable
 from polarvault.restore.model import STAGING_NAME, Change, RestorePlan
-from polarvault.restore.plan.plan import missing_wal
+from polarvault.restore.plan.backup import missing_wal
 
 if TYPE_CHECKING:
     from polarvault.instance.model import Account
@@ -54,8 +53,8 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     yield f"  data directory    {plan.layout.local}"
     if plan.layout.shared:
         yield f"  shared half       {plan.layout.shared}"
-    if plan.live_datadir is not None:
-        yield f"  storage           {plan.live_datadir}, the primary's own; nothing is written there"
+    if plan.layout.live_datadir is not None:
+        yield f"  storage           {plan.layout.live_datadir}, the primary's own; nothing is written there"
     yield from primary_text(plan)
     if plan.layout.merged:
         yield "  shared half       merged into the data directory, an instance without shared storage"
@@ -182,7 +181,7 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "programs": plan.binaries.directory if plan.binaries else None,
         "recovery": recovery_json(plan.recovery),
         "primary": primary_json(plan),
-        "storage": plan.live_datadir,
+        "storage": plan.layout.live_datadir,
         "settings": [_change_json(change) for change in plan.changes],
     }
 
@@ -236,8 +235,8 @@ def _cell(value: str | None, absent: str) -> str:
 
 
 def _wal_line(plan: RestorePlan) -> str:
-    if plan.request.role is Role.REPLICA:
-        return "from the primary's storage and its stream"
+    if plan.rules.wal_words is not None:
+        return plan.rules.wal_words
     if plan.label is None:
         return "none needed, the server was shut down"
     missing = missing_wal(plan.inventory, plan.label)

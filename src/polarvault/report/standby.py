@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from polarvault.instance.model import Role
 from polarvault.report.units import format_bytes
 from polarvault.restore.model import RestorePlan
 
@@ -81,7 +80,7 @@ def follow_text(result: RestoreResult) -> Iterator[str]:
         yield f"  same databases    {report.databases}, as on the primary"
     if not state.caught_up:
         yield "not caught up yet; watch it with: SELECT pg_last_wal_replay_lsn(), * FROM pg_stat_wal_receiver"
-    if result.plan.request.role is Role.REPLICA:
+    if result.plan.layout.live_datadir is not None:
         yield (
             "when this replica is given up, drop its slot on the primary, which it would hold up otherwise: "
             f"SELECT pg_drop_replication_slot('{result.plan.request.slot}')"

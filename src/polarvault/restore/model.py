@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 from polarvault.backupset.listing import Disagreement
 from polarvault.backupset.model import CONTROL_NAME, BackupSource, Inventory
-from polarvault.instance.model import Binaries, Instance, Role
+from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.target import RecoveryRequest
 
 if TYPE_CHECKING:
     from polarvault.instance.debian import DebianCluster
     from polarvault.recovery.reachability import RecoveryPlan
+    from polarvault.restore.facts import RestoreFacts
     from polarvault.restore.plan.configuration import PutBack
+    from polarvault.restore.plan.roles.rules import RoleRules
     from polarvault.restore.standby.primary import Primary
 
 # Where a backup is put together inside of its target: a chain of incremental ones, or a tar from a pipe.
@@ -52,8 +54,6 @@ class RestoreRequest:
     target: str
     older: tuple[str, ...] = ()
     """The other backups of an incremental one's chain; empty: they are looked for beside it."""
-    combines: bool = False
-    """The backup is an incremental one whose chain was found."""
     shared_target: str | None = None
     shared_from: str | None = None
     port: int | None = None
@@ -97,6 +97,8 @@ class Layout:
     shared: str | None
     tablespaces: Mapping[int, str]
     merged: bool = False
+    live_datadir: str | None = None
+    """Replica: polar_datadir of the primary's own storage, which the restore never writes to."""
 
     @property
     def data(self) -> str:
@@ -141,39 +143,84 @@ class SpaceNeed:
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """Everything a restore will do; `--plan` prints it, `apply` follows it."""
+    """Everything a restore will do; `--plan` prints it, `write` follows it.
+
+    source and inventory: of what is laid out, once a chain has been combined of that. disagreements: what is not as the
+    manifest says, and was accepted; more can be found while files are copied.
+    """
 
     request: RestoreRequest
+    facts: RestoreFacts
+    rules: RoleRules
     source: BackupSource
     inventory: Inventory
-    layout: Layout
-    label: BackupLabel | None
-    major_version: int
-    is_polardb: bool
     changes: tuple[Change, ...]
     files: Mapping[str, bytes]
     signal_path: str
     space: tuple[SpaceNeed, ...]
     warnings: tuple[str, ...]
-    binaries: Binaries | None
     recovery: RecoveryPlan | None = None
-    primary: Primary | None = None
-    """The server to follow, as it answered before anything was written."""
-    follow_warnings: tuple[str, ...] = ()
-    put_back: PutBack | None = None
-    chain: tuple[Link, ...] = ()
-    """The backups that are combined, full one first; the last one is what `source` and `inventory` speak of."""
-    combine_program: str | None = None
-    debian: DebianCluster | None = None
-    """The cluster of Debian's tools whose configuration names the data directory: its server reads that one."""
     disagreements: tuple[Disagreement, ...] = ()
-    """What is not as the manifest says, and was accepted; more can be found while files are copied."""
-    broken: frozenset[str] = frozenset()
-    """Backups of the same directory that cannot be used at all."""
-    lasting_warnings: tuple[str, ...] = ()
-    """Those about the backup, which stay when settings are worked out anew."""
-    live_datadir: str | None = None
-    """Replica: polar_datadir of the primary's own storage, which the restore never writes to."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything goes."""
+        return self.facts.host.layout
+
+    @property
+    def label(self) -> BackupLabel | None:
+        """The backup's label; None for a copy of a server that was shut down, and for a replica."""
+        return self.facts.backup.label
+
+    @property
+    def major_version(self) -> int:
+        """Of the backup's server."""
+        return self.facts.backup.major_version
+
+    @property
+    def is_polardb(self) -> bool:
+        """Tell whether the backup is of PolarDB."""
+        return self.facts.backup.is_polardb
+
+    @property
+    def chain(self) -> tuple[Link, ...]:
+        """The backups that are combined, full one first."""
+        return self.facts.backup.chain
+
+    @property
+    def account(self) -> Account:
+        """The user that is to own the files and run the server."""
+        return self.facts.host.account
+
+    @property
+    def binaries(self) -> Binaries | None:
+        """The programs that fit the backup."""
+        return self.facts.host.binaries
+
+    @property
+    def combine_program(self) -> str | None:
+        """The pg_combinebackup for a chain."""
+        return self.facts.host.combine_program
+
+    @property
+    def debian(self) -> DebianCluster | None:
+        """The cluster of Debian's tools whose configuration names the data directory: its server reads that one."""
+        return self.facts.host.cluster
+
+    @property
+    def put_back(self) -> PutBack | None:
+        """Kept configuration that is put back."""
+        return self.facts.host.put_back
+
+    @property
+    def primary(self) -> Primary | None:
+        """The server to follow, as it answered before anything was written."""
+        return self.facts.primary.primary if self.facts.primary is not None else None
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """Backups of the same directory that cannot be used at all."""
+        return self.facts.choice.broken if self.facts.choice is not None else frozenset()
 
     @property
     def instance(self) -> Instance:

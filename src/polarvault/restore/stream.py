@@ -11,21 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from polarvault.backupset.model import STANDARD_INPUT, BackupSource, Form, Inventory
 from polarvault.errors import Interrupted, PolarvaultError, UsageError
 from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host, existing_ancestor
-from polarvault.instance.model import Account, Role
+from polarvault.instance.model import Account
 from polarvault.restore.model import Layout, RestoreRequest
+from polarvault.restore.plan.gather import look_at_places
 from polarvault.restore.plan.places import check_targets
-from polarvault.restore.plan.plan import check_request
+from polarvault.restore.plan.roles import rules_of
 from polarvault.restore.write.staging import Progress, named_standard_input, staging_of, unpack_stream
 from polarvault.restore.write.targets import Targets
-
-_NOTHING = Inventory(
-    files={}, sizes={}, tablespace_sizes={}, wal={}, names=frozenset(), tablespaces=(), has_control=False, control=None,
-    group_readable=False, file_count=0,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +34,14 @@ class Received:
 @contextmanager
 def receive(request: RestoreRequest, host: Host, stream: BinaryIO, progress: Progress) -> Iterator[Received]:
     """Unpack a tar from a pipe; on failure or interruption inside of the block everything made is removed again."""
-    if request.role is Role.REPLICA:
+    rules = rules_of(request.role)
+    if rules.takes_local_half_only:
         raise UsageError(
             "a replica is made of a local half, not of a tar from a pipe", hint="name its directory or tar"
         )
-    check_request(request)
-    check_targets(Layout(request.target, None, {}), BackupSource(STANDARD_INPUT, Form.TAR_FILE, ()), _NOTHING, host)
+    rules.check_request(request)
+    layout = Layout(request.target, None, {})
+    check_targets(layout, look_at_places(layout, host), ())
     account = host.account(request.owner, existing_ancestor(request.target))
     targets = Targets(account, directory_mode=0o700, sync=request.sync)
     staging = staging_of(request.target)

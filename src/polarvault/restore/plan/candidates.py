@@ -27,7 +27,8 @@ from polarvault.errors import (
 )
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.recovery.reachability import Window
-from polarvault.restore.model import RestorePlan, RestoreRequest
+from polarvault.restore.facts import Choice, RestoreFacts
+from polarvault.restore.model import RestoreRequest
 from polarvault.restore.plan.integrity import find_disagreements
 from polarvault.restore.plan.windows import cut_off_warnings, describe_windows, settled_windows, windows_of
 from polarvault.storage.below import Below
@@ -97,17 +98,17 @@ def load_label(path: str, *, force: bool = False) -> BackupLabel:
 
 
 def choose_backup(
-    request: RestoreRequest, candidates: list[Candidate], plan_one: Callable[[RestoreRequest], RestorePlan]
-) -> RestorePlan:
-    """Plan the newest of several backups that reaches the target; the plan says why newer and broken ones do not.
+    request: RestoreRequest, candidates: list[Candidate], gather_one: Callable[[RestoreRequest], RestoreFacts]
+) -> tuple[RestoreRequest, RestoreFacts]:
+    """Return request and facts for the newest of several backups that reaches the target, and why others do not.
 
-    plan_one plans the restore of one backup, its recovery included.
+    gather_one gathers the facts about one backup, how its recovery would go included.
     """
     rejected: list[tuple[str, str]] = []
     details: dict[str, str | None] = {}
     broken: set[str] = set()
     problem: PolarvaultError | None = None
-    chosen: RestorePlan | None = None
+    chosen: tuple[RestoreRequest, RestoreFacts] | None = None
     for candidate in candidates:
         if candidate.problem is not None:
             broken.add(candidate.path)
@@ -117,7 +118,8 @@ def choose_backup(
             continue
         try:
             # Whether it is whole decides here, also for who reports damage and goes on with a backup that was named.
-            chosen = plan_one(replace(request, backup=candidate.path, reports_damage=False))
+            asked = replace(request, backup=candidate.path, reports_damage=False)
+            chosen = asked, gather_one(asked)
         except (*_OTHER_BACKUP_MAY_DO, *_BROKEN) as refused:
             # The newest one's account of what can be reached is the most useful one.
             problem = problem or refused
@@ -128,16 +130,12 @@ def choose_backup(
     usable = [(one.path, one.label) for one in candidates if one.label is not None and one.path not in broken]
     windows = windows_of(request, usable) if not request.recovery.archive_is_unknown else ()
     if chosen is not None:
-        recovery = chosen.recovery
+        asked, facts = chosen
         warnings = tuple(f'"{path}" cannot be used: {why}' for path, why in rejected if path in broken)
-        if recovery is not None:
-            windows = settled_windows(windows, recovery.reachable, chosen.source.path)
-            recovery = replace(recovery, rejected=tuple(rejected), windows=windows)
+        if facts.recovery is not None:
+            windows = settled_windows(windows, facts.recovery.reachable, facts.backup.source.path)
             warnings += tuple(f'"{path}": {why}' for path, why in cut_off_warnings(windows))
-        return replace(
-            chosen, recovery=recovery, broken=frozenset(broken), warnings=(*warnings, *chosen.warnings),
-            lasting_warnings=(*warnings, *chosen.lasting_warnings),
-        )  # fmt: skip
+        return asked, replace(facts, choice=Choice(tuple(rejected), frozenset(broken), windows, warnings))
     problem = problem or next(one.problem for one in candidates if one.problem is not None)
     lines = "\n  ".join(f"{path}: {why}" for path, why in rejected)
     reached = _what_all_reach(request, windows, details) or problem.detail or ""

@@ -1,4 +1,4 @@
-"""--configuration: where the files that `basebackup --copy-configuration` kept go back to. Pure but for what it reads.
+"""--configuration: where the files that `basebackup --copy-configuration` kept go back to. Pure.
 
 Into the data directory, where they are then the restored server's own and are edited like any others; or into a
 directory of Debian's layout, /etc/postgresql/VERSION/NAME, where nothing that is there is overwritten and only the
@@ -11,12 +11,11 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from polarvault.backupset.saved_configuration import SavedConfiguration, read_configuration, saved_beside
+from polarvault.backupset.saved_configuration import SavedConfiguration
 from polarvault.errors import TargetNotEmpty, UsageError
 from polarvault.instance.debian import DebianCluster, cluster_at
-from polarvault.instance.host import Host
 from polarvault.pgconf.configuration import MAIN_FILE
 from polarvault.pgconf.document import ConfDocument
 from polarvault.pgconf.grammar import format_value
@@ -43,23 +42,14 @@ class PutBack:
     cluster: DebianCluster | None
 
 
-def saved_configuration_of(backup: str, host: Host) -> str | None:
-    """Return the directory beside a backup that holds its configuration, if there is one."""
-    directory = saved_beside(backup)
-    return directory if host.exists(directory) else None
-
-
 def plan_put_back(
-    place: str | None, *, backup: str, data_directory: str, major: int, owner: DebianCluster | None, host: Host
-) -> PutBack | None:
-    """Decide where each file goes; None when that was not asked for.
+    place: str, saved: SavedConfiguration, *, data_directory: str, major: int, owner: DebianCluster | None
+) -> PutBack:
+    """Decide where each file goes.
 
     place: `data`, or a directory; owner: the cluster in /etc that names the data directory already. Raises UsageError
-    and TargetNotEmpty before anything is written.
+    before anything is written.
     """
-    if place is None:
-        return None
-    saved = read_configuration(saved_beside(backup))
     if place == INTO_DATA:
         if owner is not None:
             raise UsageError(
@@ -82,8 +72,22 @@ def plan_put_back(
     put = _placed(saved, cluster.directory, cluster)
     files = dict(put.files)
     files[cluster.main_file] = _renamed(files[cluster.main_file], data_directory, cluster)
-    _refuse_others(files, host)
-    return PutBack(put.root, files, put.directories, put.left_out, cluster)
+    return replace(put, files=files)
+
+
+def check_put_back(put: PutBack, there: Mapping[str, bytes | None]) -> None:
+    """Raise TargetNotEmpty for files that are there with another content: they may be a running server's.
+
+    there: what is at the paths in a directory of Debian's layout; None for what cannot be read.
+    """
+    others = [path for path, content in there.items() if put.files[path] != content]
+    if others:
+        aside = os.path.join(os.path.dirname(others[0]), "before-restore")
+        raise TargetNotEmpty(
+            f"configuration files are there already, and are others: {', '.join(others)}",
+            hint="leave --configuration out to keep them as they are; or, if no server uses them, put them aside: "
+            f"mkdir {shlex.quote(aside)} && mv -t {shlex.quote(aside)} {shlex.join(others)}",
+        )
 
 
 def _placed(saved: SavedConfiguration, root: str, cluster: DebianCluster | None) -> PutBack:
@@ -126,15 +130,3 @@ def _renamed(content: bytes, data_directory: str, cluster: DebianCluster) -> byt
         if not lines:
             document.append([f"{name} = {format_value(value)}"])
     return document.content
-
-
-def _refuse_others(files: Mapping[str, bytes], host: Host) -> None:
-    """Raise TargetNotEmpty for files that are there with another content: they may be a running server's."""
-    there = [path for path, content in files.items() if host.exists(path) and host.read(path) != content]
-    if there:
-        aside = os.path.join(os.path.dirname(there[0]), "before-restore")
-        raise TargetNotEmpty(
-            f"configuration files are there already, and are others: {', '.join(there)}",
-            hint="leave --configuration out to keep them as they are; or, if no server uses them, put them aside: "
-            f"mkdir {shlex.quote(aside)} && mv -t {shlex.quote(aside)} {shlex.join(there)}",
-        )

@@ -1,31 +1,32 @@
-"""Where everything goes: target directories, tablespaces, space; and what may not be a target."""
+"""Where everything goes: target directories, tablespaces, space; and what may not be a target. Pure."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Form, Inventory, Tablespace
+from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Inventory, Tablespace
 from polarvault.errors import BackupUnusable, StorageFailed, UsageError
-from polarvault.instance.host import Host
 from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.model.units import format_bytes
+from polarvault.pgconf.configuration import Configuration
+from polarvault.restore.facts import BackupFacts, HostFacts, Place
 from polarvault.restore.model import STAGING_NAME, Layout, RestorePlan, RestoreRequest, SpaceNeed
 from polarvault.storage.occupants import not_empty
 
 
 def plan_layout(request: RestoreRequest, inventory: Inventory, *, had_shared_half: bool) -> Layout:
-    """Decide where each area goes."""
-    shared = None
-    if had_shared_half and not request.merge:
-        shared = request.shared_target or os.path.join(request.target, SHARED_PREFIX)
-    elif request.shared_target is not None:
+    """Decide where each area goes, for a server with a storage of its own."""
+    if request.merge:
+        if not had_shared_half:
+            raise UsageError("--merge: the backup has no shared half to merge", hint="leave --merge out")
+        return Layout(request.target, None, {}, merged=True)
+    if had_shared_half:
+        return Layout(request.target, request.shared_target or os.path.join(request.target, SHARED_PREFIX), {})
+    if request.shared_target is not None:
         raise UsageError("--polardata: the backup has no shared half", hint="leave --polardata out")
-    if request.merge and not had_shared_half:
-        raise UsageError("--merge: the backup has no shared half to merge", hint="leave --merge out")
-    spaces = {} if shared or request.merge else _map_tablespaces(_tablespace_mapping(request, inventory), inventory)
-    return Layout(request.target, shared, spaces, merged=request.merge)
+    return Layout(request.target, None, _map_tablespaces(_tablespace_mapping(request, inventory), inventory))
 
 
 def _tablespace_mapping(request: RestoreRequest, inventory: Inventory) -> Mapping[str, str]:
@@ -73,39 +74,42 @@ def _tablespace_missing(missing: Sequence[Tablespace]) -> BackupUnusable:
     )
 
 
-def check_targets(layout: Layout, source: BackupSource, inventory: Inventory, host: Host) -> None:
-    """Refuse targets that hold something, and targets, backup and tablespaces that lie inside one another."""
-    sources = {host.real_path(part.path) for part in source.parts} | {host.real_path(source.path)}
-    sources |= {host.real_path(space.copy) for space in inventory.tablespaces if space.copy}
-    # What was put together inside of the target is moved from there, and nothing else is in it.
-    staged = os.path.basename(source.path) == STAGING_NAME
-    sources = set() if staged else sources
-    targets = [host.real_path(path) for path in layout.roots]
-    for path, target in zip(layout.roots, targets, strict=True):
+def check_targets(
+    layout: Layout, places: Sequence[Place], sources: Iterable[str], tablespaces: Sequence[Tablespace] = ()
+) -> None:
+    """Refuse targets that hold something, and targets, backup and tablespaces that lie inside one another.
+
+    places: of the layout's roots. sources: the real paths of what the backup consists of; none for one that was put
+    together inside of the target, from where it is moved, and nothing else is in there then.
+    """
+    sources = list(sources)
+    for place in places:
         for other in sources:
-            if is_within(target, other) or is_within(other, target):
+            if is_within(place.real_path, other) or is_within(other, place.real_path):
                 raise UsageError(
-                    f'target "{path}" and backup "{other}" lie inside one another', hint="choose another target"
+                    f'target "{place.path}" and backup "{other}" lie inside one another', hint="choose another target"
                 )
-        if (around := host.enclosing_occupant(target)) is not None:
+        if (around := place.around) is not None:
             raise UsageError(
-                f'target "{path}" lies inside of "{around.path}", which is {around.occupancy.value}',
+                f'target "{place.path}" lies inside of "{around.path}", which is {around.occupancy.value}',
                 hint="choose a place outside: whoever backs that up or removes it would take the copy for a part of it",
             )
-        if staged and path == layout.local:
-            continue
-        if (occupant := host.occupant(path)) is not None:
-            mapped = next((oid for oid, place in layout.tablespaces.items() if place == path), None)
-            original = next((space.location for space in inventory.tablespaces if space.oid == mapped), None)
-            raise not_empty(occupant, tablespace=original, replaceable=True)
-    for index, (path, target) in enumerate(zip(layout.roots, targets, strict=True)):
-        for place, other in list(zip(layout.roots, targets, strict=True))[:index]:
-            nested_shared = place == layout.local and path == layout.shared and target != other
+        if place.occupant is not None:
+            mapped = next((oid for oid, path in layout.tablespaces.items() if path == place.path), None)
+            original = next((space.location for space in tablespaces if space.oid == mapped), None)
+            raise not_empty(place.occupant, tablespace=original, replaceable=True)
+    spaces = set(layout.tablespaces.values())
+    for index, inner in enumerate(places):
+        for outer in places[:index]:
+            apart = inner.real_path != outer.real_path
+            nested_shared = outer.path == layout.local and inner.path == layout.shared and apart
             # One tablespace may lie inside of another: each has its files in a directory of the server's version.
-            spaces = set(layout.tablespaces.values())
-            may_nest = nested_shared or ({place, path} <= spaces and target != other)
-            if (is_within(target, other) or is_within(other, target)) and not may_nest:
-                raise UsageError(f'targets "{place}" and "{path}" lie inside one another', hint="choose another place")
+            may_nest = nested_shared or ({outer.path, inner.path} <= spaces and apart)
+            overlaps = is_within(inner.real_path, outer.real_path) or is_within(outer.real_path, inner.real_path)
+            if overlaps and not may_nest:
+                raise UsageError(
+                    f'targets "{outer.path}" and "{inner.path}" lie inside one another', hint="choose another place"
+                )
 
 
 def is_within(path: str, directory: str) -> bool:
@@ -113,28 +117,58 @@ def is_within(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def plan_space(layout: Layout, inventory: Inventory, source: BackupSource, host: Host) -> list[SpaceNeed]:
-    """Add up what each file system has to take; copies that share extents take nothing."""
+def plan_space(backup: BackupFacts, host: HostFacts) -> list[SpaceNeed]:
+    """Add up what each file system has to take; copies that share extents take nothing, nor what is only moved."""
+    layout, inventory = host.layout, backup.inventory
     needs: dict[str, int] = {layout.local: 0, layout.data: 0}
     for area, size in inventory.sizes.items():
-        place = layout.data if area in (Area.SHARED, Area.WAL) else layout.local
-        needs[place] += size
-    for oid, place in layout.tablespaces.items():
-        needs[place] = needs.get(place, 0) + inventory.tablespace_sizes.get(oid, 0)
-    if source.form is Form.PLAIN and all(
-        host.shares_extents(part.path, layout.data if part.area is Area.SHARED else layout.local)
-        for part in source.parts
-    ):
+        root = layout.data if area in (Area.SHARED, Area.WAL) else layout.local
+        needs[root] += size
+    for oid, root in layout.tablespaces.items():
+        needs[root] = needs.get(root, 0) + inventory.tablespace_sizes.get(oid, 0)
+    if host.shares_extents or is_staged(backup.source):
         needs = dict.fromkeys(needs, 0)
-    if os.path.basename(source.path) == STAGING_NAME:
-        needs = dict.fromkeys(needs, 0)
+    by_path = {place.path: place for place in host.places}
     by_device: dict[int, SpaceNeed] = {}
-    for place, needed in needs.items():
-        device, available = host.available_bytes(place)
-        seen = by_device.get(device)
+    for path, needed in needs.items():
+        place = by_path[path]
+        seen = by_device.get(place.device)
         total = needed + (seen.needed if seen else 0)
-        by_device[device] = replace(seen, needed=total) if seen else SpaceNeed(place, total, available)
+        by_device[place.device] = replace(seen or SpaceNeed(path, 0, place.available_bytes), needed=total)
     return list(by_device.values())
+
+
+def port_of(request: RestoreRequest, configuration: Configuration) -> int | None:
+    """Return the TCP port that the restored server will listen on here; None for none, or one that is no number."""
+    given = {"port": str(request.port)} if request.port is not None else {}
+    given |= {name.lower(): value for name, value in request.settings if name.lower() in ("port", "listen_addresses")}
+    port = given.get("port", configuration.value("port") or "5432")
+    addresses = given.get("listen_addresses", configuration.value("listen_addresses"))
+    is_local = addresses is None or any(word in addresses for word in ("*", "localhost", "127.0.0.1", "0.0.0.0"))
+    return int(port) if port.isdecimal() and is_local else None
+
+
+def check_port(request: RestoreRequest, host: HostFacts) -> None:
+    """Raise UsageError for a server that is to be started on a port that another one has."""
+    if request.start and host.taken_port is not None:
+        raise UsageError(
+            f"port {host.taken_port} is in use on this machine, so the restored server could not start; nothing was "
+            "written",
+            hint="choose another one: --port N",
+        )
+
+
+def port_warnings(request: RestoreRequest, host: HostFacts) -> list[str]:
+    """Say that the port is taken, where nothing is started yet."""
+    port = host.taken_port
+    if port is None or request.start:
+        return []
+    return [f"port {port} is in use on this machine: choose another one with --port before the server is started"]
+
+
+def is_staged(source: BackupSource) -> bool:
+    """Tell whether the backup was put together inside of its target."""
+    return os.path.basename(source.path) == STAGING_NAME
 
 
 def check_space(plan: RestorePlan) -> None:

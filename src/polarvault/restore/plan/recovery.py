@@ -11,7 +11,7 @@ from polarvault.errors import (
     UsageError,
     WalGap,
 )
-from polarvault.instance.model import Account, Role
+from polarvault.instance.model import Account
 from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
@@ -39,85 +39,62 @@ from polarvault.recovery.survey import (
 from polarvault.recovery.target import LATEST_TIMELINE, RecoveryRequest, TargetKind
 from polarvault.recovery.timelines import Timelines, timeline_warnings
 from polarvault.recovery.warnings import end_warnings, plan_warnings
-from polarvault.restore.model import Archiving, RestorePlan, RestoreRequest
+from polarvault.restore.facts import BackupFacts
+from polarvault.restore.model import RestoreRequest
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind
 from polarvault.walfiles.directory import wal_sources
 from polarvault.walfiles.search_list import wal_places
 
 
-def check_recovery_request(request: RestoreRequest) -> None:
-    """Raise UsageError for options about recovery that have no sense together or for the role."""
-    recovery = request.recovery
-    for place in wal_sources(recovery.wal_directories) if request.role is Role.PRIMARY else ():
+def check_wal_directories(request: RestoreRequest) -> None:
+    """Raise UsageError for a directory without WAL, with which a recovery would end in the backup."""
+    for place in wal_sources(request.recovery.wal_directories):
         if (found := place.lack()) is not None:
             raise UsageError(
                 f'WAL directory "{place.place}" {found[0]}: a recovery would end with the WAL in the backup',
                 hint=found[1],
             )
-    if request.role is not Role.PRIMARY:
-        wrong = [
-            (recovery.target is not None and recovery.target.kind.option),
-            (recovery.timeline != LATEST_TIMELINE and "--target-timeline"),
-            (recovery.keep_archiving and "--keep-archiving"),
-            (recovery.accepted_end is not None and "--accept-end"),
-            # The server PANICs when a replica has a restore_command (facts 3).
-            (request.role is Role.REPLICA and recovery.wal_directories and "--wal"),
-        ]
-        if option := next(filter(None, wrong), None):
-            raise UsageError(
-                f"{option} is for a server that is to be a primary, not a {request.role.value}",
-                hint="leave --as out; with --target-action pause the recovered server stays read-only",
-            )
-    if recovery.keep_archiving and request.archiving is not Archiving.OFF:
-        raise UsageError(
-            f"--keep-archiving and --archive {request.archiving.value} exclude one another", hint="give one of them"
-        )
-    doubled = [name.lower() for name, _ in request.settings if name.lower().startswith("recovery_target")]
-    if doubled and request.role is Role.PRIMARY:
-        # Nobody would look whether that can be reached; and the plan would speak of another target.
-        raise UsageError(
-            f"--set {doubled[0]}: recovery targets are checked before anything is written, by options of their own",
-            hint=f"give it as --{doubled[0].removeprefix('recovery_').replace('_', '-')}",
-        )
 
 
-def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -> RecoveryPlan:
+def plan_recovery(
+    request: RestoreRequest, backup: BackupFacts, account: Account, progress: ScanProgress
+) -> RecoveryPlan:
     """Decide how recovery goes; raise WalGap, TimelineDiverged or TargetUnreachable when it cannot reach the target.
 
     account: the user that will run the server, who has to be able to read the WAL.
     """
-    request = plan.request.recovery
-    if plan.inventory.is_newer:
-        known = versions.is_not_known(f"the backup's server, PostgreSQL {plan.major_version},")
+    recovery = request.recovery
+    if backup.inventory.is_newer:
+        known = versions.is_not_known(f"the backup's server, PostgreSQL {backup.major_version},")
         raise BackupUnusable(
             f"{known}, so that where recovery would stop cannot be found out",
             hint="use a newer polarvault; or restore without target and --wal, and let the server find its way: "
             """--set restore_command='polarvault wal fetch --wal DIR %f "%p"', and recovery_target_... written into """
             "postgresql.auto.conf before it is started",
         )
-    if request.archive_is_unknown:
-        return _unchecked(request)
-    span = load_backup_span(plan.source, plan.inventory, plan.label, request.wal_directories)
-    stock = stock_of(plan.source, plan.inventory, request.wal_directories, span.segment_size_bytes)
+    if recovery.archive_is_unknown:
+        return _unchecked(recovery)
+    span = load_backup_span(backup.source, backup.inventory, backup.label, recovery.wal_directories)
+    stock = stock_of(backup.source, backup.inventory, recovery.wal_directories, span.segment_size_bytes)
     histories, problems = stock.histories()
-    history, warnings = choose_timeline(request.timeline, span, histories)
+    history, warnings = choose_timeline(recovery.timeline, span, histories)
     warnings += [
         f"timeline {timeline_id} is not followed: {problem}"
         for timeline_id, problem in sorted(problems.items())
-        if timeline_id > span.end_timeline_id and request.timeline == LATEST_TIMELINE
+        if timeline_id > span.end_timeline_id and recovery.timeline == LATEST_TIMELINE
     ]
-    _check_histories(stock, history.timeline_id, request)
+    _check_histories(stock, history.timeline_id, recovery)
     files = stock.files(span.start_segment.number)
-    chain = check_chain(stock, follow(history, span, files), _system_identifier(plan))
-    search, end = _survey(stock, chain, span, request, progress)
+    chain = check_chain(stock, follow(history, span, files), _system_identifier(backup))
+    search, end = _survey(stock, chain, span, recovery, progress)
     others = [t for t, h in sorted(histories.items()) if h != history and divergence(h, span) is None]
     seen = what_is_reachable(span, chain, search, end, others)
     search.stop = search.stop or stop_at_end(span, search, end)
-    target = request.effective_target
+    target = recovery.effective_target
     timelines = Timelines(histories, files, span, stock)
     elsewhere = timelines.find(chain, target) if search.stop is None else None
-    check_stop(span, chain, search, end, seen, accepted=request.accepted_end, elsewhere=elsewhere)
+    check_stop(span, chain, search, end, seen, accepted=recovery.accepted_end, elsewhere=elsewhere)
     stop = search.stop
     if target.kind is TargetKind.IMMEDIATE:
         consistent = check_consistency(span, chain, search, end, seen)
@@ -128,30 +105,30 @@ def plan_recovery(plan: RestorePlan, account: Account, progress: ScanProgress) -
         history = chain.history
     applied_up_to = end.lsn if stop is None else stop.applied_up_to
     side_effects = [mark for mark in search.side_effects if mark.lsn < applied_up_to]
-    check_new_tablespaces(side_effects, plan.major_version, confined=plan.request.confined_to is not None)
+    check_new_tablespaces(side_effects, backup.major_version, confined=request.confined_to is not None)
     zone = target.time.tzinfo if target.time else None
     more_warnings = [
-        *timeline_warnings(timelines.left_behind(chain) if request.timeline == LATEST_TIMELINE else (), history, zone),
-        *end_warnings(chain, end, stop, request, zone),
-        *full_page_warnings(side_effects, span, plan.label),
+        *timeline_warnings(timelines.left_behind(chain) if recovery.timeline == LATEST_TIMELINE else (), history, zone),
+        *end_warnings(chain, end, stop, recovery, zone),
+        *full_page_warnings(side_effects, span, backup.label),
     ]
     made = RecoveryPlan(
         target=target,
-        action=request.effective_action,
+        action=recovery.effective_action,
         span=span,
         timeline_id=history.timeline_id,
         timeline_setting=_timeline_setting(history, histories, span),
         stop=stop,
         last_transaction=last,
         reachable=seen,
-        wal_directories=request.wal_directories,
+        wal_directories=recovery.wal_directories,
         warnings=(*warnings, *plan_warnings(span, search, zone), *more_warnings),
         zone=zone,
         hot_standby_needs=hot_standby_needs(side_effects),
-        last_segment=_last_segment(chain, end, request),
+        last_segment=_last_segment(chain, end, recovery),
     )
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
-    check_readable(wal_places(request.wal_directories), account, stock.paths(needed))
+    check_readable(wal_places(recovery.wal_directories), account, stock.paths(needed))
     return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
 
 
@@ -222,8 +199,6 @@ def _timeline_setting(history: TimelineHistory, histories: Mapping[int, Timeline
     return str(history.timeline_id)
 
 
-def _system_identifier(plan: RestorePlan) -> int | None:
-    if plan.inventory.control is not None:
-        return plan.inventory.control.system_identifier
-    claimed = str(plan.source.description.get("system_identifier", ""))
-    return int(claimed) if claimed.isdecimal() else None
+def _system_identifier(backup: BackupFacts) -> int | None:
+    identifier = backup.system_identifier
+    return int(identifier) if identifier is not None and identifier.isdecimal() else None

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, FULL_PAGE_DIRECTORY, Area, area_of
 from polarvault.backupset.unfinished import MARKER_NAME
+from polarvault.pgconf.configuration import MAIN_FILE
 from polarvault.pgfiles.tar import MemberKind, is_safe_name
-from polarvault.restore.model import Layout
+from polarvault.restore.model import Layout, RestorePlan
+from polarvault.restore.plan.backup import local_settings
 from polarvault.storage.occupants import CONTROL_WAITING_NAME
 
 _NEVER = frozenset(
@@ -88,3 +90,28 @@ class Router:
         is_wal = name == "pg_wal" or name.startswith("pg_wal/")
         in_data = area is Area.SHARED or name == CONTROL_WAITING_NAME or (self.two_halves and is_wal)
         return os.path.join(self.layout.data if in_data else self.layout.local, name)
+
+
+class LocalHalfRouter(Router):
+    """Map members of the local half; everything else stays behind, and so does what would make the node a writer."""
+
+    def path(self, area: Area, name: str, kind: MemberKind, oid: int = 0) -> str | None:
+        """Return the target path of a member, or None when it stays behind."""
+        area, name = area_of(area, name)
+        # postgresql.conf is written at the end, edited.
+        if area is not Area.LOCAL or name in ("backup_label", MAIN_FILE):
+            return None
+        # Spelled out: super() without arguments fails in a dataclass with slots.
+        return Router.path(self, area, name, kind, oid)
+
+
+def router_of(plan: RestorePlan) -> Router:
+    """Return what maps the members of the plan's backup."""
+    is_live = plan.layout.live_datadir is not None
+    two_halves = plan.inventory.has_shared_half or is_live
+    log_directory = None
+    if two_halves:
+        value = local_settings(plan.inventory).value("log_directory") or "log"
+        log_directory = None if value.startswith("/") else value.strip("/")
+    kind = LocalHalfRouter if is_live else Router
+    return kind(plan.layout, two_halves, log_directory)

@@ -19,7 +19,7 @@ import psycopg
 from polarvault.errors import PolarvaultError, StartFailed
 from polarvault.instance.lock_file import read_lock_file, server_address
 from polarvault.instance.log_files import read_log
-from polarvault.instance.model import Account, Binaries, Role
+from polarvault.instance.model import Account, Binaries
 from polarvault.instance.session import connect_server
 from polarvault.instance.start import (
     StartedServer,
@@ -241,7 +241,7 @@ def _report(plan: RestorePlan, account: Account, server: StartedServer, state: F
     # What is missing in the report is missing; the server follows, which is what counts.
     with suppress(PolarvaultError):
         slot = _slot(plan)
-    if plan.request.role is Role.REPLICA:
+    if plan.layout.live_datadir is not None:
         with suppress(PolarvaultError, psycopg.Error):
             databases = _common_databases(plan, account, server)
     return FollowReport(state=state, slot=slot, databases=databases)

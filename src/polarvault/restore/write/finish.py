@@ -28,26 +28,35 @@ _SHOWN_DIRECTORIES = 8
 _SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
 
 
-def finish(plan: RestorePlan, account: Account, *, file_mode: int, directory_mode: int) -> list[str]:
-    """Make the laid-out files a cluster that starts; return warnings. On return everything is durable."""
-    try:
+class Completion:
+    """What is done before and after files are laid out; pg_control makes the restore valid, last of all."""
+
+    def begin(self, plan: RestorePlan, account: Account, *, file_mode: int) -> None:
+        """Do nothing: without pg_control no server starts from what is laid out."""
+
+    def finish(self, plan: RestorePlan, account: Account, *, file_mode: int, directory_mode: int) -> list[str]:
+        """Make the laid-out files a cluster that starts; return warnings. On return everything is durable."""
+        try:
+            with working_as_account(account):
+                wal_segment_size = _check_control(plan)
+                warnings = _complete_directories(plan, directory_mode)
+                _complete_wal_segments(plan, wal_segment_size)
+                _link_tablespaces(plan, directory_mode)
+                _make_directories_of_configuration(plan, directory_mode)
+                _write_files({**plan.files, plan.signal_path: b""}, file_mode)
+        except OSError as problem:
+            raise storage_failed(problem, "complete", plan.layout.local) from problem
+        warnings += check_own_wal(plan)
+        warnings += check_settings(plan, plan.binaries, account)
         with working_as_account(account):
-            wal_segment_size = _check_control(plan)
-            warnings = _complete_directories(plan, directory_mode)
-            _complete_wal_segments(plan, wal_segment_size)
-            _link_tablespaces(plan, directory_mode)
-            _make_directories_of_configuration(plan, directory_mode)
-            _write_files({**plan.files, plan.signal_path: b""}, file_mode)
-    except OSError as problem:
-        raise storage_failed(problem, "complete", plan.layout.local) from problem
-    warnings += check_own_wal(plan)
-    warnings += check_settings(plan, plan.binaries, account)
-    with working_as_account(account):
-        if plan.request.sync:
-            for root in plan.layout.outer_roots:
-                fsync_tree(root)
-        _put_control_in_place(plan)
-    return warnings
+            if plan.request.sync:
+                for root in plan.layout.outer_roots:
+                    fsync_tree(root)
+            _put_control_in_place(plan)
+        return warnings
+
+    def undo(self, plan: RestorePlan) -> None:
+        """Do nothing before everything is removed, in whatever order."""
 
 
 def _check_control(plan: RestorePlan) -> int | None:

@@ -7,7 +7,6 @@ off, and archiving is only switched on together with a command of its own.
 from __future__ import annotations
 
 from polarvault.errors import UsageError
-from polarvault.instance.model import Role
 from polarvault.polardb.settings import Wanted
 from polarvault.restore.model import Archiving, RestoreRequest
 
@@ -21,16 +20,8 @@ _MODE_WHY = {
 def check_archiving(request: RestoreRequest) -> None:
     """Raise UsageError for combinations that cannot work."""
     archiving, command = request.archiving, request.archive_command
-    if request.role is Role.REPLICA and (archiving is not Archiving.OFF or command is not None):
-        raise UsageError(
-            f"--archive {archiving.value}: a replica cannot archive: it must not write to the shared storage, where "
-            "the archiver marks what is done, and PANICs again and again when it tries",
-            hint="archive on the primary, or from a standby: --as standby --archive always",
-        )
     if archiving is Archiving.OFF and command is not None:
         raise UsageError("--archive-command does nothing by itself", hint="add --archive always, or --archive on")
-    if archiving is Archiving.ALWAYS and request.role is Role.PRIMARY:
-        raise UsageError("--archive always is for a standby", hint="add --as standby, or use --archive on")
     if archiving is not Archiving.OFF and not command:
         raise UsageError(
             f"--archive {archiving.value} needs a command: the source's own would write into the source's WAL archive",
