@@ -42,6 +42,14 @@ class UsageError(PolarvaultError):
     exit_code = 2
 
 
+class ConfigurationError(UsageError):
+    """The configuration file is wrong; every mistake is named with its line, and nothing was touched."""
+
+    id = "configuration"
+    actor = "the operator"
+    remedy = "correct the lines that the message names; `polarvault config show` checks the file"
+
+
 class TargetNotEmpty(PolarvaultError):
     """A target directory holds something already; it was not touched."""
 

@@ -1,0 +1,94 @@
+"""What a configuration says, once it has been checked; and where each value comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from polarvault.storage.objects.settings import StoreSettings
+
+
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """Where the key of an encrypted repository comes from; at most one of them is there.
+
+    passphrase_command is run by the shell; what it prints is the passphrase.
+    """
+
+    passphrase_file: str | None = None
+    passphrase_command: str | None = None
+    key_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryConfiguration:
+    """A repository by its name. id: the one it must have; encrypted: what it must be, None where nothing is said."""
+
+    name: str
+    address: str
+    id: str | None = None
+    encrypted: bool | None = None
+    key: KeySource = KeySource()
+    store: StoreSettings = field(default_factory=StoreSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Which backups are kept: all of a window, the last ones, one for each of so many days, weeks, months, years."""
+
+    window_s: int | None = None
+    keep: int | None = None
+    daily: int | None = None
+    weekly: int | None = None
+    monthly: int | None = None
+    yearly: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfiguration:
+    """A cluster by its name. compression: zstd's level, 0 for none; max_rate: bytes a second from the server."""
+
+    name: str
+    connection: str | None = None
+    service: str | None = None
+    repositories: tuple[str, ...] = ()
+    retention: Retention = Retention()
+    compression: int | None = None
+    max_rate: int | None = None
+
+
+class SourceKind(Enum):
+    """Where a value comes from."""
+
+    FILE = "file"
+    ENVIRONMENT = "environment"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSetting:
+    """A setting with its value as it may be shown, secrets hidden; value None: nothing is said, and that is a default.
+
+    line: of the file; variable: of the environment.
+    """
+
+    section: str
+    name: str
+    field: str
+    value: object
+    kind: SourceKind
+    line: int | None = None
+    variable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A whole configuration; path None: there is no file. passed_over: another file, which is not read."""
+
+    path: str | None
+    repositories: dict[str, RepositoryConfiguration] = field(default_factory=dict)
+    clusters: dict[str, ClusterConfiguration] = field(default_factory=dict)
+    settings: tuple[ShownSetting, ...] = ()
+    warnings: tuple[str, ...] = ()
+    passed_over: str | None = None
+    looked_at: tuple[str, ...] = ()
