@@ -1,5 +1,6 @@
 # make test       all tests
 # make test-fast  those that need no server, and one that does: under a minute
+# make soak    base backups, receivers and restores ended at two hundred of their system calls, by SIGKILL and power cuts
 # make fuzz    damaged answers, WAL and backups against the whole program, ten minutes: ARGS='--seconds 3600' for an hour
 # make check   ruff, mypy --strict, import-linter
 # make demo    the story in two minutes on a throw-away PostgreSQL 18
@@ -8,7 +9,7 @@
 # Each does its own set-up: a virtual environment in .venv with what the target needs.
 # ARGS is handed on: make test ARGS='-k tar', make bench BENCH=basebackup ARGS='--runs 3 --only plain-disk'.
 
-.PHONY: help test test-fast fuzz demo check bench docs clean unusable
+.PHONY: help test test-fast soak fuzz demo check bench docs clean unusable
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -51,6 +52,9 @@ test: $(VENV)/.installed-test
 # worksteal: these files take from nothing to half a minute each.
 test-fast: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+
+soak: $(VENV)/.installed-test
+	@cd tests && ../$(BIN)/python -m support.kill_campaigns $(ARGS)
 
 fuzz: $(VENV)/.installed-test
 	@cd tests && ../$(BIN)/python -m support.fuzz_campaigns $(ARGS)

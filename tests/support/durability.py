@@ -16,7 +16,7 @@ from pathlib import Path
 import lz4.frame
 import zstandard
 
-from support.system_calls import Event
+from support.power_cut import Event
 
 # A number is given to another file once its first one is gone: the event that made it tells them apart.
 Inode = tuple[int, int, int]

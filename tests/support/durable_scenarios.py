@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -25,8 +25,9 @@ from support.durability import Rules, judge
 from support.fuzz_campaigns import polardb_recording
 from support.fuzzing import Outcome, Sandbox, Worker
 from support.made_backups import MadeBackup, files
+from support.power_cut import Event
 from support.small_recording import LOCATION, Recording, load_recording
-from support.system_calls import NO_FAULT, Event, Fault, prelude, read_trace
+from support.system_calls import NO_FAULT, Fault, prelude, read_trace
 from support.wal_bytes import XLOG, make_record
 from support.wal_segments import segment_content
 from support.wal_server import WalServer
@@ -48,7 +49,7 @@ _RESTORE = Rules(commits=(("rename", "pg_control"),))
 class Scenario:
     """words: the command line, W is a directory of the scenario's own; script: Python instead of a command.
 
-    prepare: makes what must be there before, given the worker and the directory. status: that of a run without a fault.
+    prepare: makes what must be there before, given the worker and the directory. statuses: of a run without a fault.
     """
 
     rules: Rules
@@ -56,13 +57,14 @@ class Scenario:
     script: str = ""
     prepare: Callable[[Worker, Path], None] | None = None
     recording: Callable[[], Recording] | None = None
-    status: int = 0
+    statuses: tuple[int, ...] = (0,)
 
 
 @dataclass(slots=True)
 class Run:
     """How a scenario went; `work` is gone once the block of `ran` is left."""
 
+    words: list[str]
     outcome: Outcome
     events: list[Event]
     work: Path
@@ -81,35 +83,20 @@ def ran(
         server_account().own(work)
         if scenario.prepare is not None:
             scenario.prepare(worker, work)
-        trace = sandbox.root / "trace"
-        if scenario.recording is None:
-            outcome = _run(worker, scenario, sandbox, work, trace, fault, None, timeout_s)
-            yield _judged(scenario, outcome, trace, work, None)
-            return
-        with WalServer(scenario.recording(), version=_version(scenario)) as server:
-            outcome = _run(worker, scenario, sandbox, work, trace, fault, server, timeout_s)
-            yield _judged(scenario, outcome, trace, work, server)
-
-
-def _run(
-    worker: Worker, scenario: Scenario, sandbox: Sandbox, work: Path, trace: Path, fault: Fault,
-    server: WalServer | None, timeout_s: float,
-) -> Outcome:  # fmt: skip
-    words = [word.replace("W/", f"{work}/") for word in scenario.words]
-    if server is not None:
-        words[1:1] = ["-d", server.conninfo]
-    before = prelude(trace, work, fault)
-    if scenario.script:
-        before += f"import os\nWORK = {str(work)!r}\n{scenario.script}\nos._exit(0)\n"
-    return worker.run(words, sandbox.root, prelude=before, timeout_s=timeout_s)
-
-
-def _judged(scenario: Scenario, outcome: Outcome, trace: Path, work: Path, server: WalServer | None) -> Run:
-    events = read_trace(trace)
-    run = Run(outcome, events, work, server)
-    if outcome.status == scenario.status:
-        run.problems = [problem.replace(str(work), "") for problem in judge(events, scenario.rules)]
-    return run
+        words = [word.replace("W/", f"{work}/") for word in scenario.words]
+        before = prelude(sandbox.root / "trace", work, fault)
+        if scenario.script:
+            before += f"import os\nWORK = {str(work)!r}\n{scenario.script}\nos._exit(0)\n"
+        with ExitStack() as serving:
+            server = None
+            if scenario.recording is not None:
+                server = serving.enter_context(WalServer(scenario.recording(), version=_version(scenario)))
+                words[1:1] = ["-d", server.conninfo]
+            outcome = worker.run(words, sandbox.root, prelude=before, timeout_s=timeout_s)
+            run = Run(words, outcome, read_trace(sandbox.root / "trace"), work, server)
+            if outcome.status in scenario.statuses:
+                run.problems = [problem.replace(str(work), "") for problem in judge(run.events, scenario.rules)]
+            yield run
 
 
 def _version(scenario: Scenario) -> str:
@@ -357,7 +344,7 @@ def scenarios() -> Mapping[str, Scenario]:
             Rules(renames=True),
             ("drill", "W/backup", "--bindir", "/nonexistent", "--report", "W/report"),
             prepare=_plain_backup,
-            status=3,
+            statuses=(3, 4),
         ),
         "objects": Scenario(
             Rules(

@@ -46,7 +46,9 @@ def _run(request: dict[str, object]) -> dict[str, object]:
     errors, output = os.path.join(cwd, ".stderr"), os.path.join(cwd, ".stdout")
     child = os.fork()
     if child == 0:
-        os._exit(_in_child(arguments, cwd, errors, output, str(request["prelude"])))
+        status = _in_child(arguments, cwd, errors, output, str(request["prelude"]))
+        # Looked up after the prelude, which may have put something in its place.
+        os._exit(status)
     while True:
         pid, status, usage = os.wait4(child, os.WNOHANG)
         if pid:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,12 @@ from support.wal_bytes import XLOG, WalBuilder
 SYSTEM_IDENTIFIER = 7711101783964903611
 SEGMENT = "000000010000000000000002"
 SEGMENT_BYTES = 16 << 20
-PACKERS = {"": bytes, ".gz": gzip.compress, ".lz4": lz4.frame.compress, ".zst": zstandard.compress}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda content: gzip.compress(content, mtime=0),
+    ".lz4": lz4.frame.compress,
+    ".zst": zstandard.compress,
+}
 
 
 def segment_name(start: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from support.system_calls import SOURCE
 _SYNCS = frozenset(
     {
         *("fsync", "fdatasync", "syncfs", "fsync_path", "fsync_parent", "fsync_paths", "fsync_tree"),
-        *("sync_directory", "sync_parent", "_sync_directory", "sync"),
+        *("sync_directory", "sync_parent", "sync_file", "_sync_directory", "sync"),
     }
 )
 # What does so when it is told to.
@@ -24,7 +25,7 @@ _SYNCS_IF_TOLD = frozenset(
 
 @dataclass(frozen=True, slots=True, order=True)
 class SyncSite:
-    """A call: file below src, first and last line; text names it without its place, for a list that lasts."""
+    """A call: file below src, first and last line; text names it without its place, for lists that outlast moves."""
 
     path: str
     first_line: int
@@ -34,7 +35,7 @@ class SyncSite:
 
     @property
     def text(self) -> str:
-        return f"{self.path} {self.function} {self.called}"
+        return f"{os.path.basename(self.path)} {self.function} {self.called}"
 
     @property
     def lines(self) -> tuple[str, int, int]:

@@ -1,4 +1,4 @@
-"""Record what a process asks the system to do with files, take one fsync away, or kill it between two system calls.
+"""Record what a process asks the system to do with files, take one fsync away, or end it between two system calls.
 
 `install` is called inside of the process that is watched, after its imports and before it begins (see
 `support.fuzzing.Worker`, prelude); the program itself knows nothing of it. Every call that changes a file or a name
@@ -27,15 +27,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import polarvault
+from support.power_cut import Event, PowerCut
 
 SOURCE = str(Path(polarvault.__file__).parents[1]) + os.sep
 _FICLONE = 0x40049409
 _STATUS_BYTES = 39
 
-Event = dict[str, Any]
+# As a moment for the end: after the last call.
+AT_END = 1 << 62
+
 Site = tuple[str, int]
 
 
@@ -43,16 +46,18 @@ Site = tuple[str, int]
 class Fault:
     """What is to go wrong: syncs that this site (file, first and last line) leads to do nothing; SIGKILL before a call.
 
-    kill_at counts the calls that are recorded, from 1.
+    kill_at counts the calls that are recorded, from 1; at AT_END the process has done its work. power_cut: the seed of
+    what is lost besides, see `support.power_cut`.
     """
 
     without: tuple[str, int, int] | None = None
     kill_at: int | None = None
+    power_cut: str | None = None
 
 
-def install(trace: str, root: str, *, without: tuple[str, int, int] | None = None, kill_at: int | None = None) -> None:
+def install(trace: str, root: str, fault: Fault) -> None:
     """Watch this process from now on, everything below root, into a new file trace."""
-    _Recorder(trace, os.path.realpath(root), Fault(without, kill_at)).patch()
+    _Recorder(trace, os.path.realpath(root), fault).patch()
 
 
 NO_FAULT = Fault()
@@ -60,10 +65,7 @@ NO_FAULT = Fault()
 
 def prelude(trace: Path, root: Path, fault: Fault = NO_FAULT) -> str:
     """Return the Python that has a process watched."""
-    return (
-        "from support.system_calls import install\n"
-        f"install({str(trace)!r}, {str(root)!r}, without={fault.without!r}, kill_at={fault.kill_at!r})\n"
-    )
+    return f"from support.system_calls import Fault, install\ninstall({str(trace)!r}, {str(root)!r}, {fault!r})\n"
 
 
 def read_trace(trace: Path) -> list[Event]:
@@ -77,6 +79,9 @@ class _Recorder:
         self._root = root
         self._fault = fault
         self._count = 0
+        # What lies below no root: nothing is recorded any more.
+        self._is_over = False
+        self._power = None if fault.power_cut is None else PowerCut(self._root, trace + ".kept", fault.power_cut)
         # A call and its event are one: the order of the trace is the order in which things happened.
         self._lock = threading.RLock()
         # The places that led to what a thread of a pool does.
@@ -105,6 +110,7 @@ class _Recorder:
         socket.socket.sendall = self._sendall_of(socket.socket.sendall)  # type: ignore[method-assign]
         ThreadPoolExecutor.submit = self._submit_of(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
         sys.addaudithook(self._audit)
+        os._exit = self._exit_of(os._exit)  # type: ignore[assignment]
         self._note_what_is_there()
 
     def _note_what_is_there(self) -> None:
@@ -239,6 +245,7 @@ class _Recorder:
             with self._lock:
                 if new is not None:
                     self._step()
+                    self._keep(new)
                 call(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
                 if new is not None:
                     self._note("rename", new, self._inode(new, follow=False), old=old)
@@ -251,6 +258,7 @@ class _Recorder:
             with self._lock:
                 if place is not None:
                     self._step()
+                    self._keep(place)
                 call(path, dir_fd=dir_fd)
                 if place is not None:
                     self._note("unlink", place, None)
@@ -300,6 +308,8 @@ class _Recorder:
         with self._lock:
             self._step()
             since = self._count
+            if self._power is not None:
+                self._power.sync_begins(None if op == "syncfs" else place, since)
         # Not under the lock: others go on meanwhile.
         returned = call()
         with self._lock:
@@ -357,7 +367,13 @@ class _Recorder:
         return self._below(os.path.join(os.path.realpath(directory), last))
 
     def _below(self, path: str) -> str | None:
+        if self._is_over:
+            return None
         return path if path == self._root or path.startswith(self._root + os.sep) else None
+
+    def _keep(self, path: str) -> None:
+        if self._power is not None:
+            self._power.keep(path)
 
     def _inode(self, target: Any, *, follow: bool = True) -> tuple[int, int]:
         status = self._stat(target) if isinstance(target, int) else self._stat(target, follow_symlinks=follow)
@@ -367,13 +383,30 @@ class _Recorder:
         """Count a call that is about to be made; be killed before it, if that is the one."""
         self._count += 1
         if self._count == self._fault.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-            # It arrives before the call that asked for it returns (kill(2): to oneself).
+            self._end()
+
+    def _end(self) -> NoReturn:
+        if self._power is not None:
+            self._is_over = True
+            self._power.cut()
+        os.kill(os.getpid(), signal.SIGKILL)
+        while True:
             signal.pause()
 
+    def _exit_of(self, call: Callable[[int], NoReturn]) -> Callable[[int], NoReturn]:
+        def exit_(status: int) -> NoReturn:
+            if self._fault.kill_at == AT_END and status == 0:
+                with self._lock:
+                    self._end()
+            call(status)
+
+        return exit_
+
     def _note(self, op: str, path: str, inode: Sequence[int] | None, **more: Any) -> None:
-        line = json.dumps({"op": op, "path": path, "inode": inode, "number": self._count, **more}) + "\n"
-        self._write(self._trace, os.fsencode(line))
+        event = {"op": op, "path": path, "inode": inode, "number": self._count, **more}
+        self._write(self._trace, os.fsencode(json.dumps(event) + "\n"))
+        if self._power is not None:
+            self._power.note(event)
 
 
 def _leads_through(sites: list[Site], wanted: tuple[str, int, int]) -> bool:
