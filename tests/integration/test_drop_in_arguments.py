@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.cli.drop_in import SERVER_MAJORS
+from polarvault.cli.options.drop_in import SERVER_MAJORS
 from polarvault.demo.programs import Installation
 from polarvault.model import versions
 from support.command_lines import Finished, environment_for, run_command_lines

@@ -16,7 +16,7 @@ from support.program import program_environment
 _DRIVER = """
 import json, os, sys
 from polarvault.cli.main import run
-import polarvault.cli.basebackup, polarvault.cli.receivewal, polarvault.server.connection
+import polarvault.cli.commands.basebackup, polarvault.cli.commands.receivewal, polarvault.server.connection
 for number, words in enumerate(json.load(sys.stdin)):
     child = os.fork()
     if child == 0:

@@ -33,7 +33,8 @@ def _import_everything() -> None:
     from polarvault.pgfiles.pages import load_kernel
 
     for name in (
-        *("cli.main", "cli.basebackup", "cli.receivewal", "cli.verifybackup", "cli.restore", "cli.drill", "cli.wal"),
+        "cli.main",
+        *(f"cli.commands.{name}" for name in ("basebackup", "receivewal", "verifybackup", "restore", "drill", "wal")),
         *("basebackup.take", "walarchive.receive.run", "verify.run", "restore.run", "report.receivewal"),
     ):
         importlib.import_module(f"polarvault.{name}")

@@ -6,21 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from polarvault.check.archiving import ArchivingFacts, judge_archiving
-from polarvault.check.configuration import outside_of
-from polarvault.check.contents import ContentFacts, UnloggedTable, judge_contents
-from polarvault.check.files import Place, TablespaceFacts, judge_tablespaces
-from polarvault.check.hba import Client, hba_line, login_method, parse_refusal
+from polarvault.check.connection.hba import Client, hba_line, login_method, parse_refusal
+from polarvault.check.connection.reach import Attempt, ReachFacts, judge_reach
+from polarvault.check.connection.role import RoleFacts, judge_role
+from polarvault.check.connection.transport import TransportFacts, judge_transport
+from polarvault.check.files.configuration import outside_of
+from polarvault.check.files.contents import ContentFacts, UnloggedTable, judge_contents
+from polarvault.check.files.places import Place, TablespaceFacts, judge_tablespaces
 from polarvault.check.host import ProgramFacts, judge_clock, judge_programs
-from polarvault.check.reach import Attempt, ReachFacts, judge_reach
-from polarvault.check.role import RoleFacts, judge_role
 from polarvault.check.run import CheckReport
 from polarvault.check.session import Unanswered, parse_size_setting
-from polarvault.check.slots import SlotFacts, judge_slots
 from polarvault.check.target import SizeFacts, TargetFacts, judge_target
-from polarvault.check.transport import TransportFacts, judge_transport
 from polarvault.check.visibility import judge_unanswered
-from polarvault.check.walsenders import WalFacts, judge_wal
+from polarvault.check.wal.archiving import ArchivingFacts, judge_archiving
+from polarvault.check.wal.slots import SlotFacts, judge_slots
+from polarvault.check.wal.walsenders import WalFacts, judge_wal
 from polarvault.errors import ConnectionFailed
 from polarvault.model.finding import Finding, Severity
 from polarvault.report.check import check_text

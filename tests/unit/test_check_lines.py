@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from polarvault.check.contents import ContentFacts, judge_contents
-from polarvault.check.files import Place, TablespaceFacts, judge_tablespaces
+from polarvault.check.files.contents import ContentFacts, judge_contents
+from polarvault.check.files.places import Place, TablespaceFacts, judge_tablespaces
 from polarvault.check.run import _with_connection
-from polarvault.check.slots import SlotFacts, judge_slots
-from polarvault.cli.basebackup import _mappings
-from polarvault.cli.check import _words
-from polarvault.cli.restore import _mapping
+from polarvault.check.wal.slots import SlotFacts, judge_slots
+from polarvault.cli.commands.basebackup import _mappings
+from polarvault.cli.commands.check import _words
+from polarvault.cli.commands.restore import _mapping
 from polarvault.model.finding import Finding, Severity, ok
 from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.server.connection import ConnectionSettings

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from polarvault.cli.basebackup import command
+from polarvault.cli.commands.basebackup import command
 
 
 def parsed(*arguments: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from polarvault.cli.recovery_options import recovery_request
+from polarvault.cli.options.recovery import recovery_request
 from polarvault.errors import UsageError
 from polarvault.model.lsn import Lsn
 from polarvault.recovery.target import (

@@ -14,8 +14,8 @@ import pytest
 import zstandard
 
 from polarvault.cli import wal_fetch
+from polarvault.cli.commands.wal import fetch as click_command
 from polarvault.cli.main import run as run_program
-from polarvault.cli.wal import fetch as click_command
 from polarvault.errors import IntegrityError, StorageFailed, UsageError
 from polarvault.model.segment import WalSegment
 from polarvault.walarchive import output as output_module

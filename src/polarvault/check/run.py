@@ -11,22 +11,22 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from polarvault.check.archiving import check_archiving
-from polarvault.check.contents import check_contents
-from polarvault.check.data_directory import check_data_directory
-from polarvault.check.files import check_files
+from polarvault.check.connection.node import check_node
+from polarvault.check.connection.reach import open_session
+from polarvault.check.connection.role import check_role
+from polarvault.check.connection.transport import check_transport
+from polarvault.check.files.contents import check_contents
+from polarvault.check.files.data_directory import check_data_directory
+from polarvault.check.files.pages import check_pages
+from polarvault.check.files.places import check_files
 from polarvault.check.host import check_clock, check_programs
-from polarvault.check.node import check_node
-from polarvault.check.pages import check_pages
 from polarvault.check.polardb.run import check_polardb
-from polarvault.check.reach import open_session
-from polarvault.check.role import check_role
 from polarvault.check.session import CheckSession
-from polarvault.check.slots import check_slots
 from polarvault.check.target import check_target
-from polarvault.check.transport import check_transport
 from polarvault.check.visibility import judge_visibility
-from polarvault.check.walsenders import check_wal
+from polarvault.check.wal.archiving import check_archiving
+from polarvault.check.wal.slots import check_slots
+from polarvault.check.wal.walsenders import check_wal
 from polarvault.errors import PolarvaultError
 from polarvault.model.finding import Finding, Severity, worst
 from polarvault.server.connection import Connector

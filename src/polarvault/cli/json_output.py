@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import click
 
-from polarvault.cli.drop_in import DropInCommand
 from polarvault.cli.messages import say_error
+from polarvault.cli.options.drop_in import DropInCommand
 from polarvault.report.events import EventWriter
 from polarvault.report.json_document import JsonDocument
 

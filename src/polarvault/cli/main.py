@@ -43,7 +43,7 @@ OTHER_ERRORS = {
 
 
 class LazyCommands(click.Group):
-    """A group whose commands live in modules of the same name."""
+    """A group whose commands live in modules of the same name in `commands`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the table."""
@@ -53,7 +53,7 @@ class LazyCommands(click.Group):
         """Import the command's module."""
         if cmd_name not in _COMMANDS:
             return None
-        found: click.Command = importlib.import_module(f"polarvault.cli.{cmd_name}").command
+        found: click.Command = importlib.import_module(f"polarvault.cli.commands.{cmd_name}").command
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

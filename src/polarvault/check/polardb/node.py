@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from polarvault.check.node import judge_node, read_node
+from polarvault.check.connection.node import judge_node, read_node
 from polarvault.check.polardb.monitor import INSTALL, monitor_schema
 from polarvault.check.session import CheckSession
 from polarvault.check.verdict import setting_change

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from polarvault.basebackup.configuration_files import ConfigurationFiles
 from polarvault.basebackup.copied_configuration import read_server_configuration
-from polarvault.check.data_directory import links_here
+from polarvault.check.files.data_directory import links_here
 from polarvault.check.session import MONITOR, CheckSession
 from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, warning

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from polarvault.cli.configuration import config_option, load
 from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.options.configuration import config_option, load
 
 
 @click.group("config", context_settings={"help_option_names": ["-?", "--help"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polarvault.check.indexes import IndexFacts, judge_indexes, read_indexes
+from polarvault.check.files.indexes import IndexFacts, judge_indexes, read_indexes
 from polarvault.check.session import CheckSession
 from polarvault.errors import ConnectionFailed, ConnectionLost
 from polarvault.model.finding import Finding, ok, warning

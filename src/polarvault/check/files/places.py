@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from polarvault.check.configuration import check_configuration
+from polarvault.check.files.configuration import check_configuration
 from polarvault.check.session import STAT_FILE, CheckSession
 from polarvault.errors import PolarvaultError
 from polarvault.model import versions

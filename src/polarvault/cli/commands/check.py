@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polarvault.cli.drop_in import connection_options, connection_settings
 from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.options.drop_in import connection_options, connection_settings
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import click
 
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.messages import say_warning
-from polarvault.cli.recovery_options import recovery_options, recovery_request
-from polarvault.cli.setting_options import assignment
+from polarvault.cli.options.recovery import recovery_options, recovery_request
+from polarvault.cli.options.settings import assignment
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:

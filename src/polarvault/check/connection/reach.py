@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polarvault.check.hba import Client, Refusal, hba_line, login_method, parse_refusal
+from polarvault.check.connection.hba import Client, Refusal, hba_line, login_method, parse_refusal
 from polarvault.check.session import CheckSession, patient, prepared
 from polarvault.errors import PolarvaultError, ServerRefused
 from polarvault.model import versions

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli import signals
-from polarvault.cli.drop_in import (
+from polarvault.cli.json_output import JsonOutput, current_events, current_output, json_option, progress_option
+from polarvault.cli.messages import say_error
+from polarvault.cli.options.drop_in import (
     DropInCommand,
     connection_options,
     connection_settings,
     status_interval,
     version_option,
 )
-from polarvault.cli.json_output import JsonOutput, current_events, current_output, json_option, progress_option
-from polarvault.cli.messages import say_error
 from polarvault.errors import PolarvaultError, StorageFailed, UsageError
 from polarvault.model.c_numbers import scan_hex
 from polarvault.report.json_document import error_json

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polarvault.cli.drop_in import DropInCommand, progress_json_option, version_option
 from polarvault.cli.json_output import current_events, current_output, json_option
+from polarvault.cli.options.drop_in import DropInCommand, progress_json_option, version_option
 from polarvault.cli.process import switch_threads_quickly
 from polarvault.errors import UsageError
 

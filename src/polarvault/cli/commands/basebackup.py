@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from polarvault.cli import signals
-from polarvault.cli.drop_in import (
+from polarvault.cli.json_output import current_events, current_output, json_option
+from polarvault.cli.options.drop_in import (
     DropInCommand,
     connection_options,
     connection_settings,
@@ -19,7 +20,6 @@ from polarvault.cli.drop_in import (
     status_interval,
     version_option,
 )
-from polarvault.cli.json_output import current_events, current_output, json_option
 from polarvault.errors import StorageFailed, UsageError
 from polarvault.model.c_numbers import BLANKS, strtod
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
+from polarvault.cli.options.recovery import drill_recovery_options, recovery_request
+from polarvault.cli.options.settings import assignment
 from polarvault.cli.process import switch_threads_quickly
-from polarvault.cli.recovery_options import drill_recovery_options, recovery_request
-from polarvault.cli.setting_options import assignment
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
