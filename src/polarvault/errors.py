@@ -250,6 +250,22 @@ class ObjectTruncated(IntegrityError):
     remedy = "get the object back from another copy; keep the short one until it is known why"
 
 
+class KeyUnavailable(PolarvaultError):
+    """A repository is encrypted, and its passphrase or key file is not given, or cannot be read."""
+
+    id = "key-unavailable"
+    actor = "the operator"
+    remedy = "give the passphrase or the key file as the hint says"
+
+
+class WrongKey(PolarvaultError):
+    """A passphrase or a key file is not one of this repository's."""
+
+    id = "wrong-key"
+    actor = "the operator"
+    remedy = "give the one that belongs to this repository; without any of them its content cannot be had"
+
+
 class WalDamaged(IntegrityError):
     """WAL is wrong where it would have to go on, so that its end is not where recovery would take it to be."""
 

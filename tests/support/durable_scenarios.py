@@ -142,6 +142,12 @@ def _backup(*options: str, rules: Rules = _BACKUP, recording: Callable[[], Recor
 
 _PLAIN = ("-D", "W/a/b/backup", "-T", f"{LOCATION}=W/space/one")
 
+_KEY_FILE = """
+import os
+from polarvault.repository.keys.secrets import write_key_file
+write_key_file(WORK + "/key", random=os.urandom)
+"""
+
 _OBJECTS = """
 import os
 from polarvault.errors import ObjectExists
@@ -346,6 +352,7 @@ def scenarios() -> Mapping[str, Scenario]:
             prepare=_plain_backup,
             statuses=(3, 4),
         ),
+        "key file": Scenario(Rules(), script=_KEY_FILE),
         "objects": Scenario(
             Rules(
                 commits=tuple(("link", name) for name in ("first", "second", "third")),
