@@ -92,6 +92,12 @@ def test_wal_that_is_not_there_is_no_damage(made: Made) -> None:
     assert made.damage() is None
 
 
+def test_what_a_file_holds_behind_its_segment_is_not_read(made: Made) -> None:
+    with open(made.directory / f"{1:08X}{2:016X}", "ab") as file:
+        file.write(b"?" * 8192)
+    assert made.damage() is None
+
+
 def test_wal_of_another_cluster_is_damage(made: Made) -> None:
     span = BackupSpan("/b", Lsn(made.start), 1, Lsn(made.end), 1, SIZE)
     assert "belongs to the system 77, not to 78" in str(find_damage(str(made.directory), span, 78))

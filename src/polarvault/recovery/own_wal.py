@@ -85,8 +85,8 @@ def _content(below: Below, segment: WalSegment, span: BackupSpan) -> Iterator[me
         stream.seek(position - segment.start)
         while True:
             # Not far behind the end, where nothing counts; a record that begins before it is read to its own end.
-            left = _READ_BYTES if span.end_lsn is None else max(int(span.end_lsn) - position, PAGE_BYTES)
-            piece = stream.read(min(left, _READ_BYTES))
+            wanted = _READ_BYTES if span.end_lsn is None else max(int(span.end_lsn) - position, PAGE_BYTES)
+            piece = stream.read(min(wanted, _READ_BYTES, segment.end - position))
             if not piece:
                 return
             position += len(piece)

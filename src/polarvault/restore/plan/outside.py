@@ -10,10 +10,10 @@ import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from polarvault.backupset.model import Area
 from polarvault.instance.debian import DebianCluster
+from polarvault.instance.host import Host
 from polarvault.instance.model import Account
 from polarvault.pgconf.configuration import ConfigReader, Configuration, MemoryReader
 from polarvault.pgconf.hba import references
@@ -34,16 +34,6 @@ SSL_FILES = (
 )
 # The default of Debian's programs.
 DEBIANS_SOCKETS = "/var/run/postgresql"
-
-
-class AskedHost(ConfigReader, Protocol):
-    """Who is asked; tests have one of their own."""
-
-    def exists(self, path: str) -> bool:
-        """Tell whether a path exists."""
-
-    def is_writable_directory(self, path: str, account: Account) -> bool:
-        """Tell whether the account may create a socket in a directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +97,7 @@ def look_outside(
     layout: Layout,
     put_back: PutBack | None,
     cluster: DebianCluster | None,
-    host: AskedHost,
+    host: Host,
     account: Account,
     *,
     is_confined: bool,

@@ -103,7 +103,7 @@ def _settle_hba(book: SettingsBook, rules: RoleRules, files: dict[str, bytes]) -
         files[path] = _MINIMAL_HBA
         return ["the backup holds no pg_hba.conf: one that admits local users is written"]
     content = files.get(path) or own
-    if host.cluster is not None or not rules.settles_hba() or content is None:
+    if host.cluster is not None or not rules.settles_hba or content is None:
         return []
     return _without_missing(path, content, book.exists, files)
 

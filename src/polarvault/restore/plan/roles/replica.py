@@ -9,9 +9,8 @@ data; nothing locks it (`write/replica.py` has the order that keeps it from that
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 from polarvault.backupset.model import Area, BackupSource, Form, Inventory
 from polarvault.errors import BackupUnusable, UsageError
@@ -38,11 +37,7 @@ class ReplicaRules(FollowerRules):
     takes_local_half_only = True
     is_armed_by_main_file = True
     wal_words = "from the primary's storage and its stream"
-    _ONLY_FOR_PRIMARIES: ClassVar[tuple[tuple[str, Callable[[RecoveryRequest], bool]], ...]] = (
-        *FollowerRules._ONLY_FOR_PRIMARIES,
-        # The server PANICs when a replica has a restore_command (facts 3).
-        ("--wal", lambda recovery: bool(recovery.wal_directories)),
-    )
+    settles_hba = False
 
     def check_role_options(self, request: RestoreRequest) -> None:
         """Refuse what a replica lacks or cannot have."""
@@ -78,6 +73,12 @@ class ReplicaRules(FollowerRules):
                     f"--set {name}: for a replica this is decided by the primary",
                     hint="--polardata DIRECTORY names the primary's storage" if name == DATADIR else "leave it out",
                 )
+
+    def only_for_primaries(self, recovery: RecoveryRequest) -> Iterator[str]:
+        """Yield WAL directories as well: the server PANICs when a replica has a restore_command (facts 3)."""
+        yield from super().only_for_primaries(recovery)
+        if recovery.wal_directories:
+            yield "--wal"
 
     def judge_backup(
         self, request: RestoreRequest, source: BackupSource, inventory: Inventory, chain: Sequence[Link] = ()
@@ -124,10 +125,6 @@ class ReplicaRules(FollowerRules):
     def backup_warnings(self, request: RestoreRequest, backup: BackupFacts) -> list[str]:
         """Say nothing: of the backup only settings are used."""
         return []
-
-    def settles_hba(self) -> bool:
-        """Leave pg_hba.conf as the primary's node had it."""
-        return False
 
 
 def _local_half(source: BackupSource, inventory: Inventory) -> Inventory:

@@ -32,6 +32,8 @@ class RoleRules(ABC):
     takes_local_half_only: ClassVar[bool] = False
     # No server starts without postgresql.conf, which is put in place last; else that is pg_control.
     is_armed_by_main_file: ClassVar[bool] = False
+    # pg_hba.conf may be edited where it would keep the server from starting.
+    settles_hba: ClassVar[bool] = True
     # For people: where WAL comes from, if not from the backup.
     wal_words: ClassVar[str | None] = None
 
@@ -122,7 +124,3 @@ class RoleRules(ABC):
     def disables_subscriptions(self, request: RestoreRequest) -> bool:
         """Tell whether the source's subscriptions are switched off in a copy that was started and can be written."""
         return False
-
-    def settles_hba(self) -> bool:
-        """Tell whether pg_hba.conf may be edited where it would keep the server from starting."""
-        return True

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Iterator
 
 from polarvault.errors import UsageError
 from polarvault.instance.model import Role
@@ -23,21 +22,12 @@ _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 class FollowerRules(RoleRules):
     """What all servers that stay in recovery have in common."""
 
-    # What of recovery is for a server that is to end it.
-    _ONLY_FOR_PRIMARIES: ClassVar[tuple[tuple[str, Callable[[RecoveryRequest], bool]], ...]] = (
-        ("--target-timeline", lambda recovery: recovery.timeline != LATEST_TIMELINE),
-        ("--keep-archiving", lambda recovery: recovery.keep_archiving),
-        ("--accept-end", lambda recovery: recovery.accepted_end is not None),
-    )
-
     def check_role_options(self, request: RestoreRequest) -> None:
         """Refuse targets, and slots that cannot be."""
-        recovery = request.recovery
-        wrong = [recovery.target.kind.option] if recovery.target is not None else []
-        wrong += [option for option, is_given in self._ONLY_FOR_PRIMARIES if is_given(recovery)]
-        if wrong:
+        option = next(self.only_for_primaries(request.recovery), None)
+        if option is not None:
             raise UsageError(
-                f"{wrong[0]} is for a server that is to be a primary, not a {self.role.value}",
+                f"{option} is for a server that is to be a primary, not a {self.role.value}",
                 hint="leave --as out; with --target-action pause the recovered server stays read-only",
             )
         if request.slot is not None and _SLOT_NAME.match(request.slot) is None:
@@ -51,6 +41,17 @@ class FollowerRules(RoleRules):
             raise UsageError(
                 "--create-slot needs the primary to make the slot on", hint="add --primary-conninfo CONNSTR"
             )
+
+    def only_for_primaries(self, recovery: RecoveryRequest) -> Iterator[str]:
+        """Yield what was given and is for a server that is to end its recovery."""
+        if recovery.target is not None:
+            yield recovery.target.kind.option
+        if recovery.timeline != LATEST_TIMELINE:
+            yield "--target-timeline"
+        if recovery.keep_archiving:
+            yield "--keep-archiving"
+        if recovery.accepted_end is not None:
+            yield "--accept-end"
 
     def settle(self, book: SettingsBook) -> None:
         """Let the server follow, and take queries meanwhile."""
