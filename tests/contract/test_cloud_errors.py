@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from polarvault.errors import (
     IntegrityError,
@@ -27,7 +33,7 @@ from polarvault.storage.objects.opening import open_store
 from polarvault.storage.objects.settings import StoreSettings
 from polarvault.storage.objects.store import ObjectStore
 from polarvault.storage.objects.write_once import prove_write_once
-from support.bucket_server import BucketServer, Trouble
+from support.bucket_server import BucketServer, Trouble, bucket_server
 from support.object_servers import BUCKET, ObjectServer
 from support.ports import hold_port
 
@@ -262,6 +268,46 @@ def test_values_that_cannot_be_meant_are_refused(values: dict[str, str]) -> None
 
 def test_secrets_are_not_in_what_is_printed_of_settings() -> None:
     assert "top-secret" not in repr(StoreSettings(secret_key="top-secret", account_key="top-secret"))
+
+
+def _certificate(path: Path) -> tuple[Path, Path]:
+    """Write a self-signed certificate for 127.0.0.1 with its key, and the certificate alone."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "polarvault test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    public = certificate.public_bytes(serialization.Encoding.PEM)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (path / "both.pem").write_bytes(public + secret)
+    (path / "public.pem").write_bytes(public)
+    return path / "both.pem", path / "public.pem"
+
+
+def test_an_authority_of_ones_own_is_trusted_when_it_is_named(tmp_path: Path) -> None:
+    both, public = _certificate(tmp_path)
+    with bucket_server(both) as server:
+        address, settings = parse_address("s3://polarvault/tls"), replace(_KEYS, endpoint=server.endpoint)
+        trusting = open_s3(address, replace(settings, ca_file=str(public)), {})
+        trusting.put_new("a/1", [b"content"])
+        assert trusting.get("a/1", most_bytes=10) == b"content"
+        stranger = open_s3(address, settings, {})
+        with pytest.raises(StorageFailed, match=r"could not read .*ertificate") as caught:
+            stranger.get("a/1", most_bytes=10)
+        # It would be refused again.
+        assert not isinstance(caught.value, StoreUnreachable)
+        assert "ca_file" in (caught.value.hint or "")
 
 
 def test_exists_is_told_apart_from_other_conflicts(bare: ObjectStore) -> None:

@@ -8,15 +8,17 @@ from a registry knows that header: fake-gcs-server answers "invalid uploadType".
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import formatdate
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -59,12 +61,18 @@ class BucketServer:
 
 
 @contextmanager
-def bucket_server() -> Iterator[BucketServer]:
-    """Serve until the block ends."""
+def bucket_server(certificate: Path | None = None) -> Iterator[BucketServer]:
+    """Serve until the block ends; with TLS if a file with a certificate and its key is given."""
     state = BucketServer({}, {}, [], [], threading.Lock())
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
     server.daemon_threads = True
-    state.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    scheme = "http"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        scheme = "https"
+    state.endpoint = f"{scheme}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -90,6 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     disable_nagle_algorithm = True
     state: ClassVar[BucketServer]
+
+    def handle(self) -> None:
+        # A client that does not trust us closes in the middle of the handshake.
+        with suppress(ssl.SSLError, ConnectionError):
+            super().handle()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""

@@ -62,7 +62,11 @@ class ObjectStore(Protocol):
         """Remove an object; a success if there is none. Durable on return."""
 
     def extend_retention(self, name: str, until: datetime) -> None:
-        """See that nobody can remove an object before a time; never shortens. Does nothing where nothing is locked."""
+        """See that nobody can remove an object before a time; never shortens.
+
+        Does nothing where nothing is locked: in a directory, in a bucket without object lock. Of Google's and Azure's
+        locks only what the bucket itself prescribes for new objects is used.
+        """
 
     def close(self) -> None:
         """Give back what it holds open; safe to call twice."""

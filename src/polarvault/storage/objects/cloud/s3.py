@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from polarvault.errors import StoreForbidden
 from polarvault.storage.objects.address import StoreAddress
 from polarvault.storage.objects.cloud.store import CloudStore, client_options, no_retries
 from polarvault.storage.objects.settings import StoreSettings
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
+
+    from polarvault.storage.objects.cloud.s3_lock import S3Account
 
 _DEFAULT_REGION = "us-east-1"
 
@@ -47,4 +51,36 @@ def open_s3(address: StoreAddress, settings: StoreSettings, environment: Mapping
         client_options=client_options(settings, endpoint),
         retry_config=no_retries(),
     )
-    return CloudStore(backend, str(address), storage_class=settings.storage_class)
+
+    def extend_retention(name: str, until: datetime) -> None:
+        from polarvault.storage.objects.cloud.s3_lock import S3Lock
+
+        key = f"{address.folder}/{name}" if address.folder else name
+        S3Lock(_account(address, settings, environment, config), str(address)).extend(key, until)
+
+    return CloudStore(backend, str(address), storage_class=settings.storage_class, extend_retention=extend_retention)
+
+
+def _account(
+    address: StoreAddress, settings: StoreSettings, environment: Mapping[str, str], config: S3Config
+) -> S3Account:
+    """Return who asks for retention; raise StoreForbidden where only obstore knows the credentials."""
+    from polarvault.storage.objects.cloud.s3_lock import S3Account
+
+    access_key = settings.access_key or environment.get("AWS_ACCESS_KEY_ID")
+    secret_key = settings.secret_key or environment.get("AWS_SECRET_ACCESS_KEY")
+    if not access_key or not secret_key:
+        raise StoreForbidden(
+            f"the retention of objects in {address} cannot be extended with the role of this machine",
+            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or access_key and secret_key in the configuration",
+        )
+    region = config["region"]
+    path_style = not config["virtual_hosted_style_request"]
+    amazon = f"s3.{region}.amazonaws.com" if path_style else f"{address.place}.s3.{region}.amazonaws.com"
+    endpoint = config.get("endpoint") or f"https://{amazon}"
+    # Both belong to one key: a lent one has a token.
+    token = settings.session_token if settings.access_key else environment.get("AWS_SESSION_TOKEN")
+    return S3Account(
+        f"{endpoint.rstrip('/')}/{address.place}" if path_style else endpoint.rstrip("/"),
+        region, access_key, secret_key, token, settings.ca_file,
+    )  # fmt: skip
