@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -268,6 +270,29 @@ def test_values_that_cannot_be_meant_are_refused(values: dict[str, str]) -> None
 
 def test_secrets_are_not_in_what_is_printed_of_settings() -> None:
     assert "top-secret" not in repr(StoreSettings(secret_key="top-secret", account_key="top-secret"))
+
+
+def test_an_interruption_does_not_wait_for_a_store_that_is_silent() -> None:
+    script = (
+        "import os, signal, socket, threading\n"
+        "from polarvault.storage.objects.opening import open_store\n"
+        "from polarvault.storage.objects.settings import StoreSettings\n"
+        "silent = socket.create_server(('127.0.0.1', 0))\n"
+        "endpoint = f'http://127.0.0.1:{silent.getsockname()[1]}'\n"
+        "settings = StoreSettings(endpoint=endpoint, access_key='a', secret_key='b')\n"
+        "store = open_store('s3://polarvault', settings)\n"
+        "def interrupt():\n"
+        "    silent.accept()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Thread(target=interrupt).start()\n"
+        "try:\n"
+        "    store.get('a/1', most_bytes=1)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', flush=True)\n"
+    )
+    # The request itself would be waited for five minutes.
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert ran.stdout == "interrupted\n"
 
 
 def _certificate(path: Path) -> tuple[Path, Path]:

@@ -1,8 +1,13 @@
-"""Wait for worker threads such that a signal is seen at once."""
+"""Wait such that a signal is seen at once: for worker threads, and for calls that never return to Python."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 # The kernel may give a signal to any thread, Python handles it in the main one only, and that one sleeps in a wait
 # which has no end: so it wakes up now and then (signal(7), "process-directed").
@@ -15,3 +20,25 @@ def wait_for(futures: list[Future[None]]) -> set[Future[None]]:
         done, pending = wait(futures, timeout=_TICK_S, return_when=FIRST_EXCEPTION)
         if not pending or any(future.exception() is not None for future in done):
             return done
+
+
+def call_apart(call: Callable[[], Result]) -> Result:
+    """Return what a call returns, or raise what it raises; a signal that comes to the main thread ends the wait.
+
+    For compiled code that waits without looking at signals. Such a call goes on in a thread of its own, which the end
+    of the program does not wait for; whatever it still does has to be harmless.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as problem:
+            outcome.set_exception(problem)
+
+    threading.Thread(target=run, name="apart", daemon=True).start()
+    while not wait([outcome], timeout=_TICK_S).done:
+        pass
+    return outcome.result()

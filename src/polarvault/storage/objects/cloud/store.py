@@ -2,7 +2,8 @@
 
 obstore's own retries are off: `retrying` does them, and counts them. A listing asks for pages from its beginning and
 leaves out what is not wanted here, because the stores do not agree on what "after a name" means (SeaweedFS takes a name
-that is also a folder's for the whole folder).
+that is also a folder's for the whole folder). obstore waits without looking at signals, so in the main thread it is
+called apart: whoever presses Ctrl-C is not kept for minutes. A write that goes on then makes a whole object or none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from polarvault.errors import ObjectMissing, ObjectTruncated, PolarvaultError, StoreUnreachable
@@ -25,6 +27,7 @@ from polarvault.storage.objects.model import (
 from polarvault.storage.objects.ranges import cut_ranges, join_ranges
 from polarvault.storage.objects.refusals import too_long
 from polarvault.storage.objects.settings import StoreSettings
+from polarvault.storage.waiting import call_apart
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Store
@@ -94,12 +97,14 @@ class CloudStore:
         size = sum(map(len, views))
         self._meter.add(puts=1)
         with self._explained("write", name):
-            obstore.put(
-                self._backend,
-                name,
-                views[0] if len(views) == 1 else list(views),
-                mode="create",
-                attributes={"Storage-Class": self._storage_class} if self._storage_class else None,
+            call_apart(
+                lambda: obstore.put(
+                    self._backend,
+                    name,
+                    views[0] if len(views) == 1 else list(views),
+                    mode="create",
+                    attributes={"Storage-Class": self._storage_class} if self._storage_class else None,
+                )
             )
         self._meter.add(sent_bytes=size)
 
@@ -110,11 +115,11 @@ class CloudStore:
         check_object_name(name)
         self._meter.add(gets=1)
         with self._explained("read", name):
-            answer = obstore.get(self._backend, name)
+            answer = call_apart(lambda: obstore.get(self._backend, name))
             size = answer.meta["size"]
             if size > most_bytes:
                 raise too_long(name, self._address, size, most_bytes)
-            content = bytes(answer.bytes())
+            content = bytes(call_apart(answer.bytes))
         self._meter.add(received_bytes=len(content))
         if len(content) != size:
             raise StoreUnreachable(
@@ -135,9 +140,8 @@ class CloudStore:
             self._meter.add(gets=1)
             with self._explained("read", name) as request:
                 request.is_range = True
-                content = memoryview(
-                    obstore.get_range(self._backend, name, start=read.offset, length=read.length)
-                ).cast("B")
+                wanted = partial(obstore.get_range, self._backend, name, start=read.offset, length=read.length)
+                content = memoryview(call_apart(wanted)).cast("B")
             self._meter.add(received_bytes=len(content))
             if len(content) != read.length:
                 raise self._truncated(name, read.offset, read.length)
@@ -152,7 +156,7 @@ class CloudStore:
         check_object_name(name)
         self._meter.add(stats=1)
         with self._explained("look at", name):
-            answer = obstore.head(self._backend, name)
+            answer = call_apart(lambda: obstore.head(self._backend, name))
         return StoredObject(name, answer["size"], _in_utc(answer["last_modified"]))
 
     def list_objects(self, folder: str = "", *, after: str = "") -> Iterator[StoredObject]:
@@ -165,7 +169,7 @@ class CloudStore:
         while True:
             self._meter.add(lists=1)
             with self._explained("list", folder):
-                page = next(pages, None)
+                page = call_apart(lambda: next(pages, None))
             if page is None:
                 return
             for one in page:
@@ -181,7 +185,7 @@ class CloudStore:
         check_folder(folder)
         self._meter.add(lists=1)
         with self._explained("list", folder):
-            answer = obstore.list_with_delimiter(self._backend, folder or None)
+            answer = call_apart(lambda: obstore.list_with_delimiter(self._backend, folder or None))
         return sorted(path.rpartition("/")[2] for path in answer["common_prefixes"] if is_object_name(path))
 
     def delete(self, name: str) -> None:
@@ -192,7 +196,7 @@ class CloudStore:
         self._meter.add(deletes=1)
         try:
             with self._explained("remove", name):
-                obstore.delete(self._backend, name)
+                call_apart(lambda: obstore.delete(self._backend, name))
         except ObjectMissing:
             return
 
