@@ -229,22 +229,23 @@ PutConfiguration(put, Host().account(None, WORK), sync=True).write()
 
 _REPLICA = """
 from types import SimpleNamespace
-from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
-from polarvault.restore.standby.replica import begin_replica, finish_replica
+from polarvault.restore.write.replica import ReplicaCompletion
 local = WORK + "/replica"
 os.mkdir(local)
 os.chmod(local, 0o777)
 settings = b"polar_datadir = 'file-dio:///live'\\npolar_enable_shared_storage_mode = on\\narchive_mode = off\\n"
 plan = SimpleNamespace(
-    layout=SimpleNamespace(local=local), live_datadir="file-dio:///live", binaries=None,
-    signal_path=local + "/replica.signal", request=SimpleNamespace(sync=True),
+    layout=SimpleNamespace(local=local, live_datadir="file-dio:///live"), binaries=None,
+    signal_path=local + "/replica.signal", request=SimpleNamespace(sync=True, slot="s"),
+    # On PFS, which nobody looks into.
+    facts=SimpleNamespace(backup=SimpleNamespace(inventory=SimpleNamespace(files={}))),
     files={local + "/postgresql.conf": settings, local + "/postgresql.auto.conf": b""},
 )
 account = Host().account(None, WORK)
-with working_as_account(account):
-    begin_replica(plan, file_mode=0o600)
-finish_replica(plan, account, file_mode=0o600)
+completion = ReplicaCompletion()
+completion.begin(plan, account, file_mode=0o600)
+completion.finish(plan, account, file_mode=0o600, directory_mode=0o700)
 """
 
 # WAL
