@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from measuring import Runs, add_place_options, choose_installation, print_machine, run_once
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation, reachable
+from polarvault.demo.reachable import reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer
 from polarvault.demo.shared_storage import create_on_shared_storage
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from server_floor import measure_floor
-from support.servers import found_polardb
+from support.servers import features_of, found_polardb
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def compare(case: Case, server: ThrowawayServer, theirs: Path, place: Path, roun
     return ours_runs, theirs_runs
 
 
-def make_server(installation: Installation, directory: Path, scale: int) -> ThrowawayServer:
+def make_server(installation: Binaries, directory: Path, scale: int) -> ThrowawayServer:
     """Make and fill a plain PostgreSQL."""
     server = ThrowawayServer(installation, directory)
     checksums = [] if installation.major >= 18 else ["--data-checksums"]
@@ -74,7 +75,7 @@ def make_server(installation: Installation, directory: Path, scale: int) -> Thro
     return _fill(server, scale)
 
 
-def make_polardb(installation: Installation, directory: Path, scale: int) -> ThrowawayServer:
+def make_polardb(installation: Binaries, directory: Path, scale: int) -> ThrowawayServer:
     """Make and fill a PolarDB on shared storage with its usual WAL segments of 1 GB."""
     server = ThrowawayServer(installation, directory)
     create_on_shared_storage(
@@ -125,7 +126,7 @@ def main() -> None:
         places = {"disk": Path(disk), "tmpfs": Path(tmpfs)}
         Path(sockets).chmod(0o755)
         print_machine(places)
-        groups: list[tuple[Installation | None, Callable[..., ThrowawayServer], str, bool, int]] = [
+        groups: list[tuple[Binaries | None, Callable[..., ThrowawayServer], str, bool, int]] = [
             (options.installation, make_server, "pg_basebackup", False, options.scale),
             (found_polardb(), make_polardb, "polar_basebackup", True, options.polardb_scale),
         ]
@@ -144,7 +145,7 @@ def main() -> None:
                     flush=True,
                 )
                 for case in cases:
-                    if "client-zstd:1" in case.options and "zstd" not in installation.features:
+                    if "client-zstd:1" in case.options and "zstd" not in features_of(installation):
                         print(f"{case.name:<16} skipped: {installation} was built without zstd")
                         continue
                     ours, theirs = compare(

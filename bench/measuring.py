@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polarvault.demo.programs import Installation, load_installation
+from polarvault.instance.model import Binaries
+from polarvault.instance.programs import examine
 
 # Installations are found as the tests find them.
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from support.servers import found_installations
+from support.servers import features_of, found_installations, has_program
 
 
 @dataclass(slots=True)
@@ -65,12 +66,14 @@ def print_machine(places: dict[str, Path]) -> None:
     )
 
 
-def choose_installation(bindir: Path | None) -> Installation | None:
+def choose_installation(bindir: Path | None) -> Binaries | None:
     """Return the programs in bindir, else the newest with zstd, else the newest."""
     if bindir is not None:
-        return load_installation(bindir)
-    candidates = [i for i in found_installations().values() if i.has("pgbench") and i.has("pg_basebackup")]
-    return max(candidates, key=lambda i: ("zstd" in i.features, i.major), default=None)
+        found = examine(str(bindir), None)
+        return found if isinstance(found, Binaries) else None
+    wanted = ("pgbench", "pg_basebackup")
+    candidates = [i for i in found_installations().values() if all(has_program(i, name) for name in wanted)]
+    return max(candidates, key=lambda i: ("zstd" in features_of(i), i.major), default=None)
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:

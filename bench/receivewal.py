@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from measuring import Runs, add_place_options, choose_installation, print_machine, run_once
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import reachable
+from polarvault.demo.reachable import reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer
+from polarvault.instance.account import server_account
 
 CASES = ("catch-up-disk", "catch-up-tmpfs", "load", "load-synchronous")
 _WALL_TARGET, _CPU_TARGET = 0.7, 1.0

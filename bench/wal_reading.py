@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from measuring import Runs, add_place_options, choose_installation, print_machine, run_once
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import reachable
+from polarvault.demo.reachable import reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer
+from polarvault.instance.account import server_account
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.wal.records import RecordReader

@@ -16,8 +16,10 @@ from hypothesis import HealthCheck
 from hypothesis import core as hypothesis_core
 from hypothesis import settings as hypothesis_settings
 
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation, reachable
+from polarvault.demo.reachable import reachable
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
+from polarvault.instance.programs import describe_build
 from support.bucket_server import BucketServer, bucket_server
 from support.cluster import Cluster
 from support.object_servers import SEAWEEDFS_MISSING, ObjectServer, seaweedfs_program, shared_seaweedfs
@@ -28,6 +30,7 @@ from support.replay_server import ReplayServer, recordings
 from support.servers import (
     EXPECTED,
     ServerPool,
+    features_of,
     found_installations,
     found_polardb,
     missing_reason,
@@ -67,9 +70,9 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    found = [str(installation) for installation in found_installations().values()]
+    found = [describe_build(installation) for installation in found_installations().values()]
     if polardb := found_polardb():
-        found.append(str(polardb))
+        found.append(describe_build(polardb))
     seed = hypothesis_core.global_force_seed
     return [
         f"servers: {', '.join(found) or 'none'}; they run as user {server_account().name}",
@@ -155,7 +158,7 @@ def feature_pg(servers: ServerPool) -> Callable[..., Cluster]:
 
     def find(*features: str, at_least: int = 13) -> Cluster:
         for major, installation in reversed(servers.installations.items()):
-            if major >= at_least and installation.features >= set(features):
+            if major >= at_least and features_of(installation) >= set(features):
                 return servers.get(major)
         pytest.skip(f"no PostgreSQL {at_least} or newer built with {', '.join(features)} is installed")
 
@@ -163,10 +166,10 @@ def feature_pg(servers: ServerPool) -> Callable[..., Cluster]:
 
 
 @pytest.fixture
-def installation(servers: ServerPool) -> Callable[[int], Installation]:
+def installation(servers: ServerPool) -> Callable[[int], Binaries]:
     """A function that returns the programs of a major version, or skips."""
 
-    def find(major: int) -> Installation:
+    def find(major: int) -> Binaries:
         if major not in servers.installations:
             pytest.skip(missing_reason(major))
         return servers.installations[major]
@@ -185,7 +188,7 @@ def workspace() -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_cluster(workspace: Path, installation: Callable[[int], Installation]) -> Iterator[Callable[..., Cluster]]:
+def make_cluster(workspace: Path, installation: Callable[[int], Binaries]) -> Iterator[Callable[..., Cluster]]:
     """A function that makes a cluster of the test's own, with the arguments of `Cluster.made`; removed afterwards.
 
     It takes the major version first: ``make_cluster(18, wal_segment_mb=1)``.
@@ -203,7 +206,7 @@ def make_cluster(workspace: Path, installation: Callable[[int], Installation]) -
 
 
 @pytest.fixture
-def start_restored(workspace: Path, installation: Callable[[int], Installation]) -> Iterator[Callable[..., Cluster]]:
+def start_restored(workspace: Path, installation: Callable[[int], Binaries]) -> Iterator[Callable[..., Cluster]]:
     """A function that starts a restored data directory, ``start_restored(18, path)``, and stops it afterwards."""
     started: list[Cluster] = []
 
@@ -238,7 +241,7 @@ def bucket() -> Iterator[BucketServer]:
 
 
 @pytest.fixture(scope="session")
-def polardb_installation(servers: ServerPool) -> Installation:
+def polardb_installation(servers: ServerPool) -> Binaries:
     """The programs that POLARDB_BIN names, runnable by the servers' user; or skips."""
     found = found_polardb()
     if found is None:
@@ -247,7 +250,7 @@ def polardb_installation(servers: ServerPool) -> Installation:
 
 
 @pytest.fixture(scope="session")
-def polardb(servers: ServerPool, polardb_installation: Installation) -> Iterator[PolarCluster]:
+def polardb(servers: ServerPool, polardb_installation: Binaries) -> Iterator[PolarCluster]:
     """The shared PolarDB primary: running, filled, 16 MB segments; a test leaves it as it was."""
     cluster = PolarCluster.made_polar(polardb_installation, servers.directory / "polar")
     yield cluster
@@ -255,7 +258,7 @@ def polardb(servers: ServerPool, polardb_installation: Installation) -> Iterator
 
 
 @pytest.fixture
-def make_polardb(workspace: Path, polardb_installation: Installation) -> Iterator[Callable[..., PolarCluster]]:
+def make_polardb(workspace: Path, polardb_installation: Binaries) -> Iterator[Callable[..., PolarCluster]]:
     """A function that makes a PolarDB primary of the test's own, with the arguments of `PolarCluster.made_polar`."""
     made: list[PolarCluster] = []
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from support.cluster import Cluster
 from support.program import command_line, program_environment, run_polarvault
 from support.receiving import receiver
+from support.servers import has_program
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -52,7 +53,7 @@ def ended_by(command: list[str], number: int, silent: socket.socket) -> int:
 @SIGNALS
 @pytest.mark.parametrize("name", ["basebackup", "receivewal"])
 def test_a_signal_before_the_first_connection_ends_as_the_real_program(
-    installation: Callable[[int], Installation],
+    installation: Callable[[int], Binaries],
     silent_server: socket.socket,
     tmp_path: Path,
     name: str,
@@ -64,7 +65,7 @@ def test_a_signal_before_the_first_connection_ends_as_the_real_program(
     ours = ended_by([*command_line(name), "-D", str(target)], number, silent_server)
     assert not target.exists() or list(target.iterdir()) == []
     programs = installation(15)
-    if not programs.has(f"pg_{name}"):
+    if not has_program(programs, f"pg_{name}"):
         pytest.skip(f"pg_{name} 15 is not installed")
     assert ours == ended_by([str(programs.program(f"pg_{name}")), "-D", str(target)], number, silent_server) == -number
 
@@ -72,7 +73,7 @@ def test_a_signal_before_the_first_connection_ends_as_the_real_program(
 @SIGNALS
 def test_a_receiver_at_work_ends_as_the_real_program(pg18: Cluster, workspace: Path, number: signal.Signals) -> None:
     ends = []
-    theirs = [pg18.installation] if pg18.installation.has("pg_receivewal") else []
+    theirs = [pg18.installation] if has_program(pg18.installation, "pg_receivewal") else []
     for program in [None, *theirs]:
         # Until 15, pg_receivewal died by SIGTERM, too.
         directory = workspace / f"wal{len(ends)}"

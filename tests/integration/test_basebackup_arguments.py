@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from support.backups import run_program
 from support.program import run_polarvault
 
@@ -69,7 +69,7 @@ def first_line(errors: str) -> str:
     return line.partition("error: ")[2] or line.partition(": ")[2]
 
 
-def both(installation: Installation, words: str, directory: Path) -> tuple[tuple[int, str], tuple[int, str]]:
+def both(installation: Binaries, words: str, directory: Path) -> tuple[tuple[int, str], tuple[int, str]]:
     ours = run_polarvault("basebackup", *words.split(), check=False, directory=directory)
     theirs = run_program(installation, "pg_basebackup", *words.split())
     assert "Traceback" not in ours.stderr
@@ -79,7 +79,7 @@ def both(installation: Installation, words: str, directory: Path) -> tuple[tuple
 
 @pytest.mark.parametrize("words", SAME_WORDS)
 def test_a_wrong_command_line_is_refused_in_the_same_words(
-    installation: Callable[[int], Installation], workspace: Path, words: str
+    installation: Callable[[int], Binaries], workspace: Path, words: str
 ) -> None:
     ours, theirs = both(installation(18), words, workspace)
     assert ours == theirs
@@ -88,7 +88,7 @@ def test_a_wrong_command_line_is_refused_in_the_same_words(
 
 @pytest.mark.parametrize("words", SAME_MEANING)
 def test_a_wrong_command_line_is_refused_with_the_same_meaning(
-    installation: Callable[[int], Installation], workspace: Path, words: str
+    installation: Callable[[int], Binaries], workspace: Path, words: str
 ) -> None:
     ours, theirs = both(installation(18), words, workspace)
     assert ours[0] == theirs[0] == 1

@@ -76,7 +76,7 @@ def test_a_server_as_it_should_be_gives_status_0_to_the_humblest_role(
     for role in ("humble", "monitor", "postgres"):
         arguments = ["-h", cluster.directory, "-p", str(cluster.port), "-U", role, "-d", "postgres"]
         # Programs of its version and no other, wherever the tests have them from.
-        path = {"PATH": f"{cluster.installation.bindir}:{os.environ['PATH']}"}
+        path = {"PATH": f"{cluster.installation.directory}:{os.environ['PATH']}"}
         target = ("--target", workspace / "backup")
         finished = run_polarvault("check", *arguments, *target, environment=path, check=False)
         assert finished.returncode == 0, finished.stdout
@@ -200,7 +200,7 @@ def test_wal_that_is_received_through_a_slot_needs_no_archiver(
         streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
         wait_until(lambda: cluster.query(streams) == [(1,)], "the receiver streams")
         # Its own programs are found wherever the tests have them from.
-        path = f"{cluster.installation.bindir}:{os.environ['PATH']}"
+        path = f"{cluster.installation.directory}:{os.environ['PATH']}"
         finished = run_polarvault(
             "check", *connect, "--target", workspace / "backup", environment={"PATH": path}, check=False
         )

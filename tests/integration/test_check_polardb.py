@@ -15,8 +15,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from support.backups import back_up
 from support.cluster import Cluster
 from support.followers import followers_in
@@ -68,7 +68,7 @@ def configure(server: Cluster, **settings: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def primary(servers: ServerPool, polardb_installation: Installation) -> Iterator[PolarCluster]:
+def primary(servers: ServerPool, polardb_installation: Binaries) -> Iterator[PolarCluster]:
     """A primary with full_page_writes on and polar_monitor, and a role that may only log in and replicate."""
     settings = {"full_page_writes": "on", **SMALL}
     cluster = PolarCluster.made_polar(polardb_installation, servers.directory / "check", settings=settings)
@@ -493,7 +493,7 @@ def test_without_the_extension_an_idle_slot_cannot_be_judged(polardb: PolarClust
 
 
 @pytest.fixture(scope="module")
-def odd(servers: ServerPool, polardb_installation: Installation) -> Iterator[PolarCluster]:
+def odd(servers: ServerPool, polardb_installation: Binaries) -> Iterator[PolarCluster]:
     """A primary with everything that a healthy one does not have; the path of its storage has 37 characters or more."""
     directory = servers.directory / "odd_and_far_from_the_root"
     settings = {

@@ -21,7 +21,7 @@ from polarvault.model.finding import Severity
 from support.checking import Checked, check_server
 from support.cluster import Cluster
 from support.program import run_polarvault, start_polarvault
-from support.servers import ServerPool, missing_reason
+from support.servers import ServerPool, features_of, missing_reason
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -456,7 +456,7 @@ def test_an_exclusive_backup_is_warned_of_while_it_runs(servers: ServerPool) -> 
 
 
 def test_an_encrypted_connection_says_how(make_cluster: Callable[..., Cluster], servers: ServerPool) -> None:
-    majors = [major for major, found in servers.installations.items() if "ssl" in found.features]
+    majors = [major for major, found in servers.installations.items() if "ssl" in features_of(found)]
     if not majors:
         pytest.skip("no PostgreSQL built with ssl is installed")
     cluster = make_cluster(majors[-1], fill=False)

@@ -145,7 +145,7 @@ def test_start_runs_debians_own_program(debian: DebianServer, workspace: Path) -
     if shutil.which("pg_ctlcluster") is None or shutil.which("pg_ctlcluster", path="/usr/bin:/bin") is None:
         pytest.skip("pg_ctlcluster (postgresql-common) is not installed")
     cluster = debian.cluster
-    if not str(cluster.installation.bindir).startswith("/usr/lib/postgresql/"):
+    if not str(cluster.installation.directory).startswith("/usr/lib/postgresql/"):
         pytest.skip("pg_ctlcluster starts Debian's own programs only")
     back_up(cluster, workspace / "backup", environment=debian.environment)
     cluster.stop()

@@ -28,15 +28,15 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def bindir(servers: ServerPool) -> Path:
+def bindir(servers: ServerPool) -> str:
     """The embedded server's programs."""
     if 18 not in servers.installations:
         pytest.skip(missing_reason(18))
-    return servers.installations[18].bindir
+    return servers.installations[18].directory
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_the_demo_compares_every_table_and_prints_its_commands(bindir: Path) -> None:
+def test_the_demo_compares_every_table_and_prints_its_commands(bindir: str) -> None:
     told = run_polarvault("demo", "--bindir", bindir, timeout_s=240).stdout
     assert re.findall(r"^(\w+) .* same$", told, re.MULTILINE) == ["documents", "events", "accounts"]
     commands = re.findall(r"^\$ polarvault (\w+) ", told, re.MULTILINE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from support.cluster import Cluster
 from support.drills import (
     PAGE_BYTES,
@@ -264,9 +264,9 @@ def test_a_damaged_control_file_is_an_integrity_error(stock: Stock, drills: Dril
 
 @only18
 def test_programs_of_another_version_are_refused(
-    stock: Stock, drills: Drills, installation: Callable[[int], Installation]
+    stock: Stock, drills: Drills, installation: Callable[[int], Binaries]
 ) -> None:
-    report = drills.run(stock.source, stock.plain, "--bindir", installation(15).bindir, status=4)
+    report = drills.run(stock.source, stock.plain, "--bindir", installation(15).directory, status=4)
     assert report["failure"]["part"] == "plan"
     assert "PostgreSQL 18" in report["failure"]["message"]
     assert "version 15" in report["failure"]["detail"]

@@ -170,7 +170,7 @@ def test_a_copy_that_is_kept_can_be_started_looked_into_and_removed(stock: Stock
     finished = run_polarvault(*drills.options(stock.source, stock.plain, "--keep", "--read", "none", "--json"))
     kept = json.loads(finished.stdout)["kept"]
     account = stock.source.account
-    environment = os.environ | {"PATH": f"{stock.source.installation.bindir}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{stock.source.installation.directory}:{os.environ['PATH']}"}
 
     def type_line(line: str) -> str:
         words = shlex.split(line)

@@ -84,9 +84,9 @@ def test_a_corrupt_index_in_the_shared_half_is_found(polardb: PolarCluster, dril
 
 def test_programs_of_plain_postgresql_are_refused(polardb: PolarCluster, pg15: Cluster, drills: Drills) -> None:
     backup = back_up(polardb, drills.workspace / "backup")
-    report = drills.run(polardb, backup, "--bindir", pg15.installation.bindir, status=4)
+    report = drills.run(polardb, backup, "--bindir", pg15.installation.directory, status=4)
     assert "not PolarDB" in report["failure"]["detail"]
     plain = drills.workspace / "plain"
     pg15.run("pg_basebackup", "-d", pg15.conninfo(), "-c", "fast", "-N", "-D", str(plain))
-    report = drills.run(pg15, plain, "--bindir", polardb.installation.bindir, status=4)
+    report = drills.run(pg15, plain, "--bindir", polardb.installation.directory, status=4)
     assert "PolarDB" in report["failure"]["detail"]

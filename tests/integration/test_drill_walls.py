@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.account import server_account
 from polarvault.drill.behind_walls import CONNECT, PROBE
 from polarvault.drill.network import Walls, build_walls, judge_walls
+from polarvault.instance.account import server_account
 from polarvault.instance.model import Account
 from polarvault.model.finding import Severity
 from support import refusing

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from polarvault.cli.options.drop_in import SERVER_MAJORS
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from polarvault.model import versions
 from support.command_lines import Finished, environment_for, run_command_lines
 from support.made_backups import MadeBackup
 from support.program import run_polarvault
+from support.servers import has_program
 
 pytestmark = pytest.mark.postgres
 
@@ -383,7 +384,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str
 @pytest.mark.parametrize("major", [15, 17, 18])
 @pytest.mark.parametrize(("command", "lines"), [("basebackup", BASEBACKUP), ("receivewal", RECEIVEWAL)])
 def test_the_same_command_lines_are_taken_and_refused(
-    installation: Callable[[int], Installation],
+    installation: Callable[[int], Binaries],
     answers: Callable[[str, list[str]], dict[str, Finished]],
     tmp_path: Path,
     major: int,
@@ -391,7 +392,7 @@ def test_the_same_command_lines_are_taken_and_refused(
     lines: list[str],
 ) -> None:
     programs = installation(major)
-    if not programs.has(f"pg_{command}"):
+    if not has_program(programs, f"pg_{command}"):
         pytest.skip(f"pg_{command} {major} is not installed")
     real = str(programs.program(f"pg_{command}"))
     (tmp_path / "target").mkdir()
@@ -401,7 +402,7 @@ def test_the_same_command_lines_are_taken_and_refused(
             continue
         assert "Traceback" not in ours.errors, (line, ours.errors)
         theirs = subprocess.run(
-            [real, *words_of(line, tmp_path / "target")], env=environment_for(programs.bindir), cwd=tmp_path,
+            [real, *words_of(line, tmp_path / "target")], env=environment_for(programs.directory), cwd=tmp_path,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         if "this build does not support" in theirs.stderr:
@@ -429,10 +430,10 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
 
 @pytest.mark.parametrize("major", [15, 17, 18])
 def test_the_same_lines_verify_a_backup_with_the_same_status_and_output(
-    installation: Callable[[int], Installation], verified: tuple[Path, Path, dict[str, Finished]], major: int
+    installation: Callable[[int], Binaries], verified: tuple[Path, Path, dict[str, Finished]], major: int
 ) -> None:
     programs = installation(major)
-    if not programs.has("pg_verifybackup"):
+    if not has_program(programs, "pg_verifybackup"):
         pytest.skip(f"pg_verifybackup {major} is not installed")
     good, directory, answers = verified
     differ = []
@@ -442,7 +443,7 @@ def test_the_same_lines_verify_a_backup_with_the_same_status_and_output(
         assert "Traceback" not in ours.errors, (line, ours.errors)
         theirs = subprocess.run(
             [str(programs.program("pg_verifybackup")), *shlex.split(line.format(good=good, dir=directory))],
-            env=environment_for(programs.bindir), cwd=directory, stdin=subprocess.DEVNULL, capture_output=True,
+            env=environment_for(programs.directory), cwd=directory, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, timeout=60, check=False,
         )  # fmt: skip
         speaks_of_itself = theirs.stdout and not theirs.stdout.startswith("backup")

@@ -12,13 +12,13 @@ import pytest
 from psycopg import pq
 
 from polarvault.basebackup.recovery_settings import encode_settings
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from polarvault.pgconf.grammar import decode, parse_line
 from polarvault.server.conninfo import format_conninfo, parse_conninfo
 from support.cluster import Cluster
 from support.program import command_line, program_environment, run_polarvault
-from support.servers import BINDIRS_VARIABLE, ServerPool
+from support.servers import BINDIRS_VARIABLE, ServerPool, has_program
 
 pytestmark = pytest.mark.postgres
 
@@ -95,7 +95,7 @@ def small_cluster(servers: ServerPool) -> Iterator[Callable[[int], Cluster]]:
     made: dict[int, Cluster] = {}
 
     def find(major: int) -> Cluster:
-        if major not in servers.installations or not servers.installations[major].has("pg_basebackup"):
+        if major not in servers.installations or not has_program(servers.installations[major], "pg_basebackup"):
             pytest.skip(f"pg_basebackup {major} is not installed: name its directory in {BINDIRS_VARIABLE}")
         if major not in made:
             made[major] = Cluster.made(servers.installations[major], servers.directory / f"small{major}", fill=False)
@@ -126,7 +126,7 @@ def test_a_standby_gets_what_the_real_program_would_have_written(
 
 @pytest.mark.parametrize("major", [15, 17, 18])
 def test_the_servers_own_reading_is_what_went_in(
-    installation: Callable[[int], Installation], workspace: Path, major: int
+    installation: Callable[[int], Binaries], workspace: Path, major: int
 ) -> None:
     programs, account = installation(major), server_account()
     data = workspace / "data"

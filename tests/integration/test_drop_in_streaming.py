@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from support.backups import run_program
 from support.cluster import Cluster
 from support.program import run_polarvault
 from support.receiving import end_of_wal, forget_slot, receiver, wait_released
+from support.servers import has_program
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -30,7 +31,7 @@ def programs(cluster: Cluster) -> Iterator[tuple[str, Callable[..., None]]]:
         assert finished.returncode == 0, finished.stderr
 
     yield "ours", ours
-    if cluster.installation.has("pg_basebackup"):
+    if has_program(cluster.installation, "pg_basebackup"):
         yield "theirs", theirs
 
 
@@ -58,8 +59,8 @@ def test_a_backup_shorter_than_the_status_interval_leaves_its_slot_with_a_positi
 def test_a_receiver_gives_a_new_slot_its_position_at_once(
     any_pg: Cluster, workspace: Path, options: tuple[str, ...]
 ) -> None:
-    theirs: list[Installation | None] = [None]
-    if any_pg.installation.has("pg_receivewal"):
+    theirs: list[Binaries | None] = [None]
+    if has_program(any_pg.installation, "pg_receivewal"):
         theirs.append(any_pg.installation)
     for number, program in enumerate(theirs):
         with slot_of(any_pg, reserves=False) as restart_lsn:
@@ -102,7 +103,7 @@ def test_a_receiver_has_the_real_name_and_reports_a_flush_position_only_when_it_
     any_pg: Cluster, workspace: Path, options: tuple[str, ...]
 ) -> None:
     seen = []
-    theirs = [any_pg.installation] if any_pg.installation.has("pg_receivewal") else []
+    theirs = [any_pg.installation] if has_program(any_pg.installation, "pg_receivewal") else []
     for number, program in enumerate([None, *theirs]):
         with (
             slot_of(any_pg, reserves=True),
@@ -121,7 +122,7 @@ def test_server_notices_look_as_they_do_in_the_real_program_and_are_said_once(an
     try:
         said = run_polarvault("basebackup", "-d", any_pg.conninfo(), "-D", workspace / "x", "-c", "fast", "-N").stderr
         lines = [line for line in said.splitlines() if "a_link_that_is_skipped" in line]
-        if any_pg.installation.has("pg_basebackup"):
+        if has_program(any_pg.installation, "pg_basebackup"):
             words = ("-d", any_pg.conninfo(), "-D", str(workspace / "y"), "-c", "fast", "-N")
             theirs = run_program(any_pg.installation, "pg_basebackup", *words).stderr.splitlines()
             assert set(lines) == {line for line in theirs if "a_link_that_is_skipped" in line}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.account import server_account
+from polarvault.instance.account import server_account
 from support.polar_cluster import PolarCluster
 from support.program import run_polarvault
 from support.servers import ServerPool

@@ -570,7 +570,7 @@ def test_an_older_backup_that_a_hole_in_the_wal_cuts_off_is_named(
     assert f"segment {hole.name} is missing" in said
     drilled = run_polarvault(
         "drill", long_story.backups, "--wal", copy, "--target", "latest", "--json", "--set", "fsync=off", "-N",
-        "--bindir", story.source.installation.bindir, "--scratch", scratch_in(workspace), check=False,
+        "--bindir", story.source.installation.directory, "--scratch", scratch_in(workspace), check=False,
         directory=workspace,
     )  # fmt: skip
     findings = json.loads(drilled.stdout)["findings"]

@@ -30,7 +30,7 @@ from support.receiving import (
     wal_directory,
     write_wal,
 )
-from support.servers import ServerPool, missing_reason
+from support.servers import ServerPool, has_program, missing_reason
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -331,7 +331,7 @@ def test_larger_segments_take_no_more_space_than_their_wal(
 
 def test_the_servers_remarks_are_printed_as_the_real_program_prints_them(pg18: Cluster, workspace: Path) -> None:
     asked = {"PGOPTIONS": "-c client_min_messages=debug1"}
-    theirs = [pg18.installation] if pg18.installation.has("pg_receivewal") else []
+    theirs = [pg18.installation] if has_program(pg18.installation, "pg_receivewal") else []
     said = []
     for program in [None, *theirs]:
         directory = workspace / f"wal{len(said)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from support.backups import run_program
 from support.program import run_polarvault
 
@@ -66,7 +66,7 @@ def first_line(errors: str) -> str:
     return line.partition("error: ")[2] or line.partition(": ")[2]
 
 
-def both(installation: Installation, words: str, directory: Path) -> tuple[tuple[int, str], tuple[int, str]]:
+def both(installation: Binaries, words: str, directory: Path) -> tuple[tuple[int, str], tuple[int, str]]:
     arguments = words.replace("DIR", str(directory)).split(" ")
     ours = run_polarvault("receivewal", *arguments, check=False, directory=directory)
     theirs = run_program(installation, "pg_receivewal", *arguments)
@@ -77,7 +77,7 @@ def both(installation: Installation, words: str, directory: Path) -> tuple[tuple
 
 @pytest.mark.parametrize("words", SAME_WORDS)
 def test_a_wrong_command_line_is_refused_in_the_same_words(
-    installation: Callable[[int], Installation], tmp_path: Path, words: str
+    installation: Callable[[int], Binaries], tmp_path: Path, words: str
 ) -> None:
     ours, theirs = both(installation(18), words, tmp_path)
     assert ours == theirs
@@ -86,7 +86,7 @@ def test_a_wrong_command_line_is_refused_in_the_same_words(
 
 @pytest.mark.parametrize("words", SAME_MEANING)
 def test_a_wrong_command_line_is_refused_with_the_same_meaning(
-    installation: Callable[[int], Installation], tmp_path: Path, words: str
+    installation: Callable[[int], Binaries], tmp_path: Path, words: str
 ) -> None:
     ours, theirs = both(installation(18), words, tmp_path)
     assert ours[0] == theirs[0] == 1
@@ -96,7 +96,7 @@ def test_a_wrong_command_line_is_refused_with_the_same_meaning(
 
 @pytest.mark.parametrize("words", ["-?", "--help", "-? -D", "--help --nonsense", "--version", "-V -D x --nonsense"])
 def test_help_and_version_come_first_and_alone(
-    installation: Callable[[int], Installation], tmp_path: Path, words: str
+    installation: Callable[[int], Binaries], tmp_path: Path, words: str
 ) -> None:
     ours = run_polarvault("receivewal", *words.split(), check=False, directory=tmp_path)
     theirs = run_program(installation(18), "pg_receivewal", *words.split())

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from polarvault.model.lsn import Lsn
 from support.cluster import Cluster
 from support.receiving import KEEP_WAL, assert_same_wal, end_of_wal, receiver, segments, write_wal
-from support.servers import ServerPool, missing_reason
+from support.servers import ServerPool, features_of, missing_reason
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -33,7 +33,7 @@ def server(servers: ServerPool) -> Iterator[Cluster]:
 
 
 def receive(
-    archive: Path, server: Cluster, *options: str, theirs: Installation | None, size_bytes: int, kill: bool = False
+    archive: Path, server: Cluster, *options: str, theirs: Binaries | None, size_bytes: int, kill: bool = False
 ) -> Lsn:
     """Run a receiver until it has received what the server writes now; stop or kill it; return how far that is."""
     with receiver(archive, server.conninfo(), "-s", "1", "-v", *options, theirs=theirs) as running:
@@ -61,7 +61,7 @@ def receive(
 def test_the_other_tool_goes_on_from_the_middle_of_a_segment(
     server: Cluster, workspace: Path, options: list[str], first: str
 ) -> None:
-    if options == ["-Z", "lz4"] and "lz4" not in server.installation.features:
+    if options == ["-Z", "lz4"] and "lz4" not in features_of(server.installation):
         pytest.skip("this PostgreSQL 15 was built without lz4")
     archive = workspace / "wal"
     start = end_of_wal(server)

@@ -34,7 +34,7 @@ def restore(workspace: Path) -> Iterator[Callable[..., tuple[Restored, dict[str,
         server.data = target
         running.append(server)
         finished = run_polarvault(
-            "restore", backup, "-D", target, "--port", str(server.port), "--bindir", source.installation.bindir,
+            "restore", backup, "-D", target, "--port", str(server.port), "--bindir", source.installation.directory,
             "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off",
             "-N", "--start", "--json", *options,
         )  # fmt: skip
@@ -238,7 +238,7 @@ def test_programs_of_another_version_are_refused_before_anything_is_written(
 ) -> None:
     backup = back_up(pg15, workspace / "backup")
     finished = run_polarvault(
-        "restore", backup, "-D", workspace / "r", "--bindir", pg18.installation.bindir,
+        "restore", backup, "-D", workspace / "r", "--bindir", pg18.installation.directory,
         "--port", str(Cluster(pg15.installation, workspace).port), "--start", check=False,
     )  # fmt: skip
     assert finished.returncode == 4
@@ -269,7 +269,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_written(pg15: Cluste
 def test_a_server_that_does_not_start_shows_its_log_and_keeps_the_files(pg15: Cluster, workspace: Path) -> None:
     backup = back_up(pg15, workspace / "backup")
     finished = run_polarvault(
-        "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.bindir, "--start",
+        "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.directory, "--start",
         "--port", str(Cluster(pg15.installation, workspace).port),
         "--set", "shared_preload_libraries=no_such_library", "--set", f"unix_socket_directories={workspace}",
         check=False,
@@ -284,7 +284,7 @@ def test_a_server_that_pg_ctl_does_not_wait_for_is_waited_for(
     pg15: Cluster, workspace: Path, restore: Callable[..., tuple[Restored, dict[str, Any]]]
 ) -> None:
     """A machine so slow that the server has not written its first file when pg_ctl gives up."""
-    slow, real = workspace / "slow", pg15.installation.bindir
+    slow, real = workspace / "slow", Path(pg15.installation.directory)
     slow.mkdir()
     for program in real.iterdir():
         (slow / program.name).symlink_to(program)

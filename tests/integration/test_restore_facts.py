@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from polarvault.demo.account import server_account
+from polarvault.instance.account import server_account
 from polarvault.instance.host import Host
 from polarvault.restore import run
 from polarvault.restore.model import RestorePlan, RestoreRequest

@@ -97,7 +97,7 @@ def chain(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[tuple
         pytest.skip(missing_reason(major))
     installation = servers.installations[major]
     if not os.access(installation.program("pg_combinebackup"), os.X_OK):
-        pytest.skip(f"{installation.bindir} has no pg_combinebackup")
+        pytest.skip(f"{installation.directory} has no pg_combinebackup")
     directory = servers.directory / f"incremental{major}"
     with Cluster.made(installation, directory, settings={"summarize_wal": "on"}, fill=False) as source:
         space = directory / "space"
@@ -125,7 +125,7 @@ def test_a_chain_is_found_combined_and_started(chain: tuple[Cluster, list[Path]]
     server = Cluster(source.installation, workspace)
     server.data = workspace / "r"
     finished = run_polarvault(
-        "restore", newest, "-D", server.data, "--port", str(server.port), "--bindir", source.installation.bindir,
+        "restore", newest, "-D", server.data, "--port", str(server.port), "--bindir", source.installation.directory,
         "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off", "-N", "--start",
         "-T", f"{space}={workspace}/space",
     )  # fmt: skip
@@ -148,7 +148,14 @@ def test_a_byte_that_has_changed_in_an_older_link_is_found(chain: tuple[Cluster,
         stream.write(b"?")
     space = (links[2] / "pg_tblspc").iterdir().__next__().readlink()
     said = refused(
-        *links, "-D", workspace / "r", "--bindir", source.installation.bindir, "-T", f"{space}={workspace}/s", status=3
+        *links,
+        "-D",
+        workspace / "r",
+        "--bindir",
+        source.installation.directory,
+        "-T",
+        f"{space}={workspace}/s",
+        status=3,
     )
     assert f'"{links[0]}" does not agree with its manifest' in said
     assert not (workspace / "r").exists()

@@ -33,7 +33,7 @@ def restore(polardb: PolarCluster, workspace: Path) -> Iterator[Restore]:
         server.data = target
         running.append(server)
         finished = run_polarvault(
-            "restore", backup, "-D", target, "--port", str(server.port), "--bindir", source.installation.bindir,
+            "restore", backup, "-D", target, "--port", str(server.port), "--bindir", source.installation.directory,
             "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off", "-N", "--start", "--json", *options,
         )  # fmt: skip
         return server, json.loads(finished.stdout)
@@ -222,7 +222,7 @@ def test_storage_named_in_every_file_is_left_alone(
 def test_set_cannot_point_a_restored_copy_at_live_storage(polardb: PolarCluster, workspace: Path) -> None:
     backup = back_up(polardb, workspace / "backup")
     finished = run_polarvault(
-        "restore", backup, "-D", workspace / "r", "--bindir", polardb.installation.bindir,
+        "restore", backup, "-D", workspace / "r", "--bindir", polardb.installation.directory,
         "--set", f"polar_datadir=file-dio://{polardb.shared}", check=False,
     )  # fmt: skip
     assert finished.returncode != 0
@@ -233,7 +233,7 @@ def test_set_cannot_point_a_restored_copy_at_live_storage(polardb: PolarCluster,
 def test_plain_postgresql_programs_are_refused(polardb: PolarCluster, pg15: Cluster, workspace: Path) -> None:
     backup = back_up(polardb, workspace / "backup")
     finished = run_polarvault(
-        "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.bindir,
+        "restore", backup, "-D", workspace / "r", "--bindir", pg15.installation.directory,
         "--port", str(Cluster(pg15.installation, workspace).port), "--start", check=False,
     )  # fmt: skip
     assert finished.returncode == 4

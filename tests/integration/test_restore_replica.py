@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from polarvault.demo.account import server_account
 from polarvault.errors import PolarvaultError, ServerRefused, StartFailed, TargetNotEmpty, UsageError
+from polarvault.instance.account import server_account
 from polarvault.instance.host import Host
 from polarvault.instance.model import Role
 from polarvault.pgconf.configuration import Configuration

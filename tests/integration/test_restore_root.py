@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.account import server_account
+from polarvault.instance.account import server_account
 from support.made_backups import SEGMENT, MadeBackup
 from support.program import run_polarvault
 

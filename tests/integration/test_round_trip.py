@@ -20,7 +20,7 @@ def test_a_backup_is_taken_verified_and_restored(pg18: Cluster, workspace: Path)
     restored.data = target
     try:
         run_polarvault(
-            "restore", backup, "-D", target, "--port", str(restored.port), "--bindir", pg18.installation.bindir,
+            "restore", backup, "-D", target, "--port", str(restored.port), "--bindir", pg18.installation.directory,
             "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off", "-N", "--start",
         )  # fmt: skip
         assert restored.hashes() == pg18.hashes()

@@ -153,7 +153,7 @@ def test_a_slot_that_was_made_is_dropped_when_the_restore_fails(pg15: Cluster, w
     backup = back_up(pg15, workspace / "backup")
     port = str(Cluster(pg15.installation, workspace).port)
     finished = run_polarvault(
-        "restore", backup, "-D", workspace / "r", "--as", "standby", "--bindir", pg15.installation.bindir,
+        "restore", backup, "-D", workspace / "r", "--as", "standby", "--bindir", pg15.installation.directory,
         "--primary-conninfo", pg15.conninfo(), "--slot", "pv_failed", "--create-slot", "--port", port, "--start",
         # Only the server itself finds out, when everything else is in place.
         "--set", "shared_buffers=nonsense", check=False,

@@ -208,7 +208,7 @@ def test_the_restore_of_a_replica_writes_nothing_to_the_storage(make_polardb: Ma
     before = storage_listing(primary.shared)
     finished = run_polarvault(
         "restore", backup, "-D", workspace / "replica", "--as", "replica", "--primary-conninfo", primary.conninfo(),
-        "--slot", "ro1", "--bindir", primary.installation.bindir, "--port", "29997",
+        "--slot", "ro1", "--bindir", primary.installation.directory, "--port", "29997",
     )  # fmt: skip
     assert "start it with" in finished.stdout
     assert (workspace / "replica" / "replica.signal").exists()
@@ -255,7 +255,8 @@ def test_a_replica_that_could_harm_or_never_work_is_refused(
     assert "not empty" in finished.stderr
     assert [path.name for path in used.iterdir()] == ["precious"]
     late = run_polarvault(
-        "restore", backup, "-D", workspace / "late", "--as", "replica", *own, "--bindir", primary.installation.bindir,
+        "restore", backup, "-D", workspace / "late", "--as", "replica", *own,
+        "--bindir", primary.installation.directory,
         # Only the server itself finds out, when everything else is in place.
         "--set", "shared_buffers=nonsense", check=False,
     )  # fmt: skip

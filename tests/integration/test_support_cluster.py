@@ -10,9 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
 from polarvault.errors import StartFailed
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from support.cluster import PASSWORD, Cluster
 from support.polar_cluster import PolarCluster
 from support.waiting import wait_until
@@ -87,7 +87,7 @@ def test_a_copied_data_directory_can_be_adopted(
 
 
 def test_the_port_of_a_server_that_does_not_run_is_not_given_away(
-    installation: Callable[[int], Installation], workspace: Path
+    installation: Callable[[int], Binaries], workspace: Path
 ) -> None:
     cluster = Cluster(installation(18), workspace)
     with socket.socket() as other:

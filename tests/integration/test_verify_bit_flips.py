@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 from hypothesis import core as hypothesis_core
 
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from support.backups import back_up_with_postgres, run_program
 from support.cluster import Cluster
 from support.servers import ServerPool, missing_reason
@@ -41,7 +41,7 @@ KEPT = ("global/", "base/1/1259", "base/1/2619", "base/1/PG_VERSION", "base/1/pg
 class Lab:
     """A plain backup and a tar one, cut down."""
 
-    installation: Installation
+    installation: Binaries
     plain: Path
     tar: Path
     seed: int

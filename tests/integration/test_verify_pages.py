@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from polarvault.model.lsn import Lsn
 from polarvault.model.relation import BlockId, RelationFile
 from polarvault.pgfiles.manifest import checksum
@@ -45,7 +45,7 @@ GOOD = "backup successfully verified\n"
 class Lab:
     """A backup during which much was written, and what the tables held at its end; the server is gone."""
 
-    installation: Installation
+    installation: Binaries
     directory: Path
     files: dict[str, str]
     hashes: dict[str, tuple[int, str]]

@@ -16,7 +16,7 @@ import pytest
 
 from polarvault.backupset.model import Area, Part
 from polarvault.backupset.wal.of_backup import tar_wal
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from polarvault.model.finding import Finding, Severity, worst
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
@@ -49,13 +49,13 @@ class Backup:
 
     path: Path
     shared: Path
-    installation: Installation
+    installation: Binaries
     ranges: tuple[WalRange, ...]
     label: BackupLabel
     control: ControlFile
 
     @classmethod
-    def load(cls, path: Path, installation: Installation, *, shared: Path | None = None) -> Backup:
+    def load(cls, path: Path, installation: Binaries, *, shared: Path | None = None) -> Backup:
         manifest = json.loads((path / "backup_manifest").read_text())
         ranges = [
             WalRange(r["Timeline"], Lsn.parse(r["Start-LSN"]), Lsn.parse(r["End-LSN"])) for r in manifest["WAL-Ranges"]

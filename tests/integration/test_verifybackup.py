@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from polarvault.backupset.unfinished import MARKER_NAME, marker_content
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from support.backups import back_up_with_postgres
 from support.cluster import Cluster
 from support.program import run_polarvault
@@ -53,7 +53,7 @@ ODD_NAME = os.fsdecode(b"odd \xff\nname")
 class Lab:
     """A cluster's backups in a directory of their own: `plain`, with a tablespace, odd names; the cluster is gone."""
 
-    installation: Installation
+    installation: Binaries
     directory: Path
     table: str
 
@@ -91,7 +91,7 @@ def labs(servers: ServerPool) -> Iterator[Callable[[int], Lab]]:
     shutil.rmtree(root)
 
 
-def make_lab(installation: Installation, directory: Path) -> Lab:
+def make_lab(installation: Binaries, directory: Path) -> Lab:
     server_account().make_directory(directory)
     with Cluster.made(installation, directory / "cluster", wal_segment_mb=1) as cluster:
         location = cluster.add_tablespace("one", rows=10)

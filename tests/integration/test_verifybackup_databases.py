@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from support.backups import back_up_with_postgres
 from support.cluster import Cluster
 from support.program import run_polarvault
@@ -32,7 +32,7 @@ MAJORS = sorted({*found_installations(), *EXPECTED} & set(range(13, 19)))
 class Lab:
     """Backups of a server with the databases `here`, `elsewhere` (a link) and `spaced` (in a tablespace)."""
 
-    installation: Installation
+    installation: Binaries
     directory: Path
     place: str
     kept: str
@@ -56,7 +56,7 @@ def labs(servers: ServerPool) -> Iterator[Callable[[int], Lab]]:
     shutil.rmtree(root)
 
 
-def make_lab(installation: Installation, directory: Path) -> Lab:
+def make_lab(installation: Binaries, directory: Path) -> Lab:
     directory.mkdir()
     directory.chmod(0o777)
     with Cluster.made(installation, directory / "cluster", wal_segment_mb=1) as cluster:
@@ -127,7 +127,7 @@ def test_a_drill_misses_it_before_it_copies(lab: Lab, workspace: Path) -> None:
     scratch.chmod(0o711)
     finished = run_polarvault(
         "drill", lab.directory / "plain", "--scratch", scratch, "--report", workspace / "report", "-N",
-        "--read", "none", "--bindir", lab.installation.bindir, "--json", check=False,
+        "--read", "none", "--bindir", lab.installation.directory, "--json", check=False,
     )  # fmt: skip
     assert finished.returncode == 1, finished.stderr
     report = json.loads(finished.stdout)

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from polarvault.backupset.skeleton import missing_directories
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from polarvault.pgfiles.manifest import checksum
 from support.servers import EXPECTED, ServerPool, found_installations, missing_reason
 from support.small_files import SYSTEM_IDENTIFIER, control_bytes, label_bytes
@@ -46,7 +46,7 @@ Replacement = bytes | Callable[[re.Match[bytes]], bytes]
 class TinyBackup:
     """A backup of four files, and the body (all but the last line) of the manifest that its server writes."""
 
-    installation: Installation
+    installation: Binaries
     directory: Path
     body: bytes
 
@@ -67,7 +67,7 @@ def backups(servers: ServerPool) -> Iterator[Callable[[int], TinyBackup]]:
         if major not in servers.installations:
             pytest.skip(missing_reason(major))
         installation = servers.installations[major]
-        if not (Path(installation.bindir) / "pg_verifybackup").exists():
+        if not (Path(installation.directory) / "pg_verifybackup").exists():
             pytest.skip(f"this installation of PostgreSQL {major} has no pg_verifybackup")
         if major not in made:
             made[major] = tiny_backup(installation, root / str(major))
@@ -77,7 +77,7 @@ def backups(servers: ServerPool) -> Iterator[Callable[[int], TinyBackup]]:
     shutil.rmtree(root)
 
 
-def tiny_backup(installation: Installation, directory: Path) -> TinyBackup:
+def tiny_backup(installation: Binaries, directory: Path) -> TinyBackup:
     server_account().make_directory(directory)
     for path in ("global", "base", "pg_xact", "pg_multixact/offsets"):
         (directory / path).mkdir(parents=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from polarvault.model.lsn import Lsn
 from polarvault.model.relation import BlockId
 from polarvault.verify.facts.backup import WalRange
@@ -37,7 +37,7 @@ GOOD = "backup successfully verified\n"
 
 
 @pytest.fixture(scope="module")
-def polar(servers: ServerPool, polardb_installation: Installation) -> Iterator[PolarCluster]:
+def polar(servers: ServerPool, polardb_installation: Binaries) -> Iterator[PolarCluster]:
     """A primary whose backups are small: without the 768 MB that it would set aside for page versions."""
     settings = {"polar_enable_fullpage_snapshot": "off"}
     cluster = PolarCluster.made_polar(polardb_installation, servers.directory / "small", settings=settings)

@@ -21,8 +21,8 @@ import lz4.frame
 import pytest
 import zstandard
 
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from polarvault.pgfiles.pages import page_checksum
 from support.backups import back_up_with_postgres
 from support.cluster import Cluster
@@ -56,7 +56,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 class Lab:
     """A tar backup, the same compressed in each way, and the names in it that a test needs."""
 
-    installation: Installation
+    installation: Binaries
     directory: Path
     table: str
     oid: str

@@ -262,8 +262,8 @@ def test_a_drill_says_the_same_of_a_damaged_end(archived: Archived, wal: Path, w
     (wal / archived.last).write_bytes(damage(content))
     archived.story.source.account.own(wal)
     drilled = run_polarvault(
-        "drill", archived.story.backup, "--wal", wal, "--json", "--bindir", archived.story.source.installation.bindir,
-        check=False, directory=workspace,
+        "drill", archived.story.backup, "--wal", wal, "--json",
+        "--bindir", archived.story.source.installation.directory, check=False, directory=workspace,
     )  # fmt: skip
     assert drilled.returncode != 0
     assert "WAL of this segment goes on" in json.dumps(json.loads(drilled.stdout))

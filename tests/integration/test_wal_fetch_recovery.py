@@ -15,8 +15,8 @@ import lz4.frame
 import pytest
 import zstandard
 
-from polarvault.demo.account import server_account
 from polarvault.errors import StartFailed
+from polarvault.instance.account import server_account
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.wal.source import segment_numbers
@@ -27,6 +27,7 @@ from polarvault.walfiles.files import read_segment_header
 from polarvault.walfiles.search_list import wal_places
 from support.cluster import Cluster
 from support.receiving import end_of_wal
+from support.servers import features_of
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
@@ -93,7 +94,7 @@ def test_recovery_from_what_pg_receivewal_received_ends_at_its_last_byte(
     major: int, compression: str,
 ) -> None:  # fmt: skip
     cluster = make_cluster(major, wal_segment_mb=1, settings=SMALL)
-    if compression == "lz4" and (major < 15 or "lz4" not in cluster.installation.features):
+    if compression == "lz4" and (major < 15 or "lz4" not in features_of(cluster.installation)):
         pytest.skip(f"pg_receivewal {major} is built without lz4")
     method = {"none": [], "gzip": ["-Z", "5" if major < 15 else "gzip"], "lz4": ["-Z", "lz4"]}[compression]
     received = directory(cluster, workspace / "received with 100% luck")

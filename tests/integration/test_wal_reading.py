@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.wal.compiled.reader import CompiledReader
@@ -79,7 +79,7 @@ def read_directory(directory: Path, start: Lsn, segment_bytes: int, *, timeline_
 
 
 def assert_same(
-    ours: Reading, installation: Installation, directory: Path, segment_bytes: int, *, timeline_id: int = 1
+    ours: Reading, installation: Binaries, directory: Path, segment_bytes: int, *, timeline_id: int = 1
 ) -> None:
     """Compare with pg_waldump record by record, mark by mark, and the end."""
     theirs = waldump(installation, directory, ours.records[0].lsn, segment_bytes, timeline_id=timeline_id)
@@ -349,7 +349,7 @@ def test_a_promotion_is_seen(
 
 @pytest.mark.polardb
 def test_polardb_wal_is_read_as_pg_waldump_15_reads_it(
-    make_polardb: Callable[..., PolarCluster], installation: Callable[[int], Installation]
+    make_polardb: Callable[..., PolarCluster], installation: Callable[[int], Binaries]
 ) -> None:
     cluster = make_polardb(wal_segment_mb=1024, settings=SETTINGS | {"max_wal_size": "4GB"})
     run_workload(cluster, transactions=1000)

@@ -18,7 +18,7 @@ from typing import IO, Any
 import lz4.frame
 import zstandard
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from support.cluster import Cluster
 from support.program import program_environment, run_polarvault
 
@@ -44,16 +44,16 @@ def back_up_with_postgres(cluster: Cluster, target: Path | str, *options: str) -
     return cluster.run("pg_basebackup", "-d", cluster.conninfo(), "-c", "fast", "-N", "-D", os.fspath(target), *options)
 
 
-def run_program(installation: Installation, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_program(installation: Binaries, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a client program of an installation as us."""
     return subprocess.run(
         [installation.program(name), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        env=program_environment({"PATH": f"{installation.bindir}:{os.environ['PATH']}"}), cwd="/",
+        env=program_environment({"PATH": f"{installation.directory}:{os.environ['PATH']}"}), cwd="/",
         timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
 
 
-def verify(installation: Installation, directory: Path, *options: str) -> None:
+def verify(installation: Binaries, directory: Path, *options: str) -> None:
     """Run the version's own pg_verifybackup."""
     finished = run_program(installation, "pg_verifybackup", *options, str(directory))
     assert finished.returncode == 0, finished.stdout + finished.stderr

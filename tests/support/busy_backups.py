@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from support.cluster import Cluster
 from support.program import program_environment
 from support.tcp_proxy import TcpProxy
@@ -19,7 +19,7 @@ _SENDS_FILES = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase = '
 
 
 def back_up_during(
-    cluster: Cluster, target: Path, work: Callable[[], object], *options: str, installation: Installation | None = None
+    cluster: Cluster, target: Path, work: Callable[[], object], *options: str, installation: Binaries | None = None
 ) -> Path:
     """Take a backup with pg_basebackup; `work` is done between its start and its end.
 

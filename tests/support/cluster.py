@@ -18,10 +18,11 @@ from typing import Any, Self
 
 import psycopg
 
-from polarvault.demo.account import ServerAccount
-from polarvault.demo.programs import Installation
-from polarvault.demo.server import SUPERUSER, ThrowawayServer, is_alive
+from polarvault.demo.server import SUPERUSER, ThrowawayServer
 from polarvault.errors import StartFailed
+from polarvault.instance.account import ServerAccount
+from polarvault.instance.model import Binaries
+from polarvault.storage.processes import look_at_process
 from support.ports import hold_port
 from support.waiting import wait_until
 
@@ -54,7 +55,7 @@ class Cluster(ThrowawayServer):
 
     def __init__(
         self,
-        installation: Installation,
+        installation: Binaries,
         directory: Path,
         *,
         port: int | None = None,
@@ -66,7 +67,7 @@ class Cluster(ThrowawayServer):
     @classmethod
     def made(
         cls,
-        installation: Installation,
+        installation: Binaries,
         directory: Path,
         *,
         wal_segment_mb: int = 16,
@@ -98,7 +99,7 @@ class Cluster(ThrowawayServer):
         return cluster
 
     @classmethod
-    def adopt(cls, installation: Installation, data: Path, directory: Path, *, port: int | None = None) -> Self:
+    def adopt(cls, installation: Binaries, data: Path, directory: Path, *, port: int | None = None) -> Self:
         """Take over an existing data directory, such as a restored one; `directory` gets log and socket.
 
         The port and the socket directory are appended to its postgresql.conf; everything else stays.
@@ -215,7 +216,7 @@ class Cluster(ThrowawayServer):
         for pid in (postmaster, *children):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(is_alive, (postmaster, *children))), "the killed server is gone")
+        wait_until(lambda: not any(map(look_at_process, (postmaster, *children))), "the killed server is gone")
         # Where nobody reaps orphans the dead postmaster keeps its number, and the next one would refuse to start.
         if Path(f"/proc/{postmaster}").exists():
             for lock in (self.data / "postmaster.pid", *self.directory.glob(".s.PGSQL.*")):

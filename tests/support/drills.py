@@ -52,7 +52,7 @@ class Drills:
         """Return the arguments of a drill; later ones win."""
         return [
             "drill", str(backup), "--scratch", str(self.scratch), "--report", str(self.report), "-N",
-            "--bindir", str(source.installation.bindir), "--set", "fsync=off", *map(str, options),
+            "--bindir", source.installation.directory, "--set", "fsync=off", *map(str, options),
         ]  # fmt: skip
 
     def run(self, source: Cluster, backup: Path, *options: object, status: int = 0) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from polarvault.backupset.unfinished import MARKER_NAME
-from polarvault.demo.account import server_account
+from polarvault.instance.account import server_account
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from support.durability import Rules, judge

@@ -39,7 +39,7 @@ class Followers:
         self._running.append(server)
         finished = run_polarvault(
             "restore", backup, "-D", server.data, "--as", role, "--port", str(server.port),
-            "--bindir", source.installation.bindir, "--set", f"unix_socket_directories={self._workspace}",
+            "--bindir", source.installation.directory, "--set", f"unix_socket_directories={self._workspace}",
             "--set", "fsync=off", "-N", "--start", "--timeout", "60", "--json", *options, check=False, **how,
         )  # fmt: skip
         return server, finished

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation, reachable
+from polarvault.demo.reachable import reachable
 from polarvault.demo.server import SUPERUSER
 from polarvault.demo.shared_storage import create_on_shared_storage
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from support.cluster import PASSWORD, QUICK, Cluster
 from support.servers import POLARDB_VARIABLE, found_polardb, session_directory
 
@@ -28,7 +29,7 @@ class PolarCluster(Cluster):
     @classmethod
     def made_polar(
         cls,
-        installation: Installation,
+        installation: Binaries,
         directory: Path,
         *,
         wal_segment_mb: int = 16,

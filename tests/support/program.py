@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from polarvault.demo.account import server_account
+from polarvault.instance.account import server_account
 
 
 def command_line(*arguments: str | os.PathLike[str], as_server: bool = False) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import lz4.frame
 import zstandard
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from support.backups import run_program
@@ -41,7 +41,7 @@ class Receiver:
     """One running receiver: `polarvault receivewal`, or the pg_receivewal of an installation."""
 
     def __init__(
-        self, directory: Path, conninfo: str, *options: str, theirs: Installation | None = None,
+        self, directory: Path, conninfo: str, *options: str, theirs: Binaries | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.directory = directory
@@ -221,7 +221,7 @@ def wait_same(running: Receiver, cluster: Cluster, up_to: Lsn) -> None:
         raise
 
 
-def valid_end(installation: Installation, path: Path) -> Lsn:
+def valid_end(installation: Binaries, path: Path) -> Lsn:
     """Return where the valid WAL of one segment file ends, as pg_waldump finds it."""
     finished = run_program(installation, "pg_waldump", "-q", str(path))
     found = re.findall(r" (?:at|after) ([0-9A-F]+/[0-9A-F]+)", finished.stderr)

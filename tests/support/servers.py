@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation, load_installation, packaged_bindir, reachable
+from polarvault.demo.reachable import reachable
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
+from polarvault.instance.programs import built_with, examine, packaged_directory
 from support.cluster import Cluster
 
 BINDIRS_VARIABLE = "POLARVAULT_PG_BINDIRS"
@@ -23,27 +25,38 @@ EXPECTED = (15, 18)
 
 
 @cache
-def found_installations() -> dict[int, Installation]:
+def found_installations() -> dict[int, Binaries]:
     """Return the installations of this machine by major version; what the user names comes first."""
     named = [Path(part) for part in os.environ.get(BINDIRS_VARIABLE, "").split(":") if part]
-    packaged = [bindir for package in PACKAGES if (bindir := packaged_bindir(package))]
+    packaged = [Path(bindir) for package in PACKAGES if (bindir := packaged_directory(package))]
     system = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    found: dict[int, Installation] = {}
+    found: dict[int, Binaries] = {}
     for bindir in (*named, *packaged, *system):
-        installation = load_installation(bindir)
-        if installation and not installation.is_polardb:
+        installation = examine(str(bindir), None)
+        if isinstance(installation, Binaries) and not installation.is_polardb:
             found.setdefault(installation.major, installation)
     return dict(sorted(found.items()))
 
 
-def found_polardb() -> Installation | None:
+def found_polardb() -> Binaries | None:
     """Return the PolarDB that POLARDB_BIN names."""
     bindir = os.environ.get(POLARDB_VARIABLE)
-    installation = load_installation(Path(bindir)) if bindir else None
-    return installation if installation and installation.is_polardb else None
+    installation = examine(bindir, None) if bindir else None
+    return installation if isinstance(installation, Binaries) and installation.is_polardb else None
 
 
-def installations(copies: Path) -> dict[int, Installation]:
+@cache
+def features_of(installation: Binaries) -> frozenset[str]:
+    """Return which of ssl, lz4 and zstd a server was built with."""
+    return built_with(installation)
+
+
+def has_program(installation: Binaries, name: str) -> bool:
+    """Tell whether an installation has a program: a server's package need not bring the clients."""
+    return os.path.exists(installation.program(name))
+
+
+def installations(copies: Path) -> dict[int, Binaries]:
     """Return the installations such that the servers' user can run them; unreachable ones are copied below `copies`."""
     account = server_account()
     return {major: reachable(found, account, copies) for major, found in found_installations().items()}
@@ -72,11 +85,11 @@ class ServerPool:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._installations: dict[int, Installation] | None = None
+        self._installations: dict[int, Binaries] | None = None
         self._clusters: dict[int, Cluster] = {}
 
     @property
-    def installations(self) -> dict[int, Installation]:
+    def installations(self) -> dict[int, Binaries]:
         """What this machine has, runnable by the servers' user."""
         if self._installations is None:
             self._installations = installations(self.directory)

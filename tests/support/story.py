@@ -136,7 +136,7 @@ class Recoveries:
         server.log = server.data / "polarvault-start.log"
         self.servers.append(server)
         finished = run_polarvault(
-            "restore", backup, "-D", server.data, "--port", str(server.port), "--bindir", source.installation.bindir,
+            "restore", backup, "-D", server.data, "--port", str(server.port), "--bindir", source.installation.directory,
             "--set", f"unix_socket_directories={self.workspace}", "--set", "fsync=off", "-N",
             *(["--start"] if start else []), *map(str, options), **how,
         )  # fmt: skip

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from polarvault.cli.main import run
-from polarvault.demo.account import server_account
-from polarvault.demo.programs import Installation
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
 from support.program import program_environment
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -87,12 +87,12 @@ def findings(*arguments: str | os.PathLike[str], of_interest: bool = True) -> li
     ]
 
 
-def theirs(installation: Installation, *arguments: str | os.PathLike[str], ordinary_user: bool = False) -> Verdict:
+def theirs(installation: Binaries, *arguments: str | os.PathLike[str], ordinary_user: bool = False) -> Verdict:
     """Run the installation's own pg_verifybackup."""
     finished = subprocess.run(
         [installation.program("pg_verifybackup"), *map(os.fspath, arguments)],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="surrogateescape", cwd="/", check=False,
-        timeout=120, env=program_environment({"PATH": f"{installation.bindir}:{os.environ['PATH']}"}),
+        timeout=120, env=program_environment({"PATH": f"{installation.directory}:{os.environ['PATH']}"}),
         **(server_account().run_as if ordinary_user else {}),
     )  # fmt: skip
     return Verdict(finished.returncode, finished.stdout, finished.stderr)

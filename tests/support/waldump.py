@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from polarvault.demo.programs import Installation
+from polarvault.instance.model import Binaries
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 
@@ -68,7 +68,7 @@ class Dump:
         return Lsn.parse(found[1] or found[2]) if found else None
 
 
-def waldump(installation: Installation, directory: Path, start: Lsn, segment_bytes: int, *, timeline_id: int) -> Dump:
+def waldump(installation: Binaries, directory: Path, start: Lsn, segment_bytes: int, *, timeline_id: int) -> Dump:
     """Run pg_waldump from a record on; it stops where it finds no record."""
     first = WalSegment.holding(start, timeline_id, segment_bytes).file_name
     # Without names it takes the segment size from any file, such as one that is prepared and holds only zeros.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.demo.account import server_account
+from polarvault.instance.account import server_account
 from polarvault.storage.identity import thread_working_as
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's identity")

@@ -10,16 +10,17 @@ import random
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import psycopg
 
-from polarvault.demo.account import ServerAccount, server_account
-from polarvault.demo.programs import Installation
 from polarvault.errors import StartFailed
+from polarvault.instance.account import ServerAccount, server_account
+from polarvault.instance.lock_file import is_running, read_lock_file
+from polarvault.instance.model import Binaries
+from polarvault.instance.programs import run_program
 
 SUPERUSER = "postgres"
 _LOG_TAIL_LINES = 25
@@ -37,21 +38,12 @@ def free_port() -> int:
         return port
 
 
-def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended and waits to be reaped does not."""
-    try:
-        # The state follows the program name, which is in parentheses and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 class ThrowawayServer:
     """One cluster and its instance below `directory`: data/, server.log and the socket."""
 
     def __init__(
         self,
-        installation: Installation,
+        installation: Binaries,
         directory: Path,
         *,
         port: int | None = None,
@@ -109,15 +101,12 @@ class ThrowawayServer:
 
     def postmaster_pid(self) -> int | None:
         """Return the process id of the server, None when no server owns the data directory."""
-        try:
-            pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
-        except (FileNotFoundError, ValueError):
-            return None
-        return pid if is_alive(pid) else None
+        lock = read_lock_file(str(self.data)) if self.is_running() else None
+        return None if lock is None else lock.pid
 
     def is_running(self) -> bool:
         """Tell whether a server owns the data directory."""
-        return self.data.exists() and self.postmaster_pid() is not None
+        return is_running(str(self.data))
 
     def remove(self) -> None:
         """Stop the server and delete the directory; calling it twice is safe."""
@@ -154,26 +143,16 @@ class ThrowawayServer:
         self, program: str, *arguments: str, check: bool = True, timeout_s: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Run one of the installation's programs as the server's user; its output is in the result."""
-        command = [str(self.installation.program(program)), *arguments]
-        # Files, not pipes: pg_ctl's server inherits them, and reading a pipe to its end would wait for the server.
-        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-            returncode = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                cwd=self.directory,
-                env=self.account.environment(self.directory),
-                timeout=timeout_s,
-                check=False,
-                **self.account.run_as,
-            ).returncode
-            output.seek(0)
-            errors.seek(0)
-            finished = subprocess.CompletedProcess(command, returncode, output.read(), errors.read())
-        if check and returncode != 0:
+        finished = run_program(
+            [self.installation.program(program), *arguments],
+            self.account,
+            cwd=str(self.directory),
+            timeout_s=timeout_s,
+            environment=self.account.environment(self.directory),
+        )
+        if check and finished.returncode != 0:
             said = f"{finished.stdout}{finished.stderr}{self.log_tail()}"
-            raise _failed(f"{program} failed with status {returncode}", said)
+            raise _failed(f"{program} failed with status {finished.returncode}", said)
         return finished
 
 

