@@ -30,7 +30,7 @@ from polarvault.restore.plan.incremental import combined, plan_chain
 from polarvault.restore.plan.integrity import check_integrity
 from polarvault.restore.plan.outside import look_outside
 from polarvault.restore.plan.places import check_port, check_targets, is_staged, port_of
-from polarvault.restore.plan.recovery import plan_recovery
+from polarvault.restore.plan.recovery import check_known, plan_recovery
 from polarvault.restore.plan.roles import RoleRules, rules_of
 from polarvault.restore.plan.roles.storage import storage_directory
 
@@ -54,6 +54,8 @@ def gather(request: RestoreRequest, host: Host, scan_progress: ScanProgress = la
     here = look_at_host(request, backup, rules, host, account)
     # After all that says more exactly what is wrong: a half that is not here, halves that do not belong together.
     backup = _compared(request, backup, rules, inventory)
+    if rules.surveys_wal(request):
+        check_known(backup)
     here = _with_programs(request, backup, here)
     facts = RestoreFacts(backup=backup, host=here)
     if request.primary_conninfo is not None:

@@ -57,14 +57,8 @@ def check_wal_directories(request: RestoreRequest) -> None:
             )
 
 
-def plan_recovery(
-    request: RestoreRequest, backup: BackupFacts, account: Account, progress: ScanProgress
-) -> RecoveryPlan:
-    """Decide how recovery goes; raise WalGap, TimelineDiverged or TargetUnreachable when it cannot reach the target.
-
-    account: the user that will run the server, who has to be able to read the WAL.
-    """
-    recovery = request.recovery
+def check_known(backup: BackupFacts) -> None:
+    """Raise BackupUnusable for a backup of a server whose WAL nobody here can read."""
     if backup.inventory.is_newer:
         known = versions.is_not_known(f"the backup's server, PostgreSQL {backup.major_version},")
         raise BackupUnusable(
@@ -73,6 +67,16 @@ def plan_recovery(
             """--set restore_command='polarvault wal fetch --wal DIR %f "%p"', and recovery_target_... written into """
             "postgresql.auto.conf before it is started",
         )
+
+
+def plan_recovery(
+    request: RestoreRequest, backup: BackupFacts, account: Account, progress: ScanProgress
+) -> RecoveryPlan:
+    """Decide how recovery goes; raise WalGap, TimelineDiverged or TargetUnreachable when it cannot reach the target.
+
+    account: the user that will run the server, who has to be able to read the WAL.
+    """
+    recovery = request.recovery
     if recovery.archive_is_unknown:
         return _unchecked(recovery)
     span = load_backup_span(backup.source, backup.inventory, backup.label, recovery.wal_directories)
