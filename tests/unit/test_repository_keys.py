@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from polarvault.config.model import KeySource
 from polarvault.errors import IntegrityError, KeyUnavailable, StorageFailed, UsageError, WrongKey
 from polarvault.repository.keys import wrapped as wrapping
+from polarvault.repository.keys.ring import KeyRing
 from polarvault.repository.keys.sealing import DataKey, ObjectSealer, derive_key, mac_key
 from polarvault.repository.keys.secrets import read_key_file, read_secret, write_key_file
 from polarvault.repository.keys.wrapped import (
@@ -221,6 +223,87 @@ def test_short_passphrases_and_odd_names_are_refused() -> None:
         wrap_for_file(DATA_KEY, FILE_KEY, repository_id=REPOSITORY, recipient="a b", random=_random())
 
 
+# All keys of a repository
+
+
+class Documents:
+    """Documents in a dictionary."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Mapping[str, Any]] = {}
+
+    def read_all(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        return list(self.kept.items())
+
+    def write(self, key_id: str, document: Mapping[str, Any]) -> None:
+        assert key_id not in self.kept
+        # As through an object and back.
+        self.kept[key_id] = json.loads(json.dumps(document))
+
+    def remove(self, key_id: str) -> None:
+        del self.kept[key_id]
+
+
+PASSPHRASE = Secret(b"correct horse", origin="the passphrase")
+FILE = Secret(file_key=FILE_KEY, origin="the key file")
+
+
+@pytest.fixture
+def ring(quick_scrypt: None) -> KeyRing:
+    return KeyRing(Documents(), REPOSITORY, "/r")
+
+
+def test_a_recipient_that_is_added_opens_the_same(ring: KeyRing) -> None:
+    data_key = ring.begin(PASSPHRASE, recipient="dba", random=os.urandom)
+    assert ring.unlock(PASSPHRASE) == {1: data_key}
+    ring.add({1: data_key}, FILE, recipient="db1", random=os.urandom)
+    assert ring.unlock(FILE) == ring.unlock(PASSPHRASE) == {1: data_key}
+    assert [(key.recipient, key.kind, key.epoch) for key in ring.read()] == [
+        ("db1", "file", 1),
+        ("dba", "passphrase", 1),
+    ]
+    with pytest.raises(UsageError, match="has a key for 'db1' already"):
+        ring.add({1: data_key}, FILE, recipient="db1", random=os.urandom)
+    with pytest.raises(WrongKey):
+        ring.unlock(replace(FILE, file_key=bytes(32)))
+
+
+def test_a_key_that_is_removed_opens_nothing_and_the_last_one_stays(ring: KeyRing) -> None:
+    data_key = ring.begin(PASSPHRASE, recipient="dba", random=os.urandom)
+    with pytest.raises(UsageError, match="'dba' is the last key of /r") as caught:
+        ring.remove("dba")
+    assert "add another one first" in (caught.value.hint or "")
+    (added,) = ring.add({1: data_key}, FILE, recipient="db1", random=os.urandom)
+    assert [key.recipient for key in ring.remove("dba")] == ["dba"]
+    with pytest.raises(WrongKey, match="has no key for passphrases"):
+        ring.unlock(PASSPHRASE)
+    with pytest.raises(UsageError, match="last key"):
+        ring.remove(added.key_id)
+    with pytest.raises(UsageError, match="has no key 'dba'"):
+        ring.remove("dba")
+
+
+def test_every_epoch_keeps_a_key(ring: KeyRing) -> None:
+    first, second = ring.begin(FILE, recipient="db1", random=os.urandom), DataKey(2, bytes(32))
+    other = Secret(file_key=bytes(32), origin="x")
+    ring.add({2: second}, other, recipient="db2", random=os.urandom)
+    with pytest.raises(UsageError, match="for epoch 1"):
+        ring.remove("db1")
+    ring.add({1: first, 2: second}, Secret(file_key=b"3" * 32, origin="y"), recipient="db3", random=os.urandom)
+    assert ring.unlock(Secret(file_key=b"3" * 32, origin="y")) == {1: first, 2: second}
+    ring.remove("db1")
+    ring.remove("db2")
+    assert {key.recipient for key in ring.read()} == {"db3"}
+
+
+def test_more_keys_than_anybody_has_are_refused(ring: KeyRing) -> None:
+    document = _document()
+    for number in range(300):
+        ring.documents.write(f"{number:016x}", document)
+    with pytest.raises(IntegrityError, match="more than 256 keys"):
+        ring.read()
+
+
 # Where secrets come from
 
 
@@ -318,7 +401,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
 def test_cryptography_is_loaded_only_where_something_is_sealed() -> None:
     script = (
         "import sys\n"
-        "from polarvault.repository.keys import sealing, secrets, wrapped\n"
+        "from polarvault.repository.keys import ring, sealing, secrets, wrapped\n"
         "print(sorted(name for name in sys.modules if name.split('.')[0] in ('cryptography', 'obstore', 'psycopg')))\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
