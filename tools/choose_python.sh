@@ -20,7 +20,7 @@ try:
 except ImportError:
     sys.exit("has no venv module (Debian: apt-get install python3-venv)")
 if os.geteuid() == 0:
-    # The same choice as polarvault.demo.account makes.
+    # The same choice as polarvault.instance.account makes.
     uid, gid, name = 65534, 65534, "nobody"
     for known in ("postgres", "nobody"):
         try:

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from support.backups import back_up
+from support.cluster import Cluster
 from support.durability import Rules, judge
 from support.durable_scenarios import as_json, ran, scenarios
 from support.fuzzing import Worker
 from support.power_cut import Event
 from support.program import program_environment
+from support.servers import has_program
 from support.sync_sites import SyncSite, sync_sites
 from support.system_calls import Fault, prelude, read_trace
 
@@ -84,6 +87,32 @@ def test_no_sync_waits_for_nothing(worker: Worker) -> None:
             assert run.outcome.status == 0, run.outcome.errors
             assert not [event for event in run.events if event["op"] in ("sync", "syncfs")]
             assert judge(run.events, scenario.rules)
+
+
+def test_a_chain_that_another_program_combines_is_durable(worker: Worker, pg18: Cluster, workspace: Path) -> None:
+    """What pg_combinebackup has written counts as not synced, whatever it did."""
+    if not has_program(pg18.installation, "pg_combinebackup"):
+        pytest.skip("there is no pg_combinebackup beside PostgreSQL 18")
+    back_up(pg18, workspace / "full")
+    back_up(pg18, workspace / "newer", "-i", str(workspace / "full/backup_manifest"))
+    for name in ("full", "newer", "."):
+        pg18.account.own(workspace / name)
+    words = [
+        "restore",
+        str(workspace / "newer"),
+        "-D",
+        str(workspace / "target"),
+        "--bindir",
+        pg18.installation.directory,
+    ]
+    watched = prelude(workspace / "trace", workspace)
+    outcome = worker.run(words, workspace, prelude=watched, timeout_s=120)
+    assert outcome.status == 0, outcome.errors
+    events = read_trace(workspace / "trace")
+    news = (".stdout", ".stderr")
+    assert judge(events, Rules(commits=(("rename", "pg_control"),), news=news)) == []
+    # As many moved files as a cluster has.
+    assert len([event for event in events if event["op"] == "rename"]) > 100
 
 
 def test_strace_sees_what_the_recorder_sees(workspace: Path) -> None:

@@ -96,6 +96,8 @@ class Disk:
             self.names[path], self.length[inode] = inode, event["length"]
         elif op == "unlink":
             self.names.pop(path, None)
+            # With a directory goes what is pending in it.
+            self.pending = {one: of for one, of in self.pending.items() if not one.startswith(path + os.sep)}
             self.pending[path] = number
 
     def undurable(self, *, but: Sequence[str] = (), news: Sequence[str] = (), scratch: Sequence[str] = ()) -> list[str]:
@@ -118,6 +120,9 @@ class Disk:
             self.dirty[one] = [change for change in self.dirty.get(one, []) if change[0] >= since]
 
     def _rename(self, old: str, new: str, inode: Inode, number: int) -> None:
+        if old not in self.names:
+            # Another program has made it, and nobody knows what it has synced.
+            self.dirty.setdefault(inode, []).append((number, 0, 1 << 62))
         for path in [path for path in self.names if path.startswith(old + os.sep)]:
             moved = new + path[len(old) :]
             self.names[moved] = self.names.pop(path)

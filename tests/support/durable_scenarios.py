@@ -47,7 +47,7 @@ _RESTORE = Rules(commits=(("rename", "pg_control"),))
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """words: the command line, W is a directory of the scenario's own; script: Python instead of a command.
+    """words: the command line, W is a directory of the scenario's own; script: Python before a command or instead.
 
     prepare: makes what must be there before, given the worker and the directory. statuses: of a run without a fault.
     """
@@ -65,6 +65,7 @@ class Run:
     """How a scenario went; `work` is gone once the block of `ran` is left."""
 
     words: list[str]
+    script: str
     outcome: Outcome
     events: list[Event]
     work: Path
@@ -84,16 +85,15 @@ def ran(
         if scenario.prepare is not None:
             scenario.prepare(worker, work)
         words = [word.replace("W/", f"{work}/") for word in scenario.words]
-        before = prelude(sandbox.root / "trace", work, fault)
-        if scenario.script:
-            before += f"import os\nWORK = {str(work)!r}\n{scenario.script}\nos._exit(0)\n"
+        script = f"import os\nWORK = {str(work)!r}\n{scenario.script}\n" + ("" if scenario.words else "os._exit(0)\n")
+        before = prelude(sandbox.root / "trace", work, fault) + script
         with ExitStack() as serving:
             server = None
             if scenario.recording is not None:
                 server = serving.enter_context(WalServer(scenario.recording(), version=_version(scenario)))
                 words[1:1] = ["-d", server.conninfo]
             outcome = worker.run(words, sandbox.root, prelude=before, timeout_s=timeout_s)
-            run = Run(words, outcome, read_trace(sandbox.root / "trace"), work, server)
+            run = Run(words, script, outcome, read_trace(sandbox.root / "trace"), work, server)
             if outcome.status in scenario.statuses:
                 run.problems = [problem.replace(str(work), "") for problem in judge(run.events, scenario.rules)]
             yield run
@@ -187,6 +187,11 @@ def _plain_backup(worker: Worker, work: Path) -> None:
 
 def _tar_backup(worker: Worker, work: Path) -> None:
     server_account().own(MadeBackup().seal().tar(work / "backup", ".gz"))
+
+
+def _one_tar(worker: Worker, work: Path) -> None:
+    (work / "backup.tar").write_bytes(MadeBackup().seal().one_tar())
+    server_account().own(work / "backup.tar")
 
 
 def _halves(worker: Worker, work: Path) -> None:
@@ -332,6 +337,12 @@ def scenarios() -> Mapping[str, Scenario]:
         "receivewal gzip, resumed": _receive("-Z", "gzip", prepare=_cut_archive("-Z", "gzip")),
         "restore plain": Scenario(_RESTORE, ("restore", "W/backup", "-D", "W/a/b/target"), prepare=_plain_backup),
         "restore tar": Scenario(_RESTORE, ("restore", "W/backup", "-D", "W/target"), prepare=_tar_backup),
+        "restore tar from a pipe": Scenario(
+            _RESTORE,
+            ("restore", "-", "-D", "W/target"),
+            prepare=_one_tar,
+            script="os.dup2(os.open(WORK + '/backup.tar', os.O_RDONLY), 0)",
+        ),
         "restore standby": Scenario(
             _RESTORE, ("restore", "W/backup", "-D", "W/target", "--as", "standby"), prepare=_plain_backup
         ),

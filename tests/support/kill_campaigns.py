@@ -37,6 +37,7 @@ from support.system_calls import AT_END, Fault
 CASES = {"basebackup": 70, "receivewal": 70, "restore": 60}
 # What only looks like a difference between two runs: times, process numbers, what another thread was at.
 _NEWS = ("backup_manifest", "backup_label", "postmaster.opts", "postgresql.auto.conf", "polarvault_backup.json")
+_SOURCES = ("backup", "space")
 _UNFINISHED = re.compile(f"{MARKER_NAME}|no backup|not a backup|nothing of a backup")
 
 
@@ -59,7 +60,7 @@ class Broken(Exception):
 
 def run_cases(worker: Worker, campaign: str, numbers: Sequence[int]) -> Iterator[tuple[bool, Failure | None]]:
     """Run cases; yield whether it was ended before its end, and what is wrong with what it left."""
-    names = [name for name in scenarios() if name.startswith(campaign + " ") and not scenarios()[name].script]
+    names = [name for name in scenarios() if name.startswith(campaign + " ") and scenarios()[name].words]
     for number in numbers:
         # The names take turns, so that a few cases see all of them.
         name = names[number % len(names)]
@@ -123,7 +124,8 @@ def _judge_backup(worker: Worker, name: str, run: Run) -> None:
         _expect(_UNFINISHED.search(restored.errors) is not None, f"no word of its being unfinished: {restored.errors}")
     elif is_there:
         # Without the mark it is whole, in every file.
-        differences = _differences(_whole(worker, name), _tree(run.work))
+        # How far the WAL stream gets beyond the end of the backup is a matter of luck; verifybackup reads the WAL.
+        differences = [path for path in _differences(_whole(worker, name), _tree(run.work)) if "pg_wal/0" not in path]
         _expect(not differences, f"nothing marks it as unfinished, and these differ: {differences}")
         # The recorded halves are cut down so far that no restore would start: verifybackup sees that.
         if "no manifest" not in name and "stdout" not in name and "two halves" not in name:
@@ -197,7 +199,7 @@ def _judge_restore(worker: Worker, name: str, run: Run) -> None:
     if can_start:
         differences = _differences(whole, now)
         _expect(not differences, f"a server could start from it, and these differ: {differences}")
-    sources = {path: content for path, content in whole.items() if path.startswith(("backup/", "space/"))}
+    sources = {path: content for path, content in whole.items() if path.startswith(_SOURCES)}
     _expect(not _differences(sources, {path: now.get(path, "") for path in sources}), "the backup has changed")
     again = _again(worker, run)
     if is_there:
@@ -207,7 +209,7 @@ def _judge_restore(worker: Worker, name: str, run: Run) -> None:
         _expect(_tree(run.work) == now, "the next restore has touched what is there")
     # Whatever is there: into an empty place the restore works.
     for entry in os.listdir(run.work):
-        if entry not in ("backup", "space"):
+        if not entry.startswith(_SOURCES):
             shutil.rmtree(run.work / entry)
     again = _again(worker, run)
     _expect(again.status == 0, f"the restore cannot be repeated: {again.errors}")
@@ -228,7 +230,7 @@ def _target(words: Sequence[str]) -> str:
 
 
 def _command(worker: Worker, run: Run, words: Sequence[str]) -> Outcome:
-    outcome = worker.run(words, run.work.parent)
+    outcome = worker.run(words, run.work.parent, prelude=run.script)
     _expect(outcome.problem() is None, f"{words}: {outcome.problem()}: {outcome.errors}")
     return outcome
 
