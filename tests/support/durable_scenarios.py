@@ -21,6 +21,7 @@ from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.instance.account import server_account
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
+from polarvault.storage.occupants import RESTORE_MARK_NAME
 from support.durability import Rules, judge
 from support.fuzz_campaigns import polardb_recording
 from support.fuzzing import Outcome, Sandbox, Worker
@@ -42,7 +43,7 @@ _NEWS = (
 _MANIFEST, _UNMARKED = ("rename", "backup_manifest"), ("unlink", MARKER_NAME)
 _BACKUP = Rules(commits=(_MANIFEST, _UNMARKED), guard=MARKER_NAME)
 _TAR_NAMES = "backup_manifest.shared"
-_RESTORE = Rules(commits=(("rename", "pg_control"),))
+_RESTORE = Rules(commits=(("unlink", RESTORE_MARK_NAME), ("rename", "pg_control")), guard=RESTORE_MARK_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,7 @@ os.mkdir(local)
 os.chmod(local, 0o777)
 settings = b"polar_datadir = 'file-dio:///live'\\npolar_enable_shared_storage_mode = on\\narchive_mode = off\\n"
 plan = SimpleNamespace(
-    layout=SimpleNamespace(local=local, live_datadir="file-dio:///live"), binaries=None,
+    layout=SimpleNamespace(local=local, roots=[local], live_datadir="file-dio:///live"), binaries=None,
     signal_path=local + "/replica.signal", request=SimpleNamespace(sync=True, slot="s"),
     # On PFS, which nobody looks into.
     facts=SimpleNamespace(backup=SimpleNamespace(inventory=SimpleNamespace(files={}))),

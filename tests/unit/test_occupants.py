@@ -92,10 +92,11 @@ def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "names", [["PG_VERSION", "backup_label", "backup_manifest"], ["pg_wal"]], ids=["data", "shared"]
+    "names", [["PG_VERSION", "backup_label", "backup_manifest"], ["pg_wal"], []], ids=["data", "shared", "begun"]
 )
-def test_what_a_killed_restore_left_behind_is_called_that(tmp_path: Path, names: list[str]) -> None:
-    found = occupant_of(str(occupied(tmp_path / "there", [*names, "global/pg_control.polarvault"])))
+@pytest.mark.parametrize("sign", ["global/pg_control.polarvault", "polarvault_restore_in_progress"])
+def test_what_a_killed_restore_left_behind_is_called_that(tmp_path: Path, names: list[str], sign: str) -> None:
+    found = occupant_of(str(occupied(tmp_path / "there", [*names, sign])))
     assert found is not None
     assert found.occupancy is Occupancy.CUT_OFF_RESTORE
     refusal = not_empty(found, replaceable=True)

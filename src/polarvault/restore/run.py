@@ -31,6 +31,7 @@ from polarvault.restore.standby.held_slot import held_slot
 from polarvault.restore.write.configuration import PutConfiguration
 from polarvault.restore.write.finish import Completion
 from polarvault.restore.write.lay_out import LayOut, Progress
+from polarvault.restore.write.mark import mark_targets
 from polarvault.restore.write.replica import ReplicaCompletion
 from polarvault.restore.write.staging import combine, remove_staging
 from polarvault.restore.write.targets import Targets
@@ -197,6 +198,8 @@ def write_files(
     put = PutConfiguration(plan.put_back, account, sync=plan.request.sync) if plan.put_back is not None else None
     try:
         targets.claim([root for root in plan.layout.roots if not (is_staged and root == plan.layout.local)])
+        with working_as_account(account):
+            mark_targets(plan)
         laid_out = combine(plan, account) if plan.chain else plan
         laying = LayOut(laid_out, router_of(plan), progress, move=is_staged or bool(plan.chain))
         completion.begin(plan, account, file_mode=laying.file_mode)

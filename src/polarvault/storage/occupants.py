@@ -20,6 +20,8 @@ from polarvault.model.tablespace_mapping import mapping_option
 _TABLESPACE_VERSION = re.compile(r"PG_[0-9.]+_[0-9]+\Z")
 # pg_control lies under this name until everything else of a restore is durable, so that half of one cannot be started.
 CONTROL_WAITING_NAME = "global/pg_control.polarvault"
+# In each directory that a restore fills, until it is nearly done.
+RESTORE_MARK_NAME = "polarvault_restore_in_progress"
 _OF_A_BACKUP = ("backup_manifest", "backup_label", "polarvault_backup.json")
 
 
@@ -82,7 +84,7 @@ def _judge(path: str, names: set[str]) -> Occupancy:
         "global" in names and os.path.lexists(os.path.join(path, name))
         for name in ("global/pg_control", CONTROL_WAITING_NAME)
     )
-    if waiting and not control:
+    if (waiting or RESTORE_MARK_NAME in names) and not control:
         return Occupancy.CUT_OFF_RESTORE
     if names & set(_OF_A_BACKUP):
         return Occupancy.BACKUP

@@ -18,6 +18,7 @@ from polarvault.pgconf.configuration import Configuration
 from polarvault.pgfiles.control import parse_known_control, system_identifier_of
 from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true, names_directory
 from polarvault.restore.model import RestorePlan
+from polarvault.restore.write.mark import unmark_targets
 from polarvault.restore.write.wal_check import check_own_wal, is_supplied_elsewhere
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
 from polarvault.storage.occupants import CONTROL_WAITING_NAME
@@ -52,6 +53,7 @@ class Completion:
             if plan.request.sync:
                 for root in plan.layout.outer_roots:
                     fsync_tree(root)
+            unmark_targets(plan)
             _put_control_in_place(plan)
         return warnings
 

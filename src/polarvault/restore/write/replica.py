@@ -21,6 +21,7 @@ from polarvault.polardb.settings import DATADIR, SHARED_STORAGE_MODE, is_true
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.standby.live_storage import prove_storage
 from polarvault.restore.write.finish import Completion
+from polarvault.restore.write.mark import unmark_targets
 from polarvault.storage.files import fsync_parent, fsync_tree, storage_failed, write_durably
 
 _WAITING_SUFFIX = ".polarvault"
@@ -56,6 +57,7 @@ class ReplicaCompletion(Completion):
         with working_as_account(account):
             if plan.request.sync:
                 fsync_tree(local)
+            unmark_targets(plan)
             _put_settings_in_place(plan)
         return warnings
 
