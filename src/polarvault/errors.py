@@ -250,6 +250,36 @@ class ObjectTruncated(IntegrityError):
     remedy = "get the object back from another copy; keep the short one until it is known why"
 
 
+class ObjectDamaged(IntegrityError):
+    """An object of a repository, or a part of one, is not what was written."""
+
+    id = "object-damaged"
+    remedy = "get the object back from another copy of the repository, or restore an older backup; keep the damaged one"
+
+
+class RepositoryMismatch(IntegrityError):
+    """An object is of another repository than the one around it, or is encrypted where that is not, or the reverse."""
+
+    id = "repository-mismatch"
+    remedy = "find out how it came there, and who can write there; nothing was changed"
+
+
+class RepositoryNewer(PolarvaultError):
+    """A repository has a format, or a feature, that this program does not know."""
+
+    id = "repository-newer"
+    actor = "the operator"
+    remedy = "use the version of this program that wrote it, or a newer one"
+
+
+class RepositoryNotFound(PolarvaultError):
+    """There is no repository at an address, or no such cluster or backup in it."""
+
+    id = "repository-not-found"
+    actor = "the operator"
+    remedy = "check the address and the name; a new repository is made on purpose only"
+
+
 class KeyUnavailable(PolarvaultError):
     """A repository is encrypted, and its passphrase or key file is not given, or cannot be read."""
 

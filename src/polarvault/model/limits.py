@@ -64,3 +64,15 @@ ZSTD_WINDOW_BYTES = 128 << 20
 # Configuration: the server's own file has 30 kB; a list of users (@file) has a line each.
 CONFIGURATION_FILE_BYTES = 4 << 20
 CONFIGURATION_FILES = 1000
+
+# Repositories. refs lists every pack: 100 bytes for each 32 MiB, so this is a database of 20 TiB.
+REPOSITORY_JSON_BYTES = 64 << 20
+# A root has 60 bytes for a thousand files.
+ROOT_BYTES = 256 << 20
+# The longest chunks are sums, 2 MiB, and tables of 4096 pieces with seven overlays each.
+CHUNK_BYTES = 4 << 20
+PACK_CHUNKS = 65_536
+PACK_BYTES = 64 << 20
+FOOTER_BYTES = 8 << 20
+# A range of WAL in a repository.
+WAL_RANGE_BYTES = 32 << 20

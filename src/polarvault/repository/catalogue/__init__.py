@@ -1,0 +1,1 @@
+"""What is in a repository: clusters, their backups, leftovers, intents, WAL; start at `repository`."""

@@ -1,0 +1,318 @@
+"""Make and open repositories; find clusters and backups; begin a backup."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from polarvault.errors import (
+    ObjectDiffers,
+    ObjectMissing,
+    RepositoryMismatch,
+    RepositoryNewer,
+    RepositoryNotFound,
+    TargetNotEmpty,
+    UsageError,
+)
+from polarvault.model import limits
+from polarvault.model.names import shown_name
+from polarvault.repository.catalogue.leftovers import Leftovers
+from polarvault.repository.chunks.reader import ChunkReader
+from polarvault.repository.format import names
+from polarvault.repository.format.chunks import ChunkRef
+from polarvault.repository.format.codec import Codec
+from polarvault.repository.format.documents import Fields, encode_json, parse_json
+from polarvault.repository.format.frame import Kind, parse_header
+from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.format.record import TIME, BackupRecord
+from polarvault.repository.format.sealed import Sealed
+from polarvault.repository.format.sealing import Plain, Sealer
+from polarvault.repository.index.root import Part
+from polarvault.repository.keys.sealing import DataKey
+from polarvault.repository.keys.wrapped import WrappedKey, parse_wrapped
+from polarvault.repository.reading.backup_reader import BackupReader, read_record
+from polarvault.repository.sums.definition import KEY_BYTES
+from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
+from polarvault.repository.writing.parent import Parent
+from polarvault.storage.objects.store import ObjectStore
+from polarvault.storage.objects.write_once import prove_write_once
+
+_CIPHER = "AES-256-GCM"
+_MOST_KEYS = 1000
+
+# Given the repository's id and its wrapped keys, returns the data keys by epoch.
+Unlock = Callable[[bytes, Sequence[WrappedKey]], Mapping[int, DataKey]]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A cluster under one system identifier: pg_upgrade and initdb begin a new one."""
+
+    system_identifier: int
+    server_version: int
+    shared_storage: bool
+    wal_segment_bytes: int
+    relation_segment_bytes: int
+    data_checksums: bool
+
+
+class Repository:
+    """An open repository."""
+
+    def __init__(self, store: ObjectStore, codec: Codec, page_key: bytes, random: Callable[[int], bytes]) -> None:
+        self.store = store
+        self.codec = codec
+        self.page_key = page_key
+        self._random = random
+        self._intents: list[str] = []
+
+    # Making and opening
+
+    @classmethod
+    def create(
+        cls,
+        store: ObjectStore,
+        *,
+        now: datetime,
+        data_key: DataKey | None = None,
+        keys: Callable[[bytes], Iterable[WrappedKey]] = lambda repository_id: (),
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> Repository:
+        """Make a repository in an empty store, which must refuse to replace objects. `polarvault.json` comes last.
+
+        Encrypted: data_key, and keys, which wraps it for each recipient.
+        """
+        if _is_there(store):
+            raise TargetNotEmpty(f"{store.address} holds a repository already", hint="polarvault repo info")
+        prove_write_once(store, f"probe-{random(8).hex()}")
+        repository_id = random(16)
+        sealer: Sealer = Plain()
+        if data_key is not None:
+            sealer = Sealed({data_key.epoch: data_key}, repository_id=repository_id, random=random)
+        codec = Codec(repository_id, sealer)
+        page_key = random(KEY_BYTES)
+        for key in keys(repository_id):
+            name = f"{names.KEYS}/{key.key_id}"
+            _put(store, name, codec.document(Kind.KEY, name, key.document()))
+        clear: dict[str, object] = {"created": now.astimezone(UTC).strftime(TIME)}
+        secret = {"page_key": page_key.hex()}
+        if data_key is None:
+            content = codec.document(Kind.REPOSITORY, names.REPOSITORY, {**clear, "cipher": None, **secret})
+        else:
+            content = codec.document(
+                Kind.REPOSITORY, names.REPOSITORY, {**clear, "cipher": _CIPHER}, encode_json(secret)
+            )
+        try:
+            _put(store, names.REPOSITORY, content)
+        except ObjectDiffers as problem:
+            raise TargetNotEmpty(
+                f"{store.address} became a repository at the same time", hint="polarvault repo info"
+            ) from problem
+        return cls(store, codec, page_key, random)
+
+    @classmethod
+    def open(
+        cls,
+        store: ObjectStore,
+        *,
+        expected_id: bytes | None = None,
+        encrypted: bool | None = None,
+        unlock: Unlock | None = None,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> Repository:
+        """Open a repository; refuse another one than is expected, and a plain one where encryption is."""
+        try:
+            content = store.get(names.REPOSITORY, most_bytes=limits.REPOSITORY_JSON_BYTES)
+        except ObjectMissing:
+            raise RepositoryNotFound(
+                f"there is no repository in {store.address}", hint="check the address; `polarvault repo init` makes one"
+            ) from None
+        header = parse_header(names.REPOSITORY, content)
+        if expected_id is not None and header.repository_id != expected_id:
+            raise RepositoryMismatch(
+                f"{store.address} is the repository {header.repository_id.hex()}, and {expected_id.hex()} is expected",
+                hint="check the address and the id in the configuration; find out who put another one there",
+            )
+        if encrypted is not None and encrypted != bool(header.epoch):
+            raise RepositoryMismatch(
+                f"{store.address} is {'not ' * (not header.epoch)}encrypted, and the opposite is expected",
+                hint="find out who put it there; say in the configuration what it must be",
+            )
+        sealer: Sealer = Plain()
+        if header.epoch:
+            if unlock is None:
+                raise UsageError(f"{store.address} is encrypted, and no key was given", hint="name its key")
+            wrapped = _read_keys(store, header.repository_id)
+            keys = unlock(header.repository_id, wrapped)
+            sealer = Sealed(keys, repository_id=header.repository_id, random=random)
+        codec = Codec(header.repository_id, sealer)
+        document = codec.read_document(Kind.REPOSITORY, names.REPOSITORY, content)
+        what = f'"{names.REPOSITORY}"'
+        secret = parse_json(document.sealed, what) if header.epoch else document.clear
+        features = sorted(one.name for one in store.list_objects(names.FEATURES))
+        if features:
+            raise RepositoryNewer(f"{store.address} needs {features[0]}, which this program does not know")
+        return cls(store, codec, Fields(secret, what).hexadecimal("page_key", KEY_BYTES), random)
+
+    # What is there
+
+    def clusters(self) -> list[str]:
+        """Return the names of the clusters."""
+        return [word for word in self.store.list_folders(names.CLUSTERS) if names.is_word(word)]
+
+    def labels(self, cluster: str) -> list[str]:
+        """Return the labels of the backups that have a record, oldest start first."""
+        folder = ClusterNames.of(cluster).backups
+        words = [one.name.removeprefix(f"{folder}/").split("/") for one in self.store.list_objects(folder)]
+        return sorted(word[0] for word in words if word[1:] == ["record"] and names.is_label(word[0]))
+
+    def records(self, cluster: str) -> list[BackupRecord]:
+        """Return the records of all backups, oldest start first."""
+        cluster_names = ClusterNames.of(cluster)
+        return [read_record(self.store, self.codec, cluster_names, label) for label in self.labels(cluster)]
+
+    def find_label(self, cluster: str, word: str) -> str:
+        """Return the label that a user means: one itself, the beginning of just one, ``latest``, or a time.
+
+        A time (20261125, 20261125T22) is the beginning of labels; if several begin so, the word must be longer.
+        """
+        labels = self.labels(cluster)
+        if word == "latest" and labels:
+            return labels[-1]
+        found = [label for label in labels if label.startswith(word)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UsageError(
+                f"{len(found)} backups of {cluster} begin with {shown_name(word)}: {', '.join(found[:3])} ...",
+                hint=f"write more of the label: polarvault list {cluster}",
+            )
+        raise RepositoryNotFound(
+            f"no backup of {cluster} begins with {shown_name(word)}; it has {len(labels)}",
+            hint=f"polarvault list {cluster}",
+        )
+
+    def open_backup(self, cluster: str, label: str) -> BackupReader:
+        """Open a backup by its whole label."""
+        return BackupReader.open(self.store, self.codec, ClusterNames.of(cluster), names.check_label(label))
+
+    def ensure_generation(self, cluster: str, generation: Generation) -> None:
+        """Note the cluster's system identifier and what does not change with it; RepositoryMismatch if it did."""
+        name = ClusterNames.of(cluster).generation(generation.system_identifier)
+        clear = {
+            "system_identifier": str(generation.system_identifier),
+            "server_version": generation.server_version,
+            "shared_storage": generation.shared_storage,
+            "page_bytes": 8192,
+            "wal_segment_bytes": generation.wal_segment_bytes,
+            "relation_segment_bytes": generation.relation_segment_bytes,
+            "data_checksums": generation.data_checksums,
+        }
+        try:
+            there = self.store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES)
+        except ObjectMissing:
+            _put(self.store, name, self.codec.document(Kind.GENERATION, name, clear))
+            return
+        known = self.codec.read_document(Kind.GENERATION, name, there).clear
+        for fixed in ("wal_segment_bytes", "relation_segment_bytes", "shared_storage"):
+            if known.get(fixed) != clear[fixed]:
+                raise RepositoryMismatch(
+                    f"{cluster} has {fixed} {clear[fixed]}, and {name} in {self.store.address} says {known.get(fixed)}",
+                    hint="two clusters with one name? give this one another name in the repository",
+                )
+
+    # A new backup
+
+    def begin_backup(
+        self,
+        cluster: str,
+        *,
+        started: datetime,
+        parts: Sequence[Part],
+        parent: str | None = None,
+        settings: WriterSettings | None = None,
+        distrust: Callable[[ChunkRef], bool] = lambda ref: False,
+        intent: bool = True,
+    ) -> BackupWriter:
+        """Say what is about to be done, take stock of what killed backups left, and return what writes the backup."""
+        cluster_names = ClusterNames.of(cluster)
+        label = names.make_label(started, self._random)
+        leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=set(self.labels(cluster)))
+        if intent:
+            self._declare(cluster, label, parent, leftovers.labels, started)
+        below = None
+        if parent is not None:
+            reader = self.open_backup(cluster, parent)
+            below = Parent(reader.index, reader.root)
+        leftovers.load(ChunkReader(self.store, self.codec, cluster_names))
+        return BackupWriter(
+            self.store,
+            self.codec,
+            cluster_names,
+            label,
+            parts=parts,
+            page_key=self.page_key,
+            parent=below,
+            parent_label=parent,
+            settings=settings,
+            adopt=leftovers.find_chunk,
+            distrust=distrust,
+        )
+
+    def _declare(self, cluster: str, label: str, parent: str | None, adopts: Sequence[str], started: datetime) -> None:
+        name = f"{names.INTENTS}/{self._random(8).hex()}"
+        clear = {
+            "command": "backup",
+            "cluster": cluster,
+            "label": label,
+            "parent": parent,
+            "adopts": list(adopts),
+            "started": started.astimezone(UTC).strftime(TIME),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        _put(self.store, name, self.codec.document(Kind.INTENT, name, clear))
+        self._intents.append(name)
+
+    def end_intents(self) -> None:
+        """Take back what this object declared; a store that forbids removing keeps it."""
+        for name in self._intents:
+            self.store.delete(name)
+        self._intents = []
+
+
+def _is_there(store: ObjectStore) -> bool:
+    try:
+        store.stat(names.REPOSITORY)
+    except ObjectMissing:
+        return False
+    return True
+
+
+def _read_keys(store: ObjectStore, repository_id: bytes) -> list[WrappedKey]:
+    """Read the wrapped keys; their second hash can be compared only with the key that they hold."""
+    found: list[WrappedKey] = []
+    for one in store.list_objects(names.KEYS):
+        if len(found) == _MOST_KEYS:
+            break
+        content = store.get(one.name, most_bytes=limits.REPOSITORY_JSON_BYTES)
+        clear = _unauthenticated(one.name, content, repository_id)
+        found.append(parse_wrapped(one.name.removeprefix(f"{names.KEYS}/"), clear))
+    return found
+
+
+def _unauthenticated(name: str, content: bytes, repository_id: bytes) -> Mapping[str, object]:
+    from polarvault.repository.format import documents, frame
+
+    header = frame.parse_header(name, content)
+    frame.check_header(name, header, kinds=[Kind.KEY], repository_id=repository_id, encrypted=True)
+    body, _, _ = frame.split_trailer(name, header, memoryview(content))
+    clear, _ = documents.parse_body(name, body)
+    return documents.parse_json(clear, f'"{name}"')
+
+
+def _put(store: ObjectStore, name: str, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+    store.put_new(name, [memoryview(part) for part in parts])

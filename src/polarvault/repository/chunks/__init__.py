@@ -1,0 +1,1 @@
+"""Chunks in packs: written in order by `writer`, read in any order by `reader`."""

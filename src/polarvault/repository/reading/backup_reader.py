@@ -1,0 +1,253 @@
+"""Read a backup: record, root, table of files; whole files, ranges, and everything in shares for a parallel restore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from polarvault.errors import ObjectDamaged, RepositoryNotFound
+from polarvault.errors import ObjectMissing as Missing
+from polarvault.model import limits
+from polarvault.repository.chunks.reader import ChunkReader, open_pack, runs
+from polarvault.repository.format.chunks import (
+    BUNDLED_BYTES,
+    PAGE_BYTES,
+    PIECE_BYTES,
+    TABLE_BYTES,
+    ChunkKind,
+    ChunkRef,
+    placed,
+)
+from polarvault.repository.format.codec import Codec
+from polarvault.repository.format.documents import Fields, parse_json
+from polarvault.repository.format.frame import Kind
+from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.format.record import BackupRecord, parse_record
+from polarvault.repository.index.files import FileKind, FileRow
+from polarvault.repository.index.reader import IndexReader
+from polarvault.repository.index.root import Root, parse_root, root_hash
+from polarvault.repository.index.tables import Piece, Table, newest_pages, page_runs
+from polarvault.storage.objects.store import ObjectStore
+
+# What one share covers at most: small enough that several fit into memory as indexes, large enough to read forward.
+_SHARE_BYTES = TABLE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes of a chunk and where in a file they belong."""
+
+    row: FileRow
+    file_offset: int
+    chunk_offset: int
+    length: int
+
+
+# Gets the bytes of an extent; each byte of a file comes exactly once, in any order.
+Deliver = Callable[[FileRow, int, memoryview], None]
+
+
+class BackupReader:
+    """One backup; may be used by several threads once it is open."""
+
+    def __init__(self, store: ObjectStore, codec: Codec, names: ClusterNames, record: BackupRecord, root: Root) -> None:
+        self.record = record
+        self.root = root
+        self._store, self._codec, self._names = store, codec, names
+        self.chunks = ChunkReader(store, codec, names)
+        self.index = IndexReader(self.chunks)
+
+    @classmethod
+    def open(cls, store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> BackupReader:
+        """Read record and root, and compare them; RepositoryNotFound if there is no such backup."""
+        record = read_record(store, codec, names, label)
+        name = names.backup(label, "root")
+        document = codec.read_document(
+            Kind.ROOT, name, store.get(name, most_bytes=limits.ROOT_BYTES), most_bytes=limits.ROOT_BYTES
+        )
+        if root_hash(document.sealed) != record.root_hash:
+            raise ObjectDamaged(f'"{name}" is not the root that the record of the backup names')
+        return cls(store, codec, names, record, parse_root(document.sealed, f'"{name}"'))
+
+    def rows(self) -> Iterator[FileRow]:
+        """Yield all files, directories and links, sorted by part and path; a thousand are in memory."""
+        for chunk in self.root.files:
+            for row in self.index.files(chunk):
+                if row.part >= len(self.root.parts):
+                    raise ObjectDamaged(f"the backup {self.record.label} has a file of part {row.part}, which it lacks")
+                yield row
+
+    def read(self, row: FileRow, offset: int, length: int) -> bytes:
+        """Return bytes of a file; those behind its end are not there."""
+        end = min(offset + length, row.size)
+        if offset >= end:
+            return b""
+        result = bytearray(end - offset)
+        for chunk, extents in sorted(self._extents(row, offset, end).items(), key=lambda item: item[0].place):
+            raw = self.chunks.read(chunk)
+            for extent in extents:
+                first, last = max(extent.file_offset, offset), min(extent.file_offset + extent.length, end)
+                if first < last:
+                    start = extent.chunk_offset + first - extent.file_offset
+                    result[first - offset : last - offset] = _cut(raw, start, last - first, chunk)
+        return bytes(result)
+
+    def shares(self, wanted: Callable[[FileRow], bool] = lambda row: True) -> Iterator[Share]:
+        """Yield the contents of the wanted files in shares that can be delivered in parallel; none of empty files."""
+        gathered: list[FileRow] = []
+        size = 0
+        for row in self.rows():
+            if row.kind is not FileKind.FILE or not row.size or not wanted(row):
+                continue
+            if row.size > _SHARE_BYTES:
+                for table in range(len(row.tables)):
+                    yield Share(self, [row], table)
+                continue
+            if gathered and size + row.size > _SHARE_BYTES:
+                yield Share(self, gathered, None)
+                gathered, size = [], 0
+            gathered.append(row)
+            size += row.size
+        if gathered:
+            yield Share(self, gathered, None)
+
+    def attachments(self) -> dict[str, bytes]:
+        """Return manifests and what else was attached, by name."""
+        name = self._names.backup(self.record.label, "manifest")
+        content = self._store.get(name, most_bytes=limits.PARSED_MANIFEST_BYTES)
+        chunks = list(open_pack(self._codec, name, [Kind.MANIFEST], content))
+        if not chunks or chunks[-1][0].kind is not ChunkKind.ATTACHMENTS:
+            raise ObjectDamaged(f'"{name}" does not end with the list of what it holds')
+        listed = Fields(parse_json(chunks.pop()[1], f'"{name}"'), f'"{name}"').items("attachments")
+        found, at = {}, 0
+        for one in listed:
+            fields = Fields(one if isinstance(one, dict) else {}, f'"{name}"')
+            count = fields.number("chunks", most=len(chunks) - at)
+            content = b"".join(raw for _, raw in chunks[at : at + count])
+            at += count
+            if len(content) != fields.number("size"):
+                raise ObjectDamaged(f'"{name}" has an attachment of a size that its list does not give')
+            found[fields.text("name")] = content
+        return found
+
+    def _extents(self, row: FileRow, first: int, end: int) -> dict[ChunkRef, list[Extent]]:
+        """Return which chunks the bytes from first to before end are in."""
+        if row.bundle is not None:
+            return {row.bundle: [Extent(row, 0, row.offset, row.size)]}
+        found: dict[ChunkRef, list[Extent]] = {}
+        for table in range(first // TABLE_BYTES, -(-end // TABLE_BYTES)):
+            self.add_table(found, row, table, first, end)
+        return found
+
+    def add_table(self, found: dict[ChunkRef, list[Extent]], row: FileRow, table: int, first: int, end: int) -> None:
+        """Add the extents of one table of a file that lie between two offsets."""
+        stored = self.index.table(row.tables[table]).table
+        self.check_pieces(row, table, stored)
+        for number, piece in enumerate(stored.pieces):
+            start = table * TABLE_BYTES + number * PIECE_BYTES
+            if start < end and start + PIECE_BYTES > first:
+                add_piece(found, row, start, piece)
+
+    def check_pieces(self, row: FileRow, number: int, table: Table) -> None:
+        """Raise ObjectDamaged if a table has not as many pieces as the size of its file needs."""
+        size = min(row.size - number * TABLE_BYTES, TABLE_BYTES)
+        if len(table.pieces) != -(-size // PIECE_BYTES):
+            raise ObjectDamaged(
+                f"table {number} of {row.name!r} has {len(table.pieces)} pieces, and its {size} bytes need others"
+            )
+
+
+def add_piece(found: dict[ChunkRef, list[Extent]], row: FileRow, start: int, piece: Piece) -> None:
+    """Add where the pages of a piece are; the newest of each page, so that chunks may be read in any order."""
+    length = min(row.size - start, PIECE_BYTES)
+    left, overlays = newest_pages(piece, -(-length // PAGE_BYTES))
+
+    def add(ref: ChunkRef, page: int, place: int, count: int) -> None:
+        size = min(count * PAGE_BYTES, length - page * PAGE_BYTES)
+        found.setdefault(ref, []).append(Extent(row, start + page * PAGE_BYTES, place * PAGE_BYTES, size))
+
+    for page, place, count in page_runs((1 << 32) - 1, left, 0):
+        add(placed(piece.base), page, place, count)
+    for overlay, taken in overlays:
+        for page, place, count in page_runs(overlay.bitmap, taken, overlay.first):
+            add(placed(overlay.chunk), page, place, count)
+
+
+def _cut(raw: memoryview, start: int, length: int, chunk: ChunkRef) -> memoryview:
+    if start + length > len(raw):
+        raise ObjectDamaged(
+            f"chunk {chunk.number} of pack {chunk.label}/{chunk.pack:06} has {len(raw)} bytes, and a file needs more"
+        )
+    return raw[start : start + length]
+
+
+class Share:
+    """Contents of some files, or of one table of a large one, read in the order in which they lie in packs."""
+
+    def __init__(self, reader: BackupReader, rows: Sequence[FileRow], table: int | None) -> None:
+        self.rows = rows
+        self._reader = reader
+        self._table = table
+
+    def deliver(self, deliver: Deliver, stop: Callable[[], bool] = lambda: False) -> None:
+        """Hand out every byte once. On a damaged chunk raise ObjectDamaged that names the first file and block."""
+        for run, extents in self.read_runs():
+            if stop():
+                return
+            for ref in run:
+                raw = self.read_chunk(ref, extents[ref], run)
+                for extent in extents[ref]:
+                    view = _cut(raw, extent.chunk_offset, extent.length, ref)
+                    deliver(extent.row, extent.file_offset, view)
+
+    def read_runs(self) -> Iterator[tuple[list[ChunkRef], dict[ChunkRef, list[Extent]]]]:
+        """Yield the chunks of the share as they lie, and what each is needed for."""
+        extents: dict[ChunkRef, list[Extent]] = {}
+        for row in self.rows:
+            if self._table is not None:
+                self._reader.add_table(extents, row, self._table, 0, row.size)
+            elif row.size <= BUNDLED_BYTES:
+                assert row.bundle is not None
+                extents.setdefault(row.bundle, []).append(Extent(row, 0, row.offset, row.size))
+            else:
+                self._reader.add_table(extents, row, 0, 0, row.size)
+        self._ready: dict[ChunkRef, memoryview] = {}
+        for run in runs(list(extents)):
+            yield run, extents
+
+    def read_chunk(self, ref: ChunkRef, extents: Sequence[Extent], run: Sequence[ChunkRef]) -> memoryview:
+        """Return the raw bytes of a chunk of a run; what goes wrong names file and block."""
+        if ref == run[0]:
+            try:
+                self._ready = dict(self._reader.chunks.read_run(run))
+            except ObjectDamaged:
+                # One of them: each for itself tells which.
+                self._ready = {}
+        raw = self._ready.pop(ref, None)
+        if raw is not None:
+            return raw
+        try:
+            return self._reader.chunks.read(ref)
+        except ObjectDamaged as problem:
+            first = extents[0]
+            raise ObjectDamaged(
+                f"{first.row.name!r} cannot be read at block {first.file_offset // PAGE_BYTES}: {problem.message}",
+                hint="restore an older backup, or get the pack back from another copy of the repository",
+            ) from problem
+
+
+def read_record(store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> BackupRecord:
+    """Return the record of a backup; RepositoryNotFound if there is none: then the backup is not there."""
+    name = names.backup(label, "record")
+    try:
+        content = store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES)
+    except Missing:
+        raise RepositoryNotFound(
+            f"there is no backup {label} of {names.cluster} in {store.address}",
+            hint=f"polarvault list {names.cluster}",
+        ) from None
+    document = codec.read_document(Kind.RECORD, name, content)
+    record = parse_record(document.clear, document.sealed, f'"{name}"')
+    if (record.cluster, record.label) != (names.cluster, label):
+        raise ObjectDamaged(f'"{name}" is the record of another backup: {record.cluster}, {record.label}')
+    return record

@@ -1,0 +1,1 @@
+"""Write one backup into a repository; start at `backup_writer`."""

@@ -1,0 +1,411 @@
+"""Write one backup: members come in the order of the stream, their bytes in views that may be reused at once.
+
+    writer = BackupWriter(...)
+    for each member: begin(member); data(views) ...; end()
+    attach(name, parts) for manifests and what else belongs to it
+    commit(facts) -> Outcome          # makes the backup valid, last
+
+Theory of operation. `data` copies into a buffer of 4 MiB, of which there is one more than the workers can have. A full
+one goes to a worker (`work`), whose answer the feeding thread takes in order (`assembly`). Nothing that was written is
+valid before the record is; a writer that is abandoned, or killed, leaves packs that the next backup adopts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+
+from blake3 import blake3
+
+from polarvault.errors import IntegrityError, RemoteProtocolError
+from polarvault.model.names import name_problem, shown_name
+from polarvault.repository.chunks.reader import ChunkReader
+from polarvault.repository.chunks.writer import PackWriter, WrittenPack, seal_pack
+from polarvault.repository.format.chunks import (
+    ATTACHMENT_BYTES,
+    BUNDLED_BYTES,
+    PAGE_BYTES,
+    PIECE_BYTES,
+    TABLE_BYTES,
+    AnyRef,
+    ChunkKind,
+)
+from polarvault.repository.format.codec import Codec
+from polarvault.repository.format.documents import encode_json
+from polarvault.repository.format.envelope import Encoder
+from polarvault.repository.format.frame import HEADER_BYTES, Buffer, Kind
+from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.format.packs import PackedChunk
+from polarvault.repository.format.record import RecordFacts, record_document
+from polarvault.repository.index.files import FileKind, FileRow, cut_rows, encode_files, row_key, table_count
+from polarvault.repository.index.reader import IndexReader
+from polarvault.repository.index.root import FilesChunk, Part, encode_root, root_hash
+from polarvault.repository.sums.definition import PageSums
+from polarvault.repository.writing.assembly import Assembly, Counts
+from polarvault.repository.writing.parent import Parent
+from polarvault.repository.writing.rows import OpenRow, Rows
+from polarvault.repository.writing.work import (
+    Adopt,
+    Batch,
+    Distrust,
+    Encoded,
+    PieceSlice,
+    SmallSlice,
+    TableWork,
+    Worker,
+)
+from polarvault.storage.objects.store import ObjectStore
+
+_BUFFER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file, directory or symbolic link as it comes: path below the part, size in bytes, mtime in seconds."""
+
+    part: int
+    path: bytes
+    kind: FileKind
+    size: int = 0
+    mode: int = 0o600
+    mtime: int = 0
+    link: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a backup that is valid cost. requests: how many objects were put."""
+
+    label: str
+    root_hash: bytes
+    counts: Counts
+    files: int
+    packs: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriterSettings:
+    """How a backup is written. threads: None for as many as there are cores; level: of zstd."""
+
+    level: int = 1
+    threads: int | None = None
+
+
+class BackupWriter:
+    """Writes one backup; used by one thread. `abandon` after any failure."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        codec: Codec,
+        names: ClusterNames,
+        label: str,
+        *,
+        parts: Sequence[Part],
+        page_key: bytes,
+        parent: Parent | None,
+        parent_label: str | None,
+        settings: WriterSettings | None = None,
+        adopt: Adopt = lambda digest: None,
+        distrust: Distrust = lambda ref: False,
+    ) -> None:
+        self.label = label
+        self._store, self._codec, self._names = store, codec, names
+        self._parts = tuple(parts)
+        self._parent, self._parent_label = parent, parent_label
+        settings = settings or WriterSettings()
+        threads = settings.threads or os.cpu_count() or 1
+        self._index = parent.index if parent is not None else IndexReader(ChunkReader(store, codec, names))
+        self._packs = PackWriter(store, codec, names, label)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="piece")
+        self._free = [bytearray() for _ in range(threads + 1)]
+        self._worker = Worker(PageSums(page_key), level=settings.level, adopt=adopt, distrust=distrust)
+        self._rows = Rows()
+        self._small: dict[int, tuple[OpenRow, FileRow | None]] = {}
+        self._assembly = Assembly(
+            self._packs,
+            self._worker,
+            self._pool,
+            index=self._index,
+            give_back=self._free.append,
+            small=self._place_small,
+        )
+        self._level = settings.level
+        self._distrust = distrust
+        self._batch = self._new_batch()
+        self._attachments: list[tuple[str, list[Encoded], int, str]] = []
+        self._next_row = 0
+        # The member that is being received.
+        self._row: OpenRow | None = None
+        self._parent_row: FileRow | None = None
+        self._left = 0
+        self._at = 0
+        self._tables: list[TableWork] = []
+        self._room = 0
+
+    # Members
+
+    def begin(self, member: Member) -> None:
+        """Take the next member; its bytes follow."""
+        if self._row is not None:
+            raise ValueError("the member before has not ended")
+        problem = name_problem(member.path.decode("utf-8", "surrogateescape"))
+        if problem is not None or not 0 <= member.part < len(self._parts):
+            shown = shown_name(member.path.decode("utf-8", "replace"))
+            raise RemoteProtocolError(f"the backup has a member {shown} that no file can be: {problem}")
+        row = OpenRow(member.part, member.path, member.kind, member.mode, member.size, member.mtime, member.link)
+        self._row, self._left, self._at, self._room, self._tables = row, member.size, 0, 0, []
+        self._parent_row = self._find_parent(row) if member.size else None
+
+    def data(self, views: Iterable[Buffer]) -> None:
+        """Take the next bytes of the member; the views may be reused when it returns."""
+        for view in views:
+            at, length = 0, len(view)
+            if length > self._left:
+                raise RemoteProtocolError(f"{self._shown()} is longer than its header says")
+            while at < length:
+                if not self._room:
+                    self._open_slice()
+                take = min(self._room, length - at)
+                batch = self._batch
+                batch.buffer[batch.filled : batch.filled + take] = view[at : at + take]
+                batch.filled += take
+                at += take
+                self._at += take
+                self._room -= take
+                self._left -= take
+
+    def end(self) -> None:
+        """The member is complete."""
+        row = self._row
+        if row is None:
+            raise ValueError("no member has begun")
+        if self._left:
+            raise RemoteProtocolError(f"{self._shown()} lacks {self._left} bytes at its end")
+        self._row = None
+        if not row.size:
+            self._rows.add_plain(row)
+        elif self._tables:
+            self._rows.add_long(row, [work.ref for work in self._tables])
+            self._tables = []
+        self._assembly.take_ended()
+
+    def attach(self, name: str, parts: Iterable[Buffer]) -> None:
+        """Keep a manifest, or another file that describes the backup and is no member of it."""
+        encoder = Encoder(self._level)
+        whole, size = blake3(), 0
+        chunks: list[Encoded] = []
+        for piece in _pieces(parts, ATTACHMENT_BYTES):
+            whole.update(piece)
+            size += len(piece)
+            chunks.append(Encoded(encoder.encode(piece), len(piece), blake3(piece).digest()))
+        self._attachments.append((name, chunks, size, whole.hexdigest()))
+
+    # The end
+
+    def commit(self, facts: RecordFacts) -> Outcome:
+        """Write the index, and last the record: on return the backup is valid and durable."""
+        puts = self._store.counts().puts
+        self._flush_batch()
+        self._assembly.finish()
+        files = self._write_files()
+        written = self._packs.finish()
+        self._pool.shutdown()
+        self._check_packs(written)
+        raw = encode_root(self._parts, files)
+        outcome = Outcome(
+            self.label,
+            root_hash(raw),
+            replace(self._assembly.counts),
+            len(self._rows),
+            len(written),
+            self._store.counts().puts - puts,
+        )
+        self._put("manifest", self._manifest())
+        identity = {"cluster": self._names.cluster, "label": self.label}
+        self._put("root", self._document(Kind.ROOT, "root", identity, raw))
+        self._put("refs", self._document(Kind.REFS, "refs", {**identity, "packs": self._refs(written)}))
+        clear, sealed = record_document(identity, facts, outcome.root_hash, self._parent_label, asdict(outcome.counts))
+        self._put("record", self._document(Kind.RECORD, "record", clear, sealed))
+        return outcome
+
+    def abandon(self) -> None:
+        """Stop after a failure. What was written stays, for the next backup to adopt; safe to call twice."""
+        self._assembly.abandon()
+        self._pool.shutdown(cancel_futures=True)
+        self._packs.abandon()
+
+    # Slices and buffers
+
+    def _open_slice(self) -> None:
+        """Make room for the next bytes of the member: a whole small file, or pieces of one table."""
+        row = self._row
+        assert row is not None
+        if row.size <= BUNDLED_BYTES:
+            self._room = row.size
+            if len(self._batch.buffer) - self._batch.filled < row.size:
+                self._flush_batch()
+            parent = self._parent_row
+            number = self._next_row
+            self._next_row += 1
+            self._small[number] = row, parent
+            evidence = parent.hash if parent is not None else None
+            self._batch.slices.append(SmallSlice(self._batch.filled, row.size, number, evidence))
+            return
+        table, offset = divmod(self._at, TABLE_BYTES)
+        if not offset:
+            self._tables.append(self._begin_table(row, table))
+        rest = min(TABLE_BYTES - offset, row.size - self._at)
+        room = len(self._batch.buffer) - self._batch.filled
+        if room < rest:
+            room = room // PIECE_BYTES * PIECE_BYTES
+        if not room:
+            self._flush_batch()
+            room = len(self._batch.buffer)
+        self._room = min(room, rest)
+        self._batch.slices.append(PieceSlice(self._batch.filled, self._room, self._tables[-1], offset // PIECE_BYTES))
+
+    def _begin_table(self, row: OpenRow, number: int) -> TableWork:
+        pages = _pages(row.size, number)
+        parent = self._parent_row
+        if parent is None or number >= len(parent.tables):
+            return TableWork(None, None, parent_pages=0, pages=pages)
+        stored = self._index.table(parent.tables[number])
+        return TableWork(self._index, stored, parent_pages=_pages(parent.size, number), pages=pages)
+
+    def _find_parent(self, row: OpenRow) -> FileRow | None:
+        """Return the parent's row if it is of the same form and can be evidence."""
+        if self._parent is None:
+            return None
+        part = self._parent.part_number(self._parts[row.part])
+        found = None if part is None else self._parent.find(row_key(part, row.path))
+        if found is None or found.kind is not FileKind.FILE:
+            return None
+        if (found.bundle is not None) != (row.size <= BUNDLED_BYTES) or bool(found.tables) != bool(
+            table_count(row.size)
+        ):
+            return None
+        if found.bundle is not None and (found.size != row.size or self._distrust(found.bundle)):
+            return None
+        return found
+
+    def _new_batch(self) -> Batch:
+        while not self._free:
+            self._assembly.wait_for_one()
+        buffer = self._free.pop()
+        if not buffer:
+            buffer.extend(bytes(_BUFFER_BYTES))
+        return Batch(buffer)
+
+    def _flush_batch(self) -> None:
+        if self._batch.slices:
+            self._assembly.submit(self._batch)
+            self._batch = self._new_batch()
+
+    def _place_small(self, number: int, bundle: AnyRef | None, offset: int, digest: bytes) -> None:
+        row, parent = self._small.pop(number)
+        if bundle is None:
+            # Nothing was stored for it: it is as the parent has it.
+            assert parent is not None
+            assert parent.bundle is not None
+            bundle, offset = parent.bundle, parent.offset
+        self._rows.add_bundled(row, bundle, offset, digest)
+
+    def _shown(self) -> str:
+        assert self._row is not None
+        return shown_name(self._row.path.decode("utf-8", "replace"))
+
+    # The objects of the backup itself
+
+    def _write_files(self) -> list[FilesChunk]:
+        kept = self._parent.files_chunks if self._parent is not None else {}
+        usage = self._assembly.usage
+        found = []
+        for rows in cut_rows(_without_doubles(iter(self._rows))):
+            for row in rows:
+                if row.bundle is not None:
+                    usage.add(row.bundle, used=row.size, of=row.bundle.raw)
+            raw = encode_files(rows)
+            same = kept.get(blake3(raw).digest())
+            ref = same.ref if same is not None else self._assembly.place_index(ChunkKind.FILES, raw)
+            usage.add(ref)
+            found.append(FilesChunk(ref, len(rows)))
+        return found
+
+    def _check_packs(self, written: Sequence[WrittenPack]) -> None:
+        """See that every pack that is used is there: one may have gone since the parent was read."""
+        there = {(self.label, pack.number) for pack in written}
+        for label in {label for label, _ in self._assembly.usage.live} - {self.label}:
+            folder = self._names.packs(label)
+            names = {one.name for one in self._store.list_objects(folder)}
+            there |= {
+                place for place in self._assembly.usage.live if place[0] == label and self._names.pack(*place) in names
+            }
+        missing = sorted(set(self._assembly.usage.live) - there)
+        if missing:
+            raise IntegrityError(
+                f'the pack "{self._names.pack(*missing[0])}", which this backup would build on, is missing',
+                hint="see who removed it; take a full backup with --full",
+            )
+
+    def _refs(self, written: Sequence[WrittenPack]) -> list[list[object]]:
+        live = self._assembly.usage.live
+        own = [
+            [self.label, pack.number, live[self.label, pack.number], pack.size_bytes, pack.digest.hex()]
+            for pack in written
+        ]
+        return own + [[label, number, count] for (label, number), count in sorted(live.items()) if label != self.label]
+
+    def _manifest(self) -> list[Buffer]:
+        envelopes: list[bytes] = []
+        chunks: list[PackedChunk] = []
+        at = HEADER_BYTES
+        listed = []
+
+        def add(kind: ChunkKind, one: Encoded) -> None:
+            nonlocal at
+            stored = len(one.envelope) + self._codec.sealer.overhead
+            envelopes.append(one.envelope)
+            chunks.append(PackedChunk(kind, at, stored, one.raw, one.digest))
+            at += stored
+
+        for name, encoded, size, digest in self._attachments:
+            listed.append({"name": name, "size": size, "blake3": digest, "chunks": len(encoded)})
+            for one in encoded:
+                add(ChunkKind.ATTACHMENT, one)
+        raw = encode_json({"attachments": listed})
+        add(ChunkKind.ATTACHMENTS, Encoded(Encoder(self._level).encode(raw), len(raw), blake3(raw).digest()))
+        return seal_pack(self._codec, Kind.MANIFEST, self._names.backup(self.label, "manifest"), envelopes, chunks)
+
+    def _document(self, kind: Kind, part: str, clear: Mapping[str, object], sealed: bytes = b"") -> list[Buffer]:
+        return self._codec.document(kind, self._names.backup(self.label, part), clear, sealed)
+
+    def _put(self, part: str, content: list[Buffer]) -> None:
+        self._store.put_new(self._names.backup(self.label, part), [memoryview(one) for one in content])
+
+
+def _pages(size: int, table: int) -> int:
+    return -(-min(size - table * TABLE_BYTES, TABLE_BYTES) // PAGE_BYTES)
+
+
+def _pieces(parts: Iterable[Buffer], length: int) -> Iterator[bytes]:
+    gathered = bytearray()
+    for part in parts:
+        gathered += part
+        while len(gathered) >= length:
+            yield bytes(gathered[:length])
+            del gathered[:length]
+    if gathered:
+        yield bytes(gathered)
+
+
+def _without_doubles(rows: Iterator[FileRow]) -> Iterator[FileRow]:
+    last = None
+    for row in rows:
+        if row.key == last:
+            raise RemoteProtocolError(f"the backup has {shown_name(row.name)} twice")
+        last = row.key
+        yield row

@@ -1,0 +1,243 @@
+"""What worker threads do with a full buffer: sum its pages, compare them with the parent's, encode what is new.
+
+Nothing here is shared between two buffers but what only grows or is read: the key, the parent's index, adopted chunks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy
+from blake3 import blake3
+
+from polarvault.repository.format.chunks import (
+    HASH_BYTES,
+    OVERLAYS,
+    PAGE_BYTES,
+    PIECE_BYTES,
+    PIECE_PAGES,
+    ChunkRef,
+    Pending,
+)
+from polarvault.repository.format.envelope import Encoder
+from polarvault.repository.index.reader import IndexReader
+from polarvault.repository.index.tables import Overlay, Piece, StoredTable
+from polarvault.repository.sums.definition import PageSums
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# A piece of which more changed is stored anew: overlays of nearly all of it save nothing, and cost the reader.
+_MOST_CHANGED = PIECE_PAGES * 3 // 4
+
+Adopt: TypeAlias = Callable[[bytes], "ChunkRef | None"]
+Distrust: TypeAlias = Callable[[ChunkRef], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A chunk ready for a pack, or the place of one that a killed backup left there."""
+
+    envelope: bytes
+    raw: int
+    digest: bytes
+    adopted: ChunkRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPiece:
+    """A piece of which no page has changed."""
+
+    piece: Piece
+
+
+@dataclass(frozen=True, slots=True)
+class NewPiece:
+    """A piece that is stored as a whole."""
+
+    chunk: Encoded
+    hash: bytes
+    changed_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedPiece:
+    """A piece of which some pages are stored, over the base and the overlays that stay."""
+
+    base: ChunkRef
+    kept: tuple[Overlay, ...]
+    bitmap: int
+    pages: bytes
+    hash: bytes
+    changed_pages: int
+
+
+PieceOutcome: TypeAlias = "KeptPiece | NewPiece | ChangedPiece"
+
+
+@dataclass(frozen=True, slots=True)
+class SmallOutcome:
+    """A small file: its hash, and its content if it is stored anew."""
+
+    hash: bytes
+    content: bytes | None
+
+
+class TableWork:
+    """One table in the making: what the parent has at its place, and what has been found out about each piece."""
+
+    def __init__(self, index: IndexReader | None, parent: StoredTable | None, *, parent_pages: int, pages: int) -> None:
+        self.ref = Pending()
+        self.parent = parent
+        self.pages = pages
+        self.sums = numpy.empty((pages, 16), numpy.uint8)
+        self.pieces: list[Piece | None] = [None] * (-(-pages // PIECE_PAGES))
+        self.left = len(self.pieces)
+        self._index = index
+        self._parent_pages = parent_pages
+        self._parent_sums: NDArray[numpy.uint8] | None = None
+        self._lock = threading.Lock()
+
+    def parent_sums(self) -> NDArray[numpy.uint8]:
+        """Return the parent's sums; read when the first difference is found."""
+        with self._lock:
+            if self._parent_sums is None:
+                assert self._index is not None
+                assert self.parent is not None
+                self._parent_sums = self._index.sums(self.parent.table.sums, self._parent_pages)
+            return self._parent_sums
+
+
+@dataclass(slots=True)
+class SmallSlice:
+    """A whole small file in a buffer. parent: the hash that it had, None if that is no evidence."""
+
+    start: int
+    length: int
+    row: int
+    parent: bytes | None
+    outcome: SmallOutcome | None = None
+
+
+@dataclass(slots=True)
+class PieceSlice:
+    """Pieces of one table in a buffer, from `first` on."""
+
+    start: int
+    length: int
+    table: TableWork
+    first: int
+    outcomes: list[PieceOutcome] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """A buffer and what lies in it."""
+
+    buffer: bytearray
+    slices: list[SmallSlice | PieceSlice] = field(default_factory=list)
+    filled: int = 0
+
+
+class Worker:
+    """Processes batches and encodes chunks; used by several threads at once."""
+
+    def __init__(self, sums: PageSums, *, level: int, adopt: Adopt, distrust: Distrust) -> None:
+        self._sums = sums
+        self._level = level
+        self._adopt = adopt
+        self._distrust = distrust
+        self._own = threading.local()
+
+    def process(self, batch: Batch) -> Batch:
+        """Fill in the outcomes of a batch."""
+        view = memoryview(batch.buffer)
+        for one in batch.slices:
+            content = view[one.start : one.start + one.length]
+            sums = self._sums.of(content)
+            if isinstance(one, SmallSlice):
+                digest = _hash(sums)
+                one.outcome = SmallOutcome(digest, None if digest == one.parent else bytes(content))
+            else:
+                first_page = one.first * PIECE_PAGES
+                one.table.sums[first_page : first_page + len(sums)] = sums
+                one.outcomes = [
+                    self._piece(
+                        one.table,
+                        one.first + number,
+                        content[number * PIECE_BYTES : (number + 1) * PIECE_BYTES],
+                        sums[number * PIECE_PAGES : (number + 1) * PIECE_PAGES],
+                    )
+                    for number in range(-(-one.length // PIECE_BYTES))
+                ]
+        return batch
+
+    def encode(self, raw: bytes | bytearray | memoryview) -> Encoded:
+        """Hash and compress a chunk, unless a killed backup has stored the same one."""
+        digest = blake3(raw).digest()
+        adopted = self._adopt(digest)
+        if adopted is not None:
+            return Encoded(b"", len(raw), digest, adopted)
+        encoder = getattr(self._own, "encoder", None)
+        if encoder is None:
+            encoder = self._own.encoder = Encoder(self._level)
+        return Encoded(encoder.encode(raw), len(raw), digest)
+
+    def _piece(self, table: TableWork, number: int, content: memoryview, sums: NDArray[numpy.uint8]) -> PieceOutcome:
+        digest = _hash(sums)
+        everything = (1 << len(sums)) - 1
+        parent = table.parent
+        if parent is None or number >= len(parent.table.pieces) or self._is_damaged(parent.table.pieces[number]):
+            return NewPiece(self.encode(content), digest, len(sums))
+        piece = parent.table.pieces[number]
+        if piece.hash == digest:
+            return KeptPiece(piece)
+        changed = _changed(sums, table.parent_sums()[number * PIECE_PAGES : (number + 1) * PIECE_PAGES])
+        needed, kept = merge_overlays(piece.overlays, changed, everything)
+        if needed.bit_count() > _MOST_CHANGED or needed == everything:
+            return NewPiece(self.encode(content), digest, changed.bit_count())
+        assert isinstance(piece.base, ChunkRef)
+        return ChangedPiece(piece.base, kept, needed, _gather(content, needed), digest, changed.bit_count())
+
+    def _is_damaged(self, piece: Piece) -> bool:
+        refs = [piece.base, *(overlay.chunk for overlay in piece.overlays)]
+        return any(isinstance(ref, ChunkRef) and self._distrust(ref) for ref in refs)
+
+
+def merge_overlays(overlays: tuple[Overlay, ...], changed: int, everything: int) -> tuple[int, tuple[Overlay, ...]]:
+    """Return which pages are stored, and which overlays stay below them.
+
+    An overlay of which nothing is left to see goes. When the list is full, all of them become one: their pages are
+    stored again from the piece that is at hand.
+    """
+    kept: list[Overlay] = []
+    covered = changed | ~everything
+    for overlay in reversed(overlays):
+        if overlay.bitmap & ~covered:
+            kept.append(overlay)
+        covered |= overlay.bitmap
+    if len(kept) < OVERLAYS:
+        return changed, tuple(reversed(kept))
+    for overlay in kept:
+        changed |= overlay.bitmap & everything
+    return changed, ()
+
+
+def _changed(sums: NDArray[numpy.uint8], earlier: NDArray[numpy.uint8]) -> int:
+    shared = min(len(sums), len(earlier))
+    bitmap = ((1 << len(sums)) - 1) & ~((1 << shared) - 1)
+    for page in (sums[:shared] != earlier[:shared]).any(axis=1).nonzero()[0].tolist():
+        bitmap |= 1 << page
+    return bitmap
+
+
+def _gather(content: memoryview, bitmap: int) -> bytes:
+    pages = [content[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] for page in range(PIECE_PAGES) if bitmap >> page & 1]
+    return b"".join(pages).ljust(len(pages) * PAGE_BYTES, b"\0")
+
+
+def _hash(sums: NDArray[numpy.uint8]) -> bytes:
+    return blake3(sums.tobytes()).digest(length=HASH_BYTES)
