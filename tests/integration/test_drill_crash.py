@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
-from polarvault.drill.parallel import work_through
+from polarvault.drill.look.parallel import work_through
 from support.cluster import Cluster
 
 pytestmark = pytest.mark.postgres

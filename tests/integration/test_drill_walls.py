@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.drill.behind_walls import CONNECT, PROBE
-from polarvault.drill.network import Walls, build_walls, judge_walls
+from polarvault.drill.place.behind_walls import CONNECT, PROBE
+from polarvault.drill.place.network import Walls, build_walls, judge_walls
 from polarvault.instance.account import server_account
 from polarvault.instance.model import Account
 from polarvault.model.finding import Severity

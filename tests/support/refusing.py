@@ -3,7 +3,7 @@
 usage: refusing.py unshare|seccomp|rewrite PROGRAM [ARGUMENT]...
 
 unshare(2) as a whole; filters of system calls; opening a file to write it anew, by which the step after unshare(2)
-fails as it does under AppArmor. Kernel numbers: see `polarvault.drill.behind_walls`.
+fails as it does under AppArmor. Kernel numbers: see `polarvault.drill.place.behind_walls`.
 """
 
 from __future__ import annotations

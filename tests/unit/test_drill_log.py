@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.drill.server import copy_log, last_lines
+from polarvault.drill.place.server import copy_log, last_lines
 from polarvault.instance.start import LOG_NAME
 
 

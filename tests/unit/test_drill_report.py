@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
-from polarvault.drill.isolation import SOCKET_PATH_BYTES, check_settings, choose_port, fits_socket, private_settings
+from polarvault.drill.look.structure import parse_program_output
 from polarvault.drill.model import DrillReport, Failure, Part, PartTime, RelationRead
-from polarvault.drill.structure import parse_program_output
+from polarvault.drill.place.isolation import (
+    SOCKET_PATH_BYTES,
+    check_settings,
+    choose_port,
+    fits_socket,
+    private_settings,
+)
 from polarvault.errors import UsageError
 from polarvault.model.finding import Finding, Severity
 from polarvault.report.drill import drill_json, drill_text, format_seconds, verdict

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.drill.server import copy_log, last_lines
+from polarvault.drill.place.server import copy_log, last_lines
 from polarvault.instance.log_files import last_lines_of, log_size, read_log
 
 

@@ -11,7 +11,7 @@ PROCESS_WIDE = {
     "sys.setswitchinterval", "sys.setrecursionlimit", "resource.setrlimit", "locale.setlocale",
 }  # fmt: skip
 # A restore by root works as the account that owns the result, all threads of it; the other is a program of its own.
-KNOWN = {"storage/identity.py", "drill/behind_walls.py"}
+KNOWN = {"storage/identity.py", "drill/place/behind_walls.py"}
 
 
 def test_only_commands_change_what_belongs_to_the_process() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polarvault.drill.server import way_in
+from polarvault.drill.place.server import way_in
 from polarvault.instance.model import Binaries
 from polarvault.instance.programs import refused_settings
 

@@ -15,7 +15,7 @@ DANGEROUS = re.compile(
 )
 # What was made by ourselves, and what must not be deleted.
 ALLOWED = {
-    "drill/scratch.py": "the drill's own scratch directory",
+    "drill/place/scratch.py": "the drill's own scratch directory",
     "drill/run.py": "the drill's own scratch directory",
     "report/drill.py": "the drill's own scratch directory",
     "pgfiles/backup_label.py": "never delete it",

@@ -24,7 +24,7 @@ from polarvault.errors import IntegrityError, PolarvaultError, StartFailed
 from polarvault.model.finding import Finding, Severity
 
 if TYPE_CHECKING:
-    from polarvault.drill.server import DrillServer
+    from polarvault.drill.place.server import DrillServer
     from polarvault.recovery.watch import RecoveryOutcome
     from polarvault.restore.model import RestorePlan
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from polarvault.drill.isolation import choose_port, private_settings, settings_of_version
 from polarvault.drill.model import DrillRequest
-from polarvault.drill.network import Walls
-from polarvault.drill.scratch import Scratch
+from polarvault.drill.place.isolation import choose_port, private_settings, settings_of_version
+from polarvault.drill.place.network import Walls
+from polarvault.drill.place.scratch import Scratch
 from polarvault.model import versions
 from polarvault.recovery.target import RecoveryRequest, RecoveryTarget, TargetAction, TargetKind
 from polarvault.restore.facts import RestoreFacts

@@ -10,17 +10,17 @@ import shlex
 from collections.abc import Callable, Iterator
 
 from polarvault.backupset.listing import Fault
-from polarvault.drill.completeness import compare_with_manifest
-from polarvault.drill.isolation import check_settings
-from polarvault.drill.look_inside import look_inside
+from polarvault.drill.look.completeness import compare_with_manifest
+from polarvault.drill.look.inside import look_inside
 from polarvault.drill.model import DrillReport, DrillRequest, KeptCopy, Part
-from polarvault.drill.network import build_walls, judge_walls
 from polarvault.drill.notes import Clock, Notes
+from polarvault.drill.place.isolation import check_settings
+from polarvault.drill.place.network import build_walls, judge_walls
+from polarvault.drill.place.processes import stop_whatever_runs
+from polarvault.drill.place.scratch import Scratch, check_parent, leftovers, removal
+from polarvault.drill.place.server import DrillServer, command_line, copy_log, last_lines, reach
 from polarvault.drill.planning import restore_request, with_settings_of_version
-from polarvault.drill.processes import stop_whatever_runs
 from polarvault.drill.reporter import DrillReporter
-from polarvault.drill.scratch import Scratch, check_parent, leftovers, removal
-from polarvault.drill.server import DrillServer, command_line, copy_log, last_lines, reach
 from polarvault.errors import BackupUnusable, Interrupted, PolarvaultError, StartFailed, UsageError
 from polarvault.instance.host import Host
 from polarvault.instance.model import Account, Binaries

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import psycopg
 
-from polarvault.drill.assertions import run_assertions
+from polarvault.drill.look.assertions import run_assertions
+from polarvault.drill.look.reading import read_database
+from polarvault.drill.look.structure import amcheck_is_there, check_structure, no_amcheck
 from polarvault.drill.model import DrillRequest, Part, Reading, RelationRead
 from polarvault.drill.notes import Notes
-from polarvault.drill.reading import read_database
-from polarvault.drill.server import DrillServer
-from polarvault.drill.structure import amcheck_is_there, check_structure, no_amcheck
+from polarvault.drill.place.server import DrillServer
 from polarvault.errors import StartFailed
 from polarvault.model.finding import Finding, Severity
 

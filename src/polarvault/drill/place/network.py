@@ -17,7 +17,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from polarvault.drill import behind_walls
+from polarvault.drill.place import behind_walls
 from polarvault.instance.model import Account
 from polarvault.instance.programs import run_program
 from polarvault.model.finding import Finding, ok, warning

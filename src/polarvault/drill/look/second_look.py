@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from polarvault.drill.server import Connection
+from polarvault.drill.place.server import Connection
 
 _DAMAGE = ("XX", "58")
 

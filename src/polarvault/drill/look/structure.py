@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from polarvault.drill.parallel import work_through
-from polarvault.drill.second_look import Unchecked, index_check, look_again
-from polarvault.drill.server import Connection, DrillServer, printable
+from polarvault.drill.look.parallel import work_through
+from polarvault.drill.look.second_look import Unchecked, index_check, look_again
+from polarvault.drill.place.server import Connection, DrillServer, printable
 from polarvault.instance.programs import run_program
 from polarvault.model import versions
 from polarvault.model.finding import Finding, Severity

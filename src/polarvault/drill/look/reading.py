@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import psycopg
 from psycopg import sql
 
+from polarvault.drill.look.parallel import work_through
 from polarvault.drill.model import DrillRequest, Reading, RelationRead
-from polarvault.drill.parallel import work_through
-from polarvault.drill.server import Connection, DrillServer, printable
+from polarvault.drill.place.server import Connection, DrillServer, printable
 from polarvault.wire.commands import quote_identifier
 
 # A damaged disk can have millions of bad pages; these tell enough.

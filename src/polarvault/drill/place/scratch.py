@@ -15,8 +15,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from polarvault.drill.isolation import HBA, fits_socket
-from polarvault.drill.processes import postmaster_of, started_at
+from polarvault.drill.place.isolation import HBA, fits_socket
+from polarvault.drill.place.processes import postmaster_of, started_at
 from polarvault.errors import StorageFailed, UsageError
 from polarvault.instance.model import Account
 from polarvault.instance.session import acting_as

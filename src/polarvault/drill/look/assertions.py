@@ -13,7 +13,7 @@ import psycopg
 from psycopg import pq
 
 from polarvault.drill.model import Assertion
-from polarvault.drill.server import Connection, DrillServer
+from polarvault.drill.place.server import Connection, DrillServer
 from polarvault.model.finding import Finding, Severity
 
 _BOOL_OID = 16

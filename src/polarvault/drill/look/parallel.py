@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import psycopg
 
-from polarvault.drill.server import Connection, DrillServer
+from polarvault.drill.place.server import Connection, DrillServer
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
