@@ -212,3 +212,11 @@ def test_a_sync_that_was_under_way_does_not_cover_what_came_after_it_had_begun()
     events = _events(("create", "/d/t", 5), ("write", "/d/t", 5), ("sync", "/d/t", 5), ("sync", "/d", 2))
     events[2]["since"] = 2
     assert "the content of /d/t" in "\n".join(judge(events, Rules()))
+
+
+def test_what_makes_others_valid_comes_last() -> None:
+    rules = Rules(commits=(("rename", "first"), ("rename", "last")))
+    one, other = ("rename", "/d/a /d/first", 5), ("rename", "/d/b /d/last", 6)
+    made, named = (("create", "/d/a", 5), ("create", "/d/b", 6)), ("sync", "/d", 2)
+    assert judge(_events(*made, named, one, named, other, named), rules) == []
+    assert "not in this order: first, last" in "\n".join(judge(_events(*made, named, other, named, one, named), rules))

@@ -28,11 +28,11 @@ _SHOWN = 4
 class Rules:
     """What must hold. Names are last components of paths.
 
-    commits: op and name of each call that makes something valid; before it everything else must be durable, and it must
-    be durable itself before the next one. guard: the file that says "unfinished"; nothing else of its directory may be
-    durable before it is. renames: a file gets its final name only when its content is durable. news: names that need
-    not survive; nor need those in directories called scratch, though what is written there must. wal_start,
-    segment_bytes: what is acknowledged to the server, from there on, must be durable.
+    commits: op and name of each call that makes something valid, in their order; before it everything else must be
+    durable, and it must be durable itself before the next one. guard: the file that says "unfinished"; nothing else of
+    its directory may be durable before it is. renames: a file gets its final name only when its content is durable.
+    news: names that need not survive; nor need those in directories called scratch, though what is written there must.
+    wal_start, segment_bytes: what is acknowledged to the server, from there on, must be durable.
     """
 
     commits: tuple[tuple[str, str], ...] = ()
@@ -136,14 +136,15 @@ class Disk:
 def judge(events: Sequence[Event], rules: Rules) -> list[str]:
     """Return what is wrong with a run that ended well; nothing if nothing is."""
     disk, found, demands = Disk(), [], list[_Demand]()
-    committed: set[tuple[str, str]] = set()
-    for event in events:
+    # Of each the last one counts.
+    committed: dict[tuple[str, str], int] = {}
+    for place, event in enumerate(events):
         op, path = event["op"], event["path"]
         name = os.path.basename(path)
         if op == "opaque" and name not in rules.news:
             found.append(f"{path} is opened for writing where nobody sees whether it is synced")
         if (op, name) in rules.commits:
-            committed.add((op, name))
+            committed[op, name] = place
             lost = disk.undurable(but=(path, event.get("old", path)), news=rules.news, scratch=rules.scratch)
             if op == "rename" and disk.dirty.get(disk.file_of(event)):
                 lost.append(f"its own content, {event['old']}")
@@ -156,7 +157,9 @@ def judge(events: Sequence[Event], rules: Rules) -> list[str]:
             found += _acknowledged(disk, event["flushed"], rules, demands)
         disk.apply(event)
     found += _said("at the end", disk.undurable(news=rules.news, scratch=rules.scratch))
-    found += [f"there is no {op} of {name}" for op, name in {*rules.commits} - committed]
+    found += [f"there is no {op} of {name}" for op, name in rules.commits if (op, name) not in committed]
+    if (order := [committed[commit] for commit in rules.commits if commit in committed]) != sorted(order):
+        found.append(f"not in this order: {', '.join(name for _, name in rules.commits)}")
     paths = {inode: path for path, inode in disk.names.items()}
     return found + [problem for demand in demands if (problem := _unmet(demand, paths.get(demand.inode)))]
 

@@ -42,7 +42,7 @@ _NEWS = (
 )  # fmt: skip
 _MANIFEST, _UNMARKED = ("rename", "backup_manifest"), ("unlink", MARKER_NAME)
 _BACKUP = Rules(commits=(_MANIFEST, _UNMARKED), guard=MARKER_NAME)
-_TAR_NAMES = "backup_manifest.shared"
+_SHARED_MANIFEST = "backup_manifest.shared"
 _RESTORE = Rules(commits=(("unlink", RESTORE_MARK_NAME), ("rename", "pg_control")), guard=RESTORE_MARK_NAME)
 
 
@@ -168,6 +168,18 @@ try:
 except ObjectExists:
     pass
 store.delete("packs/a/first")
+"""
+
+_REPOSITORY = """
+from polarvault.storage.objects.local import LocalStore
+from polarvault.storage.objects.write_once import WriteOnce
+from support.repositories import back_up, new_repository
+LocalStore.make_root(WORK + "/repository")
+repository = new_repository(WriteOnce(LocalStore(WORK + "/repository")))
+tree = {(0, b"base/5/%d" % number): bytes([number]) * 300_000 for number in range(1, 5)}
+first = back_up(repository, tree)
+tree[0, b"base/5/9"] = b"new" * 9000
+back_up(repository, tree, parent=first.label, minutes=1)
 """
 
 _CONFIGURATION = """
@@ -296,7 +308,7 @@ write_durably(WORK + "/report.json", b"[]")
 @cache
 def scenarios() -> Mapping[str, Scenario]:
     """Return every scenario by name."""
-    both = replace(_BACKUP, commits=(_MANIFEST, ("rename", _TAR_NAMES), _UNMARKED))
+    both = replace(_BACKUP, commits=(("rename", _SHARED_MANIFEST), _MANIFEST, _UNMARKED))
     polardb = {"recording": polardb_recording}
     return {
         "basebackup plain": _backup(
@@ -366,6 +378,16 @@ def scenarios() -> Mapping[str, Scenario]:
             statuses=(3, 4),
         ),
         "key file": Scenario(Rules(), script=_KEY_FILE),
+        "repository": Scenario(
+            Rules(
+                # Each of two backups; the order is that of docs/internals/repository-format.md.
+                commits=tuple(("link", name) for name in ("manifest", "root", "refs", "record")),
+                renames=True,
+                news=(".incoming",),
+                scratch=(".incoming",),
+            ),
+            script=_REPOSITORY,
+        ),
         "objects": Scenario(
             Rules(
                 commits=tuple(("link", name) for name in ("first", "second", "third")),
