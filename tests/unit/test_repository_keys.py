@@ -253,8 +253,16 @@ def ring(quick_scrypt: None) -> KeyRing:
     return KeyRing(Documents(), REPOSITORY, "/r")
 
 
+def _begin(ring: KeyRing, secret: Secret, recipient: str) -> DataKey:
+    """Do what making a repository does: a new data key, wrapped for one recipient."""
+    data_key = DataKey(1, os.urandom(32))
+    key = wrapping.wrap(data_key, secret, repository_id=REPOSITORY, recipient=recipient, random=os.urandom)
+    ring.documents.write(key.key_id, key.document())
+    return data_key
+
+
 def test_a_recipient_that_is_added_opens_the_same(ring: KeyRing) -> None:
-    data_key = ring.begin(PASSPHRASE, recipient="dba", random=os.urandom)
+    data_key = _begin(ring, PASSPHRASE, "dba")
     assert ring.unlock(PASSPHRASE) == {1: data_key}
     ring.add({1: data_key}, FILE, recipient="db1", random=os.urandom)
     assert ring.unlock(FILE) == ring.unlock(PASSPHRASE) == {1: data_key}
@@ -269,7 +277,7 @@ def test_a_recipient_that_is_added_opens_the_same(ring: KeyRing) -> None:
 
 
 def test_a_key_that_is_removed_opens_nothing_and_the_last_one_stays(ring: KeyRing) -> None:
-    data_key = ring.begin(PASSPHRASE, recipient="dba", random=os.urandom)
+    data_key = _begin(ring, PASSPHRASE, "dba")
     with pytest.raises(UsageError, match="'dba' is the last key of /r") as caught:
         ring.remove("dba")
     assert "add another one first" in (caught.value.hint or "")
@@ -284,7 +292,7 @@ def test_a_key_that_is_removed_opens_nothing_and_the_last_one_stays(ring: KeyRin
 
 
 def test_every_epoch_keeps_a_key(ring: KeyRing) -> None:
-    first, second = ring.begin(FILE, recipient="db1", random=os.urandom), DataKey(2, bytes(32))
+    first, second = _begin(ring, FILE, "db1"), DataKey(2, bytes(32))
     other = Secret(file_key=bytes(32), origin="x")
     ring.add({2: second}, other, recipient="db2", random=os.urandom)
     with pytest.raises(UsageError, match="for epoch 1"):

@@ -50,3 +50,13 @@ def test_a_secret_is_replaced_and_nothing_else(text: str, shown: str) -> None:
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:
     assert hide_secrets(text) == text
+
+
+def test_a_file_with_a_secret_may_be_named() -> None:
+    for text in (
+        "--passphrase-file /etc/x --key-file, or",
+        "passphrase_file = /etc/x",
+        "write --passphrase-file or another",
+    ):
+        assert hide_secrets(text) == text
+    assert "hunter2" not in hide_secrets("--passphrase hunter2 passphrase=hunter2 --passphrase-command 'echo hunter2'")

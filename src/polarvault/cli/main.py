@@ -24,6 +24,7 @@ _COMMANDS = {
     "verifybackup": "Check a backup: every option of pg_verifybackup, both halves, pages and WAL.",
     "wal": "WAL directories: give a recovery the segments it asks for.",
     "restore": "Lay a backup out so that it starts.",
+    "repo": "Make repositories of backups, and say who can open them.",
     "config": "Show the configuration, and where each value comes from.",
     "check": "Say what would keep a backup from being taken or restored.",
     "drill": "Prove that a backup restores, by restoring it.",

@@ -14,6 +14,8 @@ _WORD = r"(?:'(?:[^'\\]|\\.|'')*'|\"(?:[^\"\\]|\\.)*\"|[^\s'\"&,;)]+(?:['\"](?=[
 _NAMES = (
     r"[\w.-]*(?:pass(?:word|wd|phrase|code)|pgpass(?!file)|secret|token|credential|api[-_]?key|access[-_]?key"
     r"|account[-_]?key|private[-_]?key|encryption[-_]?key|sas[-_]?key|signature|cookie)[\w.-]*"
+    # A file with a secret may be named.
+    r"(?<![-_]file)"
 )
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # scheme://user:password@host; the last @ ends it, because a password may hold one that nobody has encoded.

@@ -20,19 +20,21 @@ from polarvault.errors import (
 from polarvault.model import limits
 from polarvault.model.names import shown_name
 from polarvault.repository.catalogue.leftovers import Leftovers
+from polarvault.repository.catalogue.stored_keys import StoredKeys
 from polarvault.repository.chunks.reader import ChunkReader
 from polarvault.repository.format import names
 from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.documents import Fields, encode_json, parse_json
-from polarvault.repository.format.frame import Kind, parse_header
+from polarvault.repository.format.frame import Header, Kind, parse_header
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.format.record import TIME, BackupRecord
 from polarvault.repository.format.sealed import Sealed
 from polarvault.repository.format.sealing import Plain, Sealer
 from polarvault.repository.index.root import Part
+from polarvault.repository.keys.ring import KeyRing
 from polarvault.repository.keys.sealing import DataKey
-from polarvault.repository.keys.wrapped import WrappedKey, parse_wrapped
+from polarvault.repository.keys.wrapped import WrappedKey
 from polarvault.repository.reading.backup_reader import BackupReader, read_record
 from polarvault.repository.sums.definition import KEY_BYTES
 from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
@@ -41,7 +43,6 @@ from polarvault.storage.objects.store import ObjectStore
 from polarvault.storage.objects.write_once import prove_write_once
 
 _CIPHER = "AES-256-GCM"
-_MOST_KEYS = 1000
 
 # Given the repository's id and its wrapped keys, returns the data keys by epoch.
 Unlock = Callable[[bytes, Sequence[WrappedKey]], Mapping[int, DataKey]]
@@ -94,9 +95,9 @@ class Repository:
             sealer = Sealed({data_key.epoch: data_key}, repository_id=repository_id, random=random)
         codec = Codec(repository_id, sealer)
         page_key = random(KEY_BYTES)
+        stored = StoredKeys(store, repository_id, codec)
         for key in keys(repository_id):
-            name = f"{names.KEYS}/{key.key_id}"
-            _put(store, name, codec.document(Kind.KEY, name, key.document()))
+            stored.write(key.key_id, key.document())
         clear: dict[str, object] = {"created": now.astimezone(UTC).strftime(TIME)}
         secret = {"page_key": page_key.hex()}
         if data_key is None:
@@ -124,29 +125,13 @@ class Repository:
         random: Callable[[int], bytes] = os.urandom,
     ) -> Repository:
         """Open a repository; refuse another one than is expected, and a plain one where encryption is."""
-        try:
-            content = store.get(names.REPOSITORY, most_bytes=limits.REPOSITORY_JSON_BYTES)
-        except ObjectMissing:
-            raise RepositoryNotFound(
-                f"there is no repository in {store.address}", hint="check the address; `polarvault repo init` makes one"
-            ) from None
-        header = parse_header(names.REPOSITORY, content)
-        if expected_id is not None and header.repository_id != expected_id:
-            raise RepositoryMismatch(
-                f"{store.address} is the repository {header.repository_id.hex()}, and {expected_id.hex()} is expected",
-                hint="check the address and the id in the configuration; find out who put another one there",
-            )
-        if encrypted is not None and encrypted != bool(header.epoch):
-            raise RepositoryMismatch(
-                f"{store.address} is {'not ' * (not header.epoch)}encrypted, and the opposite is expected",
-                hint="find out who put it there; say in the configuration what it must be",
-            )
+        header, content = read_identity(store, expected_id=expected_id, encrypted=encrypted)
         sealer: Sealer = Plain()
         if header.epoch:
             if unlock is None:
                 raise UsageError(f"{store.address} is encrypted, and no key was given", hint="name its key")
-            wrapped = _read_keys(store, header.repository_id)
-            keys = unlock(header.repository_id, wrapped)
+            ring = KeyRing(StoredKeys(store, header.repository_id), header.repository_id, store.address)
+            keys = unlock(header.repository_id, ring.read())
             sealer = Sealed(keys, repository_id=header.repository_id, random=random)
         codec = Codec(header.repository_id, sealer)
         document = codec.read_document(Kind.REPOSITORY, names.REPOSITORY, content)
@@ -284,34 +269,34 @@ class Repository:
         self._intents = []
 
 
+def read_identity(store: ObjectStore, *, expected_id: bytes | None, encrypted: bool | None) -> tuple[Header, bytes]:
+    """Return header and content of `polarvault.json`; refuse another repository than is expected."""
+    try:
+        content = store.get(names.REPOSITORY, most_bytes=limits.REPOSITORY_JSON_BYTES)
+    except ObjectMissing:
+        raise RepositoryNotFound(
+            f"there is no repository in {store.address}", hint="check the address; `polarvault repo init` makes one"
+        ) from None
+    header = parse_header(names.REPOSITORY, content)
+    if expected_id is not None and header.repository_id != expected_id:
+        raise RepositoryMismatch(
+            f"{store.address} is the repository {header.repository_id.hex()}, and {expected_id.hex()} is expected",
+            hint="check the address and the id in the configuration; find out who put another one there",
+        )
+    if encrypted is not None and encrypted != bool(header.epoch):
+        raise RepositoryMismatch(
+            f"{store.address} is {'not ' * (not header.epoch)}encrypted, and the opposite is expected",
+            hint="find out who put it there; say in the configuration what it must be",
+        )
+    return header, content
+
+
 def _is_there(store: ObjectStore) -> bool:
     try:
         store.stat(names.REPOSITORY)
     except ObjectMissing:
         return False
     return True
-
-
-def _read_keys(store: ObjectStore, repository_id: bytes) -> list[WrappedKey]:
-    """Read the wrapped keys; their second hash can be compared only with the key that they hold."""
-    found: list[WrappedKey] = []
-    for one in store.list_objects(names.KEYS):
-        if len(found) == _MOST_KEYS:
-            break
-        content = store.get(one.name, most_bytes=limits.REPOSITORY_JSON_BYTES)
-        clear = _unauthenticated(one.name, content, repository_id)
-        found.append(parse_wrapped(one.name.removeprefix(f"{names.KEYS}/"), clear))
-    return found
-
-
-def _unauthenticated(name: str, content: bytes, repository_id: bytes) -> Mapping[str, object]:
-    from polarvault.repository.format import documents, frame
-
-    header = frame.parse_header(name, content)
-    frame.check_header(name, header, kinds=[Kind.KEY], repository_id=repository_id, encrypted=True)
-    body, _, _ = frame.split_trailer(name, header, memoryview(content))
-    clear, _ = documents.parse_body(name, body)
-    return documents.parse_json(clear, f'"{name}"')
 
 
 def _put(store: ObjectStore, name: str, parts: Sequence[bytes | bytearray | memoryview]) -> None:

@@ -1,4 +1,4 @@
-"""The keys of a repository together: made with it, added, listed, removed.
+"""The keys of a repository together: read, added, removed.
 
 How documents become objects is not known here: whoever opens the repository hands in a `KeyDocuments`.
 """
@@ -11,15 +11,15 @@ from typing import Any, Protocol
 
 from polarvault.errors import IntegrityError, UsageError
 from polarvault.model.names import shown_name
-from polarvault.repository.keys.sealing import KEY_BYTES, DataKey
+from polarvault.repository.keys.sealing import DataKey
 from polarvault.repository.keys.wrapped import (
     Random,
     Secret,
     WrappedKey,
+    check_recipient,
     parse_wrapped,
     unlock,
-    wrap_for_file,
-    wrap_for_passphrase,
+    wrap,
 )
 
 # People, machines and epochs together; each for a passphrase costs a third of a second to try.
@@ -60,22 +60,26 @@ class KeyRing:
         """Return the data keys that a secret opens, by epoch; raise WrongKey if it opens none."""
         return unlock(self.read(), secret, repository_id=self.repository_id, address=self.address)
 
-    def begin(self, secret: Secret, *, recipient: str, random: Random) -> DataKey:
-        """Make the first data key of a new repository, for one recipient."""
-        data_key = DataKey(1, random(KEY_BYTES))
-        self._write(data_key, secret, recipient, random)
-        return data_key
-
-    def add(
-        self, data_keys: Mapping[int, DataKey], secret: Secret, *, recipient: str, random: Random
-    ) -> list[WrappedKey]:
-        """Let another recipient open what the data keys open; raise UsageError if it is there already."""
+    def check_free(self, recipient: str) -> None:
+        """Raise UsageError if a name cannot be a new recipient's."""
+        check_recipient(recipient)
         if any(key.recipient == recipient for key in self.read()):
             raise UsageError(
                 f"{self.address} has a key for {shown_name(recipient)} already",
                 hint="choose another name; `polarvault repo key list` shows those that are taken",
             )
-        return [self._write(data_key, secret, recipient, random) for _, data_key in sorted(data_keys.items())]
+
+    def add(
+        self, data_keys: Mapping[int, DataKey], secret: Secret, *, recipient: str, random: Random
+    ) -> list[WrappedKey]:
+        """Let another recipient open what the data keys open; raise UsageError if it is there already."""
+        self.check_free(recipient)
+        added = []
+        for _, data_key in sorted(data_keys.items()):
+            key = wrap(data_key, secret, repository_id=self.repository_id, recipient=recipient, random=random)
+            self.documents.write(key.key_id, key.document())
+            added.append(key)
+        return added
 
     def remove(self, word: str) -> list[WrappedKey]:
         """Remove the keys of a recipient, or one by its id; return them. The last key of an epoch is kept.
@@ -98,15 +102,3 @@ class KeyRing:
         for key in chosen:
             self.documents.remove(key.key_id)
         return chosen
-
-    def _write(self, data_key: DataKey, secret: Secret, recipient: str, random: Random) -> WrappedKey:
-        if secret.file_key is not None:
-            wrapped = wrap_for_file(
-                data_key, secret.file_key, repository_id=self.repository_id, recipient=recipient, random=random
-            )
-        else:
-            wrapped = wrap_for_passphrase(
-                data_key, secret.passphrase or b"", repository_id=self.repository_id, recipient=recipient, random=random
-            )
-        self.documents.write(wrapped.key_id, wrapped.document())
-        return wrapped

@@ -41,7 +41,7 @@ def read_secret(source: KeySource, environment: Mapping[str, str], *, address: s
         return Secret(passphrase, origin=f"the passphrase in {PASSPHRASE_VARIABLE}")
     raise KeyUnavailable(
         f"{address} is encrypted, and no passphrase or key file is given",
-        hint=f"set {PASSPHRASE_VARIABLE}, or passphrase_file, passphrase_command or key_file in the configuration",
+        hint=f"set {PASSPHRASE_VARIABLE}, or write --passphrase-file or --key-file, or name one in the configuration",
     )
 
 

@@ -120,6 +120,23 @@ def _parse_scrypt(name: str, kdf: Mapping[str, Any]) -> Scrypt:
     return Scrypt(_bytes(name, kdf, "salt", _SALT_BYTES), n, _R, p)
 
 
+def check_recipient(name: str) -> None:
+    """Raise UsageError for what cannot name a key."""
+    if not _RECIPIENT.fullmatch(name):
+        raise UsageError(
+            f"{shown_name(name)} cannot name a key", hint="write letters, digits and . _ @ - only, at most 63"
+        )
+
+
+def wrap(data_key: DataKey, secret: Secret, *, repository_id: bytes, recipient: str, random: Random) -> WrappedKey:
+    """Wrap a data key for a recipient, for whatever secret it has."""
+    if secret.file_key is not None:
+        return wrap_for_file(data_key, secret.file_key, repository_id=repository_id, recipient=recipient, random=random)
+    return wrap_for_passphrase(
+        data_key, secret.passphrase or b"", repository_id=repository_id, recipient=recipient, random=random
+    )
+
+
 def wrap_for_passphrase(
     data_key: DataKey, passphrase: bytes, *, repository_id: bytes, recipient: str, random: Random
 ) -> WrappedKey:
@@ -145,10 +162,7 @@ def _wrap(
 ) -> WrappedKey:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    if not _RECIPIENT.fullmatch(recipient):
-        raise UsageError(
-            f"{shown_name(recipient)} cannot name a key", hint="write letters, digits and . _ @ - only, at most 63"
-        )
+    check_recipient(recipient)
     key_id, nonce = random(8).hex(), random(_NONCE_BYTES)
     bound = _bound(repository_id, data_key.epoch, key_id)
     return WrappedKey(

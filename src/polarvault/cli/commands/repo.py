@@ -1,0 +1,176 @@
+"""`polarvault repo`: make a repository, look at it, say who can open it."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.options.repository import chosen_repository, key_source, repository_options
+from polarvault.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from polarvault.config.model import RepositoryConfiguration
+    from polarvault.repository.keys.wrapped import Secret
+
+_HELP = {"help_option_names": ["-?", "--help"]}
+
+
+@click.group("repo", context_settings=_HELP)
+def command() -> None:
+    """Repositories of backups, in a directory or in an object store."""
+
+
+@command.command("init", context_settings=_HELP)
+@click.argument("repository", metavar="[NAME|ADDRESS]", required=False)
+@click.option("--encrypt", is_flag=True, help="Encrypt it, for a passphrase or a key file.")
+@click.option("--new-key-file", metavar="FILE", help="Write a new key file, and encrypt for it.")
+@click.option("--recipient", metavar="NAME", default="first", show_default=True, help="What its first key is called.")
+@repository_options
+@json_option
+def init(
+    repository: str | None, *, encrypt: bool, new_key_file: str | None, recipient: str, repo: str | None, **options: Any
+) -> None:
+    """Make a repository, in a directory (which is made if it is missing) or in a bucket.
+
+    Nothing is replaced; a store that would replace objects is refused. The passphrase comes from a file, a command, or
+    POLARVAULT_PASSPHRASE. Keep it, or the key file, where you will find it when this machine is gone: without it
+    nothing in the repository can be read.
+    """
+    from polarvault.report.repository import made_json, made_text
+    from polarvault.repository.catalogue.opening import make_repository
+
+    if repository is not None and repo is not None:
+        raise UsageError("the repository is named twice", hint="write its name or address once")
+    chosen = chosen_repository(repo=repository or repo, **options)
+    secret = _secret_of_a_new_one(chosen, encrypt=encrypt, new_key_file=new_key_file)
+    made = make_repository(chosen, os.environ, now=datetime.now(UTC), secret=secret, recipient=recipient)
+    made.close()
+    result = made_json(chosen, made.id, encrypted=secret is not None)
+    _show(result, made_text(chosen, made.id, encrypted=secret is not None))
+
+
+def _secret_of_a_new_one(chosen: RepositoryConfiguration, *, encrypt: bool, new_key_file: str | None) -> Secret | None:
+    """Return what a new repository is encrypted for; None for a plain one."""
+    from polarvault.config.model import KeySource
+    from polarvault.repository.keys.secrets import read_secret
+
+    if chosen.id is not None:
+        raise UsageError(
+            f'the configuration says that "{chosen.name}" has the id {chosen.id}, and a new one gets another',
+            hint="take the line with the id out of the configuration if the repository is really new",
+        )
+    wanted = encrypt or new_key_file is not None or chosen.encrypted is True or chosen.key != KeySource()
+    if wanted and chosen.encrypted is False:
+        raise UsageError(f'the configuration says that "{chosen.name}" is not encrypted', hint="correct one of the two")
+    if not wanted:
+        return None
+    if new_key_file is not None:
+        return _new_key_file(new_key_file)
+    return read_secret(chosen.key, os.environ, address=chosen.address)
+
+
+def _new_key_file(path: str) -> Secret:
+    from polarvault.repository.keys.secrets import write_key_file
+    from polarvault.repository.keys.wrapped import Secret
+
+    return Secret(file_key=write_key_file(os.path.abspath(path), random=os.urandom), origin=f'the key file "{path}"')
+
+
+@command.group("key", context_settings=_HELP)
+def key() -> None:
+    """Who can open an encrypted repository: passphrases and key files, each with a name."""
+
+
+@key.command("list", context_settings=_HELP)
+@repository_options
+@json_option
+def list_keys(**options: Any) -> None:
+    """Show the names of all keys. It takes none of them, and the secrets themselves are not in the repository."""
+    from polarvault.report.repository import keys_json, keys_text
+    from polarvault.repository.catalogue.opening import read_keys
+
+    keys = read_keys(chosen_repository(**options), os.environ)
+    _show(keys_json(keys), keys_text(keys))
+
+
+@key.command("add", context_settings=_HELP)
+@click.argument("recipient", metavar="NAME")
+@click.option("--new-key-file", metavar="FILE", help="Write a new key file for it.")
+@click.option("--new-passphrase-file", metavar="FILE", help="The first line of FILE is its passphrase.")
+@click.option("--new-passphrase-command", metavar="COMMAND", help="What COMMAND prints is its passphrase.")
+@repository_options
+@json_option
+def add_key(
+    recipient: str,
+    *,
+    new_key_file: str | None,
+    new_passphrase_file: str | None,
+    new_passphrase_command: str | None,
+    **options: Any,
+) -> None:
+    """Let another passphrase or key file open the repository.
+
+    The repository is opened with a key that it has already. For servers take key files, which cost no time to open.
+    """
+    from polarvault.report.repository import keys_json, keys_text
+    from polarvault.repository.catalogue.opening import open_repository
+    from polarvault.repository.keys.secrets import read_secret
+
+    source = key_source(
+        key_file=new_key_file, passphrase_file=new_passphrase_file, passphrase_command=new_passphrase_command,
+        prefix="--new-",
+    )  # fmt: skip
+    if source is None:
+        raise UsageError(
+            "what the new key is made from is not said",
+            hint="write --new-key-file, --new-passphrase-file or --new-passphrase-command",
+        )
+    opened = open_repository(chosen_repository(**options), os.environ)
+    try:
+        opened.keys.check_free(recipient)
+        # Written only now: a key file for a repository that does not open would be taken for one that does.
+        secret = (
+            _new_key_file(new_key_file)
+            if new_key_file is not None
+            else read_secret(source, {}, address=opened.repository.store.address)
+        )
+        added = opened.keys.add(opened.data_keys, secret, recipient=recipient, random=os.urandom)
+    finally:
+        opened.close()
+    _show(keys_json(added), keys_text(added))
+
+
+@key.command("remove", context_settings=_HELP)
+@click.argument("word", metavar="NAME|ID")
+@repository_options
+@json_option
+def remove_key(word: str, **options: Any) -> None:
+    """Take a key away. The last one is kept.
+
+    Whoever has opened the repository with that key may have kept what it opens, and can go on reading; if a key has
+    become known, make a new repository.
+    """
+    from polarvault.report.repository import keys_json, keys_text
+    from polarvault.repository.catalogue.opening import open_repository
+
+    opened = open_repository(chosen_repository(**options), os.environ)
+    try:
+        removed = opened.keys.remove(word)
+    finally:
+        opened.close()
+    _show(keys_json(removed), keys_text(removed))
+
+
+def _show(result: Mapping[str, Any], text: Iterable[str]) -> None:
+    output = current_output()
+    if output is not None:
+        output.add(**result)
+        return
+    for line in text:
+        click.echo(line)

@@ -1,0 +1,44 @@
+"""Keys as objects `keys/KEY-ID`: what `keys.ring` asks for, in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polarvault.model import limits
+from polarvault.repository.format import documents, frame, names
+from polarvault.repository.format.codec import Codec
+from polarvault.repository.format.frame import Kind
+from polarvault.storage.objects.store import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKeys:
+    """The keys of one repository. Without a codec, that is before it has been opened, they can only be read."""
+
+    store: ObjectStore
+    repository_id: bytes
+    codec: Codec | None = None
+
+    def read_all(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield id and document of every key; the second hash can be compared only with the key that they hold."""
+        for one in self.store.list_objects(names.KEYS):
+            content = memoryview(self.store.get(one.name, most_bytes=limits.REPOSITORY_JSON_BYTES))
+            header = frame.parse_header(one.name, content)
+            frame.check_header(one.name, header, kinds=[Kind.KEY], repository_id=self.repository_id, encrypted=True)
+            body, _, _ = frame.split_trailer(one.name, header, content)
+            clear, _ = documents.parse_body(one.name, body)
+            yield one.name.removeprefix(f"{names.KEYS}/"), documents.parse_json(clear, f'"{one.name}"')
+
+    def write(self, key_id: str, document: Mapping[str, Any]) -> None:
+        """Write a new one; durable on return."""
+        if self.codec is None:
+            raise ValueError("the repository is not open")
+        name = f"{names.KEYS}/{key_id}"
+        parts = self.codec.document(Kind.KEY, name, document)
+        self.store.put_new(name, [memoryview(part) for part in parts])
+
+    def remove(self, key_id: str) -> None:
+        """Remove one."""
+        self.store.delete(f"{names.KEYS}/{key_id}")
