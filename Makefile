@@ -1,6 +1,6 @@
 # make test       all tests
 # make test-fast  those that need no server, and one that does: under a minute
-# make soak    base backups, receivers and restores ended at two hundred of their system calls, by SIGKILL and power cuts
+# make soak    backups, receivers, restores and repositories ended at 260 of their system calls, by SIGKILL and power cuts
 # make fuzz    damaged answers, WAL and backups against the whole program, ten minutes: ARGS='--seconds 3600' for an hour
 # make check   ruff, mypy --strict, import-linter
 # make demo    the story in two minutes on a throw-away PostgreSQL 18

@@ -50,6 +50,7 @@ def test_what_was_ended_anywhere_is_whole_or_known_as_unfinished(worker: Worker,
         ("receivewal plain", "segment_file.py sync fdatasync"),
         ("receivewal gzip", "segment_file.py sync fdatasync"),
         ("restore plain", "files.py fsync_tree fsync_paths"),
+        ("repository backups", "local.py _put fsync"),
     ],
 )
 def test_a_power_cut_shows_what_was_not_synced(worker: Worker, name: str, site: str) -> None:

@@ -173,13 +173,11 @@ store.delete("packs/a/first")
 _REPOSITORY = """
 from polarvault.storage.objects.local import LocalStore
 from polarvault.storage.objects.write_once import WriteOnce
-from support.repositories import back_up, new_repository
+from support.repositories import back_up, new_repository, two_trees
 LocalStore.make_root(WORK + "/repository")
 repository = new_repository(WriteOnce(LocalStore(WORK + "/repository")))
-tree = {(0, b"base/5/%d" % number): bytes([number]) * 300_000 for number in range(1, 5)}
-first = back_up(repository, tree)
-tree[0, b"base/5/9"] = b"new" * 9000
-back_up(repository, tree, parent=first.label, minutes=1)
+full, changed = two_trees()
+back_up(repository, changed, parent=back_up(repository, full).label, minutes=1)
 """
 
 _CONFIGURATION = """
@@ -378,7 +376,7 @@ def scenarios() -> Mapping[str, Scenario]:
             statuses=(3, 4),
         ),
         "key file": Scenario(Rules(), script=_KEY_FILE),
-        "repository": Scenario(
+        "repository backups": Scenario(
             Rules(
                 # Each of two backups; the order is that of docs/internals/repository-format.md.
                 commits=tuple(("link", name) for name in ("manifest", "root", "refs", "record")),

@@ -1,8 +1,9 @@
-"""End base backups, receivers and restores at any of their system calls, and look at what is left.
+"""End base backups, receivers, restores and backups into a repository at any of their system calls; see what is left.
 
 Ended means SIGKILL, and in every second case a power cut besides (`support.power_cut`). What must hold then: a backup
 is whole, or everything says that it is not; a receiver goes on and nothing that it acknowledged is gone; a restore is
-whole, or no server can start from it and the next one says what is there; and nobody touched what was there before.
+whole, or no server can start from it and the next one says what is there; and nobody touched what was there before. A
+backup that a repository knows is whole, and the next one needs no help.
 
 A case has a number and is the same every time, but for what several threads do at once. `make soak` runs all of them,
 `make test` a tenth. One is repeated by: ``cd tests && python -m support.kill_campaigns restore --first 7 --cases 1``.
@@ -27,15 +28,21 @@ from functools import cache
 from pathlib import Path
 
 from polarvault.backupset.unfinished import MARKER_NAME
+from polarvault.errors import PolarvaultError, RepositoryNotFound
+from polarvault.repository.catalogue.repository import Repository
+from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.reading.verify import verify_objects
 from polarvault.restore.model import STAGING_NAME
+from polarvault.storage.objects.local import LocalStore
+from polarvault.storage.objects.write_once import WriteOnce
 from polarvault.storage.occupants import CONTROL_WAITING_NAME, RESTORE_MARK_NAME
 from support.durable_scenarios import SEGMENT_BYTES, Run, Scenario, long_recording, ran, scenarios
 from support.fuzzing import Outcome, Worker
 from support.receiving import segments
+from support.repositories import NOW, back_up, restore, two_trees
 from support.system_calls import AT_END, Fault
 
-# How many cases there are of each: two hundred in all.
-CASES = {"basebackup": 70, "receivewal": 70, "restore": 60}
+CASES = {"basebackup": 70, "receivewal": 70, "restore": 60, "repository": 60}
 # What only looks like a difference between two runs: times, process numbers, what another thread was at.
 _NEWS = ("backup_manifest", "backup_label", "postmaster.opts", "postgresql.auto.conf", "polarvault_backup.json")
 _SOURCES = ("backup", "space")
@@ -61,7 +68,10 @@ class Broken(Exception):
 
 def run_cases(worker: Worker, campaign: str, numbers: Sequence[int]) -> Iterator[tuple[bool, Failure | None]]:
     """Run cases; yield whether it was ended before its end, and what is wrong with what it left."""
-    names = [name for name in scenarios() if name.startswith(campaign + " ") and scenarios()[name].words]
+    names = [name for name in scenarios() if name.startswith(campaign + " ")]
+    if campaign != "repository":
+        # The others are tried by their commands.
+        names = [name for name in names if scenarios()[name].words]
     for number in numbers:
         # The names take turns, so that a few cases see all of them.
         name = names[number % len(names)]
@@ -103,6 +113,11 @@ def run_case(worker: Worker, name: str, fault: Fault) -> bool:
             _judge_backup(worker, name, run)
         elif campaign == "receivewal":
             _judge_archive(worker, scenario, run)
+        elif campaign == "repository":
+            try:
+                _judge_repository(run)
+            except PolarvaultError as problem:
+                raise Broken(f"the repository cannot be used: {problem}") from problem
         else:
             _judge_restore(worker, name, run)
     return True
@@ -220,6 +235,28 @@ def _judge_restore(worker: Worker, name: str, run: Run) -> None:
     _expect(again.status == 0, f"the restore cannot be repeated: {again.errors}")
     differences = _differences(whole, _tree(run.work))
     _expect(not differences, f"repeated, these differ: {differences}")
+
+
+# Repositories
+
+
+def _judge_repository(run: Run) -> None:
+    root, trees = str(run.work / "repository"), two_trees()
+    LocalStore.make_root(root)
+    store = WriteOnce(LocalStore(root))
+    try:
+        repository = Repository.open(store)
+    except RepositoryNotFound:
+        repository = Repository.create(store, now=NOW)
+    labels = repository.labels("shop")
+    for label, tree in zip(labels, trees, strict=False):
+        _expect(restore(repository, label) == tree, f"backup {label} is not what was backed up")
+        found = list(verify_objects(store, repository.codec, ClusterNames("shop"), label))
+        _expect(not found, f"backup {label}: {found}")
+    # What a killed one has left is used or ignored.
+    next_one = back_up(repository, trees[1], parent=labels[-1] if labels else None, minutes=5).label
+    _expect(restore(repository, next_one) == trees[1], "the next backup is not what was backed up")
+    _expect(repository.labels("shop") == [*labels, next_one], "the next backup has changed the others")
 
 
 # What is there

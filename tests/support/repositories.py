@@ -25,6 +25,12 @@ FILE_KEY = bytes(range(32))
 Tree = dict[tuple[int, bytes], bytes]
 
 
+def two_trees() -> tuple[Tree, Tree]:
+    """Return a small tree, and what it has become a minute later."""
+    first = {(0, b"base/5/%d" % number): bytes([number]) * 300_000 for number in range(1, 5)}
+    return first, first | {(0, b"base/5/1"): bytes(300_000), (0, b"base/5/9"): b"new" * 9000}
+
+
 def seeded(seed: int) -> Callable[[int], bytes]:
     """Return a source of randomness that is the same every time."""
     return random.Random(seed).randbytes
