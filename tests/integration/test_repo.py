@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from polarvault.config.model import KeySource, RepositoryConfiguration
+from polarvault.repository.catalogue.opening import open_repository
 from support.object_servers import BUCKET, ObjectServer
 from support.program import run_polarvault
+from support.repositories import NOW, PARTS, Tree, back_up
 
 SECRET = "correct horse battery"
 
@@ -138,3 +141,28 @@ def test_a_repository_in_a_bucket(seaweedfs: ObjectServer, tmp_path: Path) -> No
     _run("repo", "key", "remove", "first", "--repo", address, "--key-file", tmp_path / "key", **environment)
     wrong = environment | {"AWS_SECRET_ACCESS_KEY": "mistyped"}
     assert "SignatureDoesNotMatch" in _run("repo", "key", "list", "--repo", address, status=1, **wrong)
+
+
+def test_info_tells_what_a_repository_holds(tmp_path: Path, passphrase: Path) -> None:
+    place, how = tmp_path / "repository", ("--passphrase-file", passphrase)
+    _run("repo", "init", place, "--encrypt", *how)
+    empty = _json("repo", "info", place, *how)
+    assert (empty["clusters"], empty["intents"]) == ([], [])
+    opened = open_repository(
+        RepositoryConfiguration("", str(place), key=KeySource(passphrase_file=str(passphrase))), {}
+    )
+    tree: Tree = {(0, b"base/5/1259"): bytes(8192)}
+    outcomes = [back_up(opened.repository, tree, minutes=number) for number in (0, 1)]
+    killed = opened.repository.begin_backup("shop", started=NOW, parts=PARTS)
+    killed.abandon()
+    opened.close()
+    found = _json("repo", "info", place, *how)
+    assert found["repository"] == {"id": opened.id, "address": str(place), "encrypted": True}
+    (cluster,) = found["clusters"]
+    assert (cluster["name"], len(cluster["backups"])) == ("shop", len(outcomes))
+    (intent,) = found["intents"]
+    assert (intent["command"], intent["cluster"], intent["pid"]) == ("backup", "shop", os.getpid())
+    printed = _run("repo", "info", place, *how)
+    assert "shop     2" in printed
+    assert "or was killed" in printed
+    assert "is encrypted, and no passphrase" in _run("repo", "info", place, status=1)

@@ -1,4 +1,4 @@
-"""Repositories for people and for programs: one that was made, and the keys of one."""
+"""Repositories for people and for programs: one that was made, what one holds, and its keys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from polarvault.config.model import RepositoryConfiguration
+from polarvault.report.units import printable
+from polarvault.repository.catalogue.summary import RepositorySummary
 from polarvault.repository.keys.wrapped import WrappedKey
 
 
@@ -36,3 +38,43 @@ def keys_text(keys: Sequence[WrappedKey]) -> Iterator[str]:
 def keys_json(keys: Sequence[WrappedKey]) -> dict[str, Any]:
     """Return keys as --json prints them."""
     return {"keys": [{"name": key.recipient, "kind": key.kind, "epoch": key.epoch, "id": key.key_id} for key in keys]}
+
+
+def summary_text(summary: RepositorySummary) -> Iterator[str]:
+    """Yield what a repository holds, a line for each cluster, and what runs or was killed."""
+    yield f"repository {summary.id} in {summary.address}, {'encrypted' if summary.encrypted else 'not encrypted'}"
+    width = max([7, *(len(cluster.name) for cluster in summary.clusters)])
+    if summary.clusters:
+        yield ""
+        yield f"{'CLUSTER':{width}}  {'BACKUPS':7}  {'FIRST':21}  LAST"
+    for cluster in summary.clusters:
+        first, last = (cluster.labels[0], cluster.labels[-1]) if cluster.labels else ("", "")
+        yield f"{cluster.name:{width}}  {len(cluster.labels):<7}  {first:21}  {last}".rstrip()
+    for cluster in summary.clusters:
+        if cluster.unfinished:
+            yield f"{cluster.name}: {cluster.unfinished} unfinished; the next backup goes on with what is there"
+    if summary.intents:
+        yield ""
+    for intent in summary.intents:
+        what = " ".join(filter(None, (intent.command, intent.cluster, intent.label)))
+        yield printable(f"{what}: runs since {intent.started} on {intent.host}, process {intent.pid}, or was killed")
+    if summary.intents_left_out:
+        yield f"and {summary.intents_left_out} more"
+
+
+def summary_json(summary: RepositorySummary) -> dict[str, Any]:
+    """Return the same as --json prints it."""
+    return {
+        "repository": {"id": summary.id, "address": summary.address, "encrypted": summary.encrypted},
+        "clusters": [
+            {"name": cluster.name, "backups": list(cluster.labels), "unfinished": cluster.unfinished}
+            for cluster in summary.clusters
+        ],
+        "intents": [
+            {
+                "id": intent.id, "command": intent.command, "cluster": intent.cluster, "label": intent.label,
+                "started": intent.started, "host": intent.host, "pid": intent.pid,
+            }
+            for intent in summary.intents
+        ],
+    }  # fmt: skip

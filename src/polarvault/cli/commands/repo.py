@@ -45,9 +45,7 @@ def init(
     from polarvault.report.repository import made_json, made_text
     from polarvault.repository.catalogue.opening import make_repository
 
-    if repository is not None and repo is not None:
-        raise UsageError("the repository is named twice", hint="write its name or address once")
-    chosen = chosen_repository(repo=repository or repo, **options)
+    chosen = chosen_repository(repo=_once(repository, repo), **options)
     secret = _secret_of_a_new_one(chosen, encrypt=encrypt, new_key_file=new_key_file)
     made = make_repository(chosen, os.environ, now=datetime.now(UTC), secret=secret, recipient=recipient)
     made.close()
@@ -80,6 +78,30 @@ def _new_key_file(path: str) -> Secret:
     from polarvault.repository.keys.wrapped import Secret
 
     return Secret(file_key=write_key_file(os.path.abspath(path), random=os.urandom), origin=f'the key file "{path}"')
+
+
+@command.command("info", context_settings=_HELP)
+@click.argument("repository", metavar="[NAME|ADDRESS]", required=False)
+@repository_options
+@json_option
+def info(repository: str | None, *, repo: str | None, **options: Any) -> None:
+    """Show what a repository holds, and which commands use it now or were killed."""
+    from polarvault.report.repository import summary_json, summary_text
+    from polarvault.repository.catalogue.opening import open_repository
+    from polarvault.repository.catalogue.summary import read_summary
+
+    opened = open_repository(chosen_repository(repo=_once(repository, repo), **options), os.environ)
+    try:
+        summary = read_summary(opened.repository)
+    finally:
+        opened.close()
+    _show(summary_json(summary), summary_text(summary))
+
+
+def _once(argument: str | None, option: str | None) -> str | None:
+    if argument is not None and option is not None:
+        raise UsageError("the repository is named twice", hint="write its name or address once")
+    return argument or option
 
 
 @command.group("key", context_settings=_HELP)
