@@ -17,13 +17,14 @@ from polarvault.basebackup.configuration_files import (
     find_configuration,
     follow_configuration,
 )
-from polarvault.basebackup.output import BackupContext
+from polarvault.basebackup.destination import Destination, Output
 from polarvault.errors import PolarvaultError, ServerRefused
 from polarvault.instance.debian import DebianCluster, configuration_root, find_clusters
 from polarvault.instance.host import Host
 from polarvault.pgconf.configuration import Configuration, MemoryReader
 from polarvault.pgconf.hba import references
-from polarvault.server.connection import Connection, Connector
+from polarvault.server.connection import Connection, Connector, is_on_this_machine
+from polarvault.taking.facts import ReceivedBackup, StoredBackup
 from polarvault.wire.commands import quote_identifier
 
 # What the data directory is called where its real path is not known: .. in a name leads out of it.
@@ -68,23 +69,56 @@ def _port_of(cluster: DebianCluster, host: Host) -> str:
     return Configuration(data_directory, host, main_file=cluster.main_file).value("port") or "5432"
 
 
-class ConfigurationCopy:
-    """The copy of one backup: read before the backup begins, written when all of it has arrived."""
+class WithConfiguration:
+    """A target of files with what --copy-configuration keeps: read before the backup, written when all of it is there.
 
-    def __init__(self, context: BackupContext) -> None:
-        self._context = context
+    Without the option it says which configuration the backup lacks.
+    """
+
+    def __init__(self, output: Output, destination: Destination, connector: Connector, connection: Connection) -> None:
+        self._output = output
+        self._destination = destination
+        self._connector = connector
+        self._port = connection.pgconn.port.decode("utf-8", "replace")
+        self._is_here = is_on_this_machine(connection)
         self._saved: SavedConfiguration | None = None
+        self.spool_directory = output.spool_directory
+        self.begin = output.begin
+        self.wal = output.wal
+        self.archive = output.archive
+        self.abort = output.abort
 
     @property
     def directory(self) -> str:
         """Where the copy goes."""
-        assert self._context.request.directory is not None
-        return saved_beside(self._context.request.directory)
+        assert self._destination.request.directory is not None
+        return saved_beside(self._destination.request.directory)
 
-    def read(self, connector: Connector, *, port: str | None, is_here: bool) -> None:
-        """Read everything; raise ServerRefused when not even postgresql.conf can be had, TargetNotEmpty."""
-        found = read_server_configuration(connector, port=port, is_here=is_here)
-        role = quote_identifier(connector.user or "ROLE")
+    def claim(self) -> None:
+        """Take the place, read everything; raise ServerRefused when not even postgresql.conf can be had."""
+        self._output.claim()
+        if self._destination.request.copy_configuration:
+            self._read()
+
+    def commit(self, received: ReceivedBackup) -> StoredBackup:
+        """Write what was read, or say what is missing, then commit the backup."""
+        destination, reporter = self._destination, self._destination.reporter
+        if self._saved is not None:
+            write_configuration(self.directory, self._saved, sync=destination.request.sync)
+            reporter.step(f'{len(self._saved.files)} configuration files are kept in "{self.directory}"')
+        else:
+            for path in received.linked_configuration:
+                reporter.warning(
+                    f'"{path}" is a link, or no regular file, in the data directory: it is not in the backup; keep a '
+                    "copy of it with the backup: --copy-configuration"
+                )
+            if not received.linked_configuration:
+                self._say_outside(received)
+        return self._output.commit(received)
+
+    def _read(self) -> None:
+        found = read_server_configuration(self._connector, port=self._port, is_here=self._is_here)
+        role = quote_identifier(self._connector.user or "ROLE")
         if found is None or found.files.get(found.places["config_file"]) is None:
             what = "know where the configuration files are"
             if found is not None:
@@ -96,7 +130,7 @@ class ConfigurationCopy:
                 "as a user who can read the files",
             )
         missing = tuple(found.unreadable)
-        self._context.created.claim(self.directory)
+        self._destination.created.claim(self.directory)
         self._saved = SavedConfiguration(
             data_directory=found.data_directory,
             places=found.places,
@@ -105,37 +139,32 @@ class ConfigurationCopy:
             missing=missing,
         )
         if missing:
-            self._context.reporter.warning(
+            self._destination.reporter.warning(
                 f"these configuration files cannot be read and are not in the copy: {', '.join(missing)}"
             )
 
-    def write(self) -> None:
-        """Write what was read."""
-        if self._saved is not None:
-            write_configuration(self.directory, self._saved, sync=self._context.request.sync)
-            self._context.reporter.step(f'{len(self._saved.files)} configuration files are kept in "{self.directory}"')
-
-
-def say_outside(context: BackupContext, connector: Connector, *, port: str | None, is_here: bool) -> None:
-    """Say that the backup lacks configuration, and where that is, if anybody tells; nothing where it has all."""
-    lines = named_outside({name: bytes(content) for name, content in context.configuration.items()})
-    if not context.lacks_configuration and not lines:
-        return
-    found = read_server_configuration(connector, port=port, is_here=is_here)
-    outside = found.outside if found is not None else []
-    if context.lacks_configuration:
-        what = "the server's configuration files lie outside of its data directory and are not in the backup"
-        where = f": {', '.join(outside)}" if outside else ""
-    elif outside:
-        what = "configuration files that the server reads lie outside of its data directory and are not in the backup"
-        where = f": {', '.join(outside)}"
-    elif found is None:
-        # Who may only stream is not told where the data directory is: a full path may lead into it.
-        what = "configuration files that are named by their paths are not in the backup unless they lie in the data"
-        where = f" directory: {', '.join(lines)}"
-    else:
-        return
-    context.reporter.note(f"{what}{where}; add --copy-configuration to keep them beside it")
+    def _say_outside(self, received: ReceivedBackup) -> None:
+        """Say that the backup lacks configuration, and where that is, if anybody tells; nothing where it has all."""
+        lines = named_outside(received.configuration)
+        if not received.lacks_configuration and not lines:
+            return
+        found = read_server_configuration(self._connector, port=self._port, is_here=self._is_here)
+        outside = found.outside if found is not None else []
+        if received.lacks_configuration:
+            what = "the server's configuration files lie outside of its data directory and are not in the backup"
+            where = f": {', '.join(outside)}" if outside else ""
+        elif outside:
+            what = (
+                "configuration files that the server reads lie outside of its data directory and are not in the backup"
+            )
+            where = f": {', '.join(outside)}"
+        elif found is None:
+            # Who may only stream is not told where the data directory is: a full path may lead into it.
+            what = "configuration files that are named by their paths are not in the backup unless they lie in the data"
+            where = f" directory: {', '.join(lines)}"
+        else:
+            return
+        self._destination.reporter.note(f"{what}{where}; add --copy-configuration to keep them beside it")
 
 
 def named_outside(files: Mapping[str, bytes]) -> list[str]:

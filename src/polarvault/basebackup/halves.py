@@ -7,25 +7,16 @@ tool can use it (facts 1.7). Each half gets one that lists exactly its own files
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from polarvault import __version__
-from polarvault.model.lsn import Lsn
 from polarvault.pgfiles import manifest as manifests
 from polarvault.pgfiles.manifest import Manifest, ManifestFile
-from polarvault.server.identity import ServerIdentity
+from polarvault.taking.facts import ArchiveNames, ReceivedBackup
 
 SERVER_MANIFEST = "backup_manifest.server"
 DESCRIPTION = "polarvault_backup.json"
-
-
-@dataclass(slots=True)
-class ArchiveNames:
-    """Names of the regular files in one archive: all that were sent, and those that were not written."""
-
-    sent: list[str] = field(default_factory=list)
-    left_out: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +51,13 @@ def _kept(entries: list[ManifestFile], names: ArchiveNames) -> list[ManifestFile
     return [entry for entry in entries if entry.path not in names.left_out]
 
 
-def describe_backup(
-    identity: ServerIdentity,
-    *,
-    label: str,
-    shared_half: str | None,
-    start_lsn: Lsn,
-    stop_lsn: Lsn,
-    timeline_id: int,
-    started: datetime,
-    finished: datetime,
-    wal_method: str,
-) -> bytes:
+def describe_backup(received: ReceivedBackup, *, shared_half: str | None, finished: datetime) -> bytes:
     """Return the JSON that tells `polarvault restore` what it has before it; times are UTC."""
+    facts = received.facts
+    identity = facts.identity
     fields = {
         "format": 1,
-        "label": label,
+        "label": facts.label,
         "server_version": identity.version,
         "server_version_num": identity.version_num,
         "system_identifier": identity.system_identifier,
@@ -85,12 +67,12 @@ def describe_backup(
         "shared_half": shared_half,
         "wal_segment_size": identity.segment_size_bytes,
         "data_checksums": identity.data_checksums,
-        "start_lsn": str(start_lsn),
-        "stop_lsn": str(stop_lsn),
-        "timeline": timeline_id,
-        "started_at": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "start_lsn": str(facts.start.start_lsn),
+        "stop_lsn": str(received.stop_lsn),
+        "timeline": facts.start.timeline_id,
+        "started_at": facts.started.astimezone(UTC).isoformat(timespec="seconds"),
         "finished_at": finished.astimezone(UTC).isoformat(timespec="seconds"),
-        "wal_method": wal_method,
+        "wal_method": facts.wal_method,
         "tool": f"polarvault {__version__}",
     }
     return (json.dumps(fields, indent=1) + "\n").encode()

@@ -7,14 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
-from polarvault.basebackup.archive_writer import ArchiveWriter
-from polarvault.basebackup.output import (
-    BackupContext,
-    ReceivedBackup,
-    half_documents,
-    seal_backup,
-    write_documents,
-)
+from polarvault.basebackup.destination import Destination, half_documents, seal_backup, write_documents
 from polarvault.basebackup.recovery_settings import AUTO_CONF, STANDBY_SIGNAL
 from polarvault.errors import RemoteProtocolError
 from polarvault.model.names import name_problem, shown_name
@@ -22,47 +15,52 @@ from polarvault.pgfiles.tar import Member
 from polarvault.pipeline.member_sinks import DirectorySink
 from polarvault.pipeline.wal_sinks import WalDirectory
 from polarvault.polardb.layout import SHARED_HALF_NAME, KeepRules, keep_everything
-from polarvault.server.base_backup import ArchiveBegins, BackupStart
+from polarvault.server.base_backup import ArchiveBegins
 from polarvault.server.wal_stream import WalSink
 from polarvault.storage import files
 from polarvault.storage.below import Below
+from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
 
 
 class PlainOutput:
     """Extracts archives below -D; PolarDB's shared half goes to --polardata or to polar_shared_data below -D."""
 
-    def __init__(self, context: BackupContext) -> None:
-        assert context.request.directory is not None
-        self._context = context
-        self._root = context.request.directory
+    def __init__(self, destination: Destination) -> None:
+        assert destination.request.directory is not None
+        self._destination = destination
+        self._root = destination.request.directory
         self.spool_directory: str | None = self._root
         self._shared_root = self._root
-        if context.identity.shared_storage:
-            self._shared_root = context.request.polardata or os.path.join(self._root, SHARED_HALF_NAME)
+        if destination.identity.shared_storage:
+            self._shared_root = destination.request.polardata or os.path.join(self._root, SHARED_HALF_NAME)
         self._tablespace_roots: list[str] = []
         self._known_locations: set[str] = set()
         self._sinks: list[DirectorySink] = []
+        self._streams_wal = False
         self._wal: WalDirectory | None = None
 
     def claim(self) -> None:
         """Make or check -D, the shared half, and --waldir."""
-        context, request = self._context, self._context.request
-        context.created.claim(self._root)
-        context.created.mark(self._root)
+        destination, request = self._destination, self._destination.request
+        destination.created.claim(self._root)
+        destination.created.mark(self._root)
         if self._shared_root != self._root:
-            context.created.claim(self._shared_root)
-            context.created.mark(self._shared_root)
+            destination.created.claim(self._shared_root)
+            destination.created.mark(self._shared_root)
         if request.waldir is not None:
-            context.created.claim(request.waldir)
+            destination.created.claim(request.waldir)
             try:
                 os.symlink(request.waldir, os.path.join(self._shared_root, "pg_wal"))
             except OSError as problem:
                 raise files.storage_failed(problem, "create symbolic link in", self._shared_root) from problem
 
-    def begin(self, start: BackupStart) -> None:
+    def begin(self, facts: BackupFacts) -> None:
         """Make the directories of user tablespaces."""
+        self._streams_wal = facts.streams_wal
         # Outer before inner: one tablespace may lie inside of another, and the outer directory has to be empty.
-        for tablespace in sorted(start.tablespaces, key=lambda one: self._new_location(one.location or "").count("/")):
+        for tablespace in sorted(
+            facts.start.tablespaces, key=lambda one: self._new_location(one.location or "").count("/")
+        ):
             if tablespace.oid is None or tablespace.location is None or tablespace.is_in_place:
                 continue
             self._known_locations.add(tablespace.location.rstrip("/"))
@@ -72,22 +70,22 @@ class PlainOutput:
                     f"the server gives {shown_name(location)} as the location of tablespace {tablespace.oid}, "
                     "which is no absolute path"
                 )
-            self._context.created.claim(location, tablespace=tablespace.location)
+            self._destination.created.claim(location, tablespace=tablespace.location)
             self._tablespace_roots.append(location)
 
-    def wal_sink(self) -> WalSink | None:
+    def wal(self) -> WalSink | None:
         """Return pg_wal of the half that holds the WAL."""
-        if self._context.streams_wal:
-            modes, request = self._context.modes, self._context.request
+        if self._streams_wal:
+            modes, request = self._destination.modes, self._destination.request
             self._wal = WalDirectory(
                 os.path.join(self._shared_root, "pg_wal"),
                 file_mode=modes.file, directory_mode=modes.directory, sync=request.sync,
             )  # fmt: skip
         return self._wal
 
-    def open_archive(self, event: ArchiveBegins) -> ArchiveWriter:
+    def archive(self, begins: ArchiveBegins) -> DirectorySink:
         """Extract the archive to where its tablespace or half belongs."""
-        context, tablespace = self._context, event.tablespace
+        destination, tablespace = self._destination, begins.tablespace
         root = self._root
         if tablespace.shared:
             root = self._shared_root
@@ -96,30 +94,22 @@ class PlainOutput:
         elif tablespace.oid is not None and tablespace.location is not None:
             root = self._new_location(tablespace.location)
         keep: Callable[[Member], bool] = keep_everything
-        if context.identity.shared_storage and not context.request.keep_all and tablespace.oid is None:
-            keep = KeepRules(tablespace.shared, context.identity.log_directory)
-        modes = replace(context.modes, as_sent=not tablespace.shared)
-        own_link = "pg_wal" if context.request.waldir is not None and root == self._shared_root else None
+        if destination.identity.shared_storage and not destination.request.keep_all and tablespace.oid is None:
+            keep = KeepRules(tablespace.shared, destination.identity.log_directory)
+        modes = replace(destination.modes, as_sent=not tablespace.shared)
+        own_link = "pg_wal" if destination.request.waldir is not None and root == self._shared_root else None
         sink = DirectorySink(
-            root, modes=modes, keep=keep, link_target=self._link_target, writeback=context.request.sync,
+            root, modes=modes, keep=keep, link_target=self._link_target, writeback=destination.request.sync,
             links=lambda name: name == own_link,
         )  # fmt: skip
         self._sinks.append(sink)
-        return ArchiveWriter(
-            event.name, sink,
-            page_check=context.page_check_for(event), names=context.names_of(event), on_member=context.note_member,
-            links=context.links_of(event),
-        )  # fmt: skip
+        return sink
 
-    def finish(self, received: ReceivedBackup) -> None:
+    def commit(self, received: ReceivedBackup) -> StoredBackup:
         """Write settings and manifests, sync all, rename the manifests into place."""
-        request = self._context.request
-        for sink in self._sinks:
-            self._context.left_out.count += sink.left_out.count
-            self._context.left_out.size_bytes += sink.left_out.size_bytes
-            self._context.left_out.names |= sink.left_out.names
-        if self._context.recovery_settings is not None:
-            self._append(AUTO_CONF, self._context.recovery_settings)
+        request = self._destination.request
+        if self._destination.recovery_settings is not None:
+            self._append(AUTO_CONF, self._destination.recovery_settings)
             self._append(STANDBY_SIGNAL, b"")
         manifests = self._write_manifests(received)
         roots = [self._root, *self._tablespace_roots]
@@ -127,10 +117,13 @@ class PlainOutput:
             roots.append(self._shared_root)
         if request.waldir is not None:
             roots.append(request.waldir)
-        seal_backup(self._context, roots, manifests)
-        self.abandon()
+        seal_backup(self._destination, roots, manifests)
+        self.abort()
+        return StoredBackup(
+            sum(sink.left_out.count for sink in self._sinks), sum(sink.left_out.size_bytes for sink in self._sinks)
+        )
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Close what is open."""
         for sink in self._sinks:
             sink.abandon()
@@ -139,7 +132,7 @@ class PlainOutput:
 
     def closing_notes(self) -> list[str]:
         """Say where both halves are and how to restore them."""
-        if not self._context.identity.shared_storage:
+        if not self._destination.identity.shared_storage:
             return []
         local, shared = os.path.abspath(self._root), os.path.abspath(self._shared_root)
         return [
@@ -153,14 +146,14 @@ class PlainOutput:
     def _link_target(self, location: str) -> str:
         """Return where the link to a tablespace has to lead; the server told of each that is in the backup before."""
         if location.rstrip("/") not in self._known_locations:
-            self._context.reporter.warning(
+            self._destination.reporter.warning(
                 f'the tablespace at "{location}" was made while the backup was taken: it is not in the backup, its '
                 "link leads to the server's own files, and recovery makes it again at that very place"
             )
         return self._new_location(location)
 
     def _new_location(self, location: str) -> str:
-        return self._context.request.tablespace_mapping.get(location.rstrip("/") or location, location)
+        return self._destination.request.tablespace_mapping.get(location.rstrip("/") or location, location)
 
     def _append(self, name: str, content: bytes) -> None:
         try:
@@ -168,7 +161,7 @@ class PlainOutput:
                 if below.exists(name):
                     descriptor = below.open_for_writing(name, append=True)
                 else:
-                    descriptor = below.create(name, self._context.modes.file)
+                    descriptor = below.create(name, self._destination.modes.file)
                 try:
                     files.write_all(descriptor, [content])
                 finally:
@@ -179,24 +172,24 @@ class PlainOutput:
     def _make_in_place(self, name: str) -> str:
         try:
             with Below(self._shared_root) as below:
-                below.make_directories(name, self._context.modes.directory)
+                below.make_directories(name, self._destination.modes.directory)
         except OSError as problem:
             raise files.storage_failed(problem, "create directory", name) from problem
         return os.path.join(self._shared_root, name)
 
     def _write_manifests(self, received: ReceivedBackup) -> list[str]:
         """Write what describes the backup under temporary names; return the final names."""
-        if not self._context.identity.shared_storage:
-            return write_documents(self._context, self._root, {"backup_manifest.tmp": received.manifest})
+        if not self._destination.identity.shared_storage:
+            return write_documents(self._destination, self._root, {"backup_manifest.tmp": received.manifest})
         nested = os.path.relpath(self._shared_root, self._root)
         shared_half = nested if _is_below(self._shared_root, self._root) else os.path.abspath(self._shared_root)
-        added, made = half_documents(self._context, received, shared_half=shared_half)
+        added, made = half_documents(received, shared_half=shared_half)
         local, shared = dict(added), {}
         if made is not None:
             local["backup_manifest.tmp"], shared["backup_manifest.tmp"] = made.local, made.shared
         return [
-            *write_documents(self._context, self._shared_root, shared),
-            *write_documents(self._context, self._root, local),
+            *write_documents(self._destination, self._shared_root, shared),
+            *write_documents(self._destination, self._root, local),
         ]
 
 

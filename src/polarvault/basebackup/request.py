@@ -6,49 +6,31 @@ import os
 from dataclasses import dataclass, field
 
 from polarvault.errors import UsageError
-from polarvault.model.compression import Compression
+from polarvault.taking.request import ServerRequest
 
 STDOUT = "-"
 _NO_STREAM_TO_STDOUT = "cannot stream write-ahead logs in tar mode to stdout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackupRequest:
+class BackupRequest(ServerRequest):
     """One base backup; field names follow the long options."""
 
     directory: str | None = None
-    target: str | None = None
-    format: str | None = None
-    max_rate_kb: int | None = None
     write_recovery_conf: bool = False
     tablespace_mapping: dict[str, str] = field(default_factory=dict)
     waldir: str | None = None
-    wal_method: str = "stream"
-    compression: Compression = field(default_factory=Compression)
-    checkpoint_fast: bool = False
-    create_slot: bool = False
-    label: str = "pg_basebackup base backup"
     clean: bool = True
     sync: bool = True
     sync_method: str = "fsync"
     progress: bool = False
-    slot: str | None = None
-    no_slot: bool = False
     verbose: bool = False
-    manifest: bool = True
-    manifest_checksums: str | None = None
-    manifest_force_encode: bool = False
-    estimate_size: bool = True
-    verify_checksums: bool = True
-    incremental: str | None = None
-    status_interval_s: float = 10.0
     polardata: str | None = None
     polar_disk_name: str | None = None
     polar_host_id: str | None = None
     polar_storage_cluster_name: str | None = None
     keep_all: bool = False
     copy_configuration: bool = False
-    checkpoint_timeout_s: float = 60.0
 
     @property
     def is_plain(self) -> bool:

@@ -14,8 +14,6 @@ from polarvault.pgfiles import pages
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberKind, TarEvent
 
-# What stands in front of the payload in each message of a base backup: type, length, subtype.
-_MESSAGE_HEADER_BYTES = 6
 # The server names at most this many pages per file; more would bury the message.
 _NAMED_PER_FILE = 5
 _CAPACITY = 4096
@@ -42,17 +40,21 @@ class PageFindings:
 
 
 class PageCheck:
-    """Follows tar events; feed it before the views are reused."""
+    """Follows tar events; feed it before the views are reused.
+
+    gap_bytes: how far apart views of whole pages lie that come from one buffer; such views are checked in one call.
+    """
 
     def __init__(
-        self, *, start_lsn: int, wal_repairs_torn_pages: bool, relation_segment_bytes: int, prefix: str = ""
+        self, *, start_lsn: int, wal_repairs_torn_pages: bool, relation_segment_bytes: int, gap_bytes: int = 0
     ) -> None:
         self.findings = PageFindings()
         self._kernel = pages.load_kernel()
         self._start_lsn = start_lsn
         self._wal_repairs = wal_repairs_torn_pages
         self._blocks_per_segment = relation_segment_bytes // PAGE_BYTES
-        self._prefix = prefix
+        self._gap_bytes = gap_bytes
+        self._prefix = ""
         self._bad = (ctypes.c_int64 * _CAPACITY)()
         self._bad_address = ctypes.addressof(self._bad)
         self._scratch = bytearray(PAGE_BYTES)
@@ -91,7 +93,7 @@ class PageCheck:
         if per_run and not middle[0].readonly:
             self._check_view(views[0])
             first, last = _address(middle[0]), _address(middle[-1])
-            stride = per_run * PAGE_BYTES + _MESSAGE_HEADER_BYTES
+            stride = per_run * PAGE_BYTES + self._gap_bytes
             total = len(middle) * per_run * PAGE_BYTES
             if not self._filled and last - first == (len(middle) - 1) * stride and sum(map(len, middle)) == total:
                 self._check_runs(first, len(middle) * per_run, per_run, stride, middle)

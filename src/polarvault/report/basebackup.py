@@ -6,9 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from polarvault.basebackup.reporter import BackupProgress
 from polarvault.basebackup.take import BackupOutcome
 from polarvault.errors import ServerError
+from polarvault.taking.reporter import BackupProgress
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -22,7 +22,7 @@ _MOST_NOTICES = 1000
 
 
 class TextReporter:
-    """Implements `basebackup.reporter.Reporter`: a rich bar on a terminal, pg_basebackup's lines elsewhere."""
+    """Implements `taking.reporter.BackupReporter`: a rich bar on a terminal, pg_basebackup's lines elsewhere."""
 
     def __init__(self, *, verbose: bool, progress: bool) -> None:
         self._verbose = verbose

@@ -17,12 +17,12 @@ from polarvault.report.findings import finding_json
 from polarvault.report.json_document import SCHEMA_VERSION, error_json, iso
 
 if TYPE_CHECKING:
-    from polarvault.basebackup.reporter import BackupProgress
     from polarvault.drill.model import Part
     from polarvault.errors import PolarvaultError, ServerError
     from polarvault.model.finding import Finding
     from polarvault.recovery.watch import ReplayState
     from polarvault.restore.standby.follow import FollowState
+    from polarvault.taking.reporter import BackupProgress
     from polarvault.walarchive.receive.state import ReceiverState
 
 _BETWEEN_S = 1.0

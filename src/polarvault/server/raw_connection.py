@@ -48,6 +48,10 @@ class RawConnection:
         self._start = self._end = 0
         self._notices = 0
 
+    def close(self) -> None:
+        """Close our copy of the socket; the connection itself stays its owner's."""
+        self._socket.close()
+
     def send_query(self, sql: str) -> None:
         """Send one simple query."""
         self._send(messages.encode_query(sql))

@@ -64,6 +64,9 @@ class Transport(Protocol):
     def blocks(self, *, typed: bool) -> Iterator[Block]:
         """Yield the COPY stream's blocks until it ends; raise ServerError if the server aborts it."""
 
+    def close(self) -> None:
+        """Give back what the transport has of its own; the connection stays its owner's."""
+
     def interrupt(self) -> None:
         """Make a blocked read end with ConnectionLost; for another thread to call."""
 
@@ -256,6 +259,9 @@ class LibpqTransport:
                 self._pgconn.consume_input()
         except (psycopg.Error, OSError, ValueError):
             raise connection_lost(self._pgconn) from None
+
+    def close(self) -> None:
+        """Everything is the connection's."""
 
     def interrupt(self) -> None:
         """Wake a blocked reader by shutting its socket down."""

@@ -203,10 +203,6 @@ class RawWalConnection(RawConnection):
             raise RemoteProtocolError(f"the server did not answer {sql}")
         return answer
 
-    def close(self) -> None:
-        """Close our copy of the socket."""
-        self._socket.close()
-
     def _stream_ended(self, kind: bytes, body: bytes) -> TimelineEnds:
         if kind == messages.ERROR:
             error = messages.parse_error(body)

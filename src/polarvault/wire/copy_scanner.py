@@ -25,8 +25,9 @@ _MOST_VIEWS = 4096
 # The server sends relation files in messages of 32 kB of payload: the header of such a message is always the same.
 _FULL_PAYLOAD = 32768
 _FULL_HEADER = struct.pack("!BIB", _COPY_DATA, _FULL_PAYLOAD + 5, _DATA)
-_FULL_PREFIX = len(_FULL_HEADER)
-_FULL_STRIDE = _FULL_PREFIX + _FULL_PAYLOAD
+DATA_PREFIX_BYTES = len(_FULL_HEADER)
+"""What lies in front of each payload in a receive buffer: type, length, subtype."""
+_FULL_STRIDE = DATA_PREFIX_BYTES + _FULL_PAYLOAD
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class CopyScanner:
             if end - position < HEADER_BYTES:
                 break
             if typed and (count := _full_messages(view, position, end)):
-                first = position + _FULL_PREFIX
+                first = position + DATA_PREFIX_BYTES
                 position += count * _FULL_STRIDE
                 run += [view[at : at + _FULL_PAYLOAD] for at in range(first, position, _FULL_STRIDE)]
                 continue

@@ -13,11 +13,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from polarvault.basebackup.absences import explain_refusal, is_needed
 from polarvault.check.session import INSUFFICIENT_PRIVILEGE, CheckSession
 from polarvault.errors import PolarvaultError, ServerError
 from polarvault.model.finding import Finding, ok, problem
 from polarvault.server.connection import is_on_this_machine
+from polarvault.taking.absences import explain_refusal, is_needed
 
 # Contents of these are not in a base backup, and links are sent as empty directories (server: excludeDirContents).
 _NOT_READ = frozenset(

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import time
 
-from polarvault.basebackup.output import BackupContext, ReceivedBackup
 from polarvault.errors import PolarvaultError, WalIncomplete
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connector
 from polarvault.server.wal_stream import WalSink, WalStream
+from polarvault.taking.facts import ReceivedBackup
+from polarvault.taking.reporter import BackupReporter
 from polarvault.wal.backup_end import backup_end_problem
 
 _SAY_AFTER_S = 5.0
 
 
 def finish_wal(
-    context: BackupContext, connector: Connector, wal: WalStream | None, sink: WalSink | None, received: ReceivedBackup
-) -> None:
+    received: ReceivedBackup, connector: Connector, reporter: BackupReporter, wal: WalStream | None,
+    sink: WalSink | None,
+) -> None:  # fmt: skip
     """Return when all WAL up to the stop LSN has been received and checked; raise WalIncomplete otherwise."""
+    identity = received.facts.identity
     if wal is not None:
         wal.stop_at(received.stop_lsn)
-    is_polardb = context.identity.shared_storage or context.identity.polar_version is not None
-    if is_polardb and not context.identity.in_recovery:
-        _flush_stop_record(context, connector)
+    is_polardb = identity.shared_storage or identity.polar_version is not None
+    if is_polardb and not identity.in_recovery:
+        _flush_stop_record(connector, reporter)
     if wal is None or sink is None:
         return
-    context.reporter.step("waiting for the WAL stream to finish ...")
+    reporter.step("waiting for the WAL stream to finish ...")
     started, said = time.monotonic(), False
     while not wal.wait(0.2):
         if not said and time.monotonic() - started > _SAY_AFTER_S:
             said = True
-            context.reporter.note(_what_takes_time(received.stop_lsn, wal.received))
-    if not context.identity.in_recovery and not context.identity.is_newer:
-        check_backup_end(sink, received, context.identity.segment_size_bytes)
+            reporter.note(_what_takes_time(received.stop_lsn, wal.received))
+    if not identity.in_recovery and not identity.is_newer:
+        check_backup_end(sink, received, identity.segment_size_bytes)
 
 
 def _what_takes_time(stop: Lsn, got: Lsn) -> str:
@@ -50,7 +53,10 @@ def check_backup_end(sink: WalSink, received: ReceivedBackup, segment_size_bytes
         return sink.read(segment, lsn - segment.start, length)
 
     problem = backup_end_problem(
-        read, start_lsn=Lsn(received.start.start_lsn), stop_lsn=received.stop_lsn, segment_size_bytes=segment_size_bytes
+        read,
+        start_lsn=Lsn(received.facts.start.start_lsn),
+        stop_lsn=received.stop_lsn,
+        segment_size_bytes=segment_size_bytes,
     )
     if problem is not None:
         raise WalIncomplete(
@@ -59,7 +65,7 @@ def check_backup_end(sink: WalSink, received: ReceivedBackup, segment_size_bytes
         )
 
 
-def _flush_stop_record(context: BackupContext, connector: Connector) -> None:
+def _flush_stop_record(connector: Connector, reporter: BackupReporter) -> None:
     """Make PolarDB write the stop record out now.
 
     Without WAIT the server does not flush it, with shared storage or without; the next flush comes up to 20 s later
@@ -73,4 +79,4 @@ def _flush_stop_record(context: BackupContext, connector: Connector) -> None:
         finally:
             connection.close()
     except PolarvaultError as problem:
-        context.reporter.note(f"cannot make the server flush its WAL ({problem.message}); waiting for it may take 20 s")
+        reporter.note(f"cannot make the server flush its WAL ({problem.message}); waiting for it may take 20 s")

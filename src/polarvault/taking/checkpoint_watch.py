@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import time
 
-from polarvault.basebackup.reporter import BackupReporter
 from polarvault.errors import CheckpointBlocked, PolarvaultError, ServerError
 from polarvault.server.connection import Connection, Connector
+from polarvault.taking.reporter import BackupReporter
 
 _BETWEEN_LOOKS_S = 2.0
 _SAY_AFTER_S = 30.0

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from polarvault.basebackup.output import ReceivedBackup
-from polarvault.server.base_backup import ArchiveBegins, BackupStart
+from polarvault.server.base_backup import ArchiveBegins
 from polarvault.server.wal_stream import WalSink
+from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
 
 
-class NoOutput:
-    """The backup goes to a target on the server; nothing arrives here."""
+class ServerTarget:
+    """The server stores the backup itself."""
 
     spool_directory: str | None = None
 
     def claim(self) -> None:
         """Nothing to claim."""
 
-    def begin(self, start: BackupStart) -> None:
+    def begin(self, facts: BackupFacts) -> None:
         """Nothing to prepare."""
 
-    def wal_sink(self) -> WalSink | None:
+    def wal(self) -> WalSink | None:
         """WAL cannot be streamed to a target."""
         return None
 
-    def open_archive(self, event: ArchiveBegins) -> None:
+    def archive(self, begins: ArchiveBegins) -> None:
         """Take no data: the server names its archives here as well, but keeps what is in them."""
 
-    def finish(self, received: ReceivedBackup) -> None:
+    def commit(self, received: ReceivedBackup) -> StoredBackup:
         """The server has finished it."""
+        return StoredBackup()
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Nothing is open."""
 
     def closing_notes(self) -> list[str]:

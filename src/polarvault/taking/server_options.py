@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from polarvault.basebackup.node_role import refuse_replica
-from polarvault.basebackup.reporter import BackupReporter
-from polarvault.basebackup.request import BackupRequest
 from polarvault.errors import ServerRefused
 from polarvault.model import versions
 from polarvault.server.connection import Connector
 from polarvault.server.identity import ServerIdentity
+from polarvault.taking.node_role import refuse_replica
+from polarvault.taking.reporter import BackupReporter
+from polarvault.taking.request import ServerRequest
 from polarvault.wire.commands import BaseBackupOptions
 
 
-def base_backup_options(request: BackupRequest, identity: ServerIdentity) -> BaseBackupOptions:
+def base_backup_options(request: ServerRequest, identity: ServerIdentity) -> BaseBackupOptions:
     """Translate the request for this server."""
     shared = identity.shared_storage
     by_server = request.compression.location == "server" and request.compression.algorithm != "none"
@@ -41,7 +41,7 @@ def base_backup_options(request: BackupRequest, identity: ServerIdentity) -> Bas
 
 
 def refuse_impossible(
-    request: BackupRequest, identity: ServerIdentity, connector: Connector, reporter: BackupReporter
+    request: ServerRequest, identity: ServerIdentity, connector: Connector, reporter: BackupReporter
 ) -> None:
     """Refuse what this server cannot do, before it starts a checkpoint for it."""
     server = versions.of_server(identity.version_num)
@@ -57,19 +57,10 @@ def refuse_impossible(
                 f"server version {identity.version} does not support server-side compression",
                 hint=f"compress on the client: -Z client-{request.compression.algorithm}",
             )
-    if request.polardata is not None and not identity.shared_storage:
-        raise ServerRefused(
-            f"{identity.product} keeps its data in one directory, there is no shared half for --polardata",
-            hint="run the command again without --polardata",
-        )
     if identity.is_newer:
         reporter.warning(
             f"{versions.is_not_known(identity.product)}; files, manifest and WAL are saved as they come; "
             "pages are checked by the server alone, and whether the WAL ends with the backup's last record is not"
-        )
-    if request.polar_disk_name is not None:
-        reporter.note(
-            f"PFS is not written to directly: the shared half goes to the mounted directory {request.polardata!r}"
         )
     if identity.shared_storage:
         refuse_replica(identity, connector)

@@ -15,7 +15,6 @@ import shlex
 from dataclasses import dataclass, field
 from enum import Enum
 
-from polarvault.basebackup.reporter import BackupReporter
 from polarvault.errors import BackupIncomplete, PolarvaultError, ServerError
 from polarvault.model.limits import TABLESPACES
 from polarvault.server.base_backup import Tablespace
@@ -116,14 +115,6 @@ class Absences:
             "directory into the place of the link"
             + ("" if self.shared_data_directory else "; another disk is for CREATE TABLESPACE, which backups know of"),
         )
-
-    def warn_of_configuration(self, reporter: BackupReporter) -> None:
-        """Say which configuration files are links, and so not in the backup."""
-        for path in self.configuration:
-            reporter.warning(
-                f'"{path}" is a link, or no regular file, in the data directory: it is not in the backup; keep a copy '
-                "of it with the backup: --copy-configuration"
-            )
 
 
 def _database_names(connector: Connector, oids: set[str]) -> dict[str, str]:

@@ -1,0 +1,35 @@
+"""What is asked of the server for one base backup; where it goes is the target's affair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from polarvault.model.compression import Compression
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRequest:
+    """The server's part of a backup; field names follow pg_basebackup's long options.
+
+    target: where the server itself is to store the backup, None if it is to be sent. max_rate_kb: kB a second.
+    incremental: path of the earlier backup's manifest. compression counts here where its location is the server.
+    """
+
+    target: str | None = None
+    format: str | None = None
+    max_rate_kb: int | None = None
+    wal_method: str = "stream"
+    compression: Compression = field(default_factory=Compression)
+    checkpoint_fast: bool = False
+    create_slot: bool = False
+    label: str = "pg_basebackup base backup"
+    slot: str | None = None
+    no_slot: bool = False
+    manifest: bool = True
+    manifest_checksums: str | None = None
+    manifest_force_encode: bool = False
+    estimate_size: bool = True
+    verify_checksums: bool = True
+    incremental: str | None = None
+    status_interval_s: float = 10.0
+    checkpoint_timeout_s: float = 60.0

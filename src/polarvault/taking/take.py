@@ -1,0 +1,199 @@
+"""Take a base backup into a target: start reading here.
+
+The order matters. Everything that can be refused is refused before the server starts a checkpoint; the WAL connection
+stands before the backup begins; the target makes the backup valid after all else is there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from polarvault.errors import ServerError
+from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel
+from polarvault.pipeline.page_check import PageCheck
+from polarvault.server.base_backup import BackupStart, BaseBackup
+from polarvault.server.connection import Connection, Connector
+from polarvault.server.identity import ServerIdentity, read_identity
+from polarvault.server.transport import open_transport
+from polarvault.server.wal_stream import SlotPlan, WalStream
+from polarvault.storage import files
+from polarvault.taking.absences import Absences, explain_refusal
+from polarvault.taking.checkpoint_watch import CheckpointWatch
+from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
+from polarvault.taking.receive import Receiver, receive, refuse_bad_pages
+from polarvault.taking.reporter import BackupReporter
+from polarvault.taking.request import ServerRequest
+from polarvault.taking.server_options import base_backup_options, refuse_impossible
+from polarvault.taking.target import BackupTarget
+from polarvault.taking.wal_end import finish_wal
+from polarvault.wire.copy_scanner import DATA_PREFIX_BYTES
+
+# A checksum failure that the server found is reported with this SQLSTATE after everything has been sent.
+_DATA_CORRUPTED = "XX001"
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBackup:
+    """A backup that its target has committed."""
+
+    received: ReceivedBackup
+    stored: StoredBackup
+
+
+class Taking:
+    """One backup being taken: the server, what is asked of it, who is told."""
+
+    def __init__(self, request: ServerRequest, connector: Connector, reporter: BackupReporter) -> None:
+        self._request = request
+        self._connector = connector
+        self._reporter = reporter
+        self._started = datetime.now(UTC)
+
+    def into(self, open_target: Callable[[ServerIdentity, Connection], BackupTarget]) -> TakenBackup:
+        """Take the backup into the target that open_target returns for this server; it is aborted on failure."""
+        with ExitStack() as closing:
+            connection = self._connector.replication()
+            closing.callback(connection.close)
+            identity = read_identity(connection)
+            refuse_impossible(self._request, identity, self._connector, self._reporter)
+            target = open_target(identity, connection)
+            try:
+                return self._take(identity, target, connection, closing)
+            except ServerError as error:
+                target.abort()
+                raise explain_refusal(error) from None
+            except BaseException:
+                target.abort()
+                raise
+
+    def _take(
+        self, identity: ServerIdentity, target: BackupTarget, connection: Connection, closing: ExitStack
+    ) -> TakenBackup:
+        request, connector, reporter = self._request, self._connector, self._reporter
+        target.claim()
+        absences = Absences(identity.shared_data_directory)
+        wal = self._open_wal(identity)
+        failed = True
+        try:
+
+            def pass_on(notice: ServerError) -> None:
+                absences.take_notice(notice)
+                reporter.notice(notice)
+
+            transport = open_transport(connection, pass_on)
+            closing.callback(transport.close)
+            if request.incremental is not None:
+                transport.upload("UPLOAD_MANIFEST", _file_parts(request.incremental))
+            backup = BaseBackup(
+                transport, base_backup_options(request, identity), identity.version_num,
+                shared_storage=identity.shared_storage,
+            )  # fmt: skip
+            start, page_check = self._begin(backup, identity, connection)
+            absences.raise_if_any(connector)
+            facts = BackupFacts(identity, start, request.label, self._started, request.wal_method, wal is not None)
+            target.begin(facts)
+            sink = target.wal()
+            if wal is not None and sink is not None:
+                reporter.step("starting WAL stream")
+                wal.start(sink, start.start_lsn, start.timeline_id)
+            receiver = Receiver(
+                facts, target, reporter, absences, page_check=page_check, keep_manifest=request.manifest
+            )
+            closing.callback(receiver.close)
+            try:
+                receive(receiver, backup, transport, wal, lambda: absences.raise_if_any(connector))
+            except ServerError as error:
+                if error.sqlstate != _DATA_CORRUPTED:
+                    raise
+                receiver.corruption = error
+            received = receiver.result()
+            if identity.shared_storage or wal is not None:
+                finish_wal(received, connector, reporter, wal, sink)
+            absences.raise_if_any(connector)
+            refuse_bad_pages(received, reporter)
+            stored = target.commit(received)
+            failed = False
+        finally:
+            if failed:
+                connection.cancel()
+            if wal is not None:
+                wal.close(failed=failed)
+        reporter.step("base backup completed")
+        return TakenBackup(received, stored)
+
+    def _open_wal(self, identity: ServerIdentity) -> WalStream | None:
+        """Open the second connection, over which WAL is streamed, if the WAL comes that way.
+
+        PolarDB's server leaves the end of the WAL out of a fetch (facts 1.6), so there a fetch is a stream.
+        """
+        request = self._request
+        fetches = request.wal_method == "fetch" and identity.shared_storage and not request.target
+        if request.wal_method != "stream" and not fetches:
+            return None
+        plan = SlotPlan.choose(name=request.slot, create=request.create_slot, no_slot=request.no_slot)
+        stream = WalStream(self._connector, identity, plan, status_interval_s=request.status_interval_s)
+        try:
+            stream.open()
+        except BaseException:
+            stream.close(failed=True)
+            raise
+        slot = stream.slot
+        if slot.temporary:
+            self._reporter.step(f'created temporary replication slot "{slot.name}"')
+        elif slot.create:
+            self._reporter.step(f'created replication slot "{slot.name}"')
+        return stream
+
+    def _begin(
+        self, backup: BaseBackup, identity: ServerIdentity, connection: Connection
+    ) -> tuple[BackupStart, PageCheck | None]:
+        """Start the backup and wait for the checkpoint."""
+        request, reporter = self._request, self._reporter
+        checks_pages = identity.data_checksums and request.verify_checksums and identity.block_bytes == PAGE_BYTES
+        checks_pages = checks_pages and not identity.is_newer
+        # Compiling takes 50 ms that the wait for the checkpoint has to spare.
+        compiling = threading.Thread(target=load_kernel, name="kernel", daemon=True)
+        if checks_pages:
+            compiling.start()
+        reporter.step("initiating base backup, waiting for checkpoint to complete")
+        watch = CheckpointWatch(
+            self._connector, reporter,
+            is_polardb=identity.polar_version is not None, backend_pid=connection.pgconn.backend_pid,
+            patience_s=request.checkpoint_timeout_s, spread=not request.checkpoint_fast,
+        )  # fmt: skip
+        try:
+            start = backup.start(watch.tick)
+        finally:
+            watch.close()
+            if checks_pages:
+                # Neither using the kernel nor leaving the program is safe while the compiler runs.
+                compiling.join()
+        reporter.step("checkpoint completed")
+        reporter.step(f"write-ahead log start point: {start.start_lsn} on timeline {start.timeline_id}")
+        if identity.shared_storage and any(tablespace.oid for tablespace in start.tablespaces):
+            reporter.warning(
+                "this cluster has user tablespaces, which PolarDB cannot keep on shared storage; they are stored as "
+                "the server sends them"
+            )
+        if not checks_pages:
+            return start, None
+        return start, PageCheck(
+            start_lsn=start.start_lsn,
+            # PostgreSQL forces full-page images during a backup; PolarDB does so only with full_page_writes on.
+            wal_repairs_torn_pages=identity.full_page_writes or not identity.shared_storage,
+            relation_segment_bytes=identity.relation_segment_bytes,
+            gap_bytes=DATA_PREFIX_BYTES,
+        )
+
+
+def _file_parts(path: str) -> Iterator[bytes]:
+    try:
+        with files.open_regular(path) as source:
+            while part := source.read(1 << 16):
+                yield part
+    except OSError as problem:
+        raise files.storage_failed(problem, "read", path) from problem
