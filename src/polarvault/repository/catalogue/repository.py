@@ -127,6 +127,7 @@ class Repository:
         """Open a repository; refuse another one than is expected, and a plain one where encryption is."""
         header, content = read_identity(store, expected_id=expected_id, encrypted=encrypted)
         sealer: Sealer = Plain()
+        keys: Mapping[int, DataKey] = {}
         if header.epoch:
             if unlock is None:
                 raise UsageError(f"{store.address} is encrypted, and no key was given", hint="name its key")
@@ -134,6 +135,9 @@ class Repository:
             keys = unlock(header.repository_id, ring.read())
             sealer = Sealed(keys, repository_id=header.repository_id, random=random)
         codec = Codec(header.repository_id, sealer)
+        if header.epoch:
+            # They were read without a key; now that there is one, it tells whether they are what was written.
+            StoredKeys(store, header.repository_id, codec).authenticate(set(keys))
         document = codec.read_document(Kind.REPOSITORY, names.REPOSITORY, content)
         what = f'"{names.REPOSITORY}"'
         secret = parse_json(document.sealed, what) if header.epoch else document.clear

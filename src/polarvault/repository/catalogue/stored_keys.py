@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,15 @@ class StoredKeys:
             body, _, _ = frame.split_trailer(one.name, header, content)
             clear, _ = documents.parse_body(one.name, body)
             yield one.name.removeprefix(f"{names.KEYS}/"), documents.parse_json(clear, f'"{one.name}"')
+
+    def authenticate(self, epochs: Set[int]) -> None:
+        """Compare the second hash of every key of the epochs that are open; raise ObjectDamaged."""
+        if self.codec is None:
+            raise ValueError("the repository is not open")
+        for one in self.store.list_objects(names.KEYS):
+            content = self.store.get(one.name, most_bytes=limits.REPOSITORY_JSON_BYTES)
+            if frame.parse_header(one.name, content).epoch in epochs:
+                self.codec.open(one.name, [Kind.KEY], content)
 
     def write(self, key_id: str, document: Mapping[str, Any]) -> None:
         """Write a new one; durable on return."""

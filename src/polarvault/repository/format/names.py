@@ -132,7 +132,7 @@ class ClusterNames:
 
     def wal_range(self, system_identifier: int, timeline_id: int, segment: str, first: int, last: int) -> str:
         """A range of one segment's WAL: LSN of its first byte, and of the one after the last."""
-        return f"{self.wal_timeline(system_identifier, timeline_id)}/{segment}/{first:016X}-{last:016X}"
+        return f"{self.wal_timeline(system_identifier, timeline_id)}/{segment}/{int(first):016X}-{int(last):016X}"
 
     def wal_file(self, system_identifier: int, timeline_id: int, file_name: str) -> str:
         """A timeline's history, a partial segment, or the mark of a backup."""

@@ -1,0 +1,214 @@
+"""WAL in a repository: ranges of segments, and the files beside them. A segment is there when ranges cover it.
+
+A range is one object and never changes; its name says which bytes it holds. Ranges may overlap, and must then agree.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from polarvault.errors import IntegrityError, ObjectDamaged, ObjectMissing
+from polarvault.model import limits
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment, is_segment_size
+from polarvault.repository.format.codec import Codec
+from polarvault.repository.format.frame import Buffer, Kind
+from polarvault.repository.format.names import ClusterNames
+from polarvault.storage.objects.store import ObjectStore
+
+# What a writer gathers for one object; readers take up to limits.WAL_RANGE_BYTES.
+RANGE_BYTES = 16 << 20
+_HEADER = struct.Struct("<QQIIII")
+_RANGE = re.compile(r"([0-9A-F]{16})-([0-9A-F]{16})\Z")
+_TIMELINE = re.compile(r"[0-9A-F]{8}\Z")
+_FILE = re.compile(r"[0-9A-F]{8}\.history\Z|[0-9A-F]{24}(?:\.partial|\.[0-9A-F]{8}\.backup)\Z")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StoredRange:
+    """Bytes of one segment that are in the repository: from first to before last."""
+
+    segment: WalSegment
+    first: Lsn
+    last: Lsn
+
+
+class RepositoryWal:
+    """The WAL of one cluster under one system identifier; may be used by several threads."""
+
+    def __init__(
+        self, store: ObjectStore, codec: Codec, names: ClusterNames, *, system_identifier: int, segment_bytes: int
+    ) -> None:
+        if not is_segment_size(segment_bytes):
+            raise ValueError(f"{segment_bytes} is no size of WAL segments")
+        self._store, self._codec, self._names = store, codec, names
+        self._system_identifier = system_identifier
+        self.segment_bytes = segment_bytes
+
+    def put_range(self, timeline_id: int, first: int, content: Buffer) -> StoredRange:
+        """Write a range, which lies within one segment; durable on return. The same one again is a success.
+
+        In an encrypted repository the same bytes make another object each time: what is there is read and compared.
+        """
+        segment = WalSegment.holding(first, timeline_id, self.segment_bytes)
+        last = first + len(content)
+        if not content or len(content) > limits.WAL_RANGE_BYTES or last > segment.end:
+            raise ValueError(f"{len(content)} bytes from {Lsn(first)} are no range of one segment")
+        found = StoredRange(segment, Lsn(first), Lsn(last))
+        name = self._name(found)
+        head = _HEADER.pack(self._system_identifier, first, timeline_id, self.segment_bytes, len(content), 0)
+        self._put(Kind.WAL_RANGE, name, b"".join((head, content)))
+        return found
+
+    def ranges(self, timeline_id: int) -> list[StoredRange]:
+        """Return what is there of a timeline, by place."""
+        folder = self._names.wal_timeline(self._system_identifier, timeline_id)
+        found = []
+        for one in self._store.list_objects(folder):
+            words = one.name.removeprefix(f"{folder}/").split("/")
+            match = _RANGE.match(words[-1]) if len(words) == 2 else None
+            if match is None:
+                continue
+            try:
+                segment = WalSegment.parse(words[0], self.segment_bytes)
+            except ValueError as problem:
+                raise ObjectDamaged(f'"{one.name}" is no WAL of this cluster: {problem}') from None
+            first, last = Lsn(int(match[1], 16)), Lsn(int(match[2], 16))
+            if segment.timeline_id != timeline_id or not segment.start <= first < last <= segment.end:
+                raise ObjectDamaged(f'"{one.name}" does not lie in its segment')
+            found.append(StoredRange(segment, first, last))
+        return sorted(found)
+
+    def timelines(self) -> list[int]:
+        """Return the timelines of which there is anything."""
+        folder = f"{self._names.wal}/{self._system_identifier}"
+        return [int(word, 16) for word in self._store.list_folders(folder) if _TIMELINE.match(word)]
+
+    def read_range(self, wanted: StoredRange) -> bytes:
+        """Return the bytes of a range; what it says of itself is compared with its name."""
+        name = self._name(wanted)
+        content = self._read(Kind.WAL_RANGE, name)
+        if len(content) < _HEADER.size:
+            raise ObjectDamaged(f'"{name}" ends within its header')
+        segment = wanted.segment
+        head = self._system_identifier, int(wanted.first), segment.timeline_id, segment.size_bytes
+        length = int(wanted.last) - int(wanted.first)
+        if _HEADER.unpack_from(content) != (*head, length, 0) or len(content) != _HEADER.size + length:
+            raise ObjectDamaged(f'"{name}" holds other WAL than its name says')
+        return content[_HEADER.size :]
+
+    def read_segment(self, segment: WalSegment) -> tuple[bytes, Lsn]:
+        """Return a segment's bytes from its start, and where what is there without a gap ends.
+
+        Where ranges overlap they must agree: IntegrityError names both.
+        """
+        content = bytearray()
+        origin: list[StoredRange] = []
+        for one in self.ranges(segment.timeline_id):
+            if one.segment != segment:
+                continue
+            at = int(one.first) - int(segment.start)
+            if at > len(content):
+                break
+            part = self.read_range(one)
+            shared = min(len(content) - at, len(part))
+            if content[at : at + shared] != part[:shared]:
+                raise IntegrityError(
+                    f"two ranges of {segment.file_name} differ: {one.first}-{one.last} and an earlier one of "
+                    f"{', '.join(f'{other.first}-{other.last}' for other in origin[-2:])}",
+                    hint="two servers have written here; see which of them is the cluster",
+                )
+            content += part[shared:]
+            origin.append(one)
+        return bytes(content), Lsn(int(segment.start) + len(content))
+
+    def put_file(self, timeline_id: int, file_name: str, content: Buffer) -> None:
+        """Write a timeline's history, a partial segment or the mark of a backup; the same again is a success."""
+        if _FILE.match(file_name) is None:
+            raise ValueError(f"{file_name!r} is no file of a WAL archive")
+        name = self._names.wal_file(self._system_identifier, timeline_id, file_name)
+        self._put(Kind.WAL_FILE, name, bytes(content))
+
+    def read_file(self, timeline_id: int, file_name: str) -> bytes | None:
+        """Return such a file, or None if there is none."""
+        try:
+            return self._read(Kind.WAL_FILE, self._names.wal_file(self._system_identifier, timeline_id, file_name))
+        except ObjectMissing:
+            return None
+
+    def missing(self, timeline_id: int, start: int, end: int) -> Iterator[tuple[Lsn, Lsn]]:
+        """Yield what is missing between two LSNs of a timeline."""
+        at = start
+        for one in self.ranges(timeline_id):
+            if one.last <= at:
+                continue
+            if one.first >= end:
+                break
+            if one.first > at:
+                yield Lsn(at), one.first
+            at = max(at, int(one.last))
+        if at < end:
+            yield Lsn(at), Lsn(end)
+
+    def _name(self, one: StoredRange) -> str:
+        return self._names.wal_range(
+            self._system_identifier, one.segment.timeline_id, one.segment.file_name, one.first, one.last
+        )
+
+    def _put(self, kind: Kind, name: str, content: bytes) -> None:
+        if self._codec.sealer.epoch:
+            try:
+                there = self._read(kind, name)
+            except ObjectMissing:
+                pass
+            else:
+                if there != content:
+                    raise IntegrityError(
+                        f'"{name}" in {self._store.address} holds other bytes than are to be written',
+                        hint="two servers have written here; see which of them is the cluster",
+                    )
+                return
+        self._store.put_new(name, [memoryview(part) for part in self._codec.document(kind, name, {}, content)])
+
+    def _read(self, kind: Kind, name: str) -> bytes:
+        most = limits.WAL_RANGE_BYTES + _HEADER.size
+        # A frame of what does not compress is a little longer than what it holds.
+        content = self._store.get(name, most_bytes=most + (1 << 20))
+        return bytes(self._codec.read_document(kind, name, content, most_bytes=most).sealed)
+
+
+class WalWriter:
+    """Cuts a stream of WAL into ranges. Durable is what `put` has been told of and `flush` has returned."""
+
+    def __init__(self, wal: RepositoryWal, timeline_id: int, first: int) -> None:
+        self._wal = wal
+        self._timeline_id = timeline_id
+        self._gathered = bytearray()
+        self._first = first
+
+    @property
+    def end(self) -> Lsn:
+        """Where the next bytes belong."""
+        return Lsn(self._first + len(self._gathered))
+
+    def put(self, content: Buffer) -> None:
+        """Take the bytes that follow."""
+        view = memoryview(content)
+        while len(view):
+            segment = WalSegment.holding(self._first, self._timeline_id, self._wal.segment_bytes)
+            room = min(RANGE_BYTES, int(segment.end) - self._first) - len(self._gathered)
+            self._gathered += view[:room]
+            view = view[room:]
+            if len(self._gathered) == min(RANGE_BYTES, int(segment.end) - self._first):
+                self.flush()
+
+    def flush(self) -> Lsn:
+        """Write what is gathered; return up to where everything is durable."""
+        if self._gathered:
+            self._wal.put_range(self._timeline_id, self._first, bytes(self._gathered))
+            self._first += len(self._gathered)
+            self._gathered.clear()
+        return Lsn(self._first)
