@@ -166,3 +166,30 @@ def test_info_tells_what_a_repository_holds(tmp_path: Path, passphrase: Path) ->
     assert "shop     2" in printed
     assert "or was killed" in printed
     assert "is encrypted, and no passphrase" in _run("repo", "info", place, status=1)
+
+
+def test_what_a_killed_init_left_is_in_nobodys_way(tmp_path: Path, passphrase: Path) -> None:
+    place, key = tmp_path / "repository", tmp_path / "key"
+    _run("repo", "init", place, "--new-key-file", key)
+    # Written last: without it nothing has been made.
+    (place / "polarvault.json").unlink()
+    _run("repo", "init", place, "--encrypt", "--passphrase-file", passphrase)
+    assert len(list((place / "keys").iterdir())) == 2
+    (listed,) = _json("repo", "key", "list", "--repo", place)["keys"]
+    assert listed["kind"] == "passphrase"
+    assert "has no key for key files" in _run("repo", "info", place, "--key-file", key, status=1)
+    _run("repo", "info", place, "--passphrase-file", passphrase)
+
+
+def test_a_flipped_bit_in_one_key_leaves_the_others(tmp_path: Path, passphrase: Path) -> None:
+    place, key, how = tmp_path / "repository", tmp_path / "key", ("--passphrase-file", passphrase)
+    _run("repo", "init", place, "--encrypt", *how)
+    (first,) = (place / "keys").iterdir()
+    _run("repo", "key", "add", "db1", "--repo", place, *how, "--new-key-file", key)
+    content = bytearray(first.read_bytes())
+    content[200] ^= 1
+    first.write_bytes(content)
+    _run("repo", "info", place, "--key-file", key)
+    said = _run("repo", "info", place, *how, status=1)
+    assert f"keys/{first.name}" in said
+    assert "damaged" in said

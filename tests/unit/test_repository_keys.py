@@ -232,8 +232,11 @@ class Documents:
     def __init__(self) -> None:
         self.kept: dict[str, Mapping[str, Any]] = {}
 
-    def read_all(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        return list(self.kept.items())
+    def ids(self) -> Iterable[str]:
+        return list(self.kept)
+
+    def read(self, key_id: str) -> Mapping[str, Any]:
+        return self.kept[key_id]
 
     def write(self, key_id: str, document: Mapping[str, Any]) -> None:
         assert key_id not in self.kept
@@ -302,6 +305,20 @@ def test_every_epoch_keeps_a_key(ring: KeyRing) -> None:
     ring.remove("db1")
     ring.remove("db2")
     assert {key.recipient for key in ring.read()} == {"db3"}
+
+
+def test_a_damaged_key_keeps_nobody_else_out(ring: KeyRing) -> None:
+    data_key = _begin(ring, PASSPHRASE, "dba")
+    ring.add({1: data_key}, FILE, recipient="db1", random=os.urandom)
+    damaged = next(key for key in ring.read() if key.recipient == "dba")
+    ring.documents.remove(damaged.key_id)
+    ring.documents.write(
+        damaged.key_id, {**damaged.document(), "kdf": {"name": "scrypt", "n": 1 << 30, "r": 8, "p": 1}}
+    )
+    assert ring.unlock(FILE) == {1: data_key}
+    with pytest.raises(WrongKey) as caught:
+        ring.unlock(PASSPHRASE)
+    assert f"keys/{damaged.key_id}" in (caught.value.detail or "")
 
 
 def test_more_keys_than_anybody_has_are_refused(ring: KeyRing) -> None:

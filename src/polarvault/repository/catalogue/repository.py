@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from polarvault.errors import (
     ObjectDiffers,
@@ -132,7 +133,8 @@ class Repository:
             if unlock is None:
                 raise UsageError(f"{store.address} is encrypted, and no key was given", hint="name its key")
             ring = KeyRing(StoredKeys(store, header.repository_id), header.repository_id, store.address)
-            keys = unlock(header.repository_id, ring.read())
+            opener = partial(unlock, header.repository_id)
+            keys = ring.unlock_with(opener)
             sealer = Sealed(keys, repository_id=header.repository_id, random=random)
         codec = Codec(header.repository_id, sealer)
         if header.epoch:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+from polarvault.errors import ObjectMissing
 from polarvault.model import limits
 from polarvault.repository.format import documents, frame, names
 from polarvault.repository.format.codec import Codec
@@ -21,15 +22,28 @@ class StoredKeys:
     repository_id: bytes
     codec: Codec | None = None
 
-    def read_all(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield id and document of every key; the second hash can be compared only with the key that they hold."""
+    def ids(self) -> Iterable[str]:
+        """Yield what stands behind `keys/` in every name."""
         for one in self.store.list_objects(names.KEYS):
-            content = memoryview(self.store.get(one.name, most_bytes=limits.REPOSITORY_JSON_BYTES))
-            header = frame.parse_header(one.name, content)
-            frame.check_header(one.name, header, kinds=[Kind.KEY], repository_id=self.repository_id, encrypted=True)
-            body, _, _ = frame.split_trailer(one.name, header, content)
-            clear, _ = documents.parse_body(one.name, body)
-            yield one.name.removeprefix(f"{names.KEYS}/"), documents.parse_json(clear, f'"{one.name}"')
+            yield one.name.removeprefix(f"{names.KEYS}/")
+
+    def read(self, key_id: str) -> Mapping[str, Any] | None:
+        """Return a document; its second hash can be compared only with the key that it holds.
+
+        None for what another repository has: whoever makes one writes keys first, and may be killed before the rest.
+        """
+        name = f"{names.KEYS}/{key_id}"
+        try:
+            content = memoryview(self.store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES))
+        except ObjectMissing:
+            return None  # Removed since it was listed.
+        header = frame.parse_header(name, content)
+        if header.repository_id != self.repository_id:
+            return None
+        frame.check_header(name, header, kinds=[Kind.KEY], repository_id=self.repository_id, encrypted=True)
+        body, _, _ = frame.split_trailer(name, header, content)
+        clear, _ = documents.parse_body(name, body)
+        return documents.parse_json(clear, f'"{name}"')
 
     def authenticate(self, epochs: Set[int]) -> None:
         """Compare the second hash of every key of the epochs that are open; raise ObjectDamaged."""

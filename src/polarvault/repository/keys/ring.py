@@ -5,11 +5,11 @@ How documents become objects is not known here: whoever opens the repository han
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from polarvault.errors import IntegrityError, UsageError
+from polarvault.errors import IntegrityError, UsageError, WrongKey
 from polarvault.model.names import shown_name
 from polarvault.repository.keys.sealing import DataKey
 from polarvault.repository.keys.wrapped import (
@@ -29,8 +29,11 @@ _MOST_KEYS = 256
 class KeyDocuments(Protocol):
     """The objects `keys/KEY-ID` of one repository, as the clear parts of their documents."""
 
-    def read_all(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield id and document of every key."""
+    def ids(self) -> Iterable[str]:
+        """Yield what stands behind `keys/` in every name."""
+
+    def read(self, key_id: str) -> Mapping[str, Any] | None:
+        """Return a document, None for a key of another repository; raise IntegrityError for a damaged one."""
 
     def write(self, key_id: str, document: Mapping[str, Any]) -> None:
         """Write a new one; durable on return."""
@@ -48,17 +51,42 @@ class KeyRing:
     address: str
 
     def read(self) -> list[WrappedKey]:
-        """Return every key, sorted by recipient; raise IntegrityError for one that cannot be a key."""
+        """Return every key that can be read, sorted by recipient."""
+        return self.read_with_damage()[0]
+
+    def read_with_damage(self) -> tuple[list[WrappedKey], list[str]]:
+        """Return the keys that can be read, and what is wrong with each other one.
+
+        One that is damaged must not keep those who have another one from their backups.
+        """
         found: list[WrappedKey] = []
-        for key_id, document in self.documents.read_all():
-            if len(found) >= _MOST_KEYS:
+        damage: list[str] = []
+        for key_id in self.documents.ids():
+            if len(found) + len(damage) >= _MOST_KEYS:
                 raise IntegrityError(f"{self.address} has more than {_MOST_KEYS} keys", hint="see who has added them")
-            found.append(parse_wrapped(key_id, document))
-        return sorted(found, key=lambda key: (key.recipient, key.epoch, key.key_id))
+            try:
+                document = self.documents.read(key_id)
+                if document is not None:
+                    found.append(parse_wrapped(key_id, document))
+            except IntegrityError as problem:
+                damage.append(problem.message)
+        return sorted(found, key=lambda key: (key.recipient, key.epoch, key.key_id)), damage
 
     def unlock(self, secret: Secret) -> dict[int, DataKey]:
         """Return the data keys that a secret opens, by epoch; raise WrongKey if it opens none."""
-        return unlock(self.read(), secret, repository_id=self.repository_id, address=self.address)
+        return self.unlock_with(
+            lambda keys: unlock(keys, secret, repository_id=self.repository_id, address=self.address)
+        )
+
+    def unlock_with(self, opener: Callable[[list[WrappedKey]], Mapping[int, DataKey]]) -> dict[int, DataKey]:
+        """Return what an opener makes of the keys; a WrongKey that it raises tells of damaged ones as well."""
+        keys, damage = self.read_with_damage()
+        try:
+            return dict(opener(keys))
+        except WrongKey as problem:
+            if damage:
+                problem.detail = f"not every key can be read: {'; '.join(damage)}"
+            raise
 
     def check_free(self, recipient: str) -> None:
         """Raise UsageError if a name cannot be a new recipient's."""
