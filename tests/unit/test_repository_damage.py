@@ -158,3 +158,27 @@ def test_kinds_of_chunks_are_all_used() -> None:
         kinds |= {chunk.kind for chunk in reader.chunks.footer(label, int(number), one.size_bytes)}
     assert kinds == set(ChunkKind) - {ChunkKind.ATTACHMENT, ChunkKind.ATTACHMENTS}
     assert reader.attachments() == {"backup_manifest": b'{"PostgreSQL-Backup-Manifest-Version": 2}'}
+
+
+def test_a_damaged_index_of_the_parent_is_no_evidence_and_no_obstacle() -> None:
+    store, repository, kept = made(False)
+    label = list(kept)[-1]
+    names = ClusterNames("shop")
+    reader = repository.open_backup("shop", label)
+    rows = [row for row in reader.rows() if row.tables]
+    refs = [rows[0].tables[0], reader.index.table(rows[1].tables[0]).table.sums[0], reader.root.files[0].ref]
+    for number, ref in enumerate(refs):
+        before = dict(store._objects)
+        name = names.pack(ref.label, ref.pack)
+        content, modified = store._objects[name]
+        damaged = bytearray(content)
+        damaged[ref.offset + ref.stored // 2] ^= 1
+        store._objects[name] = bytes(damaged), modified
+        tree = {
+            key: content[:-9] + b"different" if len(content) > 9 else content for key, content in kept[label].items()
+        }
+        outcome = back_up(repository, tree, parent=label, minutes=9 + number)
+        assert len(outcome.unusable) == 1
+        assert f"{ref.label}/{ref.pack:06}" in outcome.unusable[0]
+        assert restore(repository, outcome.label) == tree
+        store._objects = before

@@ -146,6 +146,8 @@ class Repository:
         features = sorted(one.name for one in store.list_objects(names.FEATURES))
         if features:
             raise RepositoryNewer(f"{store.address} needs {features[0]}, which this program does not know")
+        if next(iter(store.list_objects(names.MOVES)), None) is not None:
+            raise RepositoryNewer(f"{store.address} was compacted, and this program cannot follow moved chunks yet")
         return cls(store, codec, Fields(secret, what).hexadecimal("page_key", KEY_BYTES), random)
 
     # What is there

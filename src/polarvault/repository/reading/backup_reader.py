@@ -31,6 +31,7 @@ from polarvault.storage.objects.store import ObjectStore
 
 # What one share covers at most: small enough that several fit into memory as indexes, large enough to read forward.
 _SHARE_BYTES = TABLE_BYTES
+_SHARE_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class BackupReader:
                 for table in range(len(row.tables)):
                     yield Share(self, [row], table)
                 continue
-            if gathered and size + row.size > _SHARE_BYTES:
+            if gathered and (size + row.size > _SHARE_BYTES or len(gathered) == _SHARE_ROWS):
                 yield Share(self, gathered, None)
                 gathered, size = [], 0
             gathered.append(row)

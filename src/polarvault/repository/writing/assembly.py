@@ -97,6 +97,8 @@ class Assembly:
         """`give_back` gets buffers that are free; `small` is told where a small file lies, None: as before."""
         self.counts = Counts()
         self.usage = Usage()
+        self.unusable: list[str] = []
+        """What of the parent could not be read."""
         self._packs = packs
         self._worker = worker
         self._pool = pool
@@ -240,14 +242,16 @@ class Assembly:
 
     def _sums(self, work: TableWork) -> tuple[ChunkRef, ...]:
         """Store the sums of a table: what changed, or all of them; return the list of their chunks."""
-        if work.parent is None:
+        parent_sums = work.parent_sums() if work.parent is not None else None
+        if work.problem is not None:
+            self.unusable.append(work.problem)
+        if work.parent is None or parent_sums is None:
             return (self.place_index(ChunkKind.SUMS, encode_sums(work.sums)),)
         earlier = work.parent.table.sums
-        if len(earlier) <= PATCHES:
-            below, compared = earlier, work.parent_sums()
-        else:
+        below, compared = earlier, parent_sums
+        if len(earlier) > PATCHES:
             below = earlier[:1]
-            compared = self._index.sums(below, len(work.parent_sums()))
+            compared = self._index.sums(below, len(parent_sums))
         patch = encode_patch(work.sums, compared)
         if patch is None:
             return (self.place_index(ChunkKind.SUMS, encode_sums(work.sums)),)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 
 from blake3 import blake3
 
-from polarvault.errors import IntegrityError, RemoteProtocolError
+from polarvault.errors import IntegrityError, ObjectMissing, RemoteProtocolError
 from polarvault.model.names import name_problem, shown_name
 from polarvault.repository.chunks.reader import ChunkReader
 from polarvault.repository.chunks.writer import PackWriter, WrittenPack, seal_pack
@@ -59,6 +59,8 @@ from polarvault.repository.writing.work import (
 from polarvault.storage.objects.store import ObjectStore
 
 _BUFFER_BYTES = 4 << 20
+# Of files of a few bytes a buffer would hold a hundred thousand, and what is known of each takes more than they do.
+_MOST_SLICES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class Outcome:
     files: int
     packs: int
     requests: int
+    unusable: tuple[str, ...] = ()
+    """What of the parent's index is damaged; what it covers was stored anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,7 @@ class BackupWriter:
             len(self._rows),
             len(written),
             self._store.counts().puts - puts,
+            (*(self._parent.unusable if self._parent is not None else ()), *self._assembly.unusable),
         )
         self._put("manifest", self._manifest())
         identity = {"cluster": self._names.cluster, "label": self.label}
@@ -246,7 +251,8 @@ class BackupWriter:
         assert row is not None
         if row.size <= BUNDLED_BYTES:
             self._room = row.size
-            if len(self._batch.buffer) - self._batch.filled < row.size:
+            room = len(self._batch.buffer) - self._batch.filled
+            if room < row.size or len(self._batch.slices) >= _MOST_SLICES:
                 self._flush_batch()
             parent = self._parent_row
             number = self._next_row
@@ -273,7 +279,12 @@ class BackupWriter:
         parent = self._parent_row
         if parent is None or number >= len(parent.tables):
             return TableWork(None, None, parent_pages=0, pages=pages)
-        stored = self._index.table(parent.tables[number])
+        try:
+            stored = self._index.table(parent.tables[number])
+        except (IntegrityError, ObjectMissing) as problem:
+            # What is damaged is no evidence: this part of the file is stored as if there were no parent.
+            self._assembly.unusable.append(problem.message)
+            return TableWork(None, None, parent_pages=0, pages=pages)
         return TableWork(self._index, stored, parent_pages=_pages(parent.size, number), pages=pages)
 
     def _find_parent(self, row: OpenRow) -> FileRow | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
+from polarvault.errors import IntegrityError, ObjectMissing
 from polarvault.repository.index.files import FileRow
 from polarvault.repository.index.reader import IndexReader
 from polarvault.repository.index.root import FilesChunk, Part, Root
@@ -29,9 +30,17 @@ class Parent:
         self._kept: OrderedDict[int, dict[bytes, FileRow]] = OrderedDict()
         hashes: list[NDArray[numpy.int64]] = []
         numbers: list[NDArray[numpy.uint32]] = []
+        self.unusable: list[str] = []
+        """Chunks of rows that are damaged: their files count as new."""
         for number, chunk in enumerate(root.files):
+            try:
+                rows = index.files(chunk)
+            except (IntegrityError, ObjectMissing) as problem:
+                self.unusable.append(problem.message)
+                self.files_chunks.pop(chunk.ref.hash, None)
+                continue
             # Python's hash of bytes has 64 bits and a secret of its own: nobody can choose paths that meet.
-            hashes.append(numpy.array([hash(row.key) for row in index.files(chunk)], numpy.int64))
+            hashes.append(numpy.array([hash(row.key) for row in rows], numpy.int64))
             numbers.append(numpy.full(len(hashes[-1]), number, numpy.uint32))
         unsorted = numpy.concatenate(hashes) if hashes else numpy.zeros(0, numpy.int64)
         order = numpy.argsort(unsorted, kind="stable")

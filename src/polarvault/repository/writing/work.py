@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy
 from blake3 import blake3
 
+from polarvault.errors import IntegrityError, ObjectMissing
 from polarvault.repository.format.chunks import (
     HASH_BYTES,
     OVERLAYS,
@@ -100,14 +101,19 @@ class TableWork:
         self._parent_pages = parent_pages
         self._parent_sums: NDArray[numpy.uint8] | None = None
         self._lock = threading.Lock()
+        self.problem: str | None = None
+        """Why the parent's sums cannot be read: pieces that differ are then stored as a whole."""
 
-    def parent_sums(self) -> NDArray[numpy.uint8]:
-        """Return the parent's sums; read when the first difference is found."""
+    def parent_sums(self) -> NDArray[numpy.uint8] | None:
+        """Return the parent's sums, None if they are damaged; read when the first difference is found."""
         with self._lock:
-            if self._parent_sums is None:
+            if self._parent_sums is None and self.problem is None:
                 assert self._index is not None
                 assert self.parent is not None
-                self._parent_sums = self._index.sums(self.parent.table.sums, self._parent_pages)
+                try:
+                    self._parent_sums = self._index.sums(self.parent.table.sums, self._parent_pages)
+                except (IntegrityError, ObjectMissing) as problem:
+                    self.problem = problem.message
             return self._parent_sums
 
 
@@ -195,7 +201,10 @@ class Worker:
         piece = parent.table.pieces[number]
         if piece.hash == digest:
             return KeptPiece(piece)
-        changed = _changed(sums, table.parent_sums()[number * PIECE_PAGES : (number + 1) * PIECE_PAGES])
+        earlier = table.parent_sums()
+        if earlier is None:
+            return NewPiece(self.encode(content), digest, len(sums))
+        changed = _changed(sums, earlier[number * PIECE_PAGES : (number + 1) * PIECE_PAGES])
         needed, kept = merge_overlays(piece.overlays, changed, everything)
         if needed.bit_count() > _MOST_CHANGED or needed == everything:
             return NewPiece(self.encode(content), digest, changed.bit_count())
