@@ -224,3 +224,17 @@ def test_another_repository_or_a_plain_one_in_its_place_is_refused() -> None:
         Repository.open(repository.store, encrypted=True)
     with pytest.raises(PolarvaultError, match="holds a repository already"):
         new_repository(repository.store)
+
+
+def test_the_index_of_many_files_is_read_with_few_requests() -> None:
+    repository = new_repository()
+    chance = random.Random(10)
+    tree: Tree = {(0, b"base/5/%d" % number): chance.randbytes(70_000) for number in range(400)}
+    full = back_up(repository, tree)
+    before = repository.store.counts()
+    for key in list(tree)[::2]:
+        tree[key] = tree[key][:-1] + b"!"
+    more = back_up(repository, tree, parent=full.label, minutes=1)
+    assert more.counts.changed_bytes == 200 * PAGE
+    assert repository.store.counts().since(before).gets < 40
+    assert restore(repository, more.label) == tree

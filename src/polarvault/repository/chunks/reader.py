@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from blake3 import blake3
 
@@ -23,6 +24,20 @@ _RUN_BYTES = 8 << 20
 _KNOWN_PACKS = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of a pack in memory: object name, where it begins, its bytes, and what opens its envelopes."""
+
+    name: str
+    offset: int
+    content: memoryview
+    envelopes: Envelopes
+
+    def holds(self, ref: ChunkRef) -> bool:
+        """Tell whether a chunk of this pack lies within."""
+        return self.offset <= ref.offset and ref.offset + ref.stored <= self.offset + len(self.content)
+
+
 class ChunkReader:
     """Reads chunks of one cluster; may be used by several threads."""
 
@@ -40,9 +55,25 @@ class ChunkReader:
 
     def read_run(self, refs: Sequence[ChunkRef]) -> list[tuple[ChunkRef, memoryview]]:
         """Return the raw bytes of chunks of one pack, which are fetched together."""
+        name = self._names.pack(refs[0].label, refs[0].pack)
+        known, found = self._fetch(refs, [(ref.offset, ref.stored) for ref in refs])
+        return [(ref, self._raw(name, known, ref, stored)) for ref, stored in zip(refs, found, strict=True)]
+
+    def read_ahead(self, ref: ChunkRef, length: int) -> Window:
+        """Return what lies in a pack from a chunk on, to its end if that comes first, for chunks that follow soon."""
+        name = self._names.pack(ref.label, ref.pack)
+        length = max(ref.stored, min(length, self._store.stat(name).size_bytes - ref.offset))
+        known, (content,) = self._fetch([ref], [(ref.offset, length)])
+        return Window(name, ref.offset, content, known)
+
+    def from_window(self, window: Window, ref: ChunkRef) -> memoryview:
+        """Return the raw bytes of a chunk that a window holds."""
+        start = ref.offset - window.offset
+        return self._raw(window.name, window.envelopes, ref, window.content[start : start + ref.stored])
+
+    def _fetch(self, refs: Sequence[ChunkRef], ranges: Sequence[tuple[int, int]]) -> tuple[Envelopes, list[memoryview]]:
         label, pack = refs[0].label, refs[0].pack
         name = self._names.pack(label, pack)
-        ranges = [(ref.offset, ref.stored) for ref in refs]
         known = self._opened.get((label, pack))
         try:
             found = self._store.get_ranges(name, ranges if known else [(0, HEADER_BYTES), *ranges])
@@ -57,7 +88,7 @@ class ChunkReader:
                 if len(self._opened) >= _KNOWN_PACKS:
                     self._opened.clear()
                 self._opened[label, pack] = known
-        return [(ref, self._raw(name, known, ref, stored)) for ref, stored in zip(refs, found, strict=True)]
+        return known, found
 
     def _raw(self, name: str, envelopes: Envelopes, ref: ChunkRef, stored: memoryview) -> memoryview:
         what = f'chunk {ref.number} of "{name}" at offset {ref.offset}'
