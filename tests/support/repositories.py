@@ -121,5 +121,8 @@ def restore(repository: Repository, label: str) -> Tree:
 
     for share in reader.shares():
         share.deliver(deliver)
+    for row in reader.rows():
+        if row.kind is FileKind.FILE:
+            assert b"".join(reader.stream(row)) == found[row.part, row.path]
     assert seen == {key: len(content) for key, content in found.items()}
     return {key: bytes(content) for key, content in found.items()}

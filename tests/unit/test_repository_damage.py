@@ -116,6 +116,8 @@ def test_damage_names_chunk_file_and_block() -> None:
     assert {one.chunk for one in found} == {piece.base}
     with pytest.raises(ObjectDamaged, match=r"'base/5/11' cannot be read at block 32: chunk \d+ of .*pack"):
         restore(repository, label)
+    with pytest.raises(ObjectDamaged, match=r"'base/5/11' cannot be read at block 32: chunk \d+ of .*pack"):
+        list(reader.stream(row))
 
 
 def test_sums_that_do_not_fit_are_found() -> None:

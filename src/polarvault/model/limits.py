@@ -72,7 +72,6 @@ ROOT_BYTES = 256 << 20
 # The longest chunks are sums, 2 MiB, and tables of 4096 pieces with seven overlays each.
 CHUNK_BYTES = 4 << 20
 PACK_CHUNKS = 65_536
-PACK_BYTES = 64 << 20
 FOOTER_BYTES = 8 << 20
 # A range of WAL in a repository.
 WAL_RANGE_BYTES = 32 << 20

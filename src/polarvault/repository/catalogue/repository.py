@@ -228,14 +228,12 @@ class Repository:
         parent: str | None = None,
         settings: WriterSettings | None = None,
         distrust: Callable[[ChunkRef], bool] = lambda ref: False,
-        intent: bool = True,
     ) -> BackupWriter:
         """Say what is about to be done, take stock of what killed backups left, and return what writes the backup."""
         cluster_names = ClusterNames.of(cluster)
         label = names.make_label(started, self._random)
         leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=set(self.labels(cluster)))
-        if intent:
-            self._declare(cluster, label, parent, leftovers.labels, started)
+        self._declare(cluster, label, parent, leftovers.labels, started)
         below = None
         if parent is not None:
             reader = self.open_backup(cluster, parent)

@@ -17,7 +17,6 @@ CLUSTERS, FEATURES, KEYS, INTENTS, MOVES = "clusters", "features", "keys", "inte
 PACKS = 1_000_000
 _LABEL = re.compile(r"(\d{8}T\d{6}Z)-[a-z0-9]{4}\Z", re.ASCII)
 _WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
-_ID = re.compile(r"[0-9a-f]{16}\Z")
 _LABEL_TIME = "%Y%m%dT%H%M%SZ"
 _LABEL_LETTERS = string.ascii_lowercase + string.digits
 LABEL_BYTES = 21
@@ -48,11 +47,6 @@ def is_label(word: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_id(word: str) -> bool:
-    """Tell whether a word is an id of an intent, of moves or of a key."""
-    return _ID.match(word) is not None
 
 
 def check_label(word: str) -> str:
@@ -137,10 +131,6 @@ class ClusterNames:
     def wal_file(self, system_identifier: int, timeline_id: int, file_name: str) -> str:
         """A timeline's history, a partial segment, or the mark of a backup."""
         return f"{self.wal_timeline(system_identifier, timeline_id)}/{file_name}"
-
-    def states(self, subject: str) -> str:
-        """The folder of what was noted of a backup or of the cluster."""
-        return f"{self.folder}/states/{subject}"
 
 
 def pack_number(word: str) -> int | None:

@@ -32,6 +32,7 @@ from polarvault.storage.objects.store import ObjectStore
 # What one share covers at most: small enough that several fit into memory as indexes, large enough to read forward.
 _SHARE_BYTES = TABLE_BYTES
 _SHARE_ROWS = 4096
+_STREAMED_PIECES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,47 @@ class BackupReader:
         if gathered:
             yield Share(self, gathered, None)
 
+    def stream(self, row: FileRow) -> Iterator[memoryview]:
+        """Yield a file's bytes from first to last, at most 8 MiB at a time; for who cannot take them in any order.
+
+        Raises ObjectDamaged that names the block.
+        """
+        if not row.size:
+            return
+        if row.bundle is not None:
+            yield self._fill(row, 0, {row.bundle: [Extent(row, 0, row.offset, row.size)]}, row.size)
+            return
+        for number, ref in enumerate(row.tables):
+            table = self.index.table(ref).table
+            self.check_pieces(row, number, table)
+            for first in range(0, len(table.pieces), _STREAMED_PIECES):
+                start = number * TABLE_BYTES + first * PIECE_BYTES
+                extents: dict[ChunkRef, list[Extent]] = {}
+                for place, piece in enumerate(table.pieces[first : first + _STREAMED_PIECES]):
+                    add_piece(extents, row, start + place * PIECE_BYTES, piece)
+                rest = min(row.size, (number + 1) * TABLE_BYTES) - start
+                yield self._fill(row, start, extents, min(rest, _STREAMED_PIECES * PIECE_BYTES))
+
+    def _fill(self, row: FileRow, start: int, extents: dict[ChunkRef, list[Extent]], length: int) -> memoryview:
+        content = bytearray(length)
+        for run in runs(list(extents)):
+            try:
+                found = self.chunks.read_run(run)
+            except ObjectDamaged:
+                # One of them: each for itself tells which.
+                found = [(ref, self._read_for(row, extents[ref][0], ref)) for ref in run]
+            for ref, raw in found:
+                for extent in extents[ref]:
+                    at = extent.file_offset - start
+                    content[at : at + extent.length] = _cut(raw, extent.chunk_offset, extent.length, ref)
+        return memoryview(content)
+
+    def _read_for(self, row: FileRow, extent: Extent, ref: ChunkRef) -> memoryview:
+        try:
+            return self.chunks.read(ref)
+        except ObjectDamaged as problem:
+            raise unreadable(row, extent, problem) from problem
+
     def attachments(self) -> dict[str, bytes]:
         """Return manifests and what else was attached, by name."""
         name = self._names.backup(self.record.label, "manifest")
@@ -174,6 +216,14 @@ def add_piece(found: dict[ChunkRef, list[Extent]], row: FileRow, start: int, pie
             add(placed(overlay.chunk), page, place, count)
 
 
+def unreadable(row: FileRow, extent: Extent, problem: ObjectDamaged) -> ObjectDamaged:
+    """Return the error for damage that a file needs: it names file, block and chunk."""
+    return ObjectDamaged(
+        f"{row.name!r} cannot be read at block {extent.file_offset // PAGE_BYTES}: {problem.message}",
+        hint="restore an older backup, or get the pack back from another copy of the repository",
+    )
+
+
 def _cut(raw: memoryview, start: int, length: int, chunk: ChunkRef) -> memoryview:
     if start + length > len(raw):
         raise ObjectDamaged(
@@ -230,11 +280,7 @@ class Share:
         try:
             return self._reader.chunks.read(ref)
         except ObjectDamaged as problem:
-            first = extents[0]
-            raise ObjectDamaged(
-                f"{first.row.name!r} cannot be read at block {first.file_offset // PAGE_BYTES}: {problem.message}",
-                hint="restore an older backup, or get the pack back from another copy of the repository",
-            ) from problem
+            raise unreadable(extents[0].row, extents[0], problem) from problem
 
 
 def read_record(store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> BackupRecord:
