@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from blake3 import blake3
+
 from polarvault.errors import ObjectDamaged, RepositoryNotFound
 from polarvault.errors import ObjectMissing as Missing
 from polarvault.model import limits
@@ -168,8 +170,8 @@ class BackupReader:
             count = fields.number("chunks", most=len(chunks) - at)
             content = b"".join(raw for _, raw in chunks[at : at + count])
             at += count
-            if len(content) != fields.number("size"):
-                raise ObjectDamaged(f'"{name}" has an attachment of a size that its list does not give')
+            if len(content) != fields.number("size") or blake3(content).hexdigest() != fields.text("blake3"):
+                raise ObjectDamaged(f'"{name}" has an attachment that is not what its list says')
             found[fields.text("name")] = content
         return found
 
