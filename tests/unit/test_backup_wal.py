@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.backupset.model import Area, BackupSource, Form, Inventory, Part
+from polarvault.backupset.model import Area, Form, Inventory, Part
+from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.backupset.wal import streamed
 from polarvault.backupset.wal.of_backup import wal_of
 from polarvault.model.segment import WalSegment
@@ -24,7 +25,7 @@ SEGMENTS = [WalSegment(1, number, MB) for number in range(1, 7)]
 
 
 @pytest.fixture
-def backup(tmp_path: Path) -> tuple[BackupSource, Inventory]:
+def backup(tmp_path: Path) -> tuple[BackupOnDisk, Inventory]:
     """A backup of two tars, of which the second one holds the WAL."""
     parts = []
     for area, name, members in (
@@ -42,7 +43,7 @@ def backup(tmp_path: Path) -> tuple[BackupSource, Inventory]:
     wal = {one.file_name: MB for one in SEGMENTS}
     names = frozenset({(Area.LOCAL, "PG_VERSION"), *((Area.SHARED, f"pg_wal/{name}") for name in wal)})
     inventory = Inventory({}, {}, {}, wal, names, (), True, None, False, 0)
-    return BackupSource(str(tmp_path), Form.TAR_DIRECTORY, tuple(parts)), inventory
+    return BackupOnDisk(str(tmp_path), Form.TAR_DIRECTORY, tuple(parts)), inventory
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_what_a_backup_holds_is_listed_without_reading_it(
-    backup: tuple[BackupSource, Inventory], readings: list[str]
+    backup: tuple[BackupOnDisk, Inventory], readings: list[str]
 ) -> None:
     source = wal_of(*backup)
     assert list(source.timelines()) == [1]
@@ -72,7 +73,7 @@ def test_what_a_backup_holds_is_listed_without_reading_it(
 
 
 def test_a_survey_reads_a_compressed_tar_once_for_the_headers_and_once_for_the_wal(
-    backup: tuple[BackupSource, Inventory], readings: list[str]
+    backup: tuple[BackupOnDisk, Inventory], readings: list[str]
 ) -> None:
     stock = WalStock(SearchList([]), wal_of(*backup), MB)
     files = [file for _, file in sorted(stock.files(1).items())]
@@ -88,7 +89,7 @@ def test_a_survey_reads_a_compressed_tar_once_for_the_headers_and_once_for_the_w
 
 
 def test_what_the_archive_has_is_not_looked_for_in_the_backup(
-    backup: tuple[BackupSource, Inventory], readings: list[str], tmp_path: Path
+    backup: tuple[BackupOnDisk, Inventory], readings: list[str], tmp_path: Path
 ) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()

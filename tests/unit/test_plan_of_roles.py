@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from polarvault.backupset.model import Area, BackupSource, Form, Inventory, Part
+from polarvault.backupset.model import Area, Form, Inventory, Part
+from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.errors import BackupUnusable, UsageError
 from polarvault.instance.model import Account, Role
 from polarvault.pgfiles.backup_label import parse_backup_label
@@ -67,7 +68,7 @@ def backup(halves: str, form: Form = Form.PLAIN, **more: Any) -> BackupFacts:
         names=frozenset(files), tablespaces=(), has_control=True, control=CONTROL, group_readable=False, file_count=4,
     )  # fmt: skip
     made = BackupFacts(
-        source=BackupSource("/b", form, tuple(FORMS[form])), inventory=found, label=parse_backup_label(LABEL),
+        source=BackupOnDisk("/b", form, tuple(FORMS[form])), inventory=found, label=parse_backup_label(LABEL),
         major_version=15, is_polardb=is_polardb, had_shared_half=is_polardb,
     )  # fmt: skip
     return replace(made, **more)

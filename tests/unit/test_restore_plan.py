@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from polarvault.backupset.manifest_end import load_manifest_span
-from polarvault.backupset.model import Area, BackupSource, Form, Inventory, ManifestSpan, Part, Tablespace
+from polarvault.backupset.model import Area, Form, Inventory, ManifestSpan, Part, Tablespace
+from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.errors import BackupUnusable, PolarvaultError, StorageFailed, TargetNotEmpty, UsageError
 from polarvault.instance.debian import DebianCluster
 from polarvault.instance.host import Host
@@ -153,7 +154,7 @@ def facts(asked: RestoreRequest, found: Inventory, host: Host | None = None, for
     rules = rules_of(asked.role)
     rules.check_request(asked)
     parts = [Part(Area.LOCAL, asked.backup)] + ([Part(Area.SHARED, "/b.shared")] if found.has_shared_half else [])
-    backup = rules.judge_backup(asked, BackupSource(asked.backup, form, tuple(parts)), found)
+    backup = rules.judge_backup(asked, BackupOnDisk(asked.backup, form, tuple(parts)), found)
     return RestoreFacts(backup=backup, host=look_at_host(asked, backup, rules, host or FakeHost(), ACCOUNT))
 
 

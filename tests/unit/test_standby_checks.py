@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from polarvault.backupset.model import Area, BackupSource, Form, Inventory
+from polarvault.backupset.model import Area, Form, Inventory
+from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.errors import PolarvaultError, ServerRefused, UsageError
 from polarvault.instance.model import Role
 from polarvault.instance.walreceiver_log import diagnose
@@ -51,7 +52,7 @@ PRIMARY = Primary(
 
 
 BACKUP = BackupFacts(
-    source=BackupSource("/b", Form.PLAIN, (), {"system_identifier": "7"}),
+    source=BackupOnDisk("/b", Form.PLAIN, (), {"system_identifier": "7"}),
     inventory=Inventory(
         files={}, sizes={}, tablespace_sizes={}, wal={"000000010000000000000002": 1}, names=frozenset(), tablespaces=(),
         has_control=False, control=None, group_readable=False, file_count=0,

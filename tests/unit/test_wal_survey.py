@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from polarvault.backupset.model import BackupSource, Form, Inventory
+from polarvault.backupset.model import Form, Inventory
+from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.errors import StorageFailed
 from polarvault.model.segment import WalSegment
 from polarvault.recovery.stock import WalStock, stock_of
@@ -19,7 +20,7 @@ NOTHING = Inventory({}, {}, {}, {}, frozenset(), (), True, None, False, 0)
 
 
 def stock(directory: Path) -> WalStock:
-    return stock_of(BackupSource("/backup", Form.PLAIN, ()), NOTHING, [str(directory)], MB)
+    return stock_of(BackupOnDisk("/backup", Form.PLAIN, ()), NOTHING, [str(directory)], MB)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

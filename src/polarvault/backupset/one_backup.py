@@ -7,13 +7,14 @@ than the label lacks the changes in between, without a word.
 
 from __future__ import annotations
 
-from polarvault.backupset.model import BackupSource, Inventory
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import Inventory
 from polarvault.errors import BackupUnusable
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.pgfiles.control import ControlFile
 
 
-def check_one_backup(source: BackupSource, inventory: Inventory, label: BackupLabel | None) -> None:
+def check_one_backup(source: Backup, inventory: Inventory, label: BackupLabel | None) -> None:
     """Raise BackupUnusable when two of them contradict each other."""
     if label is None:
         return
@@ -28,7 +29,7 @@ def check_one_backup(source: BackupSource, inventory: Inventory, label: BackupLa
         _check_control(source, inventory, inventory.control, label)
 
 
-def _check_control(source: BackupSource, inventory: Inventory, control: ControlFile, label: BackupLabel) -> None:
+def _check_control(source: Backup, inventory: Inventory, control: ControlFile, label: BackupLabel) -> None:
     # A backup begins with a checkpoint and copies pg_control last, before it ends.
     if control.checkpoint_lsn < label.checkpoint_lsn:
         message = f"pg_control's checkpoint at {control.checkpoint_lsn} is older than the label's"
@@ -39,7 +40,7 @@ def _check_control(source: BackupSource, inventory: Inventory, control: ControlF
         raise _two_backups(source, inventory, f"{message} at {end}")
 
 
-def _two_backups(source: BackupSource, inventory: Inventory, why: str) -> BackupUnusable:
+def _two_backups(source: Backup, inventory: Inventory, why: str) -> BackupUnusable:
     what = "the halves" if inventory.has_shared_half else "the files"
     hint = "see what fits and what does not: polarvault verifybackup " + source.path
     if inventory.has_shared_half:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 
 from polarvault.backupset.foreign import HEAD_BYTES, refuse_foreign, refuse_foreign_names
-from polarvault.backupset.model import DESCRIPTION_NAME, SHARED_PREFIX, Area, BackupSource, Form, Part, compression_of
+from polarvault.backupset.model import DESCRIPTION_NAME, SHARED_PREFIX, Area, Form, Part, compression_of
+from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.errors import BackupUnusable, UsageError
 from polarvault.storage.files import open_regular, storage_failed
@@ -19,7 +20,7 @@ _TAR_NAME = re.compile(r"(base|data|pg_wal|[0-9]+)\.(?:tar(?:\.(gz|lz4|zst))?|(t
 
 def find_backup(
     path: str, *, shared_from: str | None = None, force: bool = False, local_only: bool = False
-) -> BackupSource:
+) -> BackupOnDisk:
     """Recognise the backup at a path; raise BackupUnusable with the next step when it is none or only half of one.
 
     local_only: only the local half of a PolarDB backup is wanted, and the other half need not be there.
@@ -30,7 +31,7 @@ def find_backup(
     if shared_from is not None and not os.path.isdir(shared_from):
         raise UsageError(f'--shared-from: "{shared_from}" is not a directory')
     if not os.path.isdir(path):
-        return BackupSource(path, Form.TAR_FILE, (Part(Area.LOCAL, path, is_tar=True, compression=_sniff(path)),))
+        return BackupOnDisk(path, Form.TAR_FILE, (Part(Area.LOCAL, path, is_tar=True, compression=_sniff(path)),))
     names = _list(path)
     _refuse_incomplete(path, names, force=force)
     description = load_description(path)
@@ -42,14 +43,14 @@ def find_backup(
         _refuse_half(path, parts)
         if local_only:
             parts = [part for part in parts if part.area is Area.LOCAL]
-        return BackupSource(path, Form.TAR_DIRECTORY, tuple(parts), description)
+        return BackupOnDisk(path, Form.TAR_DIRECTORY, tuple(parts), description)
     if "PG_VERSION" not in names:
         raise _not_a_backup(path, names)
     parts = [Part(Area.LOCAL, path)]
     if shared is not None:
         _refuse_incomplete(shared, _list(shared), force=force)
         parts.append(Part(Area.SHARED, shared))
-    return BackupSource(path, Form.PLAIN, tuple(parts), description)
+    return BackupOnDisk(path, Form.PLAIN, tuple(parts), description)
 
 
 def tar_parts(directory: str, names: set[str]) -> list[Part]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.model import Form
 from polarvault.backupset.source import find_backup
 from polarvault.drill.model import BackupFacts, DrillRequest
@@ -54,7 +53,7 @@ def facts_without_plan(request: DrillRequest) -> BackupFacts | None:
         # Reading compressed tar files a second time is not worth it.
         if source.form is not Form.PLAIN:
             return None
-        inventory = take_inventory(source)
+        inventory = source.look_through()
         content = inventory.file("backup_label")
         label = parse_backup_label(content) if content else None
         major = major_version(inventory, source)

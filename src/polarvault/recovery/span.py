@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from polarvault.backupset.model import BackupSource, Inventory
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import Inventory
 from polarvault.errors import BackupUnusable
 from polarvault.model import limits
 from polarvault.model.lsn import Lsn
@@ -29,7 +30,7 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (\S+)")
 
 
 def load_backup_span(
-    source: BackupSource, inventory: Inventory, label: BackupLabel | None, wal_directories: Sequence[str]
+    source: Backup, inventory: Inventory, label: BackupLabel | None, wal_directories: Sequence[str]
 ) -> BackupSpan:
     """Return the backup's span; end_lsn stays None when only the WAL itself can tell."""
     span = _start_of(source, inventory, label)
@@ -51,7 +52,7 @@ def load_backup_span(
     return span
 
 
-def _start_of(source: BackupSource, inventory: Inventory, label: BackupLabel | None) -> BackupSpan:
+def _start_of(source: Backup, inventory: Inventory, label: BackupLabel | None) -> BackupSpan:
     control = inventory.control
     if label is None:
         # A copy of a server that was shut down is consistent at its last checkpoint, or where its recovery had got to.
@@ -92,7 +93,7 @@ def _segment_size(inventory: Inventory, start_segment: str) -> int:
 
 
 def _backup_history(
-    span: BackupSpan, source: BackupSource, wal_directories: Sequence[str]
+    span: BackupSpan, source: Backup, wal_directories: Sequence[str]
 ) -> tuple[Lsn, int, datetime | None] | None:
     """Read the .backup file that the server leaves in pg_wal, and so in the WAL archive, when a backup ends."""
     offset = span.start_lsn % span.segment_size_bytes

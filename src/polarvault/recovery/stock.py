@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from polarvault.backupset.model import BackupSource, Inventory
-from polarvault.backupset.wal.of_backup import wal_of
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import Inventory
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.segment import WalSegment
 from polarvault.recovery.chain import ChainSegment, UnusableFile
@@ -20,11 +20,9 @@ from polarvault.walfiles.search_list import wal_places
 _MOST_LOOKS = 20
 
 
-def stock_of(
-    backup: BackupSource, inventory: Inventory, directories: Sequence[str], segment_size_bytes: int
-) -> WalStock:
+def stock_of(backup: Backup, inventory: Inventory, directories: Sequence[str], segment_size_bytes: int) -> WalStock:
     """Return what a recovery of a backup can use: WAL directories, and what came with it."""
-    return WalStock(wal_places(directories), wal_of(backup, inventory), segment_size_bytes)
+    return WalStock(wal_places(directories), backup.wal(inventory), segment_size_bytes)
 
 
 class WalStock:

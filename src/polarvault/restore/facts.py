@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.backup import Backup
 from polarvault.backupset.listing import Disagreement
-from polarvault.backupset.model import BackupSource, Inventory
+from polarvault.backupset.model import Inventory
 from polarvault.instance.debian import DebianCluster
 from polarvault.instance.model import Account, Binaries
 from polarvault.model.lsn import Lsn
@@ -33,7 +34,7 @@ class BackupFacts:
     says, and was accepted. warnings: what nobody can tell of it, or what is odd but accepted.
     """
 
-    source: BackupSource
+    source: Backup
     inventory: Inventory
     label: BackupLabel | None
     major_version: int

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.backup import Backup
 from polarvault.backupset.listing import Disagreement
-from polarvault.backupset.model import CONTROL_NAME, BackupSource, Inventory
+from polarvault.backupset.model import CONTROL_NAME, Inventory
 from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.target import RecoveryRequest
@@ -40,7 +41,7 @@ class Link:
 
     path: str
     label: BackupLabel
-    source: BackupSource
+    source: Backup
     inventory: Inventory
     warnings: tuple[str, ...] = ()
     """What nobody can tell of it, such as one without a manifest; each names it."""
@@ -152,7 +153,7 @@ class RestorePlan:
     request: RestoreRequest
     facts: RestoreFacts
     rules: RoleRules
-    source: BackupSource
+    source: Backup
     inventory: Inventory
     changes: tuple[Change, ...]
     files: Mapping[str, bytes]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polarvault.backupset.model import SHARED_LABEL_NAME, Area, BackupSource, Inventory
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import SHARED_LABEL_NAME, Area, Inventory
 from polarvault.backupset.one_backup import check_one_backup
 from polarvault.errors import BackupUnusable, UsageError
 from polarvault.model import versions
@@ -18,7 +19,7 @@ from polarvault.restore.model import Link, RestoreRequest
 
 
 def judge_backup(
-    request: RestoreRequest, source: BackupSource, inventory: Inventory, chain: Sequence[Link] = ()
+    request: RestoreRequest, source: Backup, inventory: Inventory, chain: Sequence[Link] = ()
 ) -> BackupFacts:
     """Return what the backup is; raise BackupUnusable with the next step for one that no server can be made of."""
     major = major_version(inventory, source)
@@ -39,7 +40,7 @@ def local_settings(inventory: Inventory) -> Configuration:
     return Configuration("/", MemoryReader(files))
 
 
-def major_version(inventory: Inventory, source: BackupSource) -> int:
+def major_version(inventory: Inventory, source: Backup) -> int:
     """Return the backup's major version; raise BackupUnusable when it is unknown or not supported."""
     content = inventory.file("PG_VERSION")
     text = (content or b"").decode("ascii", "replace").strip()
@@ -53,7 +54,7 @@ def major_version(inventory: Inventory, source: BackupSource) -> int:
     return int(text)
 
 
-def _label(inventory: Inventory, source: BackupSource, *, chained: bool) -> BackupLabel | None:
+def _label(inventory: Inventory, source: Backup, *, chained: bool) -> BackupLabel | None:
     control = inventory.control
     if not inventory.has_control:
         shared = next((part.path for part in source.parts if part.area is Area.SHARED), None)
@@ -87,7 +88,7 @@ def _label(inventory: Inventory, source: BackupSource, *, chained: bool) -> Back
     return label
 
 
-def _polardb(request: RestoreRequest, source: BackupSource, inventory: Inventory) -> tuple[bool, bool]:
+def _polardb(request: RestoreRequest, source: Backup, inventory: Inventory) -> tuple[bool, bool]:
     """Tell whether the backup is PolarDB's, and whether it has a shared half, possibly merged already."""
     value = local_settings(inventory).value
     is_polardb = (

@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.listing import MANIFEST
 from polarvault.backupset.source import find_backup
 from polarvault.backupset.unfinished import MARKER_NAME
@@ -91,7 +90,7 @@ def load_label(path: str, *, force: bool = False) -> BackupLabel:
                 return parse_backup_label(backup.read("backup_label"))
         except OSError:
             pass  # Without a label it may still be a copy of a server that was shut down; the inventory tells.
-    content = take_inventory(source).file("backup_label")
+    content = source.look_through().file("backup_label")
     if content is None:
         raise BackupUnusable(f'"{path}" holds no backup_label', hint="name it alone, to see what it is")
     return parse_backup_label(content)
@@ -211,7 +210,7 @@ def _how_whole(candidate: Candidate) -> str | None:
     """Say how far a backup is known to be whole; None: it is not."""
     try:
         source = find_backup(candidate.path)
-        inventory = take_inventory(source)
+        inventory = source.look_through()
     except PolarvaultError:
         return None
     listing = inventory.listing

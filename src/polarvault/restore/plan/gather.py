@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
-from polarvault.backupset.inventory import take_inventory
-from polarvault.backupset.model import CONTROL_NAME, Area, BackupSource, Form, Inventory
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import CONTROL_NAME, Area, Form, Inventory
 from polarvault.backupset.saved_configuration import read_configuration, saved_beside
 from polarvault.backupset.source import find_backup
 from polarvault.errors import StartFailed, UsageError
@@ -48,7 +48,7 @@ def gather(request: RestoreRequest, host: Host, scan_progress: ScanProgress = la
     account = host.account(request.owner, source.path)
     # What root may read and the account may not is read only where no link has led: see PlainTree.
     with working_as_account(account):
-        inventory = take_inventory(source)
+        inventory = source.look_through()
     chain = () if rules.takes_local_half_only else plan_chain(request, source, inventory)
     backup = rules.judge_backup(request, source, combined(chain) if chain else inventory, chain)
     here = look_at_host(request, backup, rules, host, account)
@@ -145,13 +145,13 @@ def _compared(request: RestoreRequest, backup: BackupFacts, rules: RoleRules, li
     return replace(backup, disagreements=found, warnings=tuple(warnings))
 
 
-def _source_paths(source: BackupSource, inventory: Inventory, host: Host) -> frozenset[str]:
+def _source_paths(source: Backup, inventory: Inventory, host: Host) -> frozenset[str]:
     paths = {source.path, *(part.path for part in source.parts)}
     paths |= {space.copy for space in inventory.tablespaces if space.copy}
     return frozenset(map(host.real_path, paths))
 
 
-def _shares_extents(source: BackupSource, layout: Layout, host: Host) -> bool:
+def _shares_extents(source: Backup, layout: Layout, host: Host) -> bool:
     return source.form is Form.PLAIN and all(
         host.shares_extents(part.path, layout.data if part.area is Area.SHARED else layout.local)
         for part in source.parts

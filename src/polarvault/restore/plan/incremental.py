@@ -12,8 +12,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from polarvault.backupset.inventory import take_inventory
-from polarvault.backupset.model import Area, BackupSource, Form, Inventory
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import Area, Form, Inventory
 from polarvault.backupset.source import find_backup
 from polarvault.errors import BackupUnusable, PolarvaultError
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
@@ -46,7 +46,7 @@ def order_backups(backups: Sequence[str], *, force: bool) -> tuple[str, tuple[st
     return newest[1], tuple(path for _, path in older)
 
 
-def plan_chain(request: RestoreRequest, source: BackupSource, inventory: Inventory) -> tuple[Link, ...]:
+def plan_chain(request: RestoreRequest, source: Backup, inventory: Inventory) -> tuple[Link, ...]:
     """Return every link of an incremental backup's chain, full one first; empty for a backup that is whole itself.
 
     Raises BackupUnusable that says which link is missing, and IntegrityError for one that is damaged.
@@ -96,7 +96,7 @@ def _label(inventory: Inventory) -> BackupLabel | None:
     return parse_backup_label(content) if content is not None else None
 
 
-def _choice(request: RestoreRequest, source: BackupSource) -> _Choice:
+def _choice(request: RestoreRequest, source: Backup) -> _Choice:
     if request.older:
         given = [Candidate(path, load_label(path, force=request.force)) for path in request.older]
         return _Choice(given, "those that were named")
@@ -122,7 +122,7 @@ def _link_before(request: RestoreRequest, link: Link, choice: _Choice) -> Link:
         try:
             source = find_backup(one.path, force=request.force)
             _refuse_tar(source)
-            inventory = take_inventory(source)
+            inventory = source.look_through()
             _check_cluster(link, inventory, source)
             _, warnings = check_integrity(replace(request, reports_damage=False), source, inventory)
             named = tuple(f'"{one.path}", which the backup is incremental to: {warning}' for warning in warnings)
@@ -156,7 +156,7 @@ def _described(choice: _Choice) -> Iterator[str]:
         yield f"{one.path}: began at {one.label.start_lsn} on timeline {one.label.timeline_id}, {kind}"
 
 
-def _check_cluster(link: Link, inventory: Inventory, source: BackupSource) -> None:
+def _check_cluster(link: Link, inventory: Inventory, source: Backup) -> None:
     ours, theirs = link.inventory.control, inventory.control
     if ours and theirs and ours.system_identifier != theirs.system_identifier:
         raise BackupUnusable(
@@ -166,7 +166,7 @@ def _check_cluster(link: Link, inventory: Inventory, source: BackupSource) -> No
         )
 
 
-def _refuse_tar(source: BackupSource) -> None:
+def _refuse_tar(source: Backup) -> None:
     if source.form is Form.PLAIN:
         return
     path = shlex.quote(source.path)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
+from polarvault.backupset.backup import Backup
 from polarvault.backupset.listing import Disagreement, Fault
-from polarvault.backupset.model import Area, BackupSource, Inventory
+from polarvault.backupset.model import Area, Inventory
 from polarvault.errors import IntegrityError
 from polarvault.restore.model import RestoreRequest
 
@@ -18,7 +19,7 @@ from polarvault.restore.model import RestoreRequest
 SHOWN_FILES = 20
 
 
-def find_disagreements(source: BackupSource, inventory: Inventory, *, local_only: bool = False) -> list[Disagreement]:
+def find_disagreements(source: Backup, inventory: Inventory, *, local_only: bool = False) -> list[Disagreement]:
     """Compare names and sizes; empty where there is nothing to compare. local_only: the shared half is not wanted."""
     listing = inventory.listing
     if listing is None or not listing.is_known or not inventory.is_whole:
@@ -32,7 +33,7 @@ def find_disagreements(source: BackupSource, inventory: Inventory, *, local_only
 
 
 def check_integrity(
-    request: RestoreRequest, source: BackupSource, inventory: Inventory, *, local_only: bool = False
+    request: RestoreRequest, source: Backup, inventory: Inventory, *, local_only: bool = False
 ) -> tuple[tuple[Disagreement, ...], list[str]]:
     """Return what disagrees, if that is accepted, and warnings; raise IntegrityError if it is not."""
     listing = inventory.listing
@@ -67,7 +68,7 @@ def _what_is_not_compared(request: RestoreRequest, has_checksums: bool, missing:
     return warnings
 
 
-def judge(request: RestoreRequest, source: BackupSource, found: Sequence[Disagreement]) -> list[str]:
+def judge(request: RestoreRequest, source: Backup, found: Sequence[Disagreement]) -> list[str]:
     """Return warnings for what is accepted; raise IntegrityError for the rest."""
     wrong = [one for one in found if not one.is_setting]
     if wrong and not (request.force or request.reports_damage):
@@ -79,7 +80,7 @@ def judge(request: RestoreRequest, source: BackupSource, found: Sequence[Disagre
     return warnings
 
 
-def disagrees(source: BackupSource, wrong: Sequence[Disagreement], *, undone: bool = False) -> IntegrityError:
+def disagrees(source: Backup, wrong: Sequence[Disagreement], *, undone: bool = False) -> IntegrityError:
     """Return the error for a backup that is not what its manifest says; undone: something was written and removed."""
     counts = [(fault, sum(one.fault is fault for one in wrong)) for fault in Fault]
     words = ", ".join(f"{count} file{'s' * (count > 1)} {_plural(fault, count)}" for fault, count in counts if count)
@@ -110,7 +111,7 @@ def _about_extra(wrong: Iterable[Disagreement]) -> str | None:
     return None
 
 
-def _check_identity(source: BackupSource, inventory: Inventory) -> None:
+def _check_identity(source: Backup, inventory: Inventory) -> None:
     listing, control = inventory.listing, inventory.control
     if listing is None or control is None or listing.system_identifier is None:
         return

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from polarvault.backupset.model import SHARED_PREFIX, Area, BackupSource, Inventory, Tablespace
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import SHARED_PREFIX, Area, Inventory, Tablespace
 from polarvault.errors import BackupUnusable, StorageFailed, UsageError
 from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.model.units import format_bytes
@@ -166,7 +167,7 @@ def port_warnings(request: RestoreRequest, host: HostFacts) -> list[str]:
     return [f"port {port} is in use on this machine: choose another one with --port before the server is started"]
 
 
-def is_staged(source: BackupSource) -> bool:
+def is_staged(source: Backup) -> bool:
     """Tell whether the backup was put together inside of its target."""
     return os.path.basename(source.path) == STAGING_NAME
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import tzinfo
 
-from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.source import find_backup
 from polarvault.errors import PolarvaultError
 from polarvault.model.lsn import Lsn
@@ -72,7 +71,7 @@ def _reach_of(request: RestoreRequest, path: str, label: BackupLabel, leading: T
     recovery = request.recovery
     try:
         source = find_backup(path, force=request.force)
-        inventory = take_inventory(source)
+        inventory = source.look_through()
         if not inventory.has_control or any(not one.is_setting for one in find_disagreements(source, inventory)):
             return None
         span = load_backup_span(source, inventory, label, recovery.wal_directories)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import BinaryIO
 
-from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.backup import DeliveryStopped, Entry, LocalFile
 from polarvault.backupset.listing import key_of
-from polarvault.backupset.model import Area, Part
-from polarvault.backupset.plain_tree import PlainTree, TreeEntry
 from polarvault.backupset.source import find_backup
 from polarvault.backupset.tarstream import read_tar_stream
 from polarvault.errors import BackupUnusable, PolarvaultError
@@ -32,7 +29,6 @@ from polarvault.storage.copying import read_through
 from polarvault.storage.files import storage_failed, write_all
 from polarvault.storage.waiting import wait_for
 
-_BATCH_FILES = 64
 Progress = Callable[[int], None]
 
 
@@ -104,7 +100,7 @@ def combine(plan: RestorePlan, account: Account) -> RestorePlan:
         raise _failed(plan, finished.stderr, account)
     with working_as_account(account):
         source = find_backup(output, force=True)
-        inventory = take_inventory(source)
+        inventory = source.look_through()
     # What is checked of it is checked: the links before, the rest by the program.
     request = replace(plan.request, verify_checksums=False)
     described = replace(source, path=plan.source.path, description=plan.source.description)
@@ -154,16 +150,13 @@ def verify_link(plan: RestorePlan, link: Link, account: Account) -> None:
     checks = ContentChecks(own)
     jobs = plan.request.jobs or min(8, (os.cpu_count() or 1) + 1)
     stop = threading.Event()
+    spaces = {space.oid for space in link.inventory.tablespaces}
     with (
         working_as_account(account),
+        link.source.shares(link.inventory, _is_compared, tablespaces=spaces) as shares,
         ThreadPoolExecutor(jobs, thread_name_prefix="verify") as pool,
-        ExitStack() as trees,
     ):
-        futures = []
-        for tree, part in _trees(link):
-            trees.enter_context(tree)
-            for batch in _batches(tree.walk(), _BATCH_FILES):
-                futures.append(pool.submit(_verify_files, tree, part, batch, checks, stop))
+        futures = [pool.submit(share.deliver, _Comparing(checks, stop), stop) for share in shares]
         try:
             for done in wait_for(futures):
                 done.result()
@@ -174,47 +167,41 @@ def verify_link(plan: RestorePlan, link: Link, account: Account) -> None:
             raise
 
 
-def _trees(link: Link) -> Iterator[tuple[PlainTree, Part]]:
-    for part in link.source.parts:
-        yield PlainTree(part.path, skip=link.source.inside_local), part
-    for space in link.inventory.tablespaces:
-        if space.copy is not None:
-            part = Part(Area.TABLESPACE, space.copy, tablespace_oid=space.oid)
-            yield PlainTree(space.copy, tablespace=True), part
+def _is_compared(entry: Entry) -> bool:
+    return entry.kind is MemberKind.FILE and not entry.name.startswith("pg_wal/")
 
 
-def _batches(entries: Iterator[TreeEntry], count: int) -> Iterator[list[TreeEntry]]:
-    batch: list[TreeEntry] = []
-    for entry in entries:
-        if entry.kind is MemberKind.FILE and not entry.name.startswith("pg_wal/"):
-            batch.append(entry)
-        if len(batch) >= count:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+class _Comparing:
+    """Compares the files of a directory with the manifest. Implements `backupset.backup.FileSink`."""
 
+    def __init__(self, checks: ContentChecks, stop: threading.Event) -> None:
+        self._checks = checks
+        self._stop = stop
 
-def _verify_files(
-    tree: PlainTree, part: Part, batch: Sequence[TreeEntry], checks: ContentChecks, stop: threading.Event
-) -> None:
-    def advance(size: int) -> None:
-        if stop.is_set():
-            raise InterruptedError
+    def begin(self, entry: Entry, local: LocalFile | None) -> bool:
+        """Read a file to its end."""
+        key = key_of(entry.area, entry.name, entry.tablespace_oid)
+        digest = self._checks.digest(key)
+        if digest is not None and local is not None:
+            try:
+                size = read_through(local.descriptor, local.size, digest, self._advance)
+            except OSError as problem:
+                raise storage_failed(problem, "read", local.path) from problem
+            self._checks.judge(key, size, digest)
+        return False
 
-    for entry in batch:
-        key = key_of(part.area, entry.name, part.tablespace_oid)
-        digest = checks.digest(key)
-        if digest is None:
-            continue
-        try:
-            with open(tree.open(entry), "rb", buffering=0) as stream:
-                size = read_through(stream.fileno(), os.fstat(stream.fileno()).st_size, digest, advance)
-        except InterruptedError:
-            return  # Nobody waits for the result any more.
-        except OSError as problem:
-            raise storage_failed(problem, "read", os.path.join(tree.root, entry.name)) from problem
-        checks.judge(key, size, digest)
+    def data(self, views: Sequence[memoryview]) -> None:
+        """Incremental backups are directories: every file is here."""
+
+    def end(self) -> None:
+        """See `data`."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _advance(self, size: int) -> None:
+        if self._stop.is_set():
+            raise DeliveryStopped
 
 
 def named_standard_input(problem: PolarvaultError, staging: str) -> None:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from polarvault.backupset.model import Area, BackupSource, Form, Inventory
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import Area, Form, Inventory
 from polarvault.errors import BackupUnusable, UsageError
 from polarvault.instance.model import Role
 from polarvault.polardb.settings import DATADIR, LOCALFS_MODE, SHARED_STORAGE_MODE, is_true, uses_shared_storage
@@ -81,7 +82,7 @@ class ReplicaRules(FollowerRules):
             yield "--wal"
 
     def judge_backup(
-        self, request: RestoreRequest, source: BackupSource, inventory: Inventory, chain: Sequence[Link] = ()
+        self, request: RestoreRequest, source: Backup, inventory: Inventory, chain: Sequence[Link] = ()
     ) -> BackupFacts:
         """Return what the local half is; its label is of no use to a replica."""
         inventory = _local_half(source, inventory)
@@ -127,7 +128,7 @@ class ReplicaRules(FollowerRules):
         return []
 
 
-def _local_half(source: BackupSource, inventory: Inventory) -> Inventory:
+def _local_half(source: Backup, inventory: Inventory) -> Inventory:
     """Reduce what was found to the local half; raise BackupUnusable when it cannot be told apart."""
     names = frozenset(key for key in inventory.names if key[0] is Area.LOCAL)
     if any(_RELATION.match(name) for _, name in names):

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from polarvault.backupset.model import BackupSource, Inventory
+from polarvault.backupset.backup import Backup
+from polarvault.backupset.model import Inventory
 from polarvault.errors import UsageError
 from polarvault.instance.model import Role
 from polarvault.model import versions
@@ -53,7 +54,7 @@ class RoleRules(ABC):
         """Raise UsageError for options that do not fit the role."""
 
     def judge_backup(
-        self, request: RestoreRequest, source: BackupSource, inventory: Inventory, chain: Sequence[Link] = ()
+        self, request: RestoreRequest, source: Backup, inventory: Inventory, chain: Sequence[Link] = ()
     ) -> BackupFacts:
         """Return what the backup is; raise BackupUnusable for one that no such server can be made of."""
         return judge_backup(request, source, inventory, chain)

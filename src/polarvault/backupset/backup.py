@@ -1,0 +1,94 @@
+"""The seam to backups: what a restore needs of one, whatever its form. `on_disk` has the forms that lie in files."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from polarvault.backupset.model import Area, Form, Inventory, Part
+from polarvault.pgfiles.tar import MemberKind
+from polarvault.wal.source import WalSource
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or directory in a backup: the area that it was found in, its name there, its size in bytes."""
+
+    area: Area
+    name: str
+    kind: MemberKind
+    size: int = 0
+    tablespace_oid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file of a backup that this machine has as it is: an open descriptor, its size in bytes, its path."""
+
+    descriptor: int
+    size: int
+    path: str
+
+
+class DeliveryStopped(Exception):
+    """The event that stops a delivery was set; what was delivered so far is not whole."""
+
+
+class FileSink(Protocol):
+    """Takes what one share delivers, from one thread. Errors of its own end the delivery."""
+
+    def begin(self, entry: Entry, local: LocalFile | None) -> bool:
+        """Take note of a file or directory that follows; return whether its content is wanted.
+
+        local: the file itself, valid until this returns, which the sink may clone or move; it then returns False.
+        """
+
+    def data(self, views: Sequence[memoryview]) -> None:
+        """Take the next bytes of the file begun; the views may be used again when this returns."""
+
+    def end(self) -> None:
+        """The file is complete."""
+
+    def close(self) -> None:
+        """Nothing more comes, after a failure either; called once, last."""
+
+
+class Share(Protocol):
+    """Files of a backup that are delivered one after the other; shares are delivered at the same time."""
+
+    def deliver(self, sink: FileSink, stop: threading.Event) -> None:
+        """Deliver everything and close the sink; raise DeliveryStopped, StorageFailed, IntegrityError."""
+
+
+class Backup(Protocol):
+    """A backup that was recognised. path: what messages call it. parts: its directories and files on this machine."""
+
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def form(self) -> Form: ...  # noqa: D102
+    @property
+    def parts(self) -> tuple[Part, ...]: ...  # noqa: D102
+    @property
+    def description(self) -> Mapping[str, object]: ...  # noqa: D102
+
+    def parts_of(self, area: Area) -> list[Part]:
+        """Return the parts that hold an area."""
+
+    def look_through(self) -> Inventory:
+        """Look at everything once; raise BackupUnusable, IntegrityError, StorageFailed."""
+
+    def shares(
+        self, inventory: Inventory, wanted: Callable[[Entry], bool], *, tablespaces: Container[int]
+    ) -> AbstractContextManager[Iterator[Share]]:
+        """Give what can be delivered in parallel, while it is still being listed; files are open until the exit.
+
+        wanted is asked about what is listed, parents first, in the thread that iterates; what a share finds only when
+        it is delivered, its sink alone is asked about. tablespaces: the oids of those that are wanted.
+        """
+
+    def wal(self, inventory: Inventory) -> WalSource:
+        """Return the WAL that comes with the backup."""
