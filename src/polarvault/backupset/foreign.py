@@ -54,7 +54,7 @@ def refuse_foreign(path: str, head: bytes) -> None:
     )
 
 
-def refuse_foreign_names(path: str, names: set[str]) -> None:
+def refuse_foreign_names(path: str, names: frozenset[str]) -> None:
     """Raise BackupUnusable if the tar files in a directory are encrypted, or compressed by another tool."""
     for name in sorted(names):
         if match := _NAME.match(name):

@@ -1,7 +1,7 @@
 """Where the parts of a backup are: one half or two, plain or tar, which manifest describes which.
 
-More lenient than `backupset.source`, which refuses what cannot be restored: here a part that is missing is something to
-report, beside everything else that is wrong.
+Of what `backupset.recognise` has seen, `backupset.source` refuses what cannot be restored: here a part that is missing
+is something to report, beside everything else that is wrong.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polarvault.backupset.model import SHARED_PREFIX, STANDARD_INPUT, Area, Form, Part
-from polarvault.backupset.source import load_description, tar_parts
+from polarvault.backupset.recognise import Sighting, list_names, look_at, tar_parts
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.errors import BackupUnusable, UsageError
-from polarvault.storage.files import storage_failed
 from polarvault.verify.request import VerifyRequest
 
 MANIFEST = "backup_manifest"
@@ -82,23 +81,21 @@ def find_layout(request: VerifyRequest) -> BackupLayout:
         return _one_tar(path)
     if request.shared_half is not None and not os.path.isdir(request.shared_half):
         raise UsageError(f'--polardata: "{request.shared_half}" is not a directory')
-    names = _list(path)
-    tars = tar_parts(path, names)
-    is_tar = request.format == "tar" if request.format else _looks_like_tar(path, names, tars)
-    description = load_description(path)
-    shared, missing = _shared_directory(path, names, request.shared_half, description)
+    seen = look_at(path)
+    is_tar = request.format == "tar" if request.format else _is_tar(seen)
+    shared, missing = _shared_directory(seen, request.shared_half)
     given = request.given_manifest
     main_manifest = given if given is not None else os.path.join(path, MANIFEST)
     if is_tar:
-        return _tar_layout(path, tars, shared, missing, main_manifest, description)
-    is_shared_alone = "PG_VERSION" not in names and "global" in names and "pg_wal" in names and shared is None
-    area = Area.SHARED if is_shared_alone and "postgresql.conf" not in names else Area.LOCAL
-    if shared is None and missing is None and _is_local_half_alone(path, names):
+        return _tar_layout(seen, shared, missing, main_manifest)
+    is_shared_alone = seen.is_shared_half and shared is None
+    area = Area.SHARED if is_shared_alone and "postgresql.conf" not in seen.names else Area.LOCAL
+    if shared is None and missing is None and seen.is_local_half_alone:
         missing = os.path.join(path, SHARED_PREFIX)
     halves = [Half(area, path, main_manifest)]
     if shared is not None:
         halves.append(Half(Area.SHARED, shared, _own_manifest(shared, MANIFEST), (), _title(path, shared)))
-    return BackupLayout(path, Form.PLAIN, tuple(halves), (), description, missing)
+    return BackupLayout(path, Form.PLAIN, tuple(halves), (), seen.description, missing)
 
 
 def _one_tar(path: str) -> BackupLayout:
@@ -106,15 +103,11 @@ def _one_tar(path: str) -> BackupLayout:
     return BackupLayout(path, Form.TAR_FILE, (Half(Area.LOCAL, os.path.dirname(path), None),), (), {})
 
 
-def _looks_like_tar(path: str, names: set[str], tars: list[Part]) -> bool:
-    if "PG_VERSION" in names:
-        return False
-    if any(part.area is Area.LOCAL for part in tars):
-        return True
-    if names & {"global", "base"}:
-        return False
-    if tars:
-        return True
+def _is_tar(seen: Sighting) -> bool:
+    """Tell which form it is; what has a manifest and nothing else is a directory that lacks everything."""
+    path, names = seen.path, seen.names
+    if seen.is_tar is not None:
+        return seen.is_tar
     if MANIFEST in names:
         return False
     if MARKER_NAME in names:
@@ -128,20 +121,14 @@ def _looks_like_tar(path: str, names: set[str], tars: list[Part]) -> bool:
     )
 
 
-def _tar_layout(
-    path: str,
-    tars: list[Part],
-    shared: str | None,
-    missing: str | None,
-    manifest: str,
-    description: Mapping[str, object],
-) -> BackupLayout:
+def _tar_layout(seen: Sighting, shared: str | None, missing: str | None, manifest: str) -> BackupLayout:
+    path, tars = seen.path, seen.tars
     wal = [part for part in tars if part.area is Area.WAL]
     shared_tars = [part for part in tars if part.area is Area.SHARED]
     halves = [Half(Area.LOCAL, path, manifest, tuple(p for p in tars if p.area in (Area.LOCAL, Area.TABLESPACE)))]
     if shared is not None:
         # The official tool leaves data.tar beside base.tar and puts pg_wal.tar alone into the other directory.
-        others = tar_parts(shared, _list(shared))
+        others = tar_parts(shared, list_names(shared))
         wal += [part for part in others if part.area is Area.WAL]
         shared_tars += [part for part in others if part.area is not Area.WAL]
     if shared_tars:
@@ -150,15 +137,9 @@ def _tar_layout(
         title = "data.tar:" if directory == path else _title(path, directory)
         halves.append(Half(Area.SHARED, directory, _own_manifest(directory, name), tuple(shared_tars), title))
         missing = None
-    elif shared is not None or description.get("shared_storage") is True:
+    elif shared is not None or seen.description.get("shared_storage") is True:
         missing = missing or os.path.join(path, "data.tar")
-    return BackupLayout(path, Form.TAR_DIRECTORY, tuple(halves), tuple(wal), description, missing)
-
-
-def _is_local_half_alone(path: str, names: set[str]) -> bool:
-    """Tell whether a plain directory is a local half that somebody's --polardata separated from the other one."""
-    is_polardb = bool(names & {"polar_settings.conf", "polar_shmem_stat_file"})
-    return is_polardb and "pg_wal" not in names and not os.path.exists(os.path.join(path, "global", "pg_control"))
+    return BackupLayout(path, Form.TAR_DIRECTORY, tuple(halves), tuple(wal), seen.description, missing)
 
 
 def _own_manifest(directory: str, name: str) -> str | None:
@@ -166,30 +147,13 @@ def _own_manifest(directory: str, name: str) -> str | None:
     return path if os.path.exists(path) else None
 
 
-def _shared_directory(
-    path: str, names: set[str], given: str | None, description: Mapping[str, object]
-) -> tuple[str | None, str | None]:
+def _shared_directory(seen: Sighting, given: str | None) -> tuple[str | None, str | None]:
     """Return the directory of the shared half, or where it should be and is not."""
     if given is not None:
         return os.path.abspath(given), None
-    nested = os.path.join(path, SHARED_PREFIX)
-    if SHARED_PREFIX in names and os.path.isdir(nested):
-        return nested, None
-    recorded = description.get("shared_half")
-    if not isinstance(recorded, str) or not recorded:
-        return None, None
-    # A backup that was moved as a whole keeps its halves side by side.
-    beside = os.path.join(os.path.dirname(path), os.path.basename(recorded.rstrip("/")))
-    found = [os.path.normpath(os.path.join(path, recorded)), beside]
-    return next(((place, None) for place in found if os.path.isdir(place)), (None, found[0]))
+    there = next((one.path for one in seen.shared if one.is_directory), None)
+    return there, next((one.path for one in seen.shared), None) if there is None else None
 
 
 def _title(path: str, directory: str) -> str:
     return (os.path.relpath(directory, path) if directory.startswith(path + os.sep) else directory) + "/"
-
-
-def _list(directory: str) -> set[str]:
-    try:
-        return set(os.listdir(directory))
-    except OSError as problem:
-        raise storage_failed(problem, "open directory", directory) from problem
