@@ -1,1 +1,4 @@
-"""Base backups on disk, as files: recognise them, list them, read their tar files. Knows no server."""
+"""Base backups: recognise (`recognise`, `source`), look through (`inventory`), deliver (`backup`: the seam; `on_disk`).
+
+Knows no server, and no repository: that is another implementation of `backup.Backup`.
+"""

@@ -7,6 +7,7 @@ than the label lacks the changes in between, without a word.
 
 from __future__ import annotations
 
+from polarvault.backupset import label_rules
 from polarvault.backupset.backup import Backup
 from polarvault.backupset.model import Inventory
 from polarvault.errors import BackupUnusable
@@ -19,7 +20,7 @@ def check_one_backup(source: Backup, inventory: Inventory, label: BackupLabel | 
     if label is None:
         return
     for span in inventory.spans:
-        if span.start_lsn != label.start_lsn:
+        if not label_rules.begins_at(label, span.start_lsn):
             raise _two_backups(
                 source, inventory,
                 f"its backup_label begins at {label.start_lsn}, {span.path} is of a backup that began at "
@@ -30,12 +31,11 @@ def check_one_backup(source: Backup, inventory: Inventory, label: BackupLabel | 
 
 
 def _check_control(source: Backup, inventory: Inventory, control: ControlFile, label: BackupLabel) -> None:
-    # A backup begins with a checkpoint and copies pg_control last, before it ends.
-    if control.checkpoint_lsn < label.checkpoint_lsn:
+    if label_rules.control_is_older(label, control):
         message = f"pg_control's checkpoint at {control.checkpoint_lsn} is older than the label's"
         raise _two_backups(source, inventory, f"{message} at {label.checkpoint_lsn}")
     end = next((span.end_lsn for span in inventory.spans), None)
-    if end is not None and control.checkpoint_lsn >= end:
+    if label_rules.control_is_from_after(end, control):
         message = f"pg_control's checkpoint at {control.checkpoint_lsn} is from after the backup's end"
         raise _two_backups(source, inventory, f"{message} at {end}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from polarvault.backupset.backup import Backup
+from polarvault.backupset.label_rules import server_refuses_standby
 from polarvault.backupset.model import SHARED_LABEL_NAME, Area, Inventory
 from polarvault.backupset.one_backup import check_one_backup
 from polarvault.errors import BackupUnusable, UsageError
@@ -78,12 +79,18 @@ def _label(inventory: Inventory, source: Backup, *, chained: bool) -> BackupLabe
             hint="combine it first: pg_combinebackup FULL INCR -o DIRECTORY",
         )
     is_read_only_node = (Area.LOCAL, "replica.signal") in inventory.names
-    in_production = control is not None and control.state is ClusterState.IN_PRODUCTION
-    if is_read_only_node or (label.is_from_standby and in_production):
+    is_refused = control is not None and server_refuses_standby(label, control)
+    if is_read_only_node or (is_refused and control is not None and control.state is ClusterState.IN_PRODUCTION):
         raise BackupUnusable(
             f'"{source.path}" was taken from a PolarDB read-only node: its label does not fit its pg_control, '
             "and the server refuses it",
             hint="take the backup from the primary or a standby",
+        )
+    if is_refused:
+        raise BackupUnusable(
+            f'"{source.path}" has the label of a standby and the pg_control of a server that was none; '
+            "the server refuses it",
+            hint="see what fits and what does not: polarvault verifybackup " + source.path,
         )
     return label
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from polarvault.backupset import label_rules
 from polarvault.errors import BackupUnusable
 from polarvault.model.finding import Finding, ok, problem, warning
-from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
-from polarvault.pgfiles.control import ClusterState, ControlFile
+from polarvault.pgfiles.control import ControlFile
 from polarvault.verify.facts.backup import BackupFacts, unusable
 
 _WRONG_CHECKPOINT = "the server would start from the wrong checkpoint, without a word: silent corruption"
 _TWO_BACKUPS = "the files are of two backups: what comes of restoring them is not the database at any time"
-_RECOVERING = (ClusterState.IN_ARCHIVE_RECOVERY, ClusterState.SHUT_DOWN_IN_RECOVERY)
 
 
 def judge_label(facts: BackupFacts, control: ControlFile | None) -> list[Finding]:
@@ -49,13 +48,13 @@ def _missing(facts: BackupFacts, control: ControlFile | None) -> list[Finding]:
 
 def _judge_itself(facts: BackupFacts, label: BackupLabel, control: ControlFile | None) -> list[Finding]:
     path, findings = facts.label_path, []
-    named_timeline = int(label.start_segment[:8], 16)
+    named_timeline = label_rules.named_timeline(label)
     if control is not None:
-        segment = WalSegment.holding(label.start_lsn, named_timeline, control.wal_segment_size)
-        if segment.file_name != label.start_segment:
+        segment = label_rules.right_segment(label, control.wal_segment_size)
+        if segment != label.start_segment:
             message = (
                 f"it names segment {label.start_segment} for {label.start_lsn}, but with pg_control's segments of "
-                f"{control.wal_segment_size} bytes that is {segment.file_name}"
+                f"{control.wal_segment_size} bytes that is {segment}"
             )
             findings.append(unusable("label-segment", path, message, _TWO_BACKUPS))
     if label.timeline_id != named_timeline:
@@ -71,7 +70,7 @@ def _judge_itself(facts: BackupFacts, label: BackupLabel, control: ControlFile |
 def _judge_against_manifest(facts: BackupFacts, label: BackupLabel) -> list[Finding]:
     first, end = facts.first_range, facts.end_lsn
     path, findings = facts.label_path, []
-    if first is not None and (first.start, first.timeline_id) != (label.start_lsn, label.timeline_id):
+    if first is not None and not label_rules.begins_at(label, first.start, first.timeline_id):
         message = (
             f"it begins at {label.start_lsn} on timeline {label.timeline_id}, the manifest's WAL at {first.start} on "
             f"timeline {first.timeline_id}"
@@ -88,20 +87,18 @@ def _judge_against_manifest(facts: BackupFacts, label: BackupLabel) -> list[Find
 
 def _judge_against_control(facts: BackupFacts, label: BackupLabel, control: ControlFile) -> list[Finding]:
     path, findings = facts.label_path, []
-    if control.checkpoint_lsn < label.checkpoint_lsn:
-        # A backup begins with a checkpoint and copies pg_control last.
+    if label_rules.control_is_older(label, control):
         message = f"its checkpoint at {control.checkpoint_lsn} is older than the label's at {label.checkpoint_lsn}"
         findings.append(unusable("control-age", facts.control_path, message, _TWO_BACKUPS))
     state = control.state.name.lower().replace("_", " ")
-    if label.is_from_standby and control.state not in _RECOVERING:
-        # Server: access/transam/xlogrecovery.c, FATAL "backup_label contains data inconsistent with control file".
+    if label_rules.server_refuses_standby(label, control):
         message = f"it is of a standby, but {facts.control_path} says that the server was {state}"
         meaning = "the restored server stops with FATAL: backup_label contains data inconsistent with control file"
         advice = "use another backup"
         if facts.is_polardb:
             advice = "a backup of a read-only (RO) node cannot be restored: back up the primary or a standby"
         findings.append(problem("label-control", path, message, meaning, advice))
-    elif label.taken_from == "primary" and control.state in _RECOVERING:
+    elif label_rules.standby_under_primary_label(label, control):
         message = f"it is of a primary, but {facts.control_path} says that the server was {state}"
         findings.append(unusable("label-control", path, message, _TWO_BACKUPS))
     return findings
