@@ -65,7 +65,7 @@ ZSTD_WINDOW_BYTES = 128 << 20
 CONFIGURATION_FILE_BYTES = 4 << 20
 CONFIGURATION_FILES = 1000
 
-# Repositories. refs lists every pack: 100 bytes for each 32 MiB, so this is a database of 20 TiB.
+# Repositories. refs lists every pack: 100 bytes for each 16 MiB stored, so this is 10 TiB of them.
 REPOSITORY_JSON_BYTES = 64 << 20
 # A root has 60 bytes for a thousand files.
 ROOT_BYTES = 256 << 20

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # With 20 ms for a request, a file of 64 KiB whose table and sums were fetched each for itself would cost 40 ms.
 _WINDOW_BYTES = 1 << 20
 # Places that are read at the same time: rows, tables and sums of this backup and of those that it builds on.
-_WINDOWS = 12
+_WINDOWS = 8
 
 
 class IndexReader:

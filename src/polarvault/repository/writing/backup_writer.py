@@ -5,7 +5,7 @@
     attach(name, parts) for manifests and what else belongs to it
     commit(facts) -> Outcome          # makes the backup valid, last
 
-Theory of operation. `data` copies into a buffer of 4 MiB, of which there is one more than the workers can have. A full
+Theory of operation. `data` copies into a buffer of 2 MiB, of which there is one more than the workers can have. A full
 one goes to a worker (`work`), whose answer the feeding thread takes in order (`assembly`). Nothing that was written is
 valid before the record is; a writer that is abandoned, or killed, leaves packs that the next backup adopts.
 """
@@ -58,7 +58,7 @@ from polarvault.repository.writing.work import (
 )
 from polarvault.storage.objects.store import ObjectStore
 
-_BUFFER_BYTES = 4 << 20
+_BUFFER_BYTES = 2 << 20
 # Of files of a few bytes a buffer would hold a hundred thousand, and what is known of each takes more than they do.
 _MOST_SLICES = 512
 
