@@ -45,6 +45,7 @@ def problems(repository: Repository) -> list[str]:
     try:
         again = reopened(repository)
         again.ensure_generation("shop", GENERATION)
+        found += again.damaged_keys()
         for label in again.labels("shop"):
             found += [one.message for one in verify_objects(again.store, again.codec, ClusterNames("shop"), label)]
             with ThreadPoolExecutor(1) as pool:

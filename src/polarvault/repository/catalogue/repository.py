@@ -128,7 +128,6 @@ class Repository:
         """Open a repository; refuse another one than is expected, and a plain one where encryption is."""
         header, content = read_identity(store, expected_id=expected_id, encrypted=encrypted)
         sealer: Sealer = Plain()
-        keys: Mapping[int, DataKey] = {}
         if header.epoch:
             if unlock is None:
                 raise UsageError(f"{store.address} is encrypted, and no key was given", hint="name its key")
@@ -137,9 +136,6 @@ class Repository:
             keys = ring.unlock_with(opener)
             sealer = Sealed(keys, repository_id=header.repository_id, random=random)
         codec = Codec(header.repository_id, sealer)
-        if header.epoch:
-            # They were read without a key; now that there is one, it tells whether they are what was written.
-            StoredKeys(store, header.repository_id, codec).authenticate(set(keys))
         document = codec.read_document(Kind.REPOSITORY, names.REPOSITORY, content)
         what = f'"{names.REPOSITORY}"'
         secret = parse_json(document.sealed, what) if header.epoch else document.clear
@@ -149,6 +145,12 @@ class Repository:
         if next(iter(store.list_objects(names.MOVES)), None) is not None:
             raise RepositoryNewer(f"{store.address} was compacted, and this program cannot follow moved chunks yet")
         return cls(store, codec, Fields(secret, what).hexadecimal("page_key", KEY_BYTES), random)
+
+    def damaged_keys(self) -> list[str]:
+        """Say what is wrong with the objects that hold keys; one that is damaged keeps nobody out who has another."""
+        if not self.codec.sealer.epoch:
+            return []
+        return list(StoredKeys(self.store, self.codec.repository_id, self.codec).damaged())
 
     # What is there
 

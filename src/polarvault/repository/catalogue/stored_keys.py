@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polarvault.errors import ObjectMissing
+from polarvault.errors import IntegrityError, ObjectMissing, RepositoryMismatch
 from polarvault.model import limits
 from polarvault.repository.format import documents, frame, names
 from polarvault.repository.format.codec import Codec
@@ -45,14 +45,18 @@ class StoredKeys:
         clear, _ = documents.parse_body(name, body)
         return documents.parse_json(clear, f'"{name}"')
 
-    def authenticate(self, epochs: Set[int]) -> None:
-        """Compare the second hash of every key of the epochs that are open; raise ObjectDamaged."""
+    def damaged(self) -> Iterator[str]:
+        """Yield what is wrong with keys of this repository: both hashes are compared, which needs an open one."""
         if self.codec is None:
             raise ValueError("the repository is not open")
         for one in self.store.list_objects(names.KEYS):
-            content = self.store.get(one.name, most_bytes=limits.REPOSITORY_JSON_BYTES)
-            if frame.parse_header(one.name, content).epoch in epochs:
+            try:
+                content = self.store.get(one.name, most_bytes=limits.REPOSITORY_JSON_BYTES)
                 self.codec.open(one.name, [Kind.KEY], content)
+            except RepositoryMismatch:
+                continue  # A killed init's, of a repository that never came to be.
+            except (IntegrityError, ObjectMissing) as problem:
+                yield problem.message
 
     def write(self, key_id: str, document: Mapping[str, Any]) -> None:
         """Write a new one; durable on return."""
