@@ -58,6 +58,12 @@ class BackupLayout:
         return self.form is not Form.PLAIN
 
     @property
+    def is_polardb(self) -> bool:
+        """Tell whether the backup is one of PolarDB on shared storage, as far as its parts show."""
+        shared = any(half.area is Area.SHARED for half in self.halves)
+        return shared or self.missing_half is not None or self.description.get("polardb") is True
+
+    @property
     def tars(self) -> list[Part]:
         """All tar files."""
         return [part for half in self.halves for part in half.tars] + list(self.wal_tars)

@@ -16,7 +16,7 @@ from polarvault.backupset.model import Form
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.model.finding import Finding, Severity
 from polarvault.pgfiles.manifest import ManifestFile
-from polarvault.verify.beyond import Beyond, BeyondThread, pages_not_checked, usual_blocks_per_segment
+from polarvault.verify.beyond import BeyondThread
 from polarvault.verify.files.comparison import compare_names, compare_reading, judge_settings
 from polarvault.verify.files.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
 from polarvault.verify.files.databases import LostDatabase, judge_lost, lost_databases, missing_parts
@@ -26,9 +26,12 @@ from polarvault.verify.files.reading import FileReading, FileTask, read_files
 from polarvault.verify.files.trees import IgnoreRules, file_outside
 from polarvault.verify.layout import BackupLayout, Half, find_layout
 from polarvault.verify.manifest.manifests import Expected, Manifests, manifests_of_tar, read_manifests
+from polarvault.verify.own_wal import OwnWal
+from polarvault.verify.pages.checked import first_block_of, page_judge_of, pages_not_checked, usual_blocks_per_segment
 from polarvault.verify.pages.findings import PageJudge, in_damaged_copy, partial_page
 from polarvault.verify.pages.relation_paths import unlogged_path
 from polarvault.verify.request import VerifyRequest
+from polarvault.verify.small_files import SmallFiles
 
 if TYPE_CHECKING:
     from polarvault.backupset.wal.tars import SpooledWal
@@ -109,14 +112,15 @@ class _Run:
             manifests, wal = self._read_one_tar()
         else:
             manifests, wal = self._read_parts(), None
-        beyond = Beyond(self._request, self._layout, manifests, contents, self._ignored, self._report, wal)
-        judge = self._page_judge(beyond)
-        self._beyond = BeyondThread(beyond, with_pages=judge is not None)
+        small = SmallFiles(contents, self._report)
+        own_wal = OwnWal(self._request, self._layout, manifests, contents, small, wal)
+        judge = self._page_judge(manifests, small)
+        self._beyond = BeyondThread(lambda: self._judge_facts(manifests, small), own_wal, with_pages=judge is not None)
         expected = manifests.assign(contents, self._report)
         self._compare_names(contents, expected)
-        self._read(contents, expected, beyond, judge, self._beyond.kernel_loaded)
+        self._read(contents, expected, small, judge, self._beyond.kernel_loaded)
         self._take_results(self._beyond)
-        self._judge_pages(judge, beyond, self._lost_databases(expected, beyond))
+        self._judge_pages(judge, small, own_wal, self._lost_databases(expected, small))
         if judge is not None:
             self._result.checked_pages, self._result.repaired_pages = judge.checked_pages, judge.repaired_by_wal
 
@@ -210,8 +214,14 @@ class _Run:
 
     # What it holds
 
-    def _page_judge(self, beyond: Beyond) -> PageJudge | None:
-        judge, reason = beyond.page_judge()
+    def _judge_facts(self, manifests: Manifests, small: SmallFiles) -> list[Finding]:
+        # Here, in a thread of its own: it loads while files are read.
+        from polarvault.verify.facts.whole import FactChecks
+
+        return FactChecks(self._layout, manifests, self._contents, self._ignored, small).findings()
+
+    def _page_judge(self, manifests: Manifests, small: SmallFiles) -> PageJudge | None:
+        judge, reason = page_judge_of(self._request, self._layout, manifests, small)
         if reason is not None:
             self._result.not_checked.append(reason)
             if self._request.pages:
@@ -222,7 +232,7 @@ class _Run:
         self,
         contents: list[Contents],
         expected: list[Expected],
-        beyond: Beyond,
+        small: SmallFiles,
         judge: PageJudge | None,
         kernel_loaded: threading.Event,
     ) -> None:
@@ -236,9 +246,9 @@ class _Run:
                     is_comparable = entry is not None and entry.size == found.sizes[path]
                     is_wanted = self._request.check_checksums and is_comparable
                     reading = found.readings[path]
-                    page_judge = self._judge_of(reading, path, beyond, judge)
+                    page_judge = self._judge_of(reading, path, small, judge)
                     self._judge(reading, found, path, entry if is_wanted else None, page_judge)
-                elif (task := self._task(found, path, entry, beyond if judge is not None else None)) is not None:
+                elif (task := self._task(found, path, entry, small if judge is not None else None)) is not None:
                     tasks.append(task)
                     entries[task.name] = found, path, entry
             content = found.read_small(SETTINGS, self._report)
@@ -258,18 +268,22 @@ class _Run:
                 self._judge(reading, *entries[reading.task.name], judge)
         tick(total)
 
-    def _judge_of(self, reading: FileReading, path: str, beyond: Beyond, judge: PageJudge | None) -> PageJudge | None:
+    def _judge_of(
+        self, reading: FileReading, path: str, small: SmallFiles, judge: PageJudge | None
+    ) -> PageJudge | None:
         """Return None where the pages of a compressed tar were numbered wrongly.
 
         They were read before pg_control, the last file of a tar, told how long the segments of a relation are.
         """
         first = reading.task.first_block
-        if judge is None or not first or first == beyond.first_block(path):
+        if judge is None or not first or first == first_block_of(path, small):
             return judge
         self._result.not_checked.append(f"page checksums of {reading.task.name}: it is compressed; unpack the tar")
         return None
 
-    def _task(self, found: Contents, path: str, entry: ManifestFile | None, pages: Beyond | None) -> FileTask | None:
+    def _task(
+        self, found: Contents, path: str, entry: ManifestFile | None, pages: SmallFiles | None
+    ) -> FileTask | None:
         """Return what is to be read of a file; None: nothing."""
         place = found.places[path]
         algorithm = None
@@ -279,7 +293,7 @@ class _Run:
         has_grown = entry is not None and place.size > entry.size
         # Of a file outside of the backup nothing but its checksum is told.
         looks_at_pages = pages is not None and not has_grown and not place.is_outside
-        first_block = pages.first_block(path) if pages is not None and looks_at_pages else None
+        first_block = first_block_of(path, pages) if pages is not None and looks_at_pages else None
         if algorithm is None and first_block is None:
             return None
         name = found.half.name(path)
@@ -310,22 +324,24 @@ class _Run:
         is_wanted = judge is not None and not self._request.exit_on_error
         return is_wanted and finding.check == "wrong-checksum" and reading.bad_count > 0
 
-    def _lost_databases(self, expected: list[Expected], beyond: Beyond) -> list[LostDatabase]:
+    def _lost_databases(self, expected: list[Expected], small: SmallFiles) -> list[LostDatabase]:
         """Report what every cluster has and this backup has not; return databases without a directory."""
         if self._layout.missing_half is not None:
             return []  # That is worse, and was said.
         names = [[*found.sizes, *listed.entries] for found, listed in zip(self._contents, expected, strict=True)]
         for finding in missing_parts(self._contents, [name for half in names for name in half], self._ignored):
             self._report(finding)
-        major = beyond.control.major_version if beyond.control is not None else None
+        major = small.control.major_version if small.control is not None else None
         return lost_databases(self._contents[-1], names[-1], self._ignored, major=major, report=self._report)
 
-    def _judge_pages(self, judge: PageJudge | None, beyond: Beyond, lost: list[LostDatabase]) -> None:
+    def _judge_pages(
+        self, judge: PageJudge | None, small: SmallFiles, own_wal: OwnWal, lost: list[LostDatabase]
+    ) -> None:
         """Look up bad pages and lost databases in the WAL, which is read once more for that."""
         suspects = judge.suspects() if judge is not None else []
-        fates, is_whole = beyond.page_fates(suspects) if suspects or lost else (None, False)
+        fates, is_whole = own_wal.fates_of(suspects) if suspects or lost else (None, False)
         changed = fates.changed_databases if fates is not None and is_whole else None
-        start = beyond.label.start_lsn if beyond.label is not None else None
+        start = small.label.start_lsn if small.label is not None else None
         for finding in judge_lost(lost, changed, start, self._contents[-1]):
             self._report(finding)
         if judge is None:
