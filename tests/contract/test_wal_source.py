@@ -18,11 +18,11 @@ from polarvault.errors import StorageFailed
 from polarvault.model.finding import Severity
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.chain import BackupSpan, follow
 from polarvault.recovery.search import TargetSearch
-from polarvault.recovery.stock import WalStock
 from polarvault.recovery.survey import check_chain, scan
 from polarvault.recovery.target import RecoveryTarget, TargetKind
+from polarvault.recovery.wal.chain import BackupSpan, follow
+from polarvault.recovery.wal.stock import WalStock
 from polarvault.verify.facts.backup import WalRange
 from polarvault.verify.wal.check import check_wal
 from polarvault.wal.source import WalSource, segment_numbers

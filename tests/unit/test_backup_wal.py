@@ -16,7 +16,7 @@ from polarvault.backupset.wal import streamed
 from polarvault.backupset.wal.of_backup import wal_of
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import TarEvent
-from polarvault.recovery.stock import WalStock
+from polarvault.recovery.wal.stock import WalStock
 from polarvault.walfiles.search_list import SearchList, wal_places
 from support.wal_segments import segment_content
 

@@ -14,8 +14,8 @@ import pytest
 import zstandard
 
 from polarvault.backupset.inventory import take_inventory
+from polarvault.backupset.reading.tarstream import read_tar_stream
 from polarvault.backupset.source import find_backup
-from polarvault.backupset.tarstream import read_tar_stream
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.errors import BackupUnusable, IntegrityError
 from polarvault.pgfiles.tar import MemberBegins, MemberData, encode_member

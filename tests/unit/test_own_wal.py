@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from polarvault.model.lsn import Lsn
-from polarvault.recovery.chain import BackupSpan
-from polarvault.recovery.own_wal import WalDamage, find_damage
+from polarvault.recovery.wal.chain import BackupSpan
+from polarvault.recovery.wal.own_wal import WalDamage, find_damage
 from support.wal_bytes import XLOG, WalBuilder
 
 SIZE = 1 << 20

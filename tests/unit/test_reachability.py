@@ -11,7 +11,6 @@ from polarvault.errors import PolarvaultError, TargetUnreachable, WalGap
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
-from polarvault.recovery.chain import BackupSpan, ChainSegment, WalChain
 from polarvault.recovery.reachability import (
     ValidWalEnd,
     check_stop,
@@ -23,6 +22,7 @@ from polarvault.recovery.reachability import (
 from polarvault.recovery.search import TargetSearch
 from polarvault.recovery.side_effects import full_page_warnings
 from polarvault.recovery.target import RecoveryTarget, TargetKind, parse_target_time
+from polarvault.recovery.wal.chain import BackupSpan, ChainSegment, WalChain
 from polarvault.recovery.warnings import plan_warnings
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind, WalMark

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from polarvault.model.lsn import Lsn
-from polarvault.recovery.span import parse_backup_history, parse_time
+from polarvault.recovery.wal.span import parse_backup_history, parse_time
 from polarvault.recovery.watch import ReplayState
 from polarvault.report.recovery import ReplayPrinter
 

@@ -13,8 +13,8 @@ import zstandard
 
 from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.model import Area, Form, Part
+from polarvault.backupset.reading.tarstream import read_tar, scan_tar
 from polarvault.backupset.source import find_backup
-from polarvault.backupset.tarstream import read_tar, scan_tar
 from polarvault.errors import BackupUnusable, IntegrityError, TargetNotEmpty, UsageError
 from polarvault.instance.model import Account
 from polarvault.pgfiles.tar import TERMINATOR, MemberData, MemberKind, encode_header, encode_member

@@ -15,7 +15,7 @@ from polarvault.instance.walreceiver_log import diagnose
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import parse_backup_label
 from polarvault.pgfiles.tar import MemberKind
-from polarvault.recovery.chain import BackupSpan
+from polarvault.recovery.wal.chain import BackupSpan
 from polarvault.report.standby import FollowPrinter
 from polarvault.restore.facts import BackupFacts, Storage, WithheldWal
 from polarvault.restore.model import Archiving, Layout, RestoreRequest

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from polarvault.model.lsn import Lsn
-from polarvault.recovery.chain import BackupSpan
 from polarvault.recovery.search import TargetSearch, stop_at
 from polarvault.recovery.target import RecoveryTarget, TargetKind
+from polarvault.recovery.wal.chain import BackupSpan
 from polarvault.recovery.warnings import plan_warnings
 from polarvault.wal.scan import MarkKind, WalMark
 

@@ -9,7 +9,7 @@ import pytest
 from polarvault.errors import TimelineDiverged, WalGap
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.chain import (
+from polarvault.recovery.wal.chain import (
     BackupSpan,
     ChainSegment,
     WalChain,

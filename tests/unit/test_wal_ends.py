@@ -10,10 +10,10 @@ import pytest
 
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.chain import BackupSpan, ChainSegment, WalChain
 from polarvault.recovery.ends import Continuation, find_continuation
-from polarvault.recovery.stock import WalStock
 from polarvault.recovery.survey import find_end
+from polarvault.recovery.wal.chain import BackupSpan, ChainSegment, WalChain
+from polarvault.recovery.wal.stock import WalStock
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import PlainReader
 from support.wal_bytes import PAGE, XLOG, WalBuilder

@@ -12,7 +12,7 @@ from polarvault.backupset.model import Form, Inventory
 from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.errors import StorageFailed
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.stock import WalStock, stock_of
+from polarvault.recovery.wal.stock import WalStock, stock_of
 from support.wal_segments import segment_content
 
 MB = 1 << 20

@@ -32,9 +32,9 @@ from polarvault.backupset.model import (
     Tablespace,
     area_of,
 )
-from polarvault.backupset.opening import listing_rights
-from polarvault.backupset.plain_tree import PlainTree
-from polarvault.backupset.tarstream import scan_tar
+from polarvault.backupset.reading.opening import listing_rights
+from polarvault.backupset.reading.plain_tree import PlainTree
+from polarvault.backupset.reading.tarstream import scan_tar
 from polarvault.errors import BackupUnusable
 from polarvault.model import limits, versions
 from polarvault.pgfiles.backup_label import parse_tablespace_map

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from polarvault.backupset.model import CONTROL_NAME, FULL_PAGE_DIRECTORY, Area, BackupSource, Form
-from polarvault.backupset.opening import open_file
+from polarvault.backupset.reading.opening import open_file
 from polarvault.model import limits
 from polarvault.pgfiles.manifest import ManifestFile, read_damaged_manifest
 

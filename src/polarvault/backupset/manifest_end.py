@@ -10,7 +10,7 @@ import os
 import re
 
 from polarvault.backupset.model import ManifestSpan
-from polarvault.backupset.opening import open_file
+from polarvault.backupset.reading.opening import open_file
 from polarvault.model.lsn import Lsn
 
 # A range takes about 80 bytes, and there is one for each timeline that the backup saw.

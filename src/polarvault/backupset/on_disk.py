@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from polarvault.backupset.backup import DeliveryStopped, Entry, FileSink, LocalFile, Share
 from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.model import Area, BackupSource, Inventory, Part
-from polarvault.backupset.plain_tree import PlainTree, TreeEntry
-from polarvault.backupset.tarstream import read_tar
+from polarvault.backupset.reading.plain_tree import PlainTree, TreeEntry
+from polarvault.backupset.reading.tarstream import read_tar
 from polarvault.backupset.wal.of_backup import wal_of
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberKind
 from polarvault.storage.files import storage_failed

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from polarvault.backupset.foreign import HEAD_BYTES, refuse_foreign, refuse_foreign_names
 from polarvault.backupset.model import DESCRIPTION_NAME, Area, Form, Part, compression_of
 from polarvault.backupset.on_disk import BackupOnDisk
+from polarvault.backupset.reading.foreign import HEAD_BYTES, refuse_foreign, refuse_foreign_names
 from polarvault.backupset.recognise import Sighting, list_names, look_at, tar_parts
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.errors import BackupUnusable, UsageError

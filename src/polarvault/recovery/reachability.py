@@ -12,9 +12,9 @@ from datetime import datetime, timedelta, tzinfo
 
 from polarvault.errors import TargetUnreachable, UsageError, WalDamaged, WalGap
 from polarvault.model.lsn import Lsn
-from polarvault.recovery.chain import BackupSpan, WalChain
 from polarvault.recovery.search import StopPoint, TargetSearch
 from polarvault.recovery.target import RecoveryTarget, TargetAction, TargetKind, format_time
+from polarvault.recovery.wal.chain import BackupSpan, WalChain
 from polarvault.wal.scan import MarkKind, WalMark
 
 _SHOWN_NAMES = 20

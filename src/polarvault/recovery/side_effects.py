@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from polarvault.errors import StorageFailed
 from polarvault.pgfiles.backup_label import BackupLabel
-from polarvault.recovery.chain import BackupSpan
+from polarvault.recovery.wal.chain import BackupSpan
 from polarvault.storage.files import storage_failed
 from polarvault.wal.marks import HOT_STANDBY_SETTINGS
 from polarvault.wal.scan import MarkKind, WalMark

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from polarvault.errors import IntegrityError, WalGap
 from polarvault.model.lsn import Lsn
-from polarvault.recovery.chain import BackupSpan, ChainSegment, UnusableFile, WalChain
 from polarvault.recovery.ends import find_continuation
 from polarvault.recovery.reachability import ValidWalEnd
 from polarvault.recovery.search import RecordFinder, TargetSearch
 from polarvault.recovery.side_effects import REFUSED_WAL_LEVEL
-from polarvault.recovery.stock import WalStock
 from polarvault.recovery.target import RecoveryTarget, TargetKind
+from polarvault.recovery.wal.chain import BackupSpan, ChainSegment, UnusableFile, WalChain
+from polarvault.recovery.wal.stock import WalStock
 from polarvault.wal.scan import WalMark, WalScanner
 
 # Called with the bytes of WAL read so far and those that may have to be read.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, tzinfo
 
 from polarvault.model.lsn import Lsn
-from polarvault.recovery.chain import BackupSpan, WalChain
 from polarvault.recovery.reachability import Reachable, ValidWalEnd, describe_record, gap_problem, show_time
 from polarvault.recovery.search import StopPoint, TargetSearch
 from polarvault.recovery.target import RecoveryRequest, format_time
+from polarvault.recovery.wal.chain import BackupSpan, WalChain
 
 # The message alone is wanted, without what can be reached.
 _NOT_SHOWN = Reachable(None, None, None, Lsn(0), None, 0, 0, (), ())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 from polarvault.backupset.model import Area, Part
-from polarvault.backupset.tarstream import read_tar
+from polarvault.backupset.reading.tarstream import read_tar
 from polarvault.backupset.wal.tars import Spool, TarCopy, TarWal, history_in, segment_in
 from polarvault.errors import IntegrityError
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, TarEvent

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from polarvault.backupset.model import Area, Part, wal_name_of
-from polarvault.backupset.tarstream import find_members
+from polarvault.backupset.reading.tarstream import find_members
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.pgfiles.tar import Member, MemberKind
 from polarvault.storage.files import storage_failed

@@ -16,7 +16,6 @@ from polarvault.model import versions
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.recovery.access import check_readable
-from polarvault.recovery.chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
 from polarvault.recovery.reachability import (
     RecoveryPlan,
     ValidWalEnd,
@@ -27,8 +26,6 @@ from polarvault.recovery.reachability import (
 )
 from polarvault.recovery.search import StopPoint, TargetSearch
 from polarvault.recovery.side_effects import check_new_tablespaces, full_page_warnings, hot_standby_needs
-from polarvault.recovery.span import load_backup_span
-from polarvault.recovery.stock import WalStock, stock_of
 from polarvault.recovery.survey import (
     ScanProgress,
     broken_segment,
@@ -37,7 +34,10 @@ from polarvault.recovery.survey import (
     scan,
 )
 from polarvault.recovery.target import LATEST_TIMELINE, RecoveryRequest, TargetKind
-from polarvault.recovery.timelines import Timelines, timeline_warnings
+from polarvault.recovery.wal.chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
+from polarvault.recovery.wal.span import load_backup_span
+from polarvault.recovery.wal.stock import WalStock, stock_of
+from polarvault.recovery.wal.timelines import Timelines, timeline_warnings
 from polarvault.recovery.warnings import end_warnings, plan_warnings
 from polarvault.restore.facts import BackupFacts
 from polarvault.restore.model import RestoreRequest

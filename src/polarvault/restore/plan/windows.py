@@ -14,11 +14,11 @@ from polarvault.backupset.source import find_backup
 from polarvault.errors import PolarvaultError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import BackupLabel
-from polarvault.recovery.chain import BackupSpan, WalChain, choose_timeline, divergence, follow
 from polarvault.recovery.reachability import Reachable, Window, show_time
-from polarvault.recovery.span import load_backup_span
-from polarvault.recovery.stock import WalStock, stock_of
 from polarvault.recovery.survey import check_chain, find_end
+from polarvault.recovery.wal.chain import BackupSpan, WalChain, choose_timeline, divergence, follow
+from polarvault.recovery.wal.span import load_backup_span
+from polarvault.recovery.wal.stock import WalStock, stock_of
 from polarvault.restore.model import RestoreRequest
 from polarvault.restore.plan.integrity import find_disagreements
 from polarvault.wal.history import TimelineHistory

@@ -9,9 +9,9 @@ from __future__ import annotations
 from polarvault.errors import BackupUnusable
 from polarvault.instance.host import Host
 from polarvault.model.lsn import Lsn
-from polarvault.recovery.chain import BackupSpan
-from polarvault.recovery.held_wal import end_of_held_wal
-from polarvault.recovery.span import load_backup_span
+from polarvault.recovery.wal.chain import BackupSpan
+from polarvault.recovery.wal.held_wal import end_of_held_wal
+from polarvault.recovery.wal.span import load_backup_span
 from polarvault.restore.facts import BackupFacts, HostFacts, PrimaryFacts, WithheldWal
 from polarvault.restore.model import RestoreRequest
 from polarvault.restore.plan.roles.standby import application_name

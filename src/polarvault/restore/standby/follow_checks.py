@@ -14,7 +14,7 @@ from polarvault.restore.facts import BackupFacts, WithheldWal
 from polarvault.restore.model import RestoreRequest
 
 if TYPE_CHECKING:
-    from polarvault.recovery.chain import BackupSpan
+    from polarvault.recovery.wal.chain import BackupSpan
     from polarvault.restore.standby.primary import Primary, SlotState
 
 

@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from polarvault.backupset.backup import DeliveryStopped, Entry, LocalFile
 from polarvault.backupset.listing import key_of
+from polarvault.backupset.reading.tarstream import read_tar_stream
 from polarvault.backupset.source import find_backup
-from polarvault.backupset.tarstream import read_tar_stream
 from polarvault.errors import BackupUnusable, PolarvaultError
 from polarvault.instance.account import working_as_account
 from polarvault.instance.model import Account

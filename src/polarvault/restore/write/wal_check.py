@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from polarvault.errors import BackupUnusable, IntegrityError
-from polarvault.recovery.own_wal import find_damage
-from polarvault.recovery.span import load_backup_span
+from polarvault.recovery.wal.own_wal import find_damage
+from polarvault.recovery.wal.span import load_backup_span
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.storage.files import storage_failed
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polarvault.backupset.model import Part
-from polarvault.backupset.tarstream import read_tar
+from polarvault.backupset.reading.tarstream import read_tar
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.pgfiles.digest import new_digest
 from polarvault.pgfiles.pages import Kernel, relation_segment

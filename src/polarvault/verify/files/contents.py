@@ -148,7 +148,7 @@ def list_plain(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
 
 def list_tars(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
     """List the uncompressed tars of a half, and the files that lie beside them."""
-    from polarvault.backupset.tarstream import find_members
+    from polarvault.backupset.reading.tarstream import find_members
 
     found = Contents(half)
     for part in half.tars:

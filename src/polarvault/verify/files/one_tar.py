@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from polarvault.backupset.model import SHARED_PREFIX, STANDARD_INPUT, Area, Part, area_of, wal_name_of
-from polarvault.backupset.tarstream import read_tar_stream
+from polarvault.backupset.reading.tarstream import read_tar_stream
 from polarvault.backupset.wal.tars import SpooledWal
 from polarvault.errors import IntegrityError
 from polarvault.model import limits

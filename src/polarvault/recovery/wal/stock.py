@@ -8,7 +8,7 @@ from polarvault.backupset.backup import Backup
 from polarvault.backupset.model import Inventory
 from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.chain import ChainSegment, UnusableFile
+from polarvault.recovery.wal.chain import ChainSegment, UnusableFile
 from polarvault.wal.history import TimelineHistory, history_file_name
 from polarvault.wal.names import is_written
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, StartLook, parse_segment_header

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from polarvault.model.segment import WalSegment
-from polarvault.recovery.chain import BackupSpan
+from polarvault.recovery.wal.chain import BackupSpan
 from polarvault.storage.below import Below
 from polarvault.wal.marks import MarkKind
 from polarvault.wal.names import is_segment_name

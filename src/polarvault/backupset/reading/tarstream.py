@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from polarvault.backupset.foreign import HEAD_BYTES, refuse_foreign
 from polarvault.backupset.model import STANDARD_INPUT, Area, Part, compression_of
-from polarvault.backupset.opening import open_file
+from polarvault.backupset.reading.foreign import HEAD_BYTES, refuse_foreign
+from polarvault.backupset.reading.opening import open_file
 from polarvault.errors import BackupUnusable, IntegrityError, PolarvaultError, RemoteProtocolError
 from polarvault.model import limits
 from polarvault.pgfiles.tar import BLOCK_BYTES, Member, MemberBegins, MemberData, TarEvent, TarReader

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from polarvault.backupset.opening import listing_rights
+from polarvault.backupset.reading.opening import listing_rights
 from polarvault.errors import BackupUnusable
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.storage.below import Below, NameRefused

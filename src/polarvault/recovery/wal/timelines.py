@@ -12,12 +12,12 @@ from datetime import tzinfo
 
 from polarvault.errors import PolarvaultError
 from polarvault.model.lsn import Lsn
-from polarvault.recovery.chain import BackupSpan, ChainSegment, WalChain, divergence, follow
 from polarvault.recovery.reachability import ValidWalEnd, show_time
 from polarvault.recovery.search import StopPoint, TargetSearch
-from polarvault.recovery.stock import WalStock
 from polarvault.recovery.survey import find_end, scan
 from polarvault.recovery.target import RecoveryTarget, TargetKind
+from polarvault.recovery.wal.chain import BackupSpan, ChainSegment, WalChain, divergence, follow
+from polarvault.recovery.wal.stock import WalStock
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.marks import WalMark
 

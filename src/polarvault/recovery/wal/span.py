@@ -19,7 +19,7 @@ from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment, is_segment_size
 from polarvault.pgfiles.backup_label import BackupLabel
-from polarvault.recovery.chain import BackupSpan
+from polarvault.recovery.wal.chain import BackupSpan
 from polarvault.walfiles.choice import content_of
 from polarvault.walfiles.search_list import wal_places
 
