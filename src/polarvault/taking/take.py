@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -63,11 +63,12 @@ class Taking:
             target = open_target(identity, connection)
             try:
                 return self._take(identity, target, connection, closing)
-            except ServerError as error:
-                target.abort()
-                raise explain_refusal(error) from None
-            except BaseException:
-                target.abort()
+            except BaseException as error:
+                # What cannot be closed any more is not what the user has to hear about.
+                with suppress(OSError):
+                    target.abort()
+                if isinstance(error, ServerError):
+                    raise explain_refusal(error) from None
                 raise
 
     def _take(
