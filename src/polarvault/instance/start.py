@@ -18,6 +18,7 @@ from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.instance.programs import run_program
 from polarvault.instance.session import ask_value, connect_server
 from polarvault.pgfiles.control import parse_control
+from polarvault.wal.names import is_history_name
 
 if TYPE_CHECKING:
     import psycopg
@@ -203,10 +204,17 @@ def describe_from_files(instance: Instance, host: str, port: int, log_path: str,
         control = parse_control(stream.read())
     # A signal file goes away when recovery ends.
     in_recovery = os.path.exists(instance.signal_path)
+    timeline_id = control.timeline_id
+    if not in_recovery:
+        # pg_control's follows with the next checkpoint; the history file is there before it says "in production".
+        timeline_id = max([timeline_id, *_histories(instance.wal_directory)])
     note = f"the server is up, but did not let us log in to ask more: {why}"
-    return StartedServer(
-        host, port, None, in_recovery, None, str(control.checkpoint_lsn), control.timeline_id, log_path, note
-    )
+    return StartedServer(host, port, None, in_recovery, None, str(control.checkpoint_lsn), timeline_id, log_path, note)
+
+
+def _histories(wal_directory: str) -> list[int]:
+    """Return the timelines of which the server has a history file."""
+    return [int(name[:8], 16) for name in os.listdir(wal_directory) if is_history_name(name)]
 
 
 def not_ready(instance: Instance, log_path: str) -> StartFailed:

@@ -163,7 +163,7 @@ class _Watcher:
 
     def _observe_from_outside(self) -> _Observed | None:
         lsn = replayed_segment_start(self._instance)
-        in_recovery = os.path.exists(self._instance.signal_path)
+        in_recovery = os.path.exists(self._instance.signal_path) or not _is_in_production(self._instance)
         if lsn is None and in_recovery and not self._log.paused:
             return None
         if self._log.paused or not in_recovery:
@@ -204,6 +204,11 @@ class _Watcher:
             hint=f"{self._log.path} says why; remove the cause and restart the server: it goes on to the target",
             detail=self._log.end,
         )
+
+
+def _is_in_production(instance: Instance) -> bool:
+    """Tell whether recovery is over; servers before 14 remove the signal file before the new timeline has a history."""
+    return parse_control(_read_control(instance)).state is ClusterState.IN_PRODUCTION
 
 
 def _ask_replay(connection: psycopg.Connection[Any]) -> _Observed:
