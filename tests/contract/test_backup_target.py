@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from polarvault.backup.request import BackupJob
+from polarvault.backup.target import RepositoryTarget
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.destination import Destination
 from polarvault.basebackup.plain_output import PlainOutput
@@ -20,6 +22,7 @@ from polarvault.basebackup.stdout_output import StdoutOutput
 from polarvault.basebackup.tar_output import TarOutput
 from polarvault.errors import BackupIncomplete, ChecksumFailure, PolarvaultError
 from polarvault.pgfiles.pages import PAGE_BYTES, relation_segment
+from polarvault.repository.index.files import FileKind
 from polarvault.server.base_backup import ArchiveBegins
 from polarvault.server.connection import Connection, ConnectionSettings, Connector
 from polarvault.server.identity import ServerIdentity
@@ -29,6 +32,7 @@ from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.take import TakenBackup, Taking
 from polarvault.taking.target import BackupTarget
 from support.hostile_server import HostileServer
+from support.repositories import new_repository
 from support.small_recording import LOCATION, Recording, base_backup_answer, encode, load_recording
 from support.targets import MemoryTarget, TeeTarget
 
@@ -159,6 +163,35 @@ class Memory(Kind):
         return self.target.manifest is not None
 
 
+class InRepository(Kind):
+    """A repository in memory."""
+
+    repository = new_repository()
+    identity: ServerIdentity
+
+    def open(self, identity: ServerIdentity, reporter: BackupReporter) -> BackupTarget:
+        self.repository, self.identity = new_repository(), identity
+        return RepositoryTarget(self.repository, BackupJob(cluster="shop"), identity, reporter)
+
+    def files(self) -> dict[str, dict[str, bytes]]:
+        reader = self.repository.open_backup("shop", self.repository.find_label("shop", "latest"))
+        found: dict[str, dict[str, bytes]] = {}
+        for row in reader.rows():
+            if row.kind is FileKind.FILE:
+                oid = reader.root.parts[row.part].oid
+                archive = found.setdefault(f"{oid}.tar" if oid else "base.tar", {})
+                archive[row.path.decode()] = reader.read(row, 0, row.size)
+        return found
+
+    def segments(self) -> dict[str, bytes]:
+        wal = self.repository.wal("shop", int(self.identity.system_identifier), self.identity.segment_size_bytes)
+        segments = {one.segment for timeline in wal.timelines() for one in wal.ranges(timeline)}
+        return {segment.file_name: wal.read_segment(segment)[0] for segment in segments}
+
+    def is_valid(self) -> bool:
+        return bool(self.repository.labels("shop"))
+
+
 class Both(Plain):
     """Memory and a directory, from one stream."""
 
@@ -172,7 +205,7 @@ class Both(Plain):
         return found
 
 
-@pytest.fixture(params=[Plain, Tar, Stdout, Memory, Both])
+@pytest.fixture(params=[Plain, Tar, Stdout, Memory, InRepository, Both])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
     made = request.param(tmp_path)
     assert isinstance(made, Kind)

@@ -196,7 +196,6 @@ def test_distrusted_chunks_are_stored_anew() -> None:
         ([(b"../x", 0, 0)], "no file can be"),
         ([(b"x", 3, 2)], "lacks 1 bytes"),
         ([(b"x", 3, 4)], "longer"),
-        ([(b"x", 1, 1), (b"x", 1, 1)], "twice"),
     ],
 )
 def test_a_stream_that_cannot_be_makes_no_backup(members: list[tuple[bytes, int, int]], message: str) -> None:
@@ -215,6 +214,17 @@ def test_a_stream_that_cannot_be_makes_no_backup(members: list[tuple[bytes, int,
     writer.abandon()
     writer.abandon()
     assert repository.labels("shop") == []
+
+
+def test_of_a_file_that_comes_twice_the_last_one_counts() -> None:
+    repository = new_repository()
+    writer = repository.begin_backup("shop", started=NOW, parts=PARTS)
+    for path, content in ((b"y", b"1"), (b"x", bytes(300_000)), (b"xx", b"2"), (b"x", b"3"), (b"y", b"44")):
+        writer.begin(Member(0, path, FileKind.FILE, len(content)))
+        writer.data([content])
+        writer.end()
+    label = writer.commit(facts()).label
+    assert restore(repository, label) == {(0, b"x"): b"3", (0, b"xx"): b"2", (0, b"y"): b"44"}
 
 
 def test_another_repository_or_a_plain_one_in_its_place_is_refused() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from polarvault.errors import IntegrityError, ObjectDamaged, ObjectDiffers
 from polarvault.model.segment import WalSegment
-from polarvault.repository.catalogue.wal import RANGE_BYTES, RepositoryWal, WalWriter
 from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.wal.ranges import RANGE_BYTES, RepositoryWal, WalWriter
 from support.repositories import new_repository
 
 SEGMENT = 16 << 20

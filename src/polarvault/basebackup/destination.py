@@ -17,6 +17,7 @@ from polarvault.pipeline.member_sinks import TreeModes
 from polarvault.server.identity import ServerIdentity
 from polarvault.storage import files
 from polarvault.storage.below import Below
+from polarvault.taking.describe import DESCRIPTION, describe_backup
 from polarvault.taking.facts import ReceivedBackup
 from polarvault.taking.manifest_spool import ManifestSpool
 from polarvault.taking.reporter import BackupReporter
@@ -53,8 +54,8 @@ def half_documents(
 ) -> tuple[dict[str, bytes], HalfManifests | None]:
     """Return what a PolarDB backup adds to its local half, and the two manifests if there are any."""
     finished = datetime.now(UTC)
-    description = halves.describe_backup(received, shared_half=shared_half, finished=finished)
-    added = {halves.DESCRIPTION: description}
+    description = describe_backup(received, shared_half=shared_half, finished=finished)
+    added = {DESCRIPTION: description}
     if received.manifest is None:
         return added, None
     manifest = received.manifest.content()

@@ -23,6 +23,7 @@ _COMMANDS = {
     "receivewal": "Stream WAL into a directory: every option of pg_receivewal.",
     "verifybackup": "Check a backup: every option of pg_verifybackup, both halves, pages and WAL.",
     "wal": "WAL directories: give a recovery the segments it asks for.",
+    "backup": "Take a backup into a repository.",
     "restore": "Lay a backup out so that it starts.",
     "repo": "Make repositories of backups, and say who can open them.",
     "config": "Show the configuration, and where each value comes from.",

@@ -101,7 +101,7 @@ def timeline_ends(result: ResultSet | None) -> TimelineEnds:
     return TimelineEnds(result.timeline(0, 0, "the next timeline"), result.lsn(0, 1, "the start of the next timeline"))
 
 
-def fetch_history(connection: WalConnection, timeline_id: int) -> tuple[str, bytes]:
+def fetch_history(connection: WalConnection | Connection, timeline_id: int) -> tuple[str, bytes]:
     """Ask for a timeline's history; return name and content of its file.
 
     The name becomes a file's: the server must give the one that belongs to the timeline, and no other.

@@ -185,8 +185,8 @@ def receive(
     receiver.report(final=True)
 
 
-def refuse_bad_pages(received: ReceivedBackup, reporter: BackupReporter) -> None:
-    """Raise ChecksumFailure if the server or our own check found wrong pages; name them first."""
+def name_bad_pages(received: ReceivedBackup, reporter: BackupReporter) -> None:
+    """Warn of the pages that our own check found wrong."""
     findings = received.pages or PageFindings()
     for bad in findings.bad_files:
         for page in bad.examples:
@@ -196,6 +196,11 @@ def refuse_bad_pages(received: ReceivedBackup, reporter: BackupReporter) -> None
             )
         if bad.count > len(bad.examples):
             reporter.warning(f'file "{bad.path}" has a total of {bad.count} checksum verification failures')
+
+
+def refuse_bad_pages(received: ReceivedBackup) -> None:
+    """Raise ChecksumFailure if the server or our own check found wrong pages."""
+    findings = received.pages or PageFindings()
     total = sum(bad.count for bad in findings.bad_files)
     if not total and received.corruption is None:
         return

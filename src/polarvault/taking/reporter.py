@@ -1,4 +1,4 @@
-"""What a running backup tells; `report.basebackup` puts it into words for a terminal, a log or JSON."""
+"""What a running backup tells; `report.taking` puts it into words for a terminal, a log or JSON."""
 
 from __future__ import annotations
 

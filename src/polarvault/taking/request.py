@@ -12,7 +12,8 @@ class ServerRequest:
     """The server's part of a backup; field names follow pg_basebackup's long options.
 
     target: where the server itself is to store the backup, None if it is to be sent. max_rate_kb: kB a second.
-    incremental: path of the earlier backup's manifest. compression counts here where its location is the server.
+    incremental: path of the earlier backup's manifest. refuses_bad_pages: raise ChecksumFailure instead of leaving
+    it to the target what becomes of damaged pages. compression counts here where its location is the server.
     """
 
     target: str | None = None
@@ -33,3 +34,4 @@ class ServerRequest:
     incremental: str | None = None
     status_interval_s: float = 10.0
     checkpoint_timeout_s: float = 60.0
+    refuses_bad_pages: bool = True

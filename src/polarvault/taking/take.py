@@ -24,7 +24,7 @@ from polarvault.storage import files
 from polarvault.taking.absences import Absences, explain_refusal
 from polarvault.taking.checkpoint_watch import CheckpointWatch
 from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
-from polarvault.taking.receive import Receiver, receive, refuse_bad_pages
+from polarvault.taking.receive import Receiver, name_bad_pages, receive, refuse_bad_pages
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.request import ServerRequest
 from polarvault.taking.server_options import base_backup_options, refuse_impossible
@@ -115,7 +115,9 @@ class Taking:
             if identity.shared_storage or wal is not None:
                 finish_wal(received, connector, reporter, wal, sink)
             absences.raise_if_any(connector)
-            refuse_bad_pages(received, reporter)
+            name_bad_pages(received, reporter)
+            if request.refuses_bad_pages:
+                refuse_bad_pages(received)
             stored = target.commit(received)
             failed = False
         finally:

@@ -106,8 +106,9 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
     if rest:
         raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
     from polarvault.basebackup.request import check_request
-    from polarvault.report.basebackup import TextReporter, outcome_fields, outcome_lines, request_fields
+    from polarvault.report.basebackup import outcome_fields, outcome_lines, request_fields
     from polarvault.report.events import BackupEvents
+    from polarvault.report.taking import TextReporter
 
     request = _request({**options, "last_compression": click.get_current_context().meta.get(LAST_COMPRESSION)})
     check_request(request)

@@ -38,6 +38,7 @@ from polarvault.repository.keys.sealing import DataKey
 from polarvault.repository.keys.wrapped import WrappedKey
 from polarvault.repository.reading.backup_reader import BackupReader, read_record
 from polarvault.repository.sums.definition import KEY_BYTES
+from polarvault.repository.wal.ranges import RepositoryWal
 from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
 from polarvault.repository.writing.parent import Parent
 from polarvault.storage.objects.store import ObjectStore
@@ -218,6 +219,16 @@ class Repository:
                     f"{cluster} has {fixed} {clear[fixed]}, and {name} in {self.store.address} says {known.get(fixed)}",
                     hint="two clusters with one name? give this one another name in the repository",
                 )
+
+    def wal(self, cluster: str, system_identifier: int, segment_bytes: int) -> RepositoryWal:
+        """Return the WAL of a cluster under one system identifier."""
+        return RepositoryWal(
+            self.store,
+            self.codec,
+            ClusterNames.of(cluster),
+            system_identifier=system_identifier,
+            segment_bytes=segment_bytes,
+        )
 
     # A new backup
 

@@ -335,7 +335,7 @@ class BackupWriter:
         kept = self._parent.files_chunks if self._parent is not None else {}
         usage = self._assembly.usage
         found = []
-        for rows in cut_rows(_without_doubles(iter(self._rows))):
+        for rows in cut_rows(iter(self._rows)):
             for row in rows:
                 if row.bundle is not None:
                     usage.add(row.bundle, used=row.size, of=row.bundle.raw)
@@ -411,12 +411,3 @@ def _pieces(parts: Iterable[Buffer], length: int) -> Iterator[bytes]:
             del gathered[:length]
     if gathered:
         yield bytes(gathered)
-
-
-def _without_doubles(rows: Iterator[FileRow]) -> Iterator[FileRow]:
-    last = None
-    for row in rows:
-        if row.key == last:
-            raise RemoteProtocolError(f"the backup has {shown_name(row.name)} twice")
-        last = row.key
-        yield row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 from polarvault.repository.format.chunks import AnyRef, placed
 from polarvault.repository.index.files import FileKind, FileRow
@@ -59,17 +60,24 @@ class Rows:
 
     def _add(self, row: OpenRow, position: int, tables: int, offset: int, digest: bytes) -> None:
         fixed = _ROW.pack(row.part, row.kind, row.mode, row.size, row.mtime, position, tables, offset, digest)
-        # The key comes first, so that sorting the packed rows sorts by it; no path holds a zero byte.
-        self._packed.append(row.part.to_bytes(2, "big") + row.path + b"\0" + fixed + row.link)
+        # The key comes first, so that sorting the packed rows sorts by it, and then by when they came; no path holds a
+        # zero byte.
+        number = len(self._packed).to_bytes(4, "big")
+        self._packed.append(row.part.to_bytes(2, "big") + row.path + b"\0" + number + fixed + row.link)
 
     def __iter__(self) -> Iterator[FileRow]:
-        """Yield all rows, sorted; every chunk must have its place by now."""
+        """Yield all rows, sorted; every chunk must have its place by now.
+
+        A file that was made anew while the server listed its directory may come twice: the last one counts.
+        """
         self._packed.sort()
-        for packed in self._packed:
+        for packed, following in pairwise(chain(self._packed, [b""])):
             end = packed.index(b"\0", 2)
-            fixed = _ROW.unpack_from(packed, end + 1)
+            if following.startswith(packed[: end + 1]):
+                continue
+            fixed = _ROW.unpack_from(packed, end + 5)
             part, kind, mode, size, mtime, position, tables, offset, digest = fixed
-            link = packed[end + 1 + _ROW.size :]
+            link = packed[end + 5 + _ROW.size :]
             bundled = position != _NONE and not tables
             yield FileRow(
                 part,

@@ -125,6 +125,17 @@ class RepositoryWal:
             origin.append(one)
         return bytes(content), Lsn(int(segment.start) + len(content))
 
+    def read(self, timeline_id: int, start: int, length: int) -> bytes:
+        """Return bytes from an LSN on; fewer where the ranges end, or leave a gap."""
+        content = bytearray()
+        for one in self.ranges(timeline_id):
+            at = start + len(content)
+            if one.first > at or len(content) == length:
+                break
+            if one.last > at:
+                content += self.read_range(one)[at - int(one.first) :][: length - len(content)]
+        return bytes(content)
+
     def put_file(self, timeline_id: int, file_name: str, content: Buffer) -> None:
         """Write a timeline's history, a partial segment or the mark of a backup; the same again is a success."""
         if _FILE.match(file_name) is None:

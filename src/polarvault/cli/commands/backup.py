@@ -1,0 +1,125 @@
+"""`polarvault backup`: take a backup of a cluster into its repository."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polarvault.cli import signals
+from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
+from polarvault.cli.options.configuration import load
+from polarvault.cli.options.drop_in import connection_options, connection_settings
+from polarvault.cli.options.repository import key_source, repository_options
+from polarvault.errors import UsageError
+
+if TYPE_CHECKING:
+    from polarvault.config.model import ClusterConfiguration
+
+_CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
+_KEYS = ("key_file", "passphrase_file", "passphrase_command")
+_MIN_RATE, _MAX_RATE = 32 << 10, 1 << 30
+
+
+@click.command("backup", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("cluster", metavar="CLUSTER")
+@click.option("--full", is_flag=True, help="Compare with no earlier backup; everything is stored anew.")
+@click.option("--note", metavar="TEXT", help="A word for people, which list and show print.")
+@click.option(
+    "--checkpoint", type=click.Choice(["fast", "spread"]), default="fast", show_default=True,
+    help="How the server makes the checkpoint with which a backup begins.",
+)  # fmt: skip
+@click.option("--max-rate", metavar="RATE", help="Bytes a second from the server at most, with suffix k, M or G.")
+@click.option(
+    "-S", "--slot", metavar="SLOTNAME", help="Replication slot to use for the WAL, instead of a temporary one."
+)
+@click.option(
+    "--checkpoint-timeout", metavar="SECS", type=float, default=60.0, show_default=True,
+    help="PolarDB: give up and name the slot when one holds the checkpoint up for so long.",
+)  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="Tell every step.")
+@repository_options
+@connection_options
+@progress_option
+@json_option
+def command(
+    cluster: str, *, full: bool, note: str | None, checkpoint: str, max_rate: str | None, slot: str | None,
+    checkpoint_timeout: float, verbose: bool, config: str | None, repo: str | None, **options: Any,
+) -> int:  # fmt: skip
+    """Take a backup of a running cluster into its repository.
+
+    Every backup is a full one to restore; of what the last one on the same timeline has, only changed pages are stored.
+    The WAL that it needs is streamed along. CLUSTER is the name that the cluster has in the repository; where the
+    server is says the configuration, or the connection options and PostgreSQL's environment variables.
+    """
+    from dataclasses import replace
+
+    from polarvault.backup.request import BackupJob
+    from polarvault.backup.take import take_backup
+    from polarvault.config.choice import choose_repositories
+    from polarvault.config.model import ClusterConfiguration
+    from polarvault.report.backup import result_json, result_text
+    from polarvault.report.events import BackupEvents
+    from polarvault.report.taking import TextReporter
+    from polarvault.repository.catalogue.opening import open_repository
+    from polarvault.repository.format.names import check_word
+    from polarvault.server.connection import Connector
+
+    check_word(cluster, "a cluster")
+    configuration = load(config)
+    configured = configuration.clusters.get(cluster, ClusterConfiguration(cluster))
+    [chosen] = choose_repositories(configuration, cluster, repo)
+    key = key_source(**{name: options[name] for name in _KEYS})
+    output, events = current_output(), current_events()
+    job = BackupJob(
+        cluster=cluster,
+        full=full,
+        note=note,
+        checkpoint_fast=checkpoint == "fast",
+        level=configured.compression,
+        max_rate=configured.max_rate if max_rate is None else _rate(max_rate),
+        estimate_size=True,
+        slot=slot,
+        checkpoint_timeout_s=checkpoint_timeout,
+    )
+    connection = {name: options[name] for name in _CONNECTION}
+    if connection["dbname"] is None:
+        connection["dbname"] = _configured_connection(configured)
+    connector = Connector(connection_settings(**connection), on_connected=signals.interrupt)
+    opened = open_repository(chosen if key is None else replace(chosen, key=key), os.environ)
+    try:
+        with ExitStack() as stack:
+            reporter = (
+                BackupEvents(events)
+                if events is not None
+                else stack.enter_context(TextReporter(verbose=verbose, progress=output is None and os.isatty(2)))
+            )
+            if output is not None:
+                reporter.warnings, reporter.notes = output.warnings, output.notes
+            result = take_backup(job, opened.repository, connector, reporter)
+    finally:
+        opened.close()
+    if output is not None:
+        output.add(**result_json(result))
+    else:
+        for line in result_text(result):
+            click.echo(line)
+    return 1 if result.is_damaged else 0
+
+
+def _configured_connection(configured: ClusterConfiguration) -> str | None:
+    if configured.service is not None:
+        return f"service={configured.service}"
+    return configured.connection
+
+
+def _rate(text: str) -> int:
+    number, unit = text.rstrip("kMG"), text[len(text.rstrip("kMG")) :]
+    if not (number.isascii() and number.isdecimal() and len(number) < 12 and len(unit) < 2):
+        raise UsageError(f'"{text}" is no rate', hint="write bytes a second, as 50M")
+    rate = int(number) * {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}[unit]
+    if not _MIN_RATE <= rate <= _MAX_RATE:
+        raise UsageError(f'the rate "{text}" is out of range: 32k to 1G')
+    return rate
