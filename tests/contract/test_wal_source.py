@@ -14,7 +14,7 @@ import pytest
 from polarvault.backupset.model import Area, Part
 from polarvault.backupset.wal.of_backup import tar_wal
 from polarvault.backupset.wal.tars import SpooledWal
-from polarvault.errors import StorageFailed
+from polarvault.errors import IntegrityError, StorageFailed
 from polarvault.model.finding import Severity
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
@@ -23,6 +23,7 @@ from polarvault.recovery.survey import check_chain, scan
 from polarvault.recovery.target import RecoveryTarget, TargetKind
 from polarvault.recovery.wal.chain import BackupSpan, follow
 from polarvault.recovery.wal.stock import WalStock
+from polarvault.repository.wal.source import RepositoryWalSource
 from polarvault.verify.facts.backup import WalRange
 from polarvault.verify.wal.check import check_wal
 from polarvault.wal.source import WalSource, segment_numbers
@@ -32,6 +33,7 @@ from polarvault.walfiles.choice import find, history_of
 from polarvault.walfiles.directory import WalDirectory
 from polarvault.walfiles.search_list import SearchList
 from support.memory_wal import MB, MemoryWal
+from support.repositories import new_repository
 from support.wal_bytes import PAGE, WalBuilder
 from support.wal_segments import PAGE_BYTES, SYSTEM_IDENTIFIER, segment_content
 
@@ -95,6 +97,20 @@ def memory(files: Files) -> MemoryWal:
     return made
 
 
+def in_repository(files: Files, *, encrypted: bool = False) -> WalSource:
+    """Return a source that has every segment in ranges of odd lengths, some of which overlap."""
+    wal = new_repository(encrypted=encrypted).wal("shop", SYSTEM_IDENTIFIER, MB)
+    for name, content in files.items():
+        if name.endswith(".history"):
+            wal.put_file(int(name[:8], 16), name, content)
+            continue
+        segment = WalSegment.parse(name, MB)
+        for offset in range(0, len(content), 333_333):
+            begin = max(0, offset - 1000)
+            wal.put_range(segment.timeline_id, segment.start + begin, content[begin : offset + 333_333])
+    return RepositoryWalSource(wal, place="shop in memory", fetch_options=["--repo", "memory"])
+
+
 def two_places(path: Path, files: Files) -> WalSource:
     path.mkdir()
     names = sorted(files)
@@ -114,12 +130,16 @@ SOURCES: dict[str, Make] = {
     "tar of a data directory": lambda path, files: tar(path, files, prefix="pg_wal/", area=Area.LOCAL),
     "tar that went by": spooled,
     "memory": lambda path, files: memory(files),
+    "repository": lambda path, files: in_repository(files),
+    "encrypted repository": lambda path, files: in_repository(files, encrypted=True),
     "several places": two_places,
 }
 
 
 # What a recovery can be served from, and what several users may read at once; others come with a backup.
-ARCHIVES = {kind: SOURCES[kind] for kind in ("directory", "compressed directory", "memory", "several places")}
+ARCHIVES = {
+    kind: SOURCES[kind] for kind in ("directory", "compressed directory", "memory", "repository", "several places")
+}
 
 
 @pytest.fixture(params=SOURCES.values(), ids=SOURCES.keys())
@@ -310,6 +330,32 @@ def test_every_record_of_a_backup_is_checked_in_any_source(make: Callable[[Files
     verdict = check_wal([span], make(damaged), segment_size_bytes=None)
     problems = [found for found in verdict.findings if found.severity is Severity.PROBLEM]
     assert [(found.check, found.subject) for found in problems] == [("wal-damaged", name)]
+
+
+def test_a_range_that_is_listed_and_gone_is_an_error_and_not_the_end_of_the_wal(tmp_path: Path) -> None:
+    repository = new_repository()
+    wal = repository.wal("shop", SYSTEM_IDENTIFIER, MB)
+    content = HELD[WHOLE[0].file_name]
+    for offset in range(0, MB, MB // 2):
+        wal.put_range(1, WHOLE[0].start + offset, content[offset : offset + MB // 2])
+    (copy,) = RepositoryWalSource(wal, place="shop in memory").copies(WHOLE[0].file_name)
+    assert copy.is_final
+    views = copy.views()
+    next(views)
+    *_, last = repository.store.list_objects("clusters/shop/wal")
+    repository.store.delete(last.name)
+    with pytest.raises(StorageFailed, match="although the repository has listed it") as refused:
+        list(views)
+    assert not isinstance(refused.value.__cause__, FileNotFoundError)
+
+
+def test_ranges_that_overlap_and_differ_are_never_served(tmp_path: Path) -> None:
+    wal = new_repository().wal("shop", SYSTEM_IDENTIFIER, MB)
+    content = HELD[WHOLE[0].file_name]
+    wal.put_range(1, WHOLE[0].start, content[:600_000])
+    wal.put_range(1, WHOLE[0].start + 500_000, bytes(100) + content[500_100:])
+    with pytest.raises(IntegrityError, match="differ"):
+        Fetcher([RepositoryWalSource(wal, place="shop")], grace_s=0).fetch(WHOLE[0].file_name, str(tmp_path / "target"))
 
 
 def test_the_restore_command_names_every_place() -> None:

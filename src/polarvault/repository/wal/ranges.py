@@ -66,8 +66,17 @@ class RepositoryWal:
     def ranges(self, timeline_id: int) -> list[StoredRange]:
         """Return what is there of a timeline, by place."""
         folder = self._names.wal_timeline(self._system_identifier, timeline_id)
+        return self._listed(timeline_id, folder)
+
+    def segment_ranges(self, segment: WalSegment) -> list[StoredRange]:
+        """Return what is there of a segment, by place."""
+        folder = self._names.wal_timeline(self._system_identifier, segment.timeline_id)
+        return self._listed(segment.timeline_id, f"{folder}/{segment.file_name}")
+
+    def _listed(self, timeline_id: int, below: str) -> list[StoredRange]:
+        folder = self._names.wal_timeline(self._system_identifier, timeline_id)
         found = []
-        for one in self._store.list_objects(folder):
+        for one in self._store.list_objects(below):
             words = one.name.removeprefix(f"{folder}/").split("/")
             match = _RANGE.match(words[-1]) if len(words) == 2 else None
             if match is None:
@@ -147,6 +156,14 @@ class RepositoryWal:
         """Return such a file, or None if there is none."""
         try:
             return self._read(Kind.WAL_FILE, self._names.wal_file(self._system_identifier, timeline_id, file_name))
+        except ObjectMissing:
+            return None
+
+    def file_size(self, timeline_id: int, file_name: str) -> int | None:
+        """Return what such a file takes in the store, or None if there is none."""
+        try:
+            name = self._names.wal_file(self._system_identifier, timeline_id, file_name)
+            return self._store.stat(name).size_bytes
         except ObjectMissing:
             return None
 
