@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -14,12 +14,21 @@ from polarvault.backupset.backup import Backup, DeliveryStopped, Entry, LocalFil
 from polarvault.backupset.source import find_backup
 from polarvault.instance.account import server_account
 from polarvault.instance.host import Host
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberKind
+from polarvault.repository.catalogue.repository import Repository
+from polarvault.repository.format.record import RecordFacts
+from polarvault.repository.index.files import FileKind
+from polarvault.repository.index.root import Part, PartArea
+from polarvault.repository.reading.as_backup import BackupInRepository
+from polarvault.repository.wal.source import RepositoryWalSource
+from polarvault.repository.writing.backup_writer import Member
 from polarvault.restore import run
 from polarvault.restore.model import RestoreRequest
-from polarvault.restore.plan import gather
-from support.made_backups import SEGMENT, MadeBackup
+from support.made_backups import SEGMENT, SYSTEM_IDENTIFIER, MadeBackup
 from support.memory_backup import MemoryBackup
+from support.repositories import NOW, new_repository
 
 
 def plain(made: MadeBackup, scratch: Path) -> Backup:
@@ -44,10 +53,59 @@ def memory(made: MadeBackup, scratch: Path) -> Backup:
     return MemoryBackup({**made.content, f"pg_wal/{SEGMENT}": made.wal})
 
 
+def in_repository(made: MadeBackup, scratch: Path) -> Backup:
+    return BackupIn(new_repository()).fill(made.content, made.wal)
+
+
+def in_encrypted_repository(made: MadeBackup, scratch: Path) -> Backup:
+    return BackupIn(new_repository(encrypted=True)).fill(made.content, made.wal)
+
+
+class BackupIn:
+    """A backup in a repository in memory."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def fill(self, files: Mapping[str, bytes], wal: bytes) -> Backup:
+        writer = self._repository.begin_backup("shop", started=NOW, parts=[Part(PartArea.LOCAL)])
+        for directory in sorted({str(above) for name in files for above in PurePosixPath(name).parents} - {"."}):
+            writer.begin(Member(0, directory.encode(), FileKind.DIRECTORY, mode=0o700))
+            writer.end()
+        for name, content in files.items():
+            writer.begin(Member(0, name.encode(), FileKind.FILE, len(content)))
+            writer.data([content])
+            writer.end()
+        segment = WalSegment.parse(SEGMENT, len(wal))
+        facts = RecordFacts(
+            NOW, NOW, SYSTEM_IDENTIFIER, 1, Lsn(segment.start + 0x28), Lsn(segment.start + 0x128), 1, 150000
+        )
+        writer.attach("polarvault_backup.json", [b"{}"])
+        label = writer.commit(facts).label
+        all_wal = self._repository.wal("shop", SYSTEM_IDENTIFIER, len(wal))
+        for offset in range(0, len(wal), 5_000_000):
+            all_wal.put_range(1, segment.start + offset, wal[offset : offset + 5_000_000])
+        reader = self._repository.open_backup("shop", label)
+        return BackupInRepository(reader, RepositoryWalSource(all_wal, place="WAL of shop"), name=f"shop@{label}")
+
+
+class ShelfOfOne:
+    """Has one backup, whatever it is asked for."""
+
+    def __init__(self, backup: Backup) -> None:
+        self._backup = backup
+
+    def find(self, word: str, **how: object) -> Backup:
+        return self._backup
+
+    def several(self, word: str) -> Sequence[str]:
+        return ()
+
+
 Make = Callable[[MadeBackup, Path], Backup]
 
 
-@pytest.fixture(params=[plain, tar, tar_zst, one_tar, memory])
+@pytest.fixture(params=[plain, tar, tar_zst, one_tar, memory, in_repository, in_encrypted_repository])
 def make(request: pytest.FixtureRequest) -> Make:
     found: Make = request.param
     return found
@@ -61,11 +119,20 @@ class Collecting:
         self._wants = wants
         self._name: str | None = None
         self._parts: list[bytes] = []
+        self._placed: dict[str, bytearray] = {}
         self.closed = 0
+
+    def place(self, entry: Entry, offset: int, view: memoryview) -> None:
+        if self._wants(entry):
+            content = self._placed.setdefault(entry.name, bytearray(entry.size))
+            assert not any(content[offset : offset + len(view)]), "delivered twice"
+            content[offset : offset + len(view)] = view
+            # Made files are never all zeros, so that what was not delivered shows.
+            self._into[entry.name] = bytes(content)
 
     def begin(self, entry: Entry, local: LocalFile | None) -> bool:
         assert self._name is None
-        if entry.kind is not MemberKind.FILE or not self._wants(entry):
+        if entry.kind is not MemberKind.FILE or not self._wants(entry) or entry.name.endswith(".done"):
             return False
         if local is not None:
             assert os.fstat(local.descriptor).st_size == local.size == entry.size
@@ -157,6 +224,9 @@ def test_a_sink_that_fails_ends_the_delivery_and_is_closed(make: Make, tmp_path:
         def end(self) -> None:
             raise ValueError("full")
 
+        def place(self, entry: Entry, offset: int, view: memoryview) -> None:
+            raise ValueError("full")
+
     backup = make(MadeBackup().seal(), tmp_path)
     with backup.shares(backup.look_through(), lambda entry: True, tablespaces=()) as shares:
         sink = Failing({})
@@ -179,14 +249,12 @@ def test_the_inventory_and_the_wal_are_those_of_the_files(make: Make, tmp_path: 
     assert not wal.copies("000000010000000000000009")
 
 
-def test_each_is_restored_by_the_same_restore(make: Make, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_is_restored_by_the_same_restore(make: Make, workspace: Path) -> None:
     made = MadeBackup().seal()
     backup = make(made, workspace)
-    monkeypatch.setattr(gather, "find_backup", lambda *given, **how: backup)
-    monkeypatch.setattr(run, "candidates_in", lambda *given, **how: [])
     target = workspace / "restored"
     owner = server_account().name if os.geteuid() == 0 else None
-    request = RestoreRequest(backup.path, str(target), sync=False, owner=owner)
+    request = RestoreRequest(backup.path, str(target), sync=False, owner=owner, shelf=ShelfOfOne(backup))
     plan = run.prepare(request, Host())
     run.restore_backup(plan, Host(), lambda size: None)
     for name, content in made.content.items():

@@ -26,6 +26,7 @@ class MemoryBackup:
         self.form = Form.TAR_FILE
         self.parts: tuple[Part, ...] = ()
         self.description: Mapping[str, object] = {}
+        self.archives: tuple[WalSource, ...] = ()
         self._files = files
 
     def parts_of(self, area: Area) -> list[Part]:

@@ -41,6 +41,7 @@ FORMS = {
     Form.PLAIN: [Part(Area.LOCAL, "/b")],
     Form.TAR_DIRECTORY: [Part(Area.LOCAL, "/b/base.tar", is_tar=True), Part(Area.WAL, "/b/pg_wal.tar", is_tar=True)],
     Form.TAR_FILE: [Part(Area.LOCAL, "/b", is_tar=True)],
+    Form.REPOSITORY: [],
 }
 FOLLOWS: dict[str, Any] = {"primary_conninfo": "host=p", "slot": "s1"}
 TARGETS = {

@@ -13,6 +13,7 @@ from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.errors import StorageFailed
 from polarvault.model.segment import WalSegment
 from polarvault.recovery.wal.stock import WalStock, stock_of
+from polarvault.walfiles.search_list import wal_places
 from support.wal_segments import segment_content
 
 MB = 1 << 20
@@ -20,7 +21,7 @@ NOTHING = Inventory({}, {}, {}, {}, frozenset(), (), True, None, False, 0)
 
 
 def stock(directory: Path) -> WalStock:
-    return stock_of(BackupOnDisk("/backup", Form.PLAIN, ()), NOTHING, [str(directory)], MB)
+    return stock_of(BackupOnDisk("/backup", Form.PLAIN, ()), NOTHING, wal_places([str(directory)]), MB)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

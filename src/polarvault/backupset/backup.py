@@ -52,8 +52,26 @@ class FileSink(Protocol):
     def end(self) -> None:
         """The file is complete."""
 
+    def place(self, entry: Entry, offset: int, view: memoryview) -> None:
+        """Take bytes of a file whose pieces come in any order, and from several shares; instead of begin, data, end.
+
+        Every byte comes once. The file has its entry's size, whatever has come of it so far.
+        """
+
     def close(self) -> None:
         """Nothing more comes, after a failure either; called once, last."""
+
+
+class Shelf(Protocol):
+    """Where backups stand, and are found by the words that name them."""
+
+    def find(
+        self, word: str, *, shared_from: str | None = None, force: bool = False, local_only: bool = False
+    ) -> Backup:
+        """Return the backup that a word names; raise BackupUnusable, RepositoryNotFound, StorageFailed."""
+
+    def several(self, word: str) -> Sequence[str]:
+        """Return the words of all backups, if the word names a place that holds several; empty if it is one itself."""
 
 
 class Share(Protocol):
@@ -74,6 +92,9 @@ class Backup(Protocol):
     def parts(self) -> tuple[Part, ...]: ...  # noqa: D102
     @property
     def description(self) -> Mapping[str, object]: ...  # noqa: D102
+    @property
+    def archives(self) -> Sequence[WalSource]:
+        """Where the WAL of its cluster is archived, as far as the backup knows: what a recovery can go on with."""
 
     def parts_of(self, area: Area) -> list[Part]:
         """Return the parts that hold an area."""

@@ -41,6 +41,7 @@ class Form(Enum):
     PLAIN = "plain directory"
     TAR_DIRECTORY = "directory of tar files"
     TAR_FILE = "single tar file"
+    REPOSITORY = "backup in a repository"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,11 @@ class BackupOnDisk(BackupSource):
 
     __slots__ = ()
 
+    @property
+    def archives(self) -> tuple[WalSource, ...]:
+        """None: files do not know where WAL is archived."""
+        return ()
+
     def look_through(self) -> Inventory:
         """Look at everything once, as the account at work."""
         return take_inventory(self)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
+from polarvault.backupset.listing import MANIFEST
 from polarvault.backupset.model import DESCRIPTION_NAME, Area, Form, Part, compression_of
 from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.backupset.reading.foreign import HEAD_BYTES, refuse_foreign, refuse_foreign_names
@@ -45,6 +47,34 @@ def find_backup(
         _refuse_incomplete(shared, list_names(shared), force=force)
         parts.append(Part(Area.SHARED, shared))
     return BackupOnDisk(path, Form.PLAIN, tuple(parts), seen.description)
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """Backups by their paths. Implements `backup.Shelf`."""
+
+    def find(
+        self, word: str, *, shared_from: str | None = None, force: bool = False, local_only: bool = False
+    ) -> BackupOnDisk:
+        """Return the backup at a path."""
+        return find_backup(word, shared_from=shared_from, force=force, local_only=local_only)
+
+    def several(self, word: str) -> list[str]:
+        """Return the paths of the backups directly below a directory; none when it is a backup itself."""
+        if not os.path.isdir(word) or looks_like_backup(word):
+            return []
+        paths = (os.path.join(word, name) for name in sorted(os.listdir(word)))
+        return [path for path in paths if os.path.isdir(path) and looks_like_backup(path)]
+
+
+def looks_like_backup(directory: str) -> bool:
+    """Tell whether a directory holds a backup, or what is left of one."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return False
+    marks = {"PG_VERSION", MANIFEST, MANIFEST + ".tmp", MARKER_NAME}
+    return bool(marks.intersection(names)) or any(name.startswith("base.tar") for name in names)
 
 
 def _shared_half(seen: Sighting, shared_from: str | None) -> str | None:

@@ -16,10 +16,20 @@ from polarvault.wal.names import is_segment_name
 from polarvault.walarchive.fetch import DEFAULT_GRACE_S, Fetcher
 from polarvault.walfiles.directory import wal_sources
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polarvault.wal.source import WalSource
+
 SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 200, 130
 # Option: metavar and help; None: a flag. The click command of the same name shows them.
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "--wal": ("DIR", "A WAL directory; repeat it for more, which are searched in this order."),
+    "--repo": ("NAME|ADDRESS", "A repository; it is searched after the directories."),
+    "--cluster": ("NAME", "The cluster's name in the repository."),
+    "--config": ("FILE", "The configuration file, instead of the user's own or the system's."),
+    "--key-file": ("FILE", "A key file that opens the repository."),
+    "--passphrase-file": ("FILE", "A file whose first line is the passphrase that opens it."),
+    "--passphrase-command": ("COMMAND", "A shell command that prints the passphrase."),
     "--system-identifier": ("N", "Refuse WAL of any other cluster (pg_controldata shows a cluster's identifier)."),
     "--refuse-empty": (
         None,
@@ -70,15 +80,16 @@ def _failed(message: str, *, hint: str | None = None) -> int:
 
 def _fetch(arguments: list[str]) -> int:
     directories, values, names = _parse(arguments)
-    if not directories:
-        raise UsageError("no WAL directory is named", hint="add --wal DIR")
+    sources = [*wal_sources(directories), *_repository(values)]
+    if not sources:
+        raise UsageError("no WAL directory is named", hint="add --wal DIR, or --repo REPOSITORY --cluster NAME")
     if len(names) != 2:
         raise UsageError(
             f"a file name and a target path are expected, not {len(names)} words",
             hint="restore_command = 'polarvault wal fetch --wal DIR %f \"%p\"'",
         )
     fetcher = Fetcher(
-        wal_sources(directories),
+        sources,
         system_identifier=_number("--system-identifier", values),
         refuse_empty="--refuse-empty" in values,
         grace_s=DEFAULT_GRACE_S if (grace := _number("--grace", values)) is None else grace,
@@ -86,6 +97,28 @@ def _fetch(arguments: list[str]) -> int:
         warn=say_warning,
     )
     return SERVED if fetcher.fetch(*names) else NOT_THERE
+
+
+def _repository(values: dict[str, str]) -> list[WalSource]:
+    """Return the WAL in the repository that is named, if one is."""
+    word, cluster = values.get("--repo"), values.get("--cluster")
+    if word is None and cluster is None:
+        return []
+    if word is None or cluster is None:
+        raise UsageError("--repo and --cluster are named together", hint="add --repo REPOSITORY --cluster NAME")
+    import os
+
+    from polarvault.config.load import load_configuration
+    from polarvault.config.model import KeySource
+    from polarvault.repository.wal.opened import open_wal
+
+    named = [values.get(option) for option in ("--passphrase-file", "--passphrase-command", "--key-file")]
+    if sum(value is not None for value in named) > 1:
+        raise UsageError("only one of --key-file, --passphrase-file and --passphrase-command can be meant")
+    configuration = load_configuration(values.get("--config"), os.environ, check_connection=lambda text: None)
+    key = KeySource(*named) if any(named) else None
+    number = _number("--system-identifier", values)
+    return [open_wal(configuration, word, cluster, key, os.environ, system_identifier=number)]
 
 
 def _parse(arguments: list[str]) -> tuple[list[str], dict[str, str], list[str]]:

@@ -110,7 +110,7 @@ class Host:
             probe.settimeout(1)
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    def account(self, wanted: str | None, backup: str) -> Account:
+    def account(self, wanted: str | None, backup: str | None) -> Account:
         """Return the user for the restored files: the caller, or when root `--owner`, the backup's owner, postgres.
 
         PostgreSQL refuses to run as root.
@@ -123,7 +123,7 @@ class Host:
             return me
         candidates = [wanted] if wanted else []
         if not wanted:
-            owner = os.stat(backup).st_uid
+            owner = 0 if backup is None else os.stat(backup).st_uid
             candidates = [_account_of(owner).name] if owner != 0 else []
             candidates.append("postgres")
         for name in candidates:

@@ -33,20 +33,13 @@ _TIMEOUT_S = 60.0
 def check_readable(source: WalSource, account: Account, paths: Sequence[str]) -> None:
     """Raise StorageFailed if the account cannot read these WAL files or cannot run our restore_command.
 
-    source: where the restore_command is to look; nothing is asked where that is nowhere.
+    source: where the restore_command is to look; nothing is asked where that is nowhere. paths: files of it.
     """
     directories = source.paths
-    if not directories or account.uid == os.geteuid():
+    if account.uid == os.geteuid() or not source.fetch_options():
         return
-    sample = [*paths[:_LOOKED_AT], *paths[_LOOKED_AT:][-_LOOKED_AT:]]
-    words = ["sh", "-c", _FIND_UNREADABLE, "sh", str(len(directories)), *directories, *sample]
-    unreadable = run_program(words, account).stdout.strip()
-    if unreadable:
-        raise StorageFailed(
-            f'user {account.name}, who runs the restored server, cannot read "{unreadable}", which recovery needs',
-            hint=f"give them access, for example: chown -R {account.name} {shlex.quote(directories[0])}; or name "
-            "another user: --owner USER",
-        )
+    if directories:
+        _check_files(directories, account, paths)
     # As the server does it, from left to right: in "%%f" there is no %f.
     replaced = {"%f": _ABSENT_FILE, "%p": os.devnull, "%%": "%"}
     command = re.sub("%[fp%]", lambda found: replaced[found[0]], restore_command(source))
@@ -55,7 +48,7 @@ def check_readable(source: WalSource, account: Account, paths: Sequence[str]) ->
     except subprocess.TimeoutExpired:
         raise StorageFailed(
             f"the restore_command did not answer within {_TIMEOUT_S:g} s as user {account.name}",
-            hint="look at the file systems of the WAL directories: " + ", ".join(directories),
+            hint=f"look at the file systems, or the network, behind {source.place}",
         ) from None
     if outcome.returncode != _NOT_THERE:
         raise StorageFailed(
@@ -63,4 +56,16 @@ def check_readable(source: WalSource, account: Account, paths: Sequence[str]) ->
             f"{outcome.stderr.strip() or f'exit status {outcome.returncode}'}",
             hint="install polarvault where that user can read it, or name another user: --owner USER",
             detail=command,
+        )
+
+
+def _check_files(directories: Sequence[str], account: Account, paths: Sequence[str]) -> None:
+    sample = [*paths[:_LOOKED_AT], *paths[_LOOKED_AT:][-_LOOKED_AT:]]
+    words = ["sh", "-c", _FIND_UNREADABLE, "sh", str(len(directories)), *directories, *sample]
+    unreadable = run_program(words, account).stdout.strip()
+    if unreadable:
+        raise StorageFailed(
+            f'user {account.name}, who runs the restored server, cannot read "{unreadable}", which recovery needs',
+            hint=f"give them access, for example: chown -R {account.name} {shlex.quote(directories[0])}; or name "
+            "another user: --owner USER",
         )

@@ -96,11 +96,18 @@ class RecoveryRequest:
     """Where the WAL ends, when the user has said that this end is meant, whatever is behind it."""
     archive_is_unknown: bool = field(default=False)
     """A --set restore_command names an archive that cannot be looked into."""
+    uses_archive: bool = False
+    """WAL comes also from where the backup says that its cluster's WAL is archived: its repository."""
+
+    @property
+    def has_places(self) -> bool:
+        """Tell whether WAL can come from elsewhere than the backup itself."""
+        return bool(self.wal_directories) or self.uses_archive
 
     @property
     def is_wanted(self) -> bool:
         """Tell whether recovery goes beyond the backup, so that it has to be planned."""
-        is_led = bool(self.wal_directories) or self.accepted_end is not None
+        is_led = self.has_places or self.accepted_end is not None
         return self.target is not None or is_led or self.timeline != LATEST_TIMELINE
 
     @property

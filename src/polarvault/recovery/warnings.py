@@ -56,9 +56,9 @@ def end_warnings(
             "leaves this, and its own recovery would end there too; if that segment was finished, it is damaged"
         )
     used = [file for file in chain.files if not file.in_backup]
-    if request.wal_directories and not used:
+    if request.has_places and not used:
         warnings.append(
-            "no segment of the WAL directories is used: recovery ends with the WAL in the backup; they lack "
+            "no segment of the WAL archive is used: recovery ends with the WAL in the backup; they lack "
             f"{chain.missing.file_name} and what follows"
         )
     return warnings

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from polarvault.backupset.backup import Backup
+from polarvault.backupset.backup import Backup, Shelf
 from polarvault.backupset.listing import Disagreement
 from polarvault.backupset.model import CONTROL_NAME, Inventory
+from polarvault.backupset.source import OnDisk
 from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.target import RecoveryRequest
@@ -79,6 +80,8 @@ class RestoreRequest:
     reports_damage: bool = False
     """Go on with a damaged backup, because the caller reports `RestorePlan.disagreements` itself."""
     jobs: int = 0
+    shelf: Shelf = field(default_factory=OnDisk)
+    """Where `backup` is found."""
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
     superuser: str | None = None
     """Who to log in as when the server is asked what it is; None tries the likely ones."""

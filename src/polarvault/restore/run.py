@@ -73,7 +73,7 @@ def prepare(
     if request.older:
         newest, older = order_backups([request.backup, *request.older], force=request.force)
         request = replace(request, backup=newest, older=older)
-    candidates = candidates_in(request.backup, force=request.force)
+    candidates = candidates_in(request.shelf, request.backup, force=request.force)
     if candidates and not request.recovery.is_wanted:
         raise refuse_several(request.backup, candidates)
     if candidates:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,14 @@ import click
 
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.messages import say_warning
+from polarvault.cli.options.backups import RepositoryChoice
 from polarvault.cli.options.recovery import recovery_options, recovery_request
+from polarvault.cli.options.repository import repository_options
 from polarvault.cli.options.settings import assignment
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
+    from polarvault.config.words import BackupWord
     from polarvault.instance.host import Host
     from polarvault.recovery.watch import ReplayState
     from polarvault.report.bars import CopyBar
@@ -68,6 +72,7 @@ _DEFAULT_TIMEOUT_S = 3600.0
               help="Do not compare the content of files with the manifest; names and sizes always are.")  # fmt: skip
 @click.option("--force", is_flag=True,
               help="Restore a backup that was never completed, or is not what its manifest says.")  # fmt: skip
+@repository_options
 @json_option
 @progress_option
 def command(
@@ -96,17 +101,29 @@ def command(
     no_sync: bool,
     no_verify_checksums: bool,
     force: bool,
+    config: str | None,
+    repo: str | None,
+    key_file: str | None,
+    passphrase_file: str | None,
+    passphrase_command: str | None,
     **recovery: Any,
 ) -> None:
     """Lay BACKUP out in a directory so that it starts.
 
-    BACKUP is a directory in plain format, a directory of tar files (compressed or not), a tar file, or - for one tar
-    from a pipe. Of an incremental backup the others of its chain are found beside it, or named as well. The backup
-    itself is never changed, and a target that is not empty is never touched.
+    BACKUP is a cluster of a repository (shop: its last backup, or the one from which a target is reached), one of its
+    backups (shop@20261125T22), a directory in plain format, a directory of tar files (compressed or not), a tar file,
+    or - for one tar from a pipe. Of an incremental backup in directories the others of its chain are found beside it,
+    or named as well. The backup itself is never changed, and a target that is not empty is never touched.
     """
+    from polarvault.config.words import BackupWord
     from polarvault.instance.model import Role
     from polarvault.restore.model import Archiving, RestoreRequest
 
+    choice = RepositoryChoice.of(
+        config=config, repo=repo, key_file=key_file, passphrase_file=passphrase_file,
+        passphrase_command=passphrase_command,
+    )  # fmt: skip
+    word = choice.word(backups[0])
     from_pipe = "-" in backups
     if from_pipe and (len(backups) > 1 or plan_only):
         raise UsageError(
@@ -146,7 +163,27 @@ def command(
             **recovery, archive_is_unknown=any(name.lower() == "restore_command" for name, _ in assignments)
         ),
     )
-    _run(request, plan_only=plan_only)
+    if isinstance(word, BackupWord):
+        _run_of_repository(request, choice, word, plan_only=plan_only)
+    else:
+        _run(request, plan_only=plan_only)
+
+
+def _run_of_repository(request: RestoreRequest, choice: RepositoryChoice, word: BackupWord, *, plan_only: bool) -> None:
+    from polarvault.instance.model import Role
+    from polarvault.repository.reading.shelf import RepositoryShelf
+
+    if request.older:
+        raise UsageError("a backup in a repository needs no other one", hint=f"name it alone: {word.cluster}@LABEL")
+    with choice.opened(word.cluster) as (opened, chosen):
+        shelf = RepositoryShelf(opened, chosen, word.cluster, config=choice.configuration.path)
+        recovery = request.recovery
+        goes_on = recovery.is_wanted or request.primary_conninfo is not None or request.role is not Role.PRIMARY
+        recovery = replace(recovery, uses_archive=goes_on and not recovery.archive_is_unknown)
+        # A target chooses among all backups, unless one is named.
+        several = recovery.is_wanted and word.label is None
+        backup = word.cluster if several else shelf.whole_word(word.label)
+        _run(replace(request, backup=backup, shelf=shelf, recovery=recovery), plan_only=plan_only)
 
 
 def _run(request: RestoreRequest, *, plan_only: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -20,8 +19,10 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment, is_segment_size
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.wal.chain import BackupSpan
+from polarvault.wal.source import WalSource
 from polarvault.walfiles.choice import content_of
-from polarvault.walfiles.search_list import wal_places
+from polarvault.walfiles.directory import wal_sources
+from polarvault.walfiles.search_list import SearchList
 
 _STOP_LINE = re.compile(r"STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+)")
 _STOP_TIMELINE = re.compile(r"STOP TIMELINE: (\d+)")
@@ -29,9 +30,7 @@ _STOP_TIME = re.compile(r"STOP TIME: (.*)")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (\S+)")
 
 
-def load_backup_span(
-    source: Backup, inventory: Inventory, label: BackupLabel | None, wal_directories: Sequence[str]
-) -> BackupSpan:
+def load_backup_span(source: Backup, inventory: Inventory, label: BackupLabel | None, places: WalSource) -> BackupSpan:
     """Return the backup's span; end_lsn stays None when only the WAL itself can tell."""
     span = _start_of(source, inventory, label)
     if label is None:
@@ -40,7 +39,7 @@ def load_backup_span(
     manifest = next(iter(inventory.spans), None)
     if manifest is not None:
         span = replace(span, end_lsn=manifest.end_lsn, end_timeline_id=manifest.end_timeline_id)
-    noted = _backup_history(span, source, wal_directories)
+    noted = _backup_history(span, source, places)
     if noted is not None:
         end, timeline_id, time = noted
         span = replace(span, end_time=_rounded_up(time))
@@ -92,14 +91,12 @@ def _segment_size(inventory: Inventory, start_segment: str) -> int:
     return size
 
 
-def _backup_history(
-    span: BackupSpan, source: Backup, wal_directories: Sequence[str]
-) -> tuple[Lsn, int, datetime | None] | None:
+def _backup_history(span: BackupSpan, source: Backup, places: WalSource) -> tuple[Lsn, int, datetime | None] | None:
     """Read the .backup file that the server leaves in pg_wal, and so in the WAL archive, when a backup ends."""
     offset = span.start_lsn % span.segment_size_bytes
     name = f"{span.start_segment.file_name}.{offset:08X}.backup"
     own = [os.path.join(part.path, "pg_wal") for part in source.parts if not part.is_tar]
-    copy = next(iter(wal_places([*wal_directories, *own]).copies(name)), None)
+    copy = next(iter(SearchList([places, *wal_sources(own)]).copies(name)), None)
     if copy is None:
         return None
     return parse_backup_history(content_of(copy, limits.SMALL_FILE_BYTES).decode("utf-8", "replace"))

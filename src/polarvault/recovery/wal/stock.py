@@ -14,15 +14,14 @@ from polarvault.wal.names import is_written
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, StartLook, parse_segment_header
 from polarvault.wal.source import READ_BYTES, WalCopy, WalSource, segment_numbers
 from polarvault.walfiles.choice import choose, find, history_of
-from polarvault.walfiles.search_list import wal_places
 
 # How often to look for a segment that was listed a moment ago.
 _MOST_LOOKS = 20
 
 
-def stock_of(backup: Backup, inventory: Inventory, directories: Sequence[str], segment_size_bytes: int) -> WalStock:
-    """Return what a recovery of a backup can use: WAL directories, and what came with it."""
-    return WalStock(wal_places(directories), backup.wal(inventory), segment_size_bytes)
+def stock_of(backup: Backup, inventory: Inventory, places: WalSource, segment_size_bytes: int) -> WalStock:
+    """Return what a recovery of a backup can use: places with WAL, and what came with it."""
+    return WalStock(places, backup.wal(inventory), segment_size_bytes)
 
 
 class WalStock:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import TYPE_CHECKING
 
 from polarvault.errors import (
+    ObjectDamaged,
     ObjectDiffers,
     ObjectMissing,
     RepositoryMismatch,
@@ -20,11 +22,9 @@ from polarvault.errors import (
 )
 from polarvault.model import limits
 from polarvault.model.names import shown_name
-from polarvault.repository.catalogue.leftovers import Leftovers
+from polarvault.model.segment import is_segment_size
 from polarvault.repository.catalogue.stored_keys import StoredKeys
-from polarvault.repository.chunks.reader import ChunkReader
 from polarvault.repository.format import names
-from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.documents import Fields, encode_json, parse_json
 from polarvault.repository.format.frame import Header, Kind, parse_header
@@ -32,19 +32,23 @@ from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.format.record import TIME, BackupRecord
 from polarvault.repository.format.sealed import Sealed
 from polarvault.repository.format.sealing import Plain, Sealer
-from polarvault.repository.index.root import Part
 from polarvault.repository.keys.ring import KeyRing
 from polarvault.repository.keys.sealing import DataKey
 from polarvault.repository.keys.wrapped import WrappedKey
-from polarvault.repository.reading.backup_reader import BackupReader, read_record
-from polarvault.repository.sums.definition import KEY_BYTES
+from polarvault.repository.reading.records import read_record
 from polarvault.repository.wal.ranges import RepositoryWal
-from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
-from polarvault.repository.writing.parent import Parent
 from polarvault.storage.objects.store import ObjectStore
 from polarvault.storage.objects.write_once import prove_write_once
 
+if TYPE_CHECKING:
+    # What reads and writes backups takes numpy: `list` and `wal fetch` must not wait for it.
+    from polarvault.repository.format.chunks import ChunkRef
+    from polarvault.repository.index.root import Part
+    from polarvault.repository.reading.backup_reader import BackupReader
+    from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
+
 _CIPHER = "AES-256-GCM"
+PAGE_KEY_BYTES = 32
 
 # Given the repository's id and its wrapped keys, returns the data keys by epoch.
 Unlock = Callable[[bytes, Sequence[WrappedKey]], Mapping[int, DataKey]]
@@ -96,7 +100,7 @@ class Repository:
         if data_key is not None:
             sealer = Sealed({data_key.epoch: data_key}, repository_id=repository_id, random=random)
         codec = Codec(repository_id, sealer)
-        page_key = random(KEY_BYTES)
+        page_key = random(PAGE_KEY_BYTES)
         stored = StoredKeys(store, repository_id, codec)
         for key in keys(repository_id):
             stored.write(key.key_id, key.document())
@@ -145,7 +149,7 @@ class Repository:
             raise RepositoryNewer(f"{store.address} needs {features[0]}, which this program does not know")
         if next(iter(store.list_objects(names.MOVES)), None) is not None:
             raise RepositoryNewer(f"{store.address} was compacted, and this program cannot follow moved chunks yet")
-        return cls(store, codec, Fields(secret, what).hexadecimal("page_key", KEY_BYTES), random)
+        return cls(store, codec, Fields(secret, what).hexadecimal("page_key", PAGE_KEY_BYTES), random)
 
     def damaged_keys(self) -> list[str]:
         """Say what is wrong with the objects that hold keys; one that is damaged keeps nobody out who has another."""
@@ -193,6 +197,8 @@ class Repository:
 
     def open_backup(self, cluster: str, label: str) -> BackupReader:
         """Open a backup by its whole label."""
+        from polarvault.repository.reading.backup_reader import BackupReader
+
         return BackupReader.open(self.store, self.codec, ClusterNames.of(cluster), names.check_label(label))
 
     def ensure_generation(self, cluster: str, generation: Generation) -> None:
@@ -220,6 +226,53 @@ class Repository:
                     hint="two clusters with one name? give this one another name in the repository",
                 )
 
+    def generations(self, cluster: str) -> list[int]:
+        """Return the system identifiers that a cluster has had."""
+        folder = ClusterNames.of(cluster).generations
+        words = [one.name.removeprefix(f"{folder}/") for one in self.store.list_objects(folder)]
+        return sorted(int(word) for word in words if word.isascii() and word.isdecimal() and len(word) <= 20)
+
+    def generation(self, cluster: str, system_identifier: int) -> Generation:
+        """Return what does not change with a system identifier; RepositoryNotFound if nothing of it is here."""
+        name = ClusterNames.of(cluster).generation(system_identifier)
+        try:
+            content = self.store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES)
+        except ObjectMissing:
+            known = ", ".join(map(str, self.generations(cluster)))
+            raise RepositoryNotFound(
+                f"{self.store.address} holds nothing of {cluster} with the system identifier {system_identifier}",
+                hint=f"it knows: {known}" if known else "nothing of that cluster is there",
+            ) from None
+        fields = Fields(self.codec.read_document(Kind.GENERATION, name, content).clear, f'"{name}"')
+        return Generation(
+            system_identifier,
+            fields.number("server_version"),
+            fields.flag("shared_storage"),
+            fields.number("wal_segment_bytes"),
+            fields.number("relation_segment_bytes"),
+            fields.flag("data_checksums"),
+        )
+
+    def wal_of(self, cluster: str, system_identifier: int | None = None) -> RepositoryWal:
+        """Return the WAL of a cluster that is here; None: of the only system identifier that there is."""
+        if system_identifier is None:
+            known = self.generations(cluster)
+            if not known:
+                raise RepositoryNotFound(
+                    f"{self.store.address} holds nothing of a cluster {cluster}",
+                    hint="polarvault list shows what is there",
+                )
+            if len(known) > 1:
+                raise UsageError(
+                    f"{cluster} has had {len(known)} system identifiers: {', '.join(map(str, known))}",
+                    hint="name one: --system-identifier N",
+                )
+            system_identifier = known[0]
+        found = self.generation(cluster, system_identifier)
+        if not is_segment_size(found.wal_segment_bytes):
+            raise ObjectDamaged(f"{found.wal_segment_bytes} is no size of WAL segments, as {cluster} is said to have")
+        return self.wal(cluster, system_identifier, found.wal_segment_bytes)
+
     def wal(self, cluster: str, system_identifier: int, segment_bytes: int) -> RepositoryWal:
         """Return the WAL of a cluster under one system identifier."""
         return RepositoryWal(
@@ -243,6 +296,11 @@ class Repository:
         distrust: Callable[[ChunkRef], bool] = lambda ref: False,
     ) -> BackupWriter:
         """Say what is about to be done, take stock of what killed backups left, and return what writes the backup."""
+        from polarvault.repository.catalogue.leftovers import Leftovers
+        from polarvault.repository.chunks.reader import ChunkReader
+        from polarvault.repository.writing.backup_writer import BackupWriter
+        from polarvault.repository.writing.parent import Parent
+
         cluster_names = ClusterNames.of(cluster)
         label = names.make_label(started, self._random)
         leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=set(self.labels(cluster)))

@@ -62,6 +62,10 @@ class Fields:
             raise ObjectDamaged(f'{self._what}: "{name}" is {value!r}, not a number from 0 to {most}')
         return value
 
+    def flag(self, name: str) -> bool:
+        """Return true or false."""
+        return cast("bool", self._get(name, bool))
+
     def items(self, name: str) -> list[Any]:
         """Return a list."""
         return cast("list[Any]", self._get(name, list))

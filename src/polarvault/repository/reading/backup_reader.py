@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from polarvault.errors import ObjectDamaged, RepositoryNotFound
-from polarvault.errors import ObjectMissing as Missing
+from polarvault.errors import ObjectDamaged
 from polarvault.model import limits
 from polarvault.repository.chunks.reader import ChunkReader, open_pack, runs
 from polarvault.repository.format.chunks import (
@@ -24,11 +23,12 @@ from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.documents import Fields, parse_json
 from polarvault.repository.format.frame import Kind
 from polarvault.repository.format.names import ClusterNames
-from polarvault.repository.format.record import BackupRecord, parse_record
+from polarvault.repository.format.record import BackupRecord
 from polarvault.repository.index.files import FileKind, FileRow
 from polarvault.repository.index.reader import IndexReader
 from polarvault.repository.index.root import Root, parse_root, root_hash
 from polarvault.repository.index.tables import Piece, Table, newest_pages, page_runs
+from polarvault.repository.reading.records import read_record
 from polarvault.storage.objects.store import ObjectStore
 
 # What one share covers at most: small enough that several fit into memory as indexes, large enough to read forward.
@@ -97,11 +97,14 @@ class BackupReader:
         return bytes(result)
 
     def shares(self, wanted: Callable[[FileRow], bool] = lambda row: True) -> Iterator[Share]:
-        """Yield the contents of the wanted files in shares that can be delivered in parallel; none of empty files."""
+        """Yield the contents of the wanted files in shares that can be delivered in parallel; none of empty files.
+
+        wanted is asked about every row, directories and links as well, in order.
+        """
         gathered: list[FileRow] = []
         size = 0
         for row in self.rows():
-            if row.kind is not FileKind.FILE or not row.size or not wanted(row):
+            if not wanted(row) or row.kind is not FileKind.FILE or not row.size:
                 continue
             if row.size > _SHARE_BYTES:
                 for table in range(len(row.tables)):
@@ -155,6 +158,10 @@ class BackupReader:
             return self.chunks.read(ref)
         except ObjectDamaged as problem:
             raise unreadable(row, extent, problem) from problem
+
+    def attachment(self, name: str) -> bytes | None:
+        """Return what was attached under a name; None if nothing was."""
+        return self.attachments().get(name)
 
     def attachments(self) -> dict[str, bytes]:
         """Return manifests and what else was attached, by name."""
@@ -283,20 +290,3 @@ class Share:
             return self._reader.chunks.read(ref)
         except ObjectDamaged as problem:
             raise unreadable(extents[0].row, extents[0], problem) from problem
-
-
-def read_record(store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> BackupRecord:
-    """Return the record of a backup; RepositoryNotFound if there is none: then the backup is not there."""
-    name = names.backup(label, "record")
-    try:
-        content = store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES)
-    except Missing:
-        raise RepositoryNotFound(
-            f"there is no backup {label} of {names.cluster} in {store.address}",
-            hint=f"polarvault list {names.cluster}",
-        ) from None
-    document = codec.read_document(Kind.RECORD, name, content)
-    record = parse_record(document.clear, document.sealed, f'"{name}"')
-    if (record.cluster, record.label) != (names.cluster, label):
-        raise ObjectDamaged(f'"{name}" is the record of another backup: {record.cluster}, {record.label}')
-    return record

@@ -37,6 +37,11 @@ class RepositoryWalSource:
         self._fetch_options = tuple(fetch_options)
 
     @property
+    def segment_bytes(self) -> int:
+        """The size of the cluster's segments."""
+        return self._wal.segment_bytes
+
+    @property
     def paths(self) -> Sequence[str]:
         """None: no file of it can be read by a server."""
         return ()

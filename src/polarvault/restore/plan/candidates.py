@@ -11,9 +11,8 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from polarvault.backupset.listing import MANIFEST
-from polarvault.backupset.source import find_backup
-from polarvault.backupset.unfinished import MARKER_NAME
+from polarvault.backupset.backup import Shelf
+from polarvault.backupset.source import OnDisk, find_backup
 from polarvault.errors import (
     BackupUnusable,
     IntegrityError,
@@ -48,43 +47,27 @@ class Candidate:
     problem: PolarvaultError | None = None
 
 
-def candidates_in(directory: str, *, force: bool = False) -> list[Candidate]:
-    """Return the backups directly below a directory; none when it is a backup itself or no directory.
+def candidates_in(shelf: Shelf, word: str, *, force: bool = False) -> list[Candidate]:
+    """Return the backups where a word leads; none when it names a backup itself, or nothing.
 
     Newest first, which means the one that starts last in the WAL, whatever its name says; then those that cannot be
     used at all.
     """
-    if not os.path.isdir(directory) or looks_like_backup(directory):
-        return []
-    found: list[Candidate] = []
-    for name in sorted(os.listdir(directory)):
-        path = os.path.join(directory, name)
-        if os.path.isdir(path) and looks_like_backup(path):
-            found.append(_candidate(path, force=force))
+    found = [_candidate(shelf, path, force=force) for path in shelf.several(word)]
     return sorted(found, key=lambda one: (one.label.start_lsn if one.label else -1, one.path), reverse=True)
 
 
-def looks_like_backup(directory: str) -> bool:
-    """Tell whether a directory holds a backup, or what is left of one."""
+def _candidate(shelf: Shelf, path: str, *, force: bool) -> Candidate:
     try:
-        names = os.listdir(directory)
-    except OSError:
-        return False
-    marks = {"PG_VERSION", MANIFEST, MANIFEST + ".tmp", MARKER_NAME}
-    return bool(marks.intersection(names)) or any(name.startswith("base.tar") for name in names)
-
-
-def _candidate(path: str, *, force: bool) -> Candidate:
-    try:
-        return Candidate(path, load_label(path, force=force))
+        return Candidate(path, load_label(shelf, path, force=force))
     except PolarvaultError as problem:
         return Candidate(path, None, problem)
 
 
-def load_label(path: str, *, force: bool = False) -> BackupLabel:
+def load_label(shelf: Shelf, path: str, *, force: bool = False) -> BackupLabel:
     """Return the label of a backup; raise PolarvaultError for one that cannot be used."""
-    source = find_backup(path, force=force)
-    if all(not part.is_tar for part in source.parts):
+    source = shelf.find(path, force=force)
+    if source.parts and all(not part.is_tar for part in source.parts):
         try:
             with Below(path) as backup:
                 return parse_backup_label(backup.read("backup_label"))
@@ -92,7 +75,7 @@ def load_label(path: str, *, force: bool = False) -> BackupLabel:
             pass  # Without a label it may still be a copy of a server that was shut down; the inventory tells.
     content = source.look_through().file("backup_label")
     if content is None:
-        raise BackupUnusable(f'"{path}" holds no backup_label', hint="name it alone, to see what it is")
+        raise BackupUnusable(f'"{source.path}" holds no backup_label', hint="name it alone, to see what it is")
     return parse_backup_label(content)
 
 
@@ -193,7 +176,7 @@ def name_older_backup(problem: IntegrityError, path: str) -> IntegrityError:
 def _whole_older(path: str) -> Iterator[tuple[str, str]]:
     parent = os.path.dirname(os.path.abspath(path))
     try:
-        candidates = candidates_in(parent)
+        candidates = candidates_in(OnDisk(), parent)
     except OSError:
         return
     own = next((one for one in candidates if os.path.realpath(one.path) == os.path.realpath(path)), None)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from polarvault.backupset.backup import Backup
 from polarvault.backupset.model import CONTROL_NAME, Area, Form, Inventory
 from polarvault.backupset.saved_configuration import read_configuration, saved_beside
-from polarvault.backupset.source import find_backup
 from polarvault.errors import StartFailed, UsageError
 from polarvault.instance.account import working_as_account
 from polarvault.instance.debian import DebianCluster
@@ -41,11 +40,11 @@ def gather(request: RestoreRequest, host: Host, scan_progress: ScanProgress = la
     scan_progress is called while WAL is read.
     """
     rules = rules_of(request.role)
-    source = find_backup(
+    source = request.shelf.find(
         request.backup,
         shared_from=request.shared_from, force=request.force, local_only=rules.takes_local_half_only,
     )  # fmt: skip
-    account = host.account(request.owner, source.path)
+    account = host.account(request.owner, next((part.path for part in source.parts), None))
     # What root may read and the account may not is read only where no link has led: see PlainTree.
     with working_as_account(account):
         inventory = source.look_through()

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 
 from polarvault.backupset.backup import Backup
 from polarvault.backupset.model import Area, Form, Inventory
-from polarvault.backupset.source import find_backup
+from polarvault.backupset.source import OnDisk, looks_like_backup
 from polarvault.errors import BackupUnusable, PolarvaultError
 from polarvault.pgfiles.backup_label import BackupLabel, parse_backup_label
 from polarvault.restore.model import Link, RestoreRequest
-from polarvault.restore.plan.candidates import Candidate, candidates_in, load_label, looks_like_backup
+from polarvault.restore.plan.candidates import Candidate, candidates_in, load_label
 from polarvault.restore.plan.integrity import check_integrity
 
 _PREFIX = "INCREMENTAL."
@@ -36,7 +36,7 @@ def order_backups(backups: Sequence[str], *, force: bool) -> tuple[str, tuple[st
     """Return the newest of the backups that were named, and the others; raise PolarvaultError for what is none."""
     if len(backups) == 1:
         return backups[0], ()
-    labels = [(load_label(path, force=force), path) for path in backups]
+    labels = [(load_label(OnDisk(), path, force=force), path) for path in backups]
     *older, newest = sorted(labels, key=lambda pair: pair[0].start_lsn)
     if newest[0].incremental_from_lsn is None:
         raise BackupUnusable(
@@ -98,11 +98,11 @@ def _label(inventory: Inventory) -> BackupLabel | None:
 
 def _choice(request: RestoreRequest, source: Backup) -> _Choice:
     if request.older:
-        given = [Candidate(path, load_label(path, force=request.force)) for path in request.older]
+        given = [Candidate(path, load_label(request.shelf, path, force=request.force)) for path in request.older]
         return _Choice(given, "those that were named")
     directory = os.path.dirname(source.path)
     # Beside a backup, not inside of one.
-    found = [] if looks_like_backup(directory) else candidates_in(directory, force=request.force)
+    found = [] if looks_like_backup(directory) else candidates_in(request.shelf, directory, force=request.force)
     return _Choice(found, f'the backups in "{directory}"')
 
 
@@ -120,7 +120,7 @@ def _link_before(request: RestoreRequest, link: Link, choice: _Choice) -> Link:
     for one in fitting:
         assert one.label is not None
         try:
-            source = find_backup(one.path, force=request.force)
+            source = request.shelf.find(one.path, force=request.force)
             _refuse_tar(source)
             inventory = source.look_through()
             _check_cluster(link, inventory, source)

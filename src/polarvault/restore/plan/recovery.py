@@ -35,6 +35,7 @@ from polarvault.recovery.survey import (
 )
 from polarvault.recovery.target import LATEST_TIMELINE, RecoveryRequest, TargetKind
 from polarvault.recovery.wal.chain import BackupSpan, WalChain, choose_timeline, divergence, follow, settled_timeline
+from polarvault.recovery.wal.places import places_of
 from polarvault.recovery.wal.span import load_backup_span
 from polarvault.recovery.wal.stock import WalStock, stock_of
 from polarvault.recovery.wal.timelines import Timelines, timeline_warnings
@@ -44,7 +45,6 @@ from polarvault.restore.model import RestoreRequest
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.scan import MarkKind
 from polarvault.walfiles.directory import wal_sources
-from polarvault.walfiles.search_list import wal_places
 
 
 def check_wal_directories(request: RestoreRequest) -> None:
@@ -79,8 +79,9 @@ def plan_recovery(
     recovery = request.recovery
     if recovery.archive_is_unknown:
         return _unchecked(recovery)
-    span = load_backup_span(backup.source, backup.inventory, backup.label, recovery.wal_directories)
-    stock = stock_of(backup.source, backup.inventory, recovery.wal_directories, span.segment_size_bytes)
+    places = places_of(recovery, backup.source)
+    span = load_backup_span(backup.source, backup.inventory, backup.label, places)
+    stock = stock_of(backup.source, backup.inventory, places, span.segment_size_bytes)
     histories, problems = stock.histories()
     history, warnings = choose_timeline(recovery.timeline, span, histories)
     warnings += [
@@ -125,14 +126,14 @@ def plan_recovery(
         stop=stop,
         last_transaction=last,
         reachable=seen,
-        wal_directories=recovery.wal_directories,
+        wal_directories=tuple(one.place for one in places.sources),
         warnings=(*warnings, *plan_warnings(span, search, zone), *more_warnings),
         zone=zone,
         hot_standby_needs=hot_standby_needs(side_effects),
         last_segment=_last_segment(chain, end, recovery),
     )
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
-    check_readable(wal_places(recovery.wal_directories), account, stock.paths(needed))
+    check_readable(places, account, stock.paths(needed))
     return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import tzinfo
 
-from polarvault.backupset.source import find_backup
 from polarvault.errors import PolarvaultError
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.reachability import Reachable, Window, show_time
 from polarvault.recovery.survey import check_chain, find_end
 from polarvault.recovery.wal.chain import BackupSpan, WalChain, choose_timeline, divergence, follow
+from polarvault.recovery.wal.places import places_of
 from polarvault.recovery.wal.span import load_backup_span
 from polarvault.recovery.wal.stock import WalStock, stock_of
 from polarvault.restore.model import RestoreRequest
@@ -70,12 +70,13 @@ def with_their_base(backups: Iterable[tuple[str, BackupLabel]]) -> list[tuple[st
 def _reach_of(request: RestoreRequest, path: str, label: BackupLabel, leading: TimelineHistory | None) -> _Reach | None:
     recovery = request.recovery
     try:
-        source = find_backup(path, force=request.force)
+        source = request.shelf.find(path, force=request.force)
         inventory = source.look_through()
         if not inventory.has_control or any(not one.is_setting for one in find_disagreements(source, inventory)):
             return None
-        span = load_backup_span(source, inventory, label, recovery.wal_directories)
-        stock = stock_of(source, inventory, recovery.wal_directories, span.segment_size_bytes)
+        places = places_of(recovery, source)
+        span = load_backup_span(source, inventory, label, places)
+        stock = stock_of(source, inventory, places, span.segment_size_bytes)
         histories, _ = stock.histories()
         history = leading or choose_timeline(recovery.timeline, span, histories)[0]
         if divergence(history, span) is not None:

@@ -11,6 +11,7 @@ from polarvault.instance.host import Host
 from polarvault.model.lsn import Lsn
 from polarvault.recovery.wal.chain import BackupSpan
 from polarvault.recovery.wal.held_wal import end_of_held_wal
+from polarvault.recovery.wal.places import places_of
 from polarvault.recovery.wal.span import load_backup_span
 from polarvault.restore.facts import BackupFacts, HostFacts, PrimaryFacts, WithheldWal
 from polarvault.restore.model import RestoreRequest
@@ -35,7 +36,9 @@ def ask_about_primary(request: RestoreRequest, backup: BackupFacts, here: HostFa
 
 def _span(request: RestoreRequest, backup: BackupFacts) -> BackupSpan | None:
     try:
-        return load_backup_span(backup.source, backup.inventory, backup.label, request.recovery.wal_directories)
+        return load_backup_span(
+            backup.source, backup.inventory, backup.label, places_of(request.recovery, backup.source)
+        )
     except BackupUnusable:
         if backup.inventory.control is not None:
             raise

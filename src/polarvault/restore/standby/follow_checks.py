@@ -65,7 +65,7 @@ def _check_kind(backup: BackupFacts, primary: Primary) -> None:
 
 def supplies_wal(request: RestoreRequest) -> bool:
     """Tell whether WAL can come from elsewhere than the backup and the primary."""
-    return bool(request.recovery.wal_directories) or any(name == "restore_command" for name, _ in request.settings)
+    return request.recovery.has_places or any(name == "restore_command" for name, _ in request.settings)
 
 
 def check_system_identifier(primary: Primary, expected: str | None, *, outcome: str = "nothing was written") -> None:

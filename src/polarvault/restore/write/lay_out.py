@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -24,6 +25,8 @@ from polarvault.storage.files import storage_failed, write_all
 from polarvault.storage.waiting import wait_for
 
 _ZEROS = bytes(1 << 20)
+# Descriptors that one worker holds for files that it goes back to.
+_MOST_OPEN = 32
 
 Progress = Callable[[int], None]
 
@@ -124,6 +127,8 @@ class _Placing:
         self._sparse = False
         self._key: Key = (Area.LOCAL, "")
         self._digest: Digest | None = None
+        # Of files whose pieces come in any order: those that were written to last.
+        self._placed: OrderedDict[Entry, int] = OrderedDict()
 
     def begin(self, entry: Entry, local: LocalFile | None) -> bool:
         """Make what the entry is; copy a file that is here at once."""
@@ -171,11 +176,50 @@ class _Placing:
         except OSError as problem:
             raise storage_failed(problem, "restore", self._target) from problem
 
+    def place(self, entry: Entry, offset: int, view: memoryview) -> None:
+        """Write a piece of a file at its place."""
+        try:
+            descriptor = self._placed.get(entry)
+            if descriptor is None:
+                descriptor = self._open_placed(entry)
+            else:
+                self._placed.move_to_end(entry)
+            if descriptor >= 0:
+                at = offset
+                while at < offset + len(view):
+                    at += os.pwrite(descriptor, view[at - offset :], at)
+            if len(view) == entry.size:
+                self._placed.pop(entry)
+                if descriptor >= 0:
+                    os.close(descriptor)
+        except OSError as problem:
+            raise storage_failed(problem, "restore", self._target) from problem
+        self._run.advance(len(view))
+
+    def _open_placed(self, entry: Entry) -> int:
+        """Make the file with its whole length; return its descriptor, -1 if it stays behind. Another share may have."""
+        run = self._run
+        self._target = run.target(entry) or ""
+        descriptor = -1
+        if self._target:
+            run.make_directory(os.path.dirname(self._target))
+            descriptor = run.new_file(self._target, 0)
+            os.ftruncate(descriptor, entry.size)
+        self._placed[entry] = descriptor
+        if len(self._placed) > _MOST_OPEN:
+            _, oldest = self._placed.popitem(last=False)
+            if oldest >= 0:
+                os.close(oldest)
+        return descriptor
+
     def close(self) -> None:
         """Close what is open."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        descriptors = [self._descriptor, *self._placed.values()]
+        self._descriptor = -1
+        self._placed.clear()
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def _check_member(self, entry: Entry) -> None:
         self._sparse = os.path.basename(os.path.dirname(self._target)) == "pg_wal"

@@ -196,6 +196,9 @@ class _Comparing:
     def end(self) -> None:
         """See `data`."""
 
+    def place(self, entry: Entry, offset: int, view: memoryview) -> None:
+        """See `data`."""
+
     def close(self) -> None:
         """Nothing is open."""
 

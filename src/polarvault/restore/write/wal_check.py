@@ -9,12 +9,13 @@ from polarvault.recovery.wal.own_wal import find_damage
 from polarvault.recovery.wal.span import load_backup_span
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.storage.files import storage_failed
+from polarvault.walfiles.search_list import SearchList
 
 
 def is_supplied_elsewhere(request: RestoreRequest) -> bool:
     """Tell whether the server gets WAL from elsewhere first, so that what the backup holds need not be right."""
     has_command = any(name == "restore_command" for name, _ in request.settings)
-    return has_command or bool(request.recovery.wal_directories) or request.primary_conninfo is not None
+    return has_command or request.recovery.has_places or request.primary_conninfo is not None
 
 
 def check_own_wal(plan: RestorePlan) -> list[str]:
@@ -28,7 +29,7 @@ def check_own_wal(plan: RestorePlan) -> list[str]:
         or not os.path.isdir(directory)
     ):
         return []
-    span = load_backup_span(plan.source, plan.inventory, plan.label, ())
+    span = load_backup_span(plan.source, plan.inventory, plan.label, SearchList(()))
     try:
         damage = find_damage(directory, span, control.system_identifier)
     except ValueError as problem:

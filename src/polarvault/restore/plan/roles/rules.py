@@ -12,6 +12,7 @@ from polarvault.errors import UsageError
 from polarvault.instance.model import Role
 from polarvault.model import versions
 from polarvault.polardb.settings import Wanted
+from polarvault.recovery.wal.places import places_of
 from polarvault.restore.facts import BackupFacts, HostFacts, RestoreFacts
 from polarvault.restore.model import Link, RestoreRequest
 from polarvault.restore.plan.backup import judge_backup, missing_wal
@@ -19,7 +20,6 @@ from polarvault.restore.plan.roles.storage import MERGED, OWN, StorageRules
 from polarvault.restore.plan.settings.archiving import check_archiving
 from polarvault.restore.plan.settings.hot_standby import check_given
 from polarvault.walarchive.restore_command import restore_command
-from polarvault.walfiles.search_list import wal_places
 
 if TYPE_CHECKING:
     from polarvault.restore.plan.settings.book import SettingsBook
@@ -77,12 +77,12 @@ class RoleRules(ABC):
 
     def restore_command(self, request: RestoreRequest, facts: RestoreFacts) -> str | None:
         """Return the restore_command to write; None leaves one that --set names, or none, in place."""
-        directories = request.recovery.wal_directories
-        if any(name == "restore_command" for name, _ in request.settings) or not directories:
+        recovery = request.recovery
+        if any(name == "restore_command" for name, _ in request.settings) or not recovery.has_places:
             return None
         control = facts.backup.inventory.control
         return restore_command(
-            wal_places(directories),
+            places_of(recovery, facts.backup.source),
             system_identifier=control.system_identifier if control else None,
             # What holds WAL now and is empty later is a file system that is not mounted any more.
             refuse_empty=facts.host.wal_directories_hold_files,
@@ -120,7 +120,7 @@ class RoleRules(ABC):
     def is_wal_supplied(self, request: RestoreRequest) -> bool:
         """Tell whether WAL that the backup lacks comes from elsewhere."""
         command = any(name == "restore_command" for name, _ in request.settings)
-        return command or self.streams_wal(request) or bool(request.recovery.wal_directories)
+        return command or self.streams_wal(request) or request.recovery.has_places
 
     def disables_subscriptions(self, request: RestoreRequest) -> bool:
         """Tell whether the source's subscriptions are switched off in a copy that was started and can be written."""

@@ -1,0 +1,56 @@
+"""The backups of one cluster in a repository, by the words that users type. A `backupset.backup.Shelf`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polarvault.config.model import RepositoryConfiguration
+from polarvault.errors import UsageError
+from polarvault.repository.catalogue.opening import OpenedRepository
+from polarvault.repository.reading.as_backup import BackupInRepository
+from polarvault.repository.wal.opened import wal_source
+from polarvault.repository.wal.source import RepositoryWalSource
+
+
+class RepositoryShelf:
+    """Finds ``shop@LABEL``, ``shop@latest``, ``shop@20261125``; ``shop`` alone stands for all of its backups.
+
+    config: the file that names the repository, which a restored server has to find it by.
+    """
+
+    def __init__(
+        self, opened: OpenedRepository, chosen: RepositoryConfiguration, cluster: str, *, config: str | None
+    ) -> None:
+        self._opened, self._chosen, self._config = opened, chosen, config
+        self.cluster = cluster
+        self._found: dict[str, BackupInRepository] = {}
+        self._archives: dict[int, RepositoryWalSource] = {}
+
+    def whole_word(self, label: str | None) -> str:
+        """Return the word with the whole label of what a user means; None: the last backup."""
+        return f"{self.cluster}@{self._opened.repository.find_label(self.cluster, label or 'latest')}"
+
+    def find(
+        self, word: str, *, shared_from: str | None = None, force: bool = False, local_only: bool = False
+    ) -> BackupInRepository:
+        """Return a backup by its whole word; it is read once."""
+        if shared_from is not None:
+            raise UsageError("a backup in a repository has both halves", hint="leave --shared-from out")
+        if word not in self._found:
+            reader = self._opened.repository.open_backup(self.cluster, word.partition("@")[2])
+            identifier = reader.record.facts.system_identifier
+            self._found[word] = BackupInRepository(reader, self._archive(identifier), name=word)
+        return self._found[word]
+
+    def several(self, word: str) -> Sequence[str]:
+        """Return all backups of the cluster for its bare name."""
+        if word != self.cluster:
+            return ()
+        return [f"{self.cluster}@{label}" for label in self._opened.repository.labels(self.cluster)]
+
+    def _archive(self, system_identifier: int) -> RepositoryWalSource:
+        if system_identifier not in self._archives:
+            self._archives[system_identifier] = wal_source(
+                self._opened, self._chosen, self.cluster, system_identifier=system_identifier, config=self._config
+            )
+        return self._archives[system_identifier]
