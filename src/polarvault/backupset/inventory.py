@@ -32,7 +32,6 @@ from polarvault.backupset.model import (
     Tablespace,
     area_of,
 )
-from polarvault.backupset.reading.opening import listing_rights
 from polarvault.backupset.reading.plain_tree import PlainTree
 from polarvault.backupset.reading.tarstream import scan_tar
 from polarvault.errors import BackupUnusable
@@ -40,6 +39,7 @@ from polarvault.model import limits, versions
 from polarvault.pgfiles.backup_label import parse_tablespace_map
 from polarvault.pgfiles.control import parse_known_control
 from polarvault.pgfiles.tar import Member, MemberKind
+from polarvault.storage.identity import rights_to_read
 
 # Configuration may include files of any name, so every small file outside of the database's own directories is kept.
 _SMALL_BYTES = 1 << 20
@@ -178,7 +178,7 @@ def _add_files_beside(found: _Findings, source: BackupSource, listing: Listing) 
     for area, directory in {
         (Area.SHARED if part.area is Area.SHARED else Area.LOCAL, os.path.dirname(part.path)) for part in source.parts
     }:
-        with listing_rights():
+        with rights_to_read():
             for entry in os.scandir(directory):
                 key = (area, entry.name)
                 if entry.path not in tars and listing.of(key) and entry.is_file(follow_symlinks=False):

@@ -103,7 +103,7 @@ class _FinderAsRoot:
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         """Ask the other finders."""
-        with _if_needed():
+        with rights_to_read():
             for finder in [other for other in sys.meta_path if not isinstance(other, _FinderAsRoot)]:
                 spec = finder.find_spec(fullname, path, target)
                 if spec is not None:
@@ -121,17 +121,18 @@ class _LoaderAsRoot:
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        with _if_needed():
+        with rights_to_read():
             module: ModuleType | None = self._loader.create_module(spec)
             return module
 
     def exec_module(self, module: ModuleType) -> None:
-        with _if_needed():
+        with rights_to_read():
             self._loader.exec_module(module)
 
 
 @contextmanager
-def _if_needed() -> Iterator[None]:
+def rights_to_read() -> Iterator[None]:
+    """Take root's rights to files if root runs the program as somebody else; what is opened is checked by itself."""
     # Of a module that was found before and is loaded, or loaded again, when root is root again.
     if can_read_as_root():
         with reading_as_root():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 from polarvault.storage.below import Below, NameRefused
@@ -30,13 +28,3 @@ def open_file(path: str) -> BinaryIO:
         os.close(descriptor)
         raise NameRefused(path, "it belongs to somebody else than the directory, and has another name elsewhere")
     return open(descriptor, "rb", buffering=0)
-
-
-@contextmanager
-def listing_rights() -> Iterator[None]:
-    """Take root's rights, if root runs the program, to see names and kinds; what is opened is checked by itself."""
-    if can_read_as_root():
-        with reading_as_root():
-            yield
-    else:
-        yield

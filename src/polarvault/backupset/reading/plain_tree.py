@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from polarvault.backupset.reading.opening import listing_rights
 from polarvault.errors import BackupUnusable
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.storage.below import Below, NameRefused
 from polarvault.storage.files import storage_failed
-from polarvault.storage.identity import can_read_as_root, reading_as_root
+from polarvault.storage.identity import can_read_as_root, reading_as_root, rights_to_read
 
 _WAL_NAME = re.compile(
     r"(?:[0-9A-F]{24}(?:\.partial|\.[0-9A-F]{8}\.backup)?|[0-9A-F]{8}\.history"
@@ -60,7 +59,7 @@ class PlainTree:
         # By the name of the link, "" for the directory itself, with the user who made the link.
         self._directories: dict[str, tuple[Below, int | None]] = {}
         try:
-            with listing_rights():
+            with rights_to_read():
                 self._directories[""] = (Below(root), None)
             self._owner = self.status().st_uid
         except OSError as problem:
@@ -133,7 +132,7 @@ class PlainTree:
         """Return what is in one directory."""
         found: list[TreeEntry] = []
         try:
-            with listing_rights():
+            with rights_to_read():
                 descriptor = self._directories[behind][0].open_directory(place)
                 try:
                     with os.scandir(descriptor) as scanned:

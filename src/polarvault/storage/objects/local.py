@@ -32,6 +32,7 @@ from polarvault.errors import (
 )
 from polarvault.storage import files
 from polarvault.storage.below import Below
+from polarvault.storage.identity import rights_to_read
 from polarvault.storage.objects.model import (
     Meter,
     RequestCounts,
@@ -261,7 +262,7 @@ class LocalStore:
         """Return size and time of an object."""
         check_object_name(name)
         self._meter.add(stats=1)
-        with self._explained("look at", name):
+        with self._explained("look at", name), rights_to_read():
             return _described(name, self._below.status(name))
 
     def list_objects(self, folder: str = "", *, after: str = "") -> Iterator[StoredObject]:
@@ -294,7 +295,7 @@ class LocalStore:
     def _entries(self, folder: str) -> list[tuple[str, os.stat_result]]:
         """Return what lies directly in a folder and may be ours, in the order of the names below it."""
         found: list[tuple[str, os.stat_result]] = []
-        with self._explained("list", folder):
+        with self._explained("list", folder), rights_to_read():
             try:
                 entries = self._below.names(folder)
             except (FileNotFoundError, NotADirectoryError):
@@ -312,7 +313,9 @@ class LocalStore:
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
         with self._explained("read", name):
-            descriptor = self._below.open_regular(name)
+            # A restore by root works as the server's account, which need not be able to read the repository.
+            with rights_to_read():
+                descriptor = self._below.open_regular(name)
             try:
                 yield descriptor
             finally:
