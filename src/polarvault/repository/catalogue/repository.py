@@ -171,8 +171,11 @@ class Repository:
 
     def records(self, cluster: str) -> list[BackupRecord]:
         """Return the records of all backups, oldest start first."""
-        cluster_names = ClusterNames.of(cluster)
-        return [read_record(self.store, self.codec, cluster_names, label) for label in self.labels(cluster)]
+        return [self.record(cluster, label) for label in self.labels(cluster)]
+
+    def record(self, cluster: str, label: str) -> BackupRecord:
+        """Return the record of a backup by its whole label."""
+        return read_record(self.store, self.codec, ClusterNames.of(cluster), names.check_label(label))
 
     def find_label(self, cluster: str, word: str) -> str:
         """Return the label that a user means: one itself, the beginning of just one, ``latest``, or a time.
@@ -181,7 +184,9 @@ class Repository:
         """
         labels = self.labels(cluster)
         if word == "latest" and labels:
-            return labels[-1]
+            # Of one second the random characters would decide.
+            same = [label for label in labels if label[:16] == labels[-1][:16]]
+            return max((self.record(cluster, label) for label in same), key=lambda one: one.facts.stop_lsn).label
         found = [label for label in labels if label.startswith(word)]
         if len(found) == 1:
             return found[0]
