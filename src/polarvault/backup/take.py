@@ -8,6 +8,7 @@ from blake3 import blake3
 
 from polarvault.backup.request import BackupJob
 from polarvault.backup.target import Recorded, RepositoryTarget
+from polarvault.errors import PolarvaultError
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity
@@ -16,6 +17,8 @@ from polarvault.storage.objects.model import RequestCounts
 from polarvault.taking.facts import ReceivedBackup, StoredBackup
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.take import Taking
+
+_MOST_DATABASES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,19 @@ class BackupResult:
         return bool(self.bad_pages) or self.received.corruption is not None
 
 
+def read_databases(connector: Connector) -> dict[str, str]:
+    """Return the names of the databases by oid; none where the role may only stream."""
+    try:
+        sql = connector.without_prompt().sql()
+        try:
+            rows = sql.query("SELECT oid, datname FROM pg_catalog.pg_database").rows
+        finally:
+            sql.close()
+    except PolarvaultError:
+        return {}
+    return {str(oid): str(name) for oid, name in rows[:_MOST_DATABASES]}
+
+
 def take_backup(job: BackupJob, repository: Repository, connector: Connector, reporter: BackupReporter) -> BackupResult:
     """Take one backup; on any failure nothing is recorded, and what was written is left for the next one to adopt."""
     opened: list[RepositoryTarget] = []
@@ -49,7 +65,8 @@ def take_backup(job: BackupJob, repository: Repository, connector: Connector, re
         history = ""
         if identity.timeline_id > 1:
             history = blake3(fetch_history(connection, identity.timeline_id)[1]).hexdigest()
-        opened.append(RepositoryTarget(repository, job, identity, reporter, history=history))
+        databases = read_databases(connector)
+        opened.append(RepositoryTarget(repository, job, identity, reporter, history=history, databases=databases))
         return opened[0]
 
     taken = Taking(job.server_request, connector, reporter).into(open_target)

@@ -42,8 +42,8 @@ class Recorded:
 class RepositoryTarget:
     """Takes one backup into a repository. Implements `taking.target.BackupTarget`.
 
-    history: what tells this server's timeline from another one of the same number. outside: called when everything was
-    received; returns configuration files that no data directory holds.
+    history: what tells this server's timeline from another one of the same number. databases: names by oid, for people.
+    outside: called when everything was received; returns configuration files that no data directory holds.
     """
 
     spool_directory: str | None = None
@@ -56,11 +56,13 @@ class RepositoryTarget:
         reporter: BackupReporter,
         *,
         history: str = "",
+        databases: Mapping[str, str] | None = None,
         outside: Callable[[ReceivedBackup], Mapping[str, bytes]] = lambda received: {},
     ) -> None:
         self._repository, self._job = repository, job
         self._identity, self._reporter = identity, reporter
         self._history, self._outside = history, outside
+        self._databases = dict(databases or {})
         self._received = ReceivedFiles()
         self._parts: list[Part] = []
         self._sinks: list[ArchiveSink] = []
@@ -194,6 +196,7 @@ class RepositoryTarget:
             "checked_pages": pages.checked_pages if pages is not None else None,
             "bad_pages": sum(bad.count for bad in pages.bad_files) if pages is not None else None,
             "note": self._job.note,
+            "databases": self._databases,
         }
         return RecordFacts(
             started=received.facts.started,

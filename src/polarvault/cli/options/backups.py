@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import click
+
+from polarvault.cli.json_output import current_output
 from polarvault.cli.options.configuration import load
 from polarvault.cli.options.repository import key_source
+from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
     from polarvault.config.model import Configuration, KeySource, RepositoryConfiguration
@@ -73,3 +77,34 @@ class RepositoryChoice:
             yield opened, chosen
         finally:
             opened.close()
+
+
+def backup_of_cluster(choice: RepositoryChoice, text: str) -> BackupWord:
+    """Return what a word means that must name a cluster; a path is refused."""
+    from polarvault.config.words import BackupWord
+
+    word = choice.word(text)
+    if not isinstance(word, BackupWord):
+        raise UsageError(
+            f'"{text}" is a path, and a backup in a repository is meant here',
+            hint="write a cluster's name, or CLUSTER@LABEL; polarvault list shows them",
+        )
+    return word
+
+
+def set_state(backup: str, kind: str, text: str, **options: Any) -> None:
+    """Write a state of a backup, and say so."""
+    from datetime import UTC, datetime
+
+    from polarvault.repository.catalogue.states import States
+
+    choice = RepositoryChoice.of(**options)
+    word = backup_of_cluster(choice, backup)
+    with choice.opened(word.cluster) as (opened, chosen):
+        label = opened.repository.find_label(word.cluster, word.label or "latest")
+        States(opened.repository, word.cluster).add(label, kind, now=datetime.now(UTC), text=text)
+    output = current_output()
+    if output is not None:
+        output.add(cluster=word.cluster, label=label, repository=chosen.address, state=kind, text=text or None)
+        return
+    click.echo(f"{word.cluster}@{label} in {chosen.address}: {kind}{f' {text}' if text else ''}")

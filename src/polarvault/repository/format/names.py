@@ -100,6 +100,11 @@ class ClusterNames:
         return f"{self.folder}/packs"
 
     @property
+    def states(self) -> str:
+        """The folder of the facts that came later."""
+        return f"{self.folder}/states"
+
+    @property
     def wal(self) -> str:
         """The folder of all WAL."""
         return f"{self.folder}/wal"
