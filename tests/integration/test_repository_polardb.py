@@ -1,0 +1,49 @@
+"""Backups of a real PolarDB in a repository: both halves, incremental, restored to where they belong, and merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.cluster import Cluster
+from support.polar_cluster import PolarCluster
+from support.program import run_polarvault
+
+pytestmark = pytest.mark.polardb
+
+
+def back_up(source: PolarCluster, repository: Path) -> dict[str, Any]:
+    done = run_polarvault("backup", "shop", "--repo", repository, "-d", source.conninfo(), "--json")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_both_halves_come_back_and_only_changes_are_stored(polardb: PolarCluster, workspace: Path) -> None:
+    repository = workspace / "repository"
+    run_polarvault("repo", "init", repository)
+    first = back_up(polardb, repository)
+    polardb.query("CREATE TABLE of_repository AS SELECT n, md5(n::text) AS v FROM generate_series(1, 5000) n")
+    second = back_up(polardb, repository)
+    assert (first["parent"], second["parent"]) == (None, first["label"])
+    assert second["stored_bytes"] < first["stored_bytes"] / 3
+    wanted = polardb.hashes()
+    listed = json.loads(run_polarvault("list", "shop", "--repo", repository, "--json").stdout)
+    assert [one["state"] for one in listed["clusters"][0]["backups"]] == ["good", "good"]
+    for number, (word, more) in enumerate((("shop", []), (f"shop@{second['label']}", ["--merge"]))):
+        target, shared = workspace / f"local{number}", workspace / f"shared{number}"
+        server = Cluster(polardb.installation, workspace)
+        server.data = target
+        places = [] if more else ["--polardata", shared]
+        try:
+            run_polarvault(
+                "restore", word, "--repo", repository, "-D", target, *places, "--port", str(server.port), "--bindir",
+                polardb.installation.directory, "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off",
+                "-N", "--start", *more,
+            )  # fmt: skip
+            assert server.hashes() == wanted
+        finally:
+            server.stop("immediate")
+    polardb.query("DROP TABLE of_repository")
