@@ -11,7 +11,8 @@ from polarvault.errors import PolarvaultError, RemoteProtocolError, RepositoryMi
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.index.files import FileKind
-from polarvault.repository.reading.verify import read_refs, verify_backup, verify_objects
+from polarvault.repository.reading.refs import read_refs
+from polarvault.repository.reading.verify import verify_backup, verify_objects
 from polarvault.repository.writing.backup_writer import Member
 from support.repositories import NOW, PAGE, PARTS, Tree, back_up, facts, feed, new_repository, reopened, restore
 

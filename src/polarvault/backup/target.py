@@ -106,6 +106,8 @@ class RepositoryTarget:
             parent=self._parent.label,
             settings=WriterSettings() if job.level is None else WriterSettings(level=job.level),
         )
+        if self._writer.parent_label != self._parent.label:
+            self._parent = ParentChoice(None, f"{self._parent.label} has expired at this moment")
         self._reporter.step(f"writing backup {self._writer.label}")
         if facts.streams_wal:
             self._wal = RepositoryWalSink(

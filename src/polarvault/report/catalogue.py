@@ -13,7 +13,7 @@ from polarvault.repository.catalogue.listing import ListedBackup
 
 if TYPE_CHECKING:
     from polarvault.repository.reading.backup_reader import BackupReader
-    from polarvault.repository.reading.verify import UsedPack
+    from polarvault.repository.reading.refs import UsedPack
 
 _HEAD = ("LABEL", "STATE", "KIND", "STARTED (UTC)", "TOOK", "SIZE", "NEW", "STORED", "WAL", "RESTORABLE UNTIL", "NOTE")
 _RIGHT = frozenset({4, 5, 6, 7})

@@ -22,7 +22,7 @@ def command(backup: str, *, files: bool, **options: Any) -> None:
     from polarvault.report.catalogue import file_lines, shown_json, shown_text
     from polarvault.repository.catalogue.listing import Catalogue
     from polarvault.repository.format.names import ClusterNames
-    from polarvault.repository.reading.verify import read_refs
+    from polarvault.repository.reading.refs import read_refs
 
     choice = RepositoryChoice.of(**options)
     word = backup_of_cluster(choice, backup)

@@ -48,6 +48,10 @@ class Leftovers:
                     packs.append((label, number, one.size_bytes))
         return cls(sorted(packs))
 
+    def leave_out(self, labels: Set[str]) -> None:
+        """Adopt nothing of these: somebody removes them."""
+        self._packs = [pack for pack in self._packs if pack[0] not in labels]
+
     @property
     def labels(self) -> list[str]:
         """Whose packs they are."""

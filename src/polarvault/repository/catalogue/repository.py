@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from polarvault.errors import (
 from polarvault.model import limits
 from polarvault.model.names import shown_name
 from polarvault.model.segment import is_segment_size
+from polarvault.repository.catalogue.intents import BACKUP, Intents
 from polarvault.repository.catalogue.stored_keys import StoredKeys
 from polarvault.repository.format import names
 from polarvault.repository.format.codec import Codec
@@ -74,6 +74,7 @@ class Repository:
         self.codec = codec
         self.page_key = page_key
         self._random = random
+        self.intents = Intents(store, codec, random)
         self._intents: list[str] = []
 
     # Making and opening
@@ -169,9 +170,22 @@ class Repository:
         words = [one.name.removeprefix(f"{folder}/").split("/") for one in self.store.list_objects(folder)]
         return sorted(word[0] for word in words if word[1:] == ["record"] and names.is_label(word[0]))
 
+    def expired_labels(self, cluster: str) -> frozenset[str]:
+        """Return the labels that have a tombstone: no parents any more, and about to be removed."""
+        from polarvault.repository.catalogue.states import States, standings
+
+        found = standings(States(self, cluster).listed())
+        return frozenset(label for label, standing in found.items() if standing.expired)
+
+    def living_labels(self, cluster: str) -> list[str]:
+        """Return the labels of the backups that have a record and no tombstone, oldest start first."""
+        labels = self.labels(cluster)
+        expired = self.expired_labels(cluster) if labels else frozenset()
+        return [label for label in labels if label not in expired]
+
     def records(self, cluster: str) -> list[BackupRecord]:
-        """Return the records of all backups, oldest start first."""
-        return [self.record(cluster, label) for label in self.labels(cluster)]
+        """Return the records of all backups that are not expired, oldest start first."""
+        return [self.record(cluster, label) for label in self.living_labels(cluster)]
 
     def record(self, cluster: str, label: str) -> BackupRecord:
         """Return the record of a backup by its whole label."""
@@ -182,7 +196,7 @@ class Repository:
 
         A time (20261125, 20261125T22) is the beginning of labels; if several begin so, the word must be longer.
         """
-        labels = self.labels(cluster)
+        labels = self.living_labels(cluster)
         if word == "latest" and labels:
             # Of one second the random characters would decide.
             same = [label for label in labels if label[:16] == labels[-1][:16]]
@@ -309,7 +323,14 @@ class Repository:
         cluster_names = ClusterNames.of(cluster)
         label = names.make_label(started, self._random)
         leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=set(self.labels(cluster)))
-        self._declare(cluster, label, parent, leftovers.labels, started)
+        self._intents.append(
+            self.intents.declare(BACKUP, cluster, label=label, parent=parent, adopts=leftovers.labels, started=started)
+        )
+        # After the intent: an `expire` that had not seen it has written its tombstones by now.
+        expired = self.expired_labels(cluster)
+        leftovers.leave_out(expired)
+        if parent in expired:
+            parent = None
         below = None
         if parent is not None:
             reader = self.open_backup(cluster, parent)
@@ -329,25 +350,10 @@ class Repository:
             distrust=distrust,
         )
 
-    def _declare(self, cluster: str, label: str, parent: str | None, adopts: Sequence[str], started: datetime) -> None:
-        name = f"{names.INTENTS}/{self._random(8).hex()}"
-        clear = {
-            "command": "backup",
-            "cluster": cluster,
-            "label": label,
-            "parent": parent,
-            "adopts": list(adopts),
-            "started": started.astimezone(UTC).strftime(TIME),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
-        _put(self.store, name, self.codec.document(Kind.INTENT, name, clear))
-        self._intents.append(name)
-
     def end_intents(self) -> None:
         """Take back what this object declared; a store that forbids removing keeps it."""
-        for name in self._intents:
-            self.store.delete(name)
+        for number in self._intents:
+            self.intents.end(number)
         self._intents = []
 
 

@@ -21,7 +21,9 @@ from polarvault.repository.format.frame import Kind
 from polarvault.repository.format.names import ClusterNames, is_label
 from polarvault.repository.format.record import TIME
 
-PIN, UNPIN, NOTE, VERIFIED, DAMAGED, TOMBSTONE = "pin", "unpin", "note", "verified", "damaged", "tombstone"
+PIN, UNPIN, NOTE, VERIFIED, DAMAGED = "pin", "unpin", "note", "verified", "damaged"
+TOMBSTONE, KEPT = "tombstone", "kept"
+"""Expired, and about to be removed; taken back, because it was pinned at the same time."""
 CLUSTER = "cluster"
 """The subject of what concerns no single backup."""
 _WORD = re.compile(r"(\d{6})-([a-z][a-z-]{0,31})\Z", re.ASCII)
@@ -145,7 +147,7 @@ def standings(names: Iterable[StateName]) -> dict[str, Standing]:
         found[subject] = Standing(
             # At one number a pin counts: what is kept once too often can still be removed.
             pinned=pinned is not None and (unpinned is None or pinned.number >= unpinned.number),
-            expired=TOMBSTONE in last,
+            expired=TOMBSTONE in last and (KEPT not in last or last[KEPT].number < last[TOMBSTONE].number),
             note=last.get(NOTE),
             verdict=max(verdicts, key=lambda one: one.number, default=None),
         )

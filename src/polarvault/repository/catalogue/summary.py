@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from polarvault.model import limits
+from polarvault.errors import RepositoryNotFound
+from polarvault.repository.catalogue.intents import Intent
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.format import names
-from polarvault.repository.format.documents import Fields
-from polarvault.repository.format.frame import Kind
 from polarvault.repository.format.names import ClusterNames
+from polarvault.storage.objects.model import StoredObject
 
 # Each is read by itself; a repository with more of them has other troubles, and says so.
 _MOST_INTENTS = 1000
@@ -22,19 +24,6 @@ class ClusterSummary:
     name: str
     labels: tuple[str, ...]
     unfinished: int
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """What a command says that it does: it runs, or was killed."""
-
-    id: str
-    command: str
-    cluster: str
-    label: str
-    started: str
-    host: str
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +40,13 @@ class RepositorySummary:
 
 def read_summary(repository: Repository) -> RepositorySummary:
     """Look at names, and at the intents; no backup is read."""
-    found = [one.name for one in repository.store.list_objects(names.INTENTS)]
+    found = repository.intents.stored()
     return RepositorySummary(
         repository.codec.repository_id.hex(),
         repository.store.address,
         bool(repository.codec.sealer.epoch),
         tuple(_cluster(repository, name) for name in repository.clusters()),
-        tuple(_intent(repository, name) for name in found[:_MOST_INTENTS]),
+        tuple(_read(repository, found[:_MOST_INTENTS])),
         max(0, len(found) - _MOST_INTENTS),
     )
 
@@ -72,15 +61,8 @@ def _cluster(repository: Repository, name: str) -> ClusterSummary:
     return ClusterSummary(name, tuple(labels), len(begun - set(labels)))
 
 
-def _intent(repository: Repository, name: str) -> Intent:
-    content = repository.store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES)
-    fields = Fields(repository.codec.read_document(Kind.INTENT, name, content).clear, f'"{name}"')
-    return Intent(
-        name.rpartition("/")[2],
-        fields.text("command"),
-        fields.text("cluster"),
-        fields.text("label"),
-        fields.text("started"),
-        fields.text("host"),
-        fields.number("pid"),
-    )
+def _read(repository: Repository, stored: Sequence[StoredObject]) -> Iterator[Intent]:
+    for one in stored:
+        # One that has ended since it was listed is left out.
+        with suppress(RepositoryNotFound):
+            yield repository.intents.read(one.name.rpartition("/")[2])

@@ -46,7 +46,7 @@ class RepositoryShelf:
         """Return all backups of the cluster for its bare name."""
         if word != self.cluster:
             return ()
-        return [f"{self.cluster}@{label}" for label in self._opened.repository.labels(self.cluster)]
+        return [f"{self.cluster}@{label}" for label in self._opened.repository.living_labels(self.cluster)]
 
     def _archive(self, system_identifier: int) -> RepositoryWalSource:
         if system_identifier not in self._archives:

@@ -23,11 +23,11 @@ from polarvault.repository.format.chunks import (
     ChunkRef,
 )
 from polarvault.repository.format.codec import Codec
-from polarvault.repository.format.documents import Fields
 from polarvault.repository.format.frame import DIGEST_BYTES, Kind, parse_header
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.index.files import FileKind, FileRow
 from polarvault.repository.reading.backup_reader import BackupReader, Extent, add_piece
+from polarvault.repository.reading.refs import read_refs
 from polarvault.repository.sums.definition import PageSums
 from polarvault.storage.objects.store import ObjectStore
 
@@ -194,36 +194,3 @@ def _verify_object(
             yield FoundDamage(f'"{name}" is another pack than the one that refs names')
     except _WRONG as problem:
         yield FoundDamage(problem.message)
-
-
-@dataclass(frozen=True, slots=True)
-class UsedPack:
-    """A pack that a backup uses; size and digest only of those that it wrote."""
-
-    label: str
-    number: int
-    live_bytes: int
-    size_bytes: int | None
-    digest: bytes | None
-
-
-def read_refs(store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> list[UsedPack]:
-    """Return the packs that a backup uses; no key is needed."""
-    name = names.backup(label, "refs")
-    document = codec.read_document(Kind.REFS, name, store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES))
-    found = []
-    for row in Fields(document.clear, f'"{name}"').items("packs"):
-        values = row if isinstance(row, list) else []
-        keys = ("label", "number", "live", "size", "digest")
-        fields = Fields(dict(zip(keys, values, strict=False)), f'a pack in "{name}"')
-        own = len(values) == len(keys)
-        found.append(
-            UsedPack(
-                fields.text("label"),
-                fields.number("number", most=999_999),
-                fields.number("live"),
-                fields.number("size") if own else None,
-                fields.hexadecimal("digest", DIGEST_BYTES) if own else None,
-            )
-        )
-    return found

@@ -17,6 +17,7 @@ from polarvault.model.segment import WalSegment, is_segment_size
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.frame import Buffer, Kind
 from polarvault.repository.format.names import ClusterNames
+from polarvault.storage.objects.model import StoredObject
 from polarvault.storage.objects.store import ObjectStore
 
 # What a writer gathers for one object; readers take up to limits.WAL_RANGE_BYTES.
@@ -73,9 +74,16 @@ class RepositoryWal:
         folder = self._names.wal_timeline(self._system_identifier, segment.timeline_id)
         return self._listed(segment.timeline_id, f"{folder}/{segment.file_name}")
 
-    def _listed(self, timeline_id: int, below: str) -> list[StoredRange]:
+    def stored(self, timeline_id: int) -> list[tuple[StoredRange, StoredObject]]:
+        """Return the same as `ranges`, with what the store says of each."""
         folder = self._names.wal_timeline(self._system_identifier, timeline_id)
-        found = []
+        return sorted(self._with_objects(timeline_id, folder), key=lambda one: one[0])
+
+    def _listed(self, timeline_id: int, below: str) -> list[StoredRange]:
+        return sorted(one for one, _ in self._with_objects(timeline_id, below))
+
+    def _with_objects(self, timeline_id: int, below: str) -> Iterator[tuple[StoredRange, StoredObject]]:
+        folder = self._names.wal_timeline(self._system_identifier, timeline_id)
         for one in self._store.list_objects(below):
             words = one.name.removeprefix(f"{folder}/").split("/")
             match = _RANGE.match(words[-1]) if len(words) == 2 else None
@@ -88,8 +96,7 @@ class RepositoryWal:
             first, last = Lsn(int(match[1], 16)), Lsn(int(match[2], 16))
             if segment.timeline_id != timeline_id or not segment.start <= first < last <= segment.end:
                 raise ObjectDamaged(f'"{one.name}" does not lie in its segment')
-            found.append(StoredRange(segment, first, last))
-        return sorted(found)
+            yield StoredRange(segment, first, last), one
 
     def timelines(self) -> list[int]:
         """Return the timelines of which there is anything."""

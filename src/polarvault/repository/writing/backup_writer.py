@@ -119,7 +119,7 @@ class BackupWriter:
         self.label = label
         self._store, self._codec, self._names = store, codec, names
         self._parts = tuple(parts)
-        self._parent, self._parent_label = parent, parent_label
+        self._parent, self.parent_label = parent, parent_label
         settings = settings or WriterSettings()
         threads = settings.threads or os.cpu_count() or 1
         self._index = parent.index if parent is not None else IndexReader(ChunkReader(store, codec, names))
@@ -233,7 +233,7 @@ class BackupWriter:
         identity = {"cluster": self._names.cluster, "label": self.label}
         self._put("root", self._document(Kind.ROOT, "root", identity, raw))
         self._put("refs", self._document(Kind.REFS, "refs", {**identity, "packs": self._refs(written)}))
-        clear, sealed = record_document(identity, facts, outcome.root_hash, self._parent_label, asdict(outcome.counts))
+        clear, sealed = record_document(identity, facts, outcome.root_hash, self.parent_label, asdict(outcome.counts))
         self._put("record", self._document(Kind.RECORD, "record", clear, sealed))
         return outcome
 

@@ -1,0 +1,89 @@
+"""`polarvault expire`: remove the backups of a cluster that its policy does not keep, and the WAL that nobody needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.options.backups import RepositoryChoice
+from polarvault.cli.options.repository import repository_options
+from polarvault.errors import UsageError
+
+if TYPE_CHECKING:
+    from polarvault.config.model import Retention
+
+_NUMBER = click.IntRange(1, 100_000)
+
+
+@click.command("expire", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("cluster", metavar="CLUSTER")
+@click.option("--window", metavar="TIME", help="Every moment of so long can be restored: 14d, 4w.")
+@click.option("--keep", type=_NUMBER, metavar="N", help="Keep the last N good backups.")
+@click.option("--daily", type=_NUMBER, metavar="N", help="Keep the last one of each of N days.")
+@click.option("--weekly", type=_NUMBER, metavar="N", help="Keep the last one of each of N weeks.")
+@click.option("--monthly", type=_NUMBER, metavar="N", help="Keep the last one of each of N months.")
+@click.option("--yearly", type=_NUMBER, metavar="N", help="Keep the last one of each of N years.")
+@click.option("--dry-run", is_flag=True, help="Say what is kept, what would go, and why; remove nothing.")
+@click.option(
+    "--safety-time", default="1d", show_default=True, metavar="TIME",
+    help="Remove no pack and no WAL that is younger, by the clock of the store.",
+)  # fmt: skip
+@repository_options
+@json_option
+def command(
+    cluster: str, *, window: str | None, keep: int | None, daily: int | None, weekly: int | None, monthly: int | None,
+    yearly: int | None, dry_run: bool, safety_time: str, **options: Any,
+) -> int:  # fmt: skip
+    """Remove the backups of CLUSTER that its policy does not keep.
+
+    The policy is that of the configuration; rules on the command line take the place of all of it. The last good backup
+    and pinned ones are always kept. Of WAL everything is kept from the first backup of the window, or of those kept by
+    number, on; for older backups what makes them consistent. With several repositories each is looked at by itself.
+    """
+    import os
+
+    from polarvault.config.model import Retention
+    from polarvault.report.retention import expired_json, expired_text
+    from polarvault.repository.catalogue.opening import open_repository
+    from polarvault.retention.expire import ExpireRequest, expire
+
+    choice = RepositoryChoice.of(**options)
+    given = Retention(
+        None if window is None else _seconds("--window", window), keep, daily, weekly, monthly, yearly
+    )  # fmt: skip
+    policy = given if given != Retention() else _configured(choice, cluster)
+    request = ExpireRequest(cluster, policy, dry_run=dry_run, safety_s=_seconds("--safety-time", safety_time))
+    reports = []
+    for chosen in choice.repositories(cluster):
+        opened = open_repository(chosen, os.environ)
+        try:
+            reports.append((chosen.address, expire(opened.repository, request)))
+        finally:
+            opened.close()
+    output = current_output()
+    if output is not None:
+        output.add(repositories=[{"repository": address, **expired_json(report)} for address, report in reports])
+    else:
+        for address, report in reports:
+            click.echo(f"{cluster} in {address}")
+            for line in expired_text(report):
+                click.echo(line)
+    return 1 if any(report.removed.refused for _, report in reports) else 0
+
+
+def _configured(choice: RepositoryChoice, cluster: str) -> Retention:
+    from polarvault.config.model import Retention
+
+    configured = choice.configuration.clusters.get(cluster)
+    return configured.retention if configured is not None else Retention()
+
+
+def _seconds(option: str, text: str) -> int:
+    from polarvault.config.values import duration_s
+
+    try:
+        return duration_s(text)
+    except ValueError as problem:
+        raise UsageError(f"{option} {text}: {problem}", hint="write a number with s, min, h, d or w: 14d") from None

@@ -1,0 +1,324 @@
+"""Expire in memory: what goes, what stays; in every order of steps with a backup; killed at every request."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from polarvault.config.model import Retention
+from polarvault.errors import PolarvaultError, RepositoryNewer, UsageError
+from polarvault.repository.catalogue.intents import RESTORE, Intents
+from polarvault.repository.catalogue.repository import Generation, Repository
+from polarvault.repository.catalogue.states import PIN, States
+from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.reading.verify import verify_backup, verify_objects
+from polarvault.retention.expire import ExpireReport, ExpireRequest, expire
+from polarvault.storage.objects.memory import MemoryStore
+from polarvault.storage.objects.write_once import WriteOnce
+from support.faulty_store import Failure, Fault, FaultyStore, Request
+from support.repositories import NOW, Tree, back_up, facts, new_repository, reopened, restore, two_trees
+
+SEGMENT = 16 << 20
+SYSTEM = facts().system_identifier
+KEEP_ONE = ExpireRequest("shop", Retention(keep=1), safety_s=0)
+
+
+def with_wal(repository: Repository) -> Repository:
+    """Add the WAL that all backups of these tests need, and some from before."""
+    repository.ensure_generation("shop", Generation(SYSTEM, 180000, False, SEGMENT, 1 << 30, True))
+    wal = repository.wal("shop", SYSTEM, SEGMENT)
+    for at in range(0, facts().stop_lsn + SEGMENT, SEGMENT):
+        wal.put_range(1, at, bytes(100) if at == 0 else bytes(SEGMENT))
+    return repository
+
+
+def trees(count: int) -> list[Tree]:
+    first, second = two_trees()
+    found = [first, second]
+    for number in range(2, count):
+        found.append(first | {(0, b"base/5/2"): bytes([number]) * 300_000, (0, b"base/9/%d" % number): b"x" * 100_000})
+    return found
+
+
+def chain(repository: Repository, count: int = 3) -> list[tuple[str, Tree]]:
+    """Take backups, each the parent of the next."""
+    made: list[tuple[str, Tree]] = []
+    for number, tree in enumerate(trees(count)):
+        parent = made[-1][0] if made else None
+        made.append((back_up(repository, tree, parent=parent, minutes=10 * number).label, tree))
+    return made
+
+
+def check(repository: Repository, known: dict[str, Tree]) -> None:
+    """Every backup that is recorded is whole, and what it was."""
+    with ThreadPoolExecutor(2) as pool:
+        for label in repository.labels("shop"):
+            if label in repository.expired_labels("shop"):
+                continue
+            assert list(verify_backup(repository.open_backup("shop", label), repository.page_key, pool)) == []
+            if label in known:
+                assert restore(repository, label) == known[label]
+            else:
+                restore(repository, label)
+
+
+def assert_sound(repository: Repository) -> None:
+    for label in repository.labels("shop"):
+        assert list(verify_objects(repository.store, repository.codec, ClusterNames.of("shop"), label)) == []
+
+
+def packs(repository: Repository) -> set[str]:
+    return {one.name for one in repository.store.list_objects("clusters/shop/packs")}
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_what_no_backup_uses_goes_and_the_rest_stays_whole(encrypted: bool) -> None:
+    repository = with_wal(new_repository(encrypted=encrypted))
+    made = chain(repository)
+    before = packs(repository)
+    dry = expire(repository, ExpireRequest("shop", Retention(keep=1), dry_run=True, safety_s=0))
+    assert packs(repository) == before
+    assert [verdict.is_kept for _, verdict in dry.backups] == [False, False, True]
+    report = expire(repository, KEEP_ONE)
+    assert [verdict.reasons for _, verdict in report.backups] == [verdict.reasons for _, verdict in dry.backups]
+    assert (report.removed.backups, report.removed.packs) == (dry.removed.backups, dry.removed.packs)
+    assert report.removed.backups == 2
+    assert report.removed.packs > 0
+    assert report.removed.wal_ranges == 1
+    assert repository.labels("shop") == [made[-1][0]]
+    check(repository, dict(made))
+    assert_sound(repository)
+    # Nothing more goes; the tombstones of those that went do when they are older than the safety time.
+    again = expire(repository, KEEP_ONE)
+    marked = {one.name.split("/")[-2] for one in repository.store.list_objects("clusters/shop/states")}
+    assert marked <= {name.split("/")[-2] for name in packs(repository)}
+    assert (again.removed.backups, again.removed.packs, again.removed.wal_ranges) == (0, 0, 0)
+    after = back_up(reopened(repository) if encrypted else repository, trees(4)[3], parent=made[-1][0], minutes=60)
+    check(repository, {after.label: trees(4)[3]})
+
+
+def test_young_packs_stay_and_their_labels_are_adopted_by_nobody() -> None:
+    repository = with_wal(new_repository())
+    made = chain(repository)
+    report = expire(repository, ExpireRequest("shop", Retention(keep=1), safety_s=3600))
+    assert (report.removed.backups, report.removed.packs) == (2, 0)
+    assert report.removed.young > 0
+    # The same content again: it is not taken from packs that are about to go.
+    outcome = back_up(repository, made[0][1], minutes=60)
+    assert outcome.counts.adopted_bytes == 0
+    expire(repository, KEEP_ONE)
+    check(repository, {outcome.label: made[0][1]})
+
+
+def test_pins_intents_and_the_last_good_backup_are_respected() -> None:
+    repository = with_wal(new_repository())
+    made = chain(repository, 4)
+    States(repository, "shop").add(made[0][0], PIN, now=NOW)
+    with repository.intents.declared(RESTORE, "shop", label=made[1][0]):
+        report = expire(repository, KEEP_ONE)
+        assert [one.labels for one in report.in_use] == [{made[1][0]}]
+        restore(repository, made[1][0])
+    assert set(repository.living_labels("shop")) == {made[0][0], made[3][0]}
+    assert set(repository.labels("shop")) == {made[0][0], made[1][0], made[3][0]}
+    report = expire(repository, KEEP_ONE)
+    assert set(repository.labels("shop")) == {made[0][0], made[3][0]}
+    check(repository, dict(made))
+
+
+def test_without_a_policy_or_with_an_unknown_command_nothing_is_removed() -> None:
+    repository = with_wal(new_repository())
+    chain(repository)
+    with pytest.raises(UsageError, match="no policy"):
+        expire(repository, ExpireRequest("shop", Retention()))
+    Intents(repository.store, repository.codec).declare("mount", "shop")
+    before = packs(repository)
+    with pytest.raises(RepositoryNewer, match="mount"):
+        expire(repository, KEEP_ONE)
+    assert packs(repository) == before
+
+
+def test_what_a_backup_uses_that_cannot_be_known_keeps_everything() -> None:
+    repository = with_wal(new_repository())
+    made = chain(repository)
+    name = f"clusters/shop/backups/{made[-1][0]}/refs"
+    content = bytearray(repository.store.get(name, most_bytes=1 << 20))
+    content[60] ^= 1
+    repository.store.delete(name)
+    repository.store.put_new(name, [bytes(content)])
+    before = packs(repository)
+    with pytest.raises(PolarvaultError, match="nothing is removed"):
+        expire(repository, KEEP_ONE)
+    assert packs(repository) == before
+    assert len(repository.labels("shop")) == 3
+
+
+def test_a_store_that_lets_nothing_go_loses_nothing_and_says_so() -> None:
+    store = FaultyStore(WriteOnce(MemoryStore()))
+    repository = with_wal(new_repository(store))
+    made = chain(repository)
+    store.faults.append(Fault("delete", Failure.FORBIDDEN, times=-1, names="clusters/*"))
+    report = expire(repository, KEEP_ONE)
+    assert report.removed.refused
+    assert report.removed.backups == 0
+    store.faults.clear()
+    for label, tree in made:
+        assert restore(repository, label) == tree
+    assert repository.living_labels("shop") == [made[-1][0]]
+    assert expire(repository, KEEP_ONE).removed.backups == 2
+    check(repository, dict(made))
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.slow
+def test_killed_at_any_request_it_leaves_every_living_backup_whole_and_is_repeated() -> None:
+    requests = _requests_of_expire()
+    assert requests > 20
+    for number in range(1, requests + 1):
+        inner = WriteOnce(MemoryStore())
+        plain = with_wal(new_repository(inner, seed=number))
+        made = chain(plain)
+
+        def die(request: Request, at: int = number) -> None:
+            if request.number == at:
+                raise Killed
+
+        store = FaultyStore(inner, hook=die)
+        with pytest.raises(Killed):
+            expire(Repository.open(store), KEEP_ONE)
+        check(plain, dict(made))
+        tree = trees(4)[3]
+        parent = plain.living_labels("shop")[-1]
+        label = back_up(plain, tree, parent=parent, minutes=60).label
+        # Its intent names this process, which lives: somebody says that it is over.
+        for intent in plain.intents.listed():
+            plain.intents.end(intent.id)
+        expire(plain, KEEP_ONE)
+        assert plain.labels("shop") == [label]
+        check(plain, {label: tree})
+        assert_sound(plain)
+
+
+def _requests_of_expire() -> int:
+    inner = WriteOnce(MemoryStore())
+    chain(with_wal(new_repository(inner)))
+    store = FaultyStore(inner)
+    opened = Repository.open(store)
+    before = len(store.requests)
+    expire(opened, KEEP_ONE)
+    assert before < len(store.requests)
+    return len(store.requests)
+
+
+class Turns:
+    """Lets two threads work at a store in turns: each may do so many requests, then it is the other's turn."""
+
+    def __init__(self, turns: list[tuple[str, int]]) -> None:
+        self._turns = turns
+        self._left = turns[0][1]
+        self._ended: set[str] = set()
+        self._changed = threading.Condition()
+
+    def hook(self, who: str) -> Callable[[Request], None]:
+        def wait(request: Request) -> None:
+            if request.moment == "after" or request.operation == "next":
+                return
+            with self._changed:
+                while not self._may(who):
+                    assert self._changed.wait(20), "nobody goes on"
+                self._left -= 1
+                self._changed.notify_all()
+
+        return wait
+
+    def _may(self, who: str) -> bool:
+        while self._turns and (self._left == 0 or self._turns[0][0] in self._ended):
+            self._turns.pop(0)
+            self._left = self._turns[0][1] if self._turns else 0
+        return not self._turns or self._turns[0][0] == who
+
+    def end(self, who: str) -> None:
+        with self._changed:
+            self._ended.add(who)
+            self._changed.notify_all()
+
+
+def together(turns: list[tuple[str, int]], jobs: dict[str, Callable[[Repository], object]], seed: int) -> Repository:
+    """Run jobs at the same repository, in turns; return it, opened without them."""
+    inner = WriteOnce(MemoryStore())
+    plain = with_wal(new_repository(inner, seed=seed))
+    chain(plain)
+    order = Turns(turns)
+    # Opening a repository changes nothing: it is not what is interleaved.
+    opened = {who: Repository.open(inner) for who in jobs}
+    for who, repository in opened.items():
+        store = FaultyStore(inner, hook=order.hook(who))
+        opened[who] = Repository(store, repository.codec, repository.page_key, new_randomness(seed, who))
+
+    def run(who: str) -> object:
+        try:
+            return jobs[who](opened[who])
+        finally:
+            order.end(who)
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        for future in [pool.submit(run, who) for who in jobs]:
+            future.result()
+    return plain
+
+
+def new_randomness(seed: int, who: str) -> Callable[[int], bytes]:
+    import random
+
+    return random.Random(f"{seed}{who}").randbytes
+
+
+def a_backup(repository: Repository) -> str:
+    """Take a backup as the command does: the parent is chosen, then the intent is written."""
+    living = repository.living_labels("shop")
+    tree = trees(4)[3]
+    return back_up(repository, tree, parent=living[0], minutes=60, threads=1).label
+
+
+def an_expire(repository: Repository) -> ExpireReport:
+    return expire(repository, KEEP_ONE)
+
+
+@pytest.mark.slow
+def test_in_every_order_of_their_steps_a_backup_and_an_expire_leave_every_recorded_backup_whole() -> None:
+    # The parent that the backup has chosen is one that goes. Two changes of turn: any beginning of the one, any
+    # stretch of the other, and then the rest of both.
+    counts = {"backup": 45, "expire": 45}
+    seed = 0
+    for first, second in (("backup", "expire"), ("expire", "backup")):
+        for start in range(1, counts[first], 3):
+            for stretch in (2, 6, 9, 12, 15, 20, 27, 99):
+                seed += 1
+                plain = together(
+                    [(first, start), (second, stretch), (first, 999)], {"backup": a_backup, "expire": an_expire}, seed
+                )
+                living = plain.living_labels("shop")
+                assert len(living) in (1, 2)
+                check(plain, {})
+                last = max(plain.records("shop"), key=lambda one: one.facts.finished)
+                assert restore(plain, last.label)
+
+
+def test_an_intent_of_a_process_that_is_gone_is_ended_by_its_own_host() -> None:
+    repository = with_wal(new_repository())
+    chain(repository)
+    number = repository.intents.declare(RESTORE, "shop", label=repository.labels("shop")[0])
+    assert not repository.intents.read(number).is_over()
+    over = repository.intents.read(number)
+    # The same number, and another process: what began at another time is not the one that wrote it.
+    assert not over.is_over()
+    from dataclasses import replace
+
+    assert replace(over, process="another-boot:1").is_over()
+    assert not replace(over, process="another-boot:1", host="elsewhere").is_over()
+    assert replace(over, pid=2**22 + 1).is_over()
