@@ -45,10 +45,14 @@ _KINDS = {
 
 
 class BackupInRepository:
-    """One backup of a repository. name: what messages call it; archive: all WAL of its cluster."""
+    """One backup of a repository. name: what messages call it; archive: all WAL of its cluster.
 
-    def __init__(self, reader: BackupReader, archive: RepositoryWalSource, *, name: str) -> None:
+    page_key: the repository's, which tells whether files at hand are those of the backup.
+    """
+
+    def __init__(self, reader: BackupReader, archive: RepositoryWalSource, *, name: str, page_key: bytes) -> None:
         self.path = name
+        self.page_key = page_key
         self.form = Form.REPOSITORY
         self.parts: tuple[SourcePart, ...] = ()
         self.reader = reader
@@ -81,7 +85,7 @@ class BackupInRepository:
 
     @cached_property
     def _inventory(self) -> Inventory:
-        return _look_through(self.reader, self._entry, self._wal, name=self.path)
+        return _look_through(self.reader, self.entry, self._wal, name=self.path)
 
     def look_through(self) -> Inventory:
         """Read the table of files, and the small files that decide; nothing of it changes, so that once is enough."""
@@ -91,7 +95,8 @@ class BackupInRepository:
         """Return the WAL from the start of the backup to its end."""
         return self._wal
 
-    def _entry(self, row: FileRow) -> Entry:
+    def entry(self, row: FileRow) -> Entry:
+        """Return what a file of the backup is, and where it was."""
         area, oid, prefix = self._places[row.part]
         return Entry(area, prefix + row.name, _KINDS[row.kind], row.size, oid)
 
@@ -108,7 +113,7 @@ class BackupInRepository:
         def is_wanted_row(row: FileRow) -> bool:
             if row.kind is FileKind.SYMLINK:
                 return False
-            entry = self._entry(row)
+            entry = self.entry(row)
             if entry.area is Area.TABLESPACE and entry.tablespace_oid not in tablespaces:
                 return False
             if not wanted(entry) or row.kind is not FileKind.FILE:
@@ -118,13 +123,17 @@ class BackupInRepository:
             return bool(row.size)
 
         for share in self.reader.shares(is_wanted_row):
-            yield _PackShare(share, self._entry)
+            yield _PackShare(share, self.entry)
+        yield from self.wal_shares(wanted)
+        for entry in empty:
+            yield _StreamedShare(entry, lambda: iter(()))
+
+    def wal_shares(self, wanted: Callable[[Entry], bool]) -> Iterator[BackupShare]:
+        """Give the WAL alone."""
         wanted(Entry(Area.WAL, "archive_status", MemberKind.DIRECTORY))
         for entry, content in self._wal.files():
             if wanted(entry):
                 yield _StreamedShare(entry, content)
-        for entry in empty:
-            yield _StreamedShare(entry, lambda: iter(()))
 
 
 def _place_of(part: Part) -> tuple[Area, int, str]:

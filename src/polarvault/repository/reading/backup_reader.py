@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
 
-from polarvault.errors import ObjectDamaged
+from polarvault.errors import IntegrityError, ObjectDamaged, ObjectMissing, PolarvaultError
 from polarvault.model import limits
 from polarvault.repository.chunks.reader import ChunkReader, open_pack, runs
 from polarvault.repository.format.chunks import (
-    BUNDLED_BYTES,
     PAGE_BYTES,
     PIECE_BYTES,
     TABLE_BYTES,
@@ -27,7 +26,7 @@ from polarvault.repository.format.record import BackupRecord
 from polarvault.repository.index.files import FileKind, FileRow
 from polarvault.repository.index.reader import IndexReader
 from polarvault.repository.index.root import Root, parse_root, root_hash
-from polarvault.repository.index.tables import Piece, Table, newest_pages, page_runs
+from polarvault.repository.index.tables import ALL_PAGES, Piece, Table, newest_pages, page_runs
 from polarvault.repository.reading.records import read_record
 from polarvault.storage.objects.store import ObjectStore
 
@@ -126,7 +125,7 @@ class BackupReader:
         if not row.size:
             return
         if row.bundle is not None:
-            yield self._fill(row, 0, {row.bundle: [Extent(row, 0, row.offset, row.size)]}, row.size)
+            yield self._fill(0, {row.bundle: [Extent(row, 0, row.offset, row.size)]}, row.size)
             return
         for number, ref in enumerate(row.tables):
             table = self.index.table(ref).table
@@ -137,27 +136,16 @@ class BackupReader:
                 for place, piece in enumerate(table.pieces[first : first + _STREAMED_PIECES]):
                     add_piece(extents, row, start + place * PIECE_BYTES, piece)
                 rest = min(row.size, (number + 1) * TABLE_BYTES) - start
-                yield self._fill(row, start, extents, min(rest, _STREAMED_PIECES * PIECE_BYTES))
+                yield self._fill(start, extents, min(rest, _STREAMED_PIECES * PIECE_BYTES))
 
-    def _fill(self, row: FileRow, start: int, extents: dict[ChunkRef, list[Extent]], length: int) -> memoryview:
+    def _fill(self, start: int, extents: dict[ChunkRef, list[Extent]], length: int) -> memoryview:
         content = bytearray(length)
-        for run in runs(list(extents)):
-            try:
-                found = self.chunks.read_run(run)
-            except ObjectDamaged:
-                # One of them: each for itself tells which.
-                found = [(ref, self._read_for(row, extents[ref][0], ref)) for ref in run]
-            for ref, raw in found:
-                for extent in extents[ref]:
-                    at = extent.file_offset - start
-                    content[at : at + extent.length] = _cut(raw, extent.chunk_offset, extent.length, ref)
-        return memoryview(content)
 
-    def _read_for(self, row: FileRow, extent: Extent, ref: ChunkRef) -> memoryview:
-        try:
-            return self.chunks.read(ref)
-        except ObjectDamaged as problem:
-            raise unreadable(row, extent, problem) from problem
+        def put(row: FileRow, offset: int, view: memoryview) -> None:
+            content[offset - start : offset - start + len(view)] = view
+
+        deliver_extents(self, extents, put)
+        return memoryview(content)
 
     def attachment(self, name: str) -> bytes | None:
         """Return what was attached under a name; None if nothing was."""
@@ -209,8 +197,13 @@ class BackupReader:
             )
 
 
-def add_piece(found: dict[ChunkRef, list[Extent]], row: FileRow, start: int, piece: Piece) -> None:
-    """Add where the pages of a piece are; the newest of each page, so that chunks may be read in any order."""
+def add_piece(
+    found: dict[ChunkRef, list[Extent]], row: FileRow, start: int, piece: Piece, wanted: int = ALL_PAGES
+) -> None:
+    """Add where the pages of a piece are; the newest of each page, so that chunks may be read in any order.
+
+    wanted: a bitmap of pages.
+    """
     length = min(row.size - start, PIECE_BYTES)
     left, overlays = newest_pages(piece, -(-length // PAGE_BYTES))
 
@@ -218,14 +211,14 @@ def add_piece(found: dict[ChunkRef, list[Extent]], row: FileRow, start: int, pie
         size = min(count * PAGE_BYTES, length - page * PAGE_BYTES)
         found.setdefault(ref, []).append(Extent(row, start + page * PAGE_BYTES, place * PAGE_BYTES, size))
 
-    for page, place, count in page_runs((1 << 32) - 1, left, 0):
+    for page, place, count in page_runs(ALL_PAGES, left & wanted, 0):
         add(placed(piece.base), page, place, count)
     for overlay, taken in overlays:
-        for page, place, count in page_runs(overlay.bitmap, taken, overlay.first):
+        for page, place, count in page_runs(overlay.bitmap, taken & wanted, overlay.first):
             add(placed(overlay.chunk), page, place, count)
 
 
-def unreadable(row: FileRow, extent: Extent, problem: ObjectDamaged) -> ObjectDamaged:
+def unreadable(row: FileRow, extent: Extent, problem: PolarvaultError) -> ObjectDamaged:
     """Return the error for damage that a file needs: it names file, block and chunk."""
     return ObjectDamaged(
         f"{row.name!r} cannot be read at block {extent.file_offset // PAGE_BYTES}: {problem.message}",
@@ -251,42 +244,41 @@ class Share:
 
     def deliver(self, deliver: Deliver, stop: Callable[[], bool] = lambda: False) -> None:
         """Hand out every byte once. On a damaged chunk raise ObjectDamaged that names the first file and block."""
-        for run, extents in self.read_runs():
-            if stop():
-                return
-            for ref in run:
-                raw = self.read_chunk(ref, extents[ref], run)
-                for extent in extents[ref]:
-                    view = _cut(raw, extent.chunk_offset, extent.length, ref)
-                    deliver(extent.row, extent.file_offset, view)
-
-    def read_runs(self) -> Iterator[tuple[list[ChunkRef], dict[ChunkRef, list[Extent]]]]:
-        """Yield the chunks of the share as they lie, and what each is needed for."""
         extents: dict[ChunkRef, list[Extent]] = {}
         for row in self.rows:
-            if self._table is not None:
-                self._reader.add_table(extents, row, self._table, 0, row.size)
-            elif row.size <= BUNDLED_BYTES:
-                assert row.bundle is not None
+            if row.bundle is not None:
                 extents.setdefault(row.bundle, []).append(Extent(row, 0, row.offset, row.size))
             else:
-                self._reader.add_table(extents, row, 0, 0, row.size)
-        self._ready: dict[ChunkRef, memoryview] = {}
-        for run in runs(list(extents)):
-            yield run, extents
+                self._reader.add_table(extents, row, self._table or 0, 0, row.size)
+        deliver_extents(self._reader, extents, deliver, stop)
 
-    def read_chunk(self, ref: ChunkRef, extents: Sequence[Extent], run: Sequence[ChunkRef]) -> memoryview:
-        """Return the raw bytes of a chunk of a run; what goes wrong names file and block."""
-        if ref == run[0]:
-            try:
-                self._ready = dict(self._reader.chunks.read_run(run))
-            except ObjectDamaged:
-                # One of them: each for itself tells which.
-                self._ready = {}
-        raw = self._ready.pop(ref, None)
-        if raw is not None:
-            return raw
+
+def deliver_extents(
+    reader: BackupReader,
+    extents: Mapping[ChunkRef, Sequence[Extent]],
+    deliver: Deliver,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Hand out what chunks are needed for, in the order in which they lie; ObjectDamaged names file and block."""
+    for run in runs(list(extents)):
+        if stop():
+            return
+        for ref, raw in _read_run(reader, run, extents):
+            for extent in extents[ref]:
+                deliver(extent.row, extent.file_offset, _cut(raw, extent.chunk_offset, extent.length, ref))
+
+
+def _read_run(
+    reader: BackupReader, run: Sequence[ChunkRef], extents: Mapping[ChunkRef, Sequence[Extent]]
+) -> Iterator[tuple[ChunkRef, memoryview]]:
+    try:
+        yield from reader.chunks.read_run(run)
+        return
+    except (IntegrityError, ObjectMissing):
+        pass  # One of them: each for itself tells which.
+    for ref in run:
         try:
-            return self._reader.chunks.read(ref)
-        except ObjectDamaged as problem:
-            raise unreadable(extents[0].row, extents[0], problem) from problem
+            raw = reader.chunks.read(ref)
+        except (IntegrityError, ObjectMissing) as problem:
+            raise unreadable(extents[ref][0].row, extents[ref][0], problem) from problem
+        yield ref, raw

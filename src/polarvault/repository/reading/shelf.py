@@ -39,7 +39,9 @@ class RepositoryShelf:
         if word not in self._found:
             reader = self._opened.repository.open_backup(self.cluster, word.partition("@")[2])
             identifier = reader.record.facts.system_identifier
-            self._found[word] = BackupInRepository(reader, self._archive(identifier), name=word)
+            self._found[word] = BackupInRepository(
+                reader, self._archive(identifier), name=word, page_key=self._opened.repository.page_key
+            )
         return self._found[word]
 
     def several(self, word: str) -> Sequence[str]:
