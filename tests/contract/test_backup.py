@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 
@@ -14,21 +14,13 @@ from polarvault.backupset.backup import Backup, DeliveryStopped, Entry, LocalFil
 from polarvault.backupset.source import find_backup
 from polarvault.instance.account import server_account
 from polarvault.instance.host import Host
-from polarvault.model.lsn import Lsn
-from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.tar import MemberKind
-from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.format.record import RecordFacts
-from polarvault.repository.index.files import FileKind
-from polarvault.repository.index.root import Part, PartArea
-from polarvault.repository.reading.as_backup import BackupInRepository
-from polarvault.repository.wal.source import RepositoryWalSource
-from polarvault.repository.writing.backup_writer import Member
 from polarvault.restore import run
 from polarvault.restore.model import RestoreRequest
-from support.made_backups import SEGMENT, SYSTEM_IDENTIFIER, MadeBackup
+from support.made_backups import SEGMENT, MadeBackup
+from support.made_repositories import ShelfOfOne, back_up_made
 from support.memory_backup import MemoryBackup
-from support.repositories import NOW, new_repository
+from support.repositories import new_repository
 
 
 def plain(made: MadeBackup, scratch: Path) -> Backup:
@@ -54,52 +46,11 @@ def memory(made: MadeBackup, scratch: Path) -> Backup:
 
 
 def in_repository(made: MadeBackup, scratch: Path) -> Backup:
-    return BackupIn(new_repository()).fill(made.content, made.wal)
+    return back_up_made(new_repository(), made)
 
 
 def in_encrypted_repository(made: MadeBackup, scratch: Path) -> Backup:
-    return BackupIn(new_repository(encrypted=True)).fill(made.content, made.wal)
-
-
-class BackupIn:
-    """A backup in a repository in memory."""
-
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
-
-    def fill(self, files: Mapping[str, bytes], wal: bytes) -> Backup:
-        writer = self._repository.begin_backup("shop", started=NOW, parts=[Part(PartArea.LOCAL)])
-        for directory in sorted({str(above) for name in files for above in PurePosixPath(name).parents} - {"."}):
-            writer.begin(Member(0, directory.encode(), FileKind.DIRECTORY, mode=0o700))
-            writer.end()
-        for name, content in files.items():
-            writer.begin(Member(0, name.encode(), FileKind.FILE, len(content)))
-            writer.data([content])
-            writer.end()
-        segment = WalSegment.parse(SEGMENT, len(wal))
-        facts = RecordFacts(
-            NOW, NOW, SYSTEM_IDENTIFIER, 1, Lsn(segment.start + 0x28), Lsn(segment.start + 0x128), 1, 150000
-        )
-        writer.attach("polarvault_backup.json", [b"{}"])
-        label = writer.commit(facts).label
-        all_wal = self._repository.wal("shop", SYSTEM_IDENTIFIER, len(wal))
-        for offset in range(0, len(wal), 5_000_000):
-            all_wal.put_range(1, segment.start + offset, wal[offset : offset + 5_000_000])
-        reader = self._repository.open_backup("shop", label)
-        return BackupInRepository(reader, RepositoryWalSource(all_wal, place="WAL of shop"), name=f"shop@{label}")
-
-
-class ShelfOfOne:
-    """Has one backup, whatever it is asked for."""
-
-    def __init__(self, backup: Backup) -> None:
-        self._backup = backup
-
-    def find(self, word: str, **how: object) -> Backup:
-        return self._backup
-
-    def several(self, word: str) -> Sequence[str]:
-        return ()
+    return back_up_made(new_repository(encrypted=True), made)
 
 
 Make = Callable[[MadeBackup, Path], Backup]

@@ -22,6 +22,7 @@ from support.power_cut import Event
 Inode = tuple[int, int, int]
 _SEGMENT = re.compile(r"([0-9A-F]{24})(\.gz|\.lz4|\.zst)?(\.partial)?\Z")
 _SHOWN = 4
+_CHANGES = ("write", "create", "mkdir", "symlink", "link", "rename", "unlink")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,13 @@ class Rules:
     durable, and it must be durable itself before the next one. guard: the file that says "unfinished"; nothing else of
     its directory may be durable before it is. renames: a file gets its final name only when its content is durable.
     news: names that need not survive; nor need those in directories called scratch, though what is written there must.
+    disarms: the new name of what is taken away before anything is changed; until that is durable nothing may be.
     wal_start, segment_bytes: what is acknowledged to the server, from there on, must be durable.
     """
 
     commits: tuple[tuple[str, str], ...] = ()
     guard: str | None = None
+    disarms: str | None = None
     renames: bool = False
     news: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
@@ -153,6 +156,8 @@ def judge(events: Sequence[Event], rules: Rules) -> list[str]:
             found.append(f"{path} gets its name before its content is durable")
         if rules.guard is not None and op == "sync" and name != rules.guard:
             found += _unguarded(disk, rules.guard, path)
+        if op in _CHANGES and name not in (rules.guard, rules.disarms) and _is_armed(disk, rules.disarms):
+            found.append(f"{path} is changed before the name {rules.disarms} is durable")
         if op == "acknowledge" and rules.wal_start is not None:
             found += _acknowledged(disk, event["flushed"], rules, demands)
         disk.apply(event)
@@ -169,6 +174,10 @@ def _said(when: str, lost: list[str]) -> list[str]:
         return []
     more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
     return [f"{when}, these are not durable: {', '.join(lost[:_SHOWN])}{more}"]
+
+
+def _is_armed(disk: Disk, name: str | None) -> bool:
+    return any(os.path.basename(path) == name and path in disk.names for path in disk.pending)
 
 
 def _unguarded(disk: Disk, guard: str, path: str) -> list[str]:

@@ -21,12 +21,16 @@ from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.instance.account import server_account
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
-from polarvault.storage.occupants import RESTORE_MARK_NAME
+from polarvault.storage.objects.local import LocalStore
+from polarvault.storage.objects.write_once import WriteOnce
+from polarvault.storage.occupants import CONTROL_ASIDE_NAME, RESTORE_MARK_NAME
 from support.durability import Rules, judge
 from support.fuzz_campaigns import polardb_recording
 from support.fuzzing import Outcome, Sandbox, Worker
-from support.made_backups import MadeBackup, files
+from support.made_backups import MadeBackup, files, table
+from support.made_repositories import back_up_made
 from support.power_cut import Event
+from support.repositories import new_repository
 from support.small_recording import LOCATION, Recording, load_recording
 from support.system_calls import NO_FAULT, Fault, prelude, read_trace
 from support.wal_bytes import XLOG, make_record
@@ -233,6 +237,22 @@ def _taken_backup(worker: Worker, work: Path) -> None:
         server_account().own(path)
 
 
+def _changed_target(worker: Worker, work: Path) -> None:
+    """A repository with two backups, and a cluster with its WAL in a place of its own, restored from the first one."""
+    root, target = work / "repository", work / "target"
+    LocalStore.make_root(str(root))
+    repository = new_repository(WriteOnce(LocalStore(str(root))))
+    older = MadeBackup({**files(), "base/5/99": b"dropped since", "base/5/16384": table(9, 300_000)})
+    first = back_up_made(repository, older).path
+    back_up_made(repository, MadeBackup(), minutes=1)
+    outcome = worker.run(["restore", first, "--repo", str(root), "-D", str(target)], work.parent)
+    assert outcome.status == 0, outcome.errors
+    (target / "pg_wal").rename(work / "wal")
+    (target / "pg_wal").symlink_to(work / "wal")
+    status = target.stat()
+    os.lchown(target / "pg_wal", status.st_uid, status.st_gid)
+
+
 _PUT_CONFIGURATION = """
 from polarvault.instance.host import Host
 from polarvault.restore.plan.configuration import PutBack
@@ -364,6 +384,11 @@ def scenarios() -> Mapping[str, Scenario]:
         ),
         "restore two halves": Scenario(
             _RESTORE, ("restore", "W/backup", "-D", "W/target", "--polardata", "W/target_shared"), prepare=_halves
+        ),
+        "delta restore": Scenario(
+            replace(_RESTORE, disarms=os.path.basename(CONTROL_ASIDE_NAME)),
+            ("restore", "shop@latest", "--repo", "W/repository", "-D", "W/target", "--delta"),
+            prepare=_changed_target,
         ),
         "restore configuration": Scenario(Rules(), script=_PUT_CONFIGURATION),
         "restore replica": Scenario(

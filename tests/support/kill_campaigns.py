@@ -35,17 +35,19 @@ from polarvault.repository.reading.verify import verify_objects
 from polarvault.restore.model import STAGING_NAME
 from polarvault.storage.objects.local import LocalStore
 from polarvault.storage.objects.write_once import WriteOnce
-from polarvault.storage.occupants import CONTROL_WAITING_NAME, RESTORE_MARK_NAME
+from polarvault.storage.occupants import CONTROL_ASIDE_NAME, CONTROL_WAITING_NAME, RESTORE_MARK_NAME
 from support.durable_scenarios import SEGMENT_BYTES, Run, Scenario, long_recording, ran, scenarios
 from support.fuzzing import Outcome, Worker
 from support.receiving import segments
 from support.repositories import NOW, back_up, restore, two_trees
 from support.system_calls import AT_END, Fault
 
-CASES = {"basebackup": 70, "receivewal": 70, "restore": 60, "repository": 60}
+CASES = {"basebackup": 70, "receivewal": 70, "restore": 60, "repository": 60, "delta": 60}
 # What only looks like a difference between two runs: times, process numbers, what another thread was at.
 _NEWS = ("backup_manifest", "backup_label", "postmaster.opts", "postgresql.auto.conf", "polarvault_backup.json")
 _SOURCES = ("backup", "space")
+# What a delta restore leaves for its repetition.
+_SIGNS = (RESTORE_MARK_NAME, os.path.basename(CONTROL_ASIDE_NAME))
 _UNFINISHED = re.compile(f"{MARKER_NAME}|no backup|not a backup|nothing of a backup")
 
 
@@ -118,6 +120,8 @@ def run_case(worker: Worker, name: str, fault: Fault) -> bool:
                 _judge_repository(run)
             except PolarvaultError as problem:
                 raise Broken(f"the repository cannot be used: {problem}") from problem
+        elif campaign == "delta":
+            _judge_delta(worker, name, run)
         else:
             _judge_restore(worker, name, run)
     return True
@@ -237,6 +241,32 @@ def _judge_restore(worker: Worker, name: str, run: Run) -> None:
     _expect(not differences, f"repeated, these differ: {differences}")
 
 
+@cache
+def _prepared(worker: Worker, name: str) -> dict[str, str]:
+    """Return what is there before a scenario has changed anything."""
+    with ran(worker, scenarios()[name], Fault(kill_at=1)) as run:
+        return _tree(run.work)
+
+
+def _judge_delta(worker: Worker, name: str, run: Run) -> None:
+    target, whole, before = _target(run.words), _whole(worker, name), _prepared(worker, name)
+    now = _tree(run.work)
+    if os.path.exists(os.path.join(target, "global/pg_control")):
+        left = {path: now[path] for path in now if os.path.basename(path) not in _SIGNS}
+        differences = _differences(whole, left)
+        _expect(
+            not differences or not _differences(before, left),
+            f"a server could start from it, and it is neither what was there nor the backup: {differences}",
+        )
+    kept = {path: content for path, content in whole.items() if path.startswith("repository")}
+    changed = _differences(kept, {path: now.get(path, "") for path in kept})
+    _expect(not changed, f"the repository has changed: {changed}")
+    again = _again(worker, run)
+    _expect(again.status == 0, f"it cannot be repeated: {again.errors}")
+    differences = _differences(whole, _tree(run.work))
+    _expect(not differences, f"repeated, these differ: {differences}")
+
+
 # Repositories
 
 
@@ -287,6 +317,8 @@ def _tree(root: Path) -> dict[str, str]:
     for directory, directories, names in os.walk(root):
         for name in directories + names:
             path = os.path.join(directory, name)
+            if name == ".reserve":
+                continue  # Of a repository: random bytes that only take space.
             if os.path.islink(path):
                 found[os.path.relpath(path, root)] = f"link {os.path.basename(os.readlink(path))}"
             elif os.path.isdir(path):

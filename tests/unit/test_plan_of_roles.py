@@ -168,7 +168,7 @@ def test_what_a_role_gets_in_every_form_and_to_every_target(
         assert settings["max_connections"] == ("500" if target is not None else "321")
     # What is said and done beside the settings.
     assert ("odd" in made.warnings) == (role is not Role.PRIMARY)
-    assert isinstance(router_of(made), LocalHalfRouter if role is Role.REPLICA else Router)
+    assert isinstance(router_of(made.layout, made.inventory), LocalHalfRouter if role is Role.REPLICA else Router)
     assert sum(need.needed for need in made.space) == {"plain": 1000, "two halves": 6000, "merged": 1000}[halves] - (
         5000 if role is Role.REPLICA else 0
     )

@@ -67,6 +67,7 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     if plan.combine_program is not None:
         yield f"  combined by       {plan.combine_program}"
     yield f"  files             {plan.inventory.file_count}, {format_bytes(plan.inventory.total_bytes)}"
+    yield from delta_text(plan, is_done=False)
     for need in plan.space:
         verdict = "" if need.needed <= need.available else "   NOT ENOUGH"
         yield f"  space             {format_bytes(need.needed)} needed, {format_bytes(need.available)} available" + (
@@ -93,6 +94,7 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
     yield f"restored {plan.inventory.file_count} files ({format_bytes(plan.inventory.total_bytes)}) to " + (
         plan.layout.local + halves
     )
+    yield from delta_text(plan, is_done=True)
     yield "settings changed"
     yield from settings_table(plan.changes, plan.layout.local)
     yield f"signal file: {plan.signal_path}"
@@ -108,6 +110,23 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
         return
     yield "start it with:"
     yield "  " + start_command(plan, account, is_root=is_root)
+
+
+def delta_text(plan: RestorePlan, *, is_done: bool) -> Iterator[str]:
+    """Yield what a delta restore compares, fetches, writes and removes."""
+    if plan.facts.host.existing is None:
+        return
+    counts = plan.delta
+    if counts is None:
+        yield "  delta             the target is there: only what differs is fetched and written"
+        return
+    words = ("compared", "fetched", "written", "removed") if is_done else ("to compare", "fetch", "write", "remove")
+    sizes = (counts.compared_bytes, counts.fetched_bytes, counts.written_bytes)
+    parts = [f"{word} {format_bytes(size)}" for word, size in zip(words, sizes, strict=False)]
+    yield f"  delta             {', '.join(parts)}"
+    if counts.removed_files:
+        what = f"{counts.removed_files} files that do not belong, {format_bytes(counts.removed_bytes)}"
+        yield f"                    {words[3]} {what}"
 
 
 def subscriptions_text(result: RestoreResult) -> Iterator[str]:
@@ -174,6 +193,7 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "tablespaces": {str(oid): place for oid, place in plan.layout.tablespaces.items()},
         "files": plan.inventory.file_count,
         "bytes": plan.inventory.total_bytes,
+        "delta": _delta_json(plan),
         "space": [{"path": n.path, "needed": n.needed, "available": n.available} for n in plan.space],
         "missing_wal": missing_wal(plan.inventory, plan.label) if plan.label else None,
         "signal_file": plan.signal_path,
@@ -211,6 +231,18 @@ def result_json(result: RestoreResult) -> dict[str, Any]:
             {"database": one.database, "name": one.name, "disabled": one.problem is None, "problem": one.problem}
             for one in result.subscriptions
         ],
+    }
+
+
+def _delta_json(plan: RestorePlan) -> dict[str, int] | None:
+    if plan.delta is None:
+        return None
+    return {
+        "compared_bytes": plan.delta.compared_bytes,
+        "fetched_bytes": plan.delta.fetched_bytes,
+        "written_bytes": plan.delta.written_bytes,
+        "removed_files": plan.delta.removed_files,
+        "removed_bytes": plan.delta.removed_bytes,
     }
 
 

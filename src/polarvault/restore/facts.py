@@ -79,6 +79,14 @@ class Outside:
     sockets: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A stopped cluster that a delta restore goes on with: its roots that hold something, how much each will grow."""
+
+    occupied: frozenset[str]
+    growth_bytes: Mapping[str, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """What this machine says about the places that were chosen, `layout` and `put_back`, and about programs.
@@ -103,6 +111,7 @@ class HostFacts:
     storage_path: str | None = None
     binaries: Binaries | None = None
     combine_program: str | None = None
+    existing: Existing | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,10 @@ class RestoreRequest:
     jobs: int = 0
     shelf: Shelf = field(default_factory=OnDisk)
     """Where `backup` is found."""
+    delta: bool = False
+    """The target may be a stopped cluster, which is brought to the backup in place."""
+    yes_shared: bool = False
+    """Its shared half may be changed as well: no node has it open."""
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
     superuser: str | None = None
     """Who to log in as when the server is asked what it is; None tries the likely ones."""
@@ -146,6 +150,19 @@ class SpaceNeed:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaCounts:
+    """What a delta restore does, or would do: bytes of the target that are read and compared, stored bytes fetched for
+    those that differ, bytes written, and files that do not belong, with their bytes, removed.
+    """
+
+    compared_bytes: int = 0
+    fetched_bytes: int = 0
+    written_bytes: int = 0
+    removed_files: int = 0
+    removed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RestorePlan:
     """Everything a restore will do; `--plan` prints it, `write` follows it.
 
@@ -165,6 +182,8 @@ class RestorePlan:
     warnings: tuple[str, ...]
     recovery: RecoveryPlan | None = None
     disagreements: tuple[Disagreement, ...] = ()
+    delta: DeltaCounts | None = None
+    """None: nothing was compared, or not yet."""
 
     @property
     def layout(self) -> Layout:

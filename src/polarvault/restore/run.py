@@ -93,6 +93,10 @@ def check_request(request: RestoreRequest) -> None:
     """Raise UsageError for what cannot be meant, before the backup is looked at."""
     rules = rules_of(request.role)
     rules.check_request(request)
+    if request.delta and rules.takes_local_half_only:
+        raise UsageError("--delta: a replica has no data of its own to compare", hint="leave --delta out")
+    if request.yes_shared and not request.delta:
+        raise UsageError("--yes-shared is for --delta", hint="leave it out, or add --delta")
     if rules.surveys_wal(request):
         check_wal_directories(request)
     # pg_ctl starts the server through a shell and puts the path between double quotes (bin/pg_ctl/pg_ctl.c).
@@ -189,6 +193,10 @@ def write_files(
     On failure and on KeyboardInterrupt, which becomes Interrupted, everything made is removed again. targets: as for
     restore_backup.
     """
+    if plan.facts.host.existing is not None:
+        from polarvault.restore.delta.run import bring_up
+
+        return bring_up(plan, progress)
     account = plan.account
     is_staged = targets is not None
     targets = targets or Targets(
@@ -201,7 +209,7 @@ def write_files(
         with working_as_account(account):
             mark_targets(plan)
         laid_out = combine(plan, account) if plan.chain else plan
-        laying = LayOut(laid_out, router_of(plan), progress, move=is_staged or bool(plan.chain))
+        laying = LayOut(laid_out, router_of(plan.layout, plan.inventory), progress, move=is_staged or bool(plan.chain))
         completion.begin(plan, account, file_mode=laying.file_mode)
         with working_as_account(account):
             laying.run()

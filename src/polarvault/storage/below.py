@@ -311,6 +311,16 @@ class Below:
                 if not missing_ok:
                     raise
 
+    def remove_directory(self, name: str) -> None:
+        """Remove an empty directory."""
+        with self._lock:
+            parent, last = self._parent(name)
+            os.rmdir(last, dir_fd=parent)
+            descriptor = self._open.pop(name, None)
+            if descriptor is not None:
+                os.close(descriptor)
+            self._recent = "", self._root
+
     def sync_file(self, name: str) -> None:
         """Make the content of a regular file durable."""
         descriptor = self.open_regular(name)

@@ -20,6 +20,8 @@ from polarvault.model.tablespace_mapping import mapping_option
 _TABLESPACE_VERSION = re.compile(r"PG_[0-9.]+_[0-9]+\Z")
 # pg_control lies under this name until everything else of a restore is durable, so that half of one cannot be started.
 CONTROL_WAITING_NAME = "global/pg_control.polarvault"
+# The one of a cluster that is being brought to a backup in place: it proves whose files these are.
+CONTROL_ASIDE_NAME = "global/pg_control.polarvault-before"
 # In each directory that a restore fills, until it is nearly done.
 RESTORE_MARK_NAME = "polarvault_restore_in_progress"
 _OF_A_BACKUP = ("backup_manifest", "backup_label", "polarvault_backup.json")

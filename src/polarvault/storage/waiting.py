@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Executor, Future, wait
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -20,6 +20,24 @@ def wait_for(futures: list[Future[None]]) -> set[Future[None]]:
         done, pending = wait(futures, timeout=_TICK_S, return_when=FIRST_EXCEPTION)
         if not pending or any(future.exception() is not None for future in done):
             return done
+
+
+def run_bounded(pool: Executor, calls: Iterable[Callable[[], None]], *, most: int) -> None:
+    """Run calls in a pool, of which at most `most` are taken at a time; raise what the first that fails raises."""
+    running: set[Future[None]] = set()
+    for call in calls:
+        while len(running) >= most:
+            running = _without_done(running)
+        running.add(pool.submit(call))
+    while running:
+        running = _without_done(running)
+
+
+def _without_done(running: set[Future[None]]) -> set[Future[None]]:
+    done, pending = wait(running, timeout=_TICK_S, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return pending
 
 
 def call_apart(call: Callable[[], Result]) -> Result:

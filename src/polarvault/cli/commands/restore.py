@@ -58,6 +58,10 @@ _DEFAULT_TIMEOUT_S = 3600.0
 @recovery_options
 @click.option("--merge", is_flag=True, help="PolarDB: both halves into -D, an instance without shared storage.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--delta", is_flag=True, help="Bring a stopped cluster in -D to the backup: only what differs is fetched "
+              "and written, and what does not belong is removed.")  # fmt: skip
+@click.option("--yes-shared", is_flag=True, help="PolarDB, with --delta: change the shared half too; all nodes are "
+              "stopped.")  # fmt: skip
 @click.option("--start", is_flag=True, help="Start the server and wait until it answers.")
 @click.option("--timeout", type=float, default=_DEFAULT_TIMEOUT_S, show_default=True, metavar="SECONDS",
               help="How long to wait for the started server; recovery takes its time.")  # fmt: skip
@@ -92,6 +96,8 @@ def command(
     settings: tuple[str, ...],
     merge: bool,
     plan_only: bool,
+    delta: bool,
+    yes_shared: bool,
     start: bool,
     timeout: float,
     configuration: str | None,
@@ -113,7 +119,8 @@ def command(
     BACKUP is a cluster of a repository (shop: its last backup, or the one from which a target is reached), one of its
     backups (shop@20261125T22), a directory in plain format, a directory of tar files (compressed or not), a tar file,
     or - for one tar from a pipe. Of an incremental backup in directories the others of its chain are found beside it,
-    or named as well. The backup itself is never changed, and a target that is not empty is never touched.
+    or named as well. The backup itself is never changed, and without --delta a target that is not empty is never
+    touched.
     """
     from polarvault.config.words import BackupWord
     from polarvault.instance.model import Role
@@ -148,6 +155,8 @@ def command(
         tablespace_mapping=dict(_mapping(text) for text in mappings),
         settings=assignments,
         merge=merge,
+        delta=delta,
+        yes_shared=yes_shared,
         start=start,
         timeout_s=timeout,
         configuration=configuration
@@ -224,6 +233,11 @@ def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, pl
         if events is not None:
             scan_progress = partial(events.progress, "plan")
         plan = prepare(request, host, scan_progress)
+    if plan_only and plan.facts.host.existing is not None:
+        from polarvault.restore.delta.run import compare
+
+        with _progress(plan, "comparing {} with {}", "") as progress:
+            plan = compare(plan, progress)
     for warning in plan.warnings:
         _warn(warning)
     if output is not None:
@@ -285,7 +299,9 @@ def _print(result: Iterator[str]) -> None:
 
 
 @contextmanager
-def _progress(plan: RestorePlan) -> Iterator[CopyBar | CopyEvents]:
+def _progress(
+    plan: RestorePlan, begins: str = "restoring {} to {}", ends: str = "files are in place"
+) -> Iterator[CopyBar | CopyEvents]:
     """Show a bar on a terminal and two plain lines elsewhere, always on stderr; or events."""
     events = current_events()
     if events is not None:
@@ -302,11 +318,12 @@ def _progress(plan: RestorePlan) -> Iterator[CopyBar | CopyEvents]:
             yield bar
         return
     bar.stop()
-    click.echo(f"polarvault: restoring {format_bytes(plan.inventory.total_bytes)} to {plan.layout.local}", err=True)
+    what = begins.format(format_bytes(plan.inventory.total_bytes), plan.layout.local)
+    click.echo(f"polarvault: {what}", err=True)
     yield bar
     # After a start other lines have come since, and the server's own say as much.
-    if not plan.request.start:
-        click.echo("polarvault: files are in place", err=True)
+    if ends and not plan.request.start:
+        click.echo(f"polarvault: {ends}", err=True)
 
 
 def _directory(option: str, path: str) -> str:

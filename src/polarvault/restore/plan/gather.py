@@ -22,7 +22,7 @@ from polarvault.instance.model import Account, Binaries
 from polarvault.instance.programs import find_binaries, find_program, missing_binaries
 from polarvault.pgfiles.control import parse_known_control
 from polarvault.recovery.survey import ScanProgress
-from polarvault.restore.facts import BackupFacts, HostFacts, Place, RestoreFacts
+from polarvault.restore.facts import BackupFacts, Existing, HostFacts, Place, RestoreFacts
 from polarvault.restore.model import Layout, RestoreRequest
 from polarvault.restore.plan.configuration import PutBack, check_put_back, plan_put_back
 from polarvault.restore.plan.incremental import combined, plan_chain
@@ -44,7 +44,10 @@ def gather(request: RestoreRequest, host: Host, scan_progress: ScanProgress = la
         request.backup,
         shared_from=request.shared_from, force=request.force, local_only=rules.takes_local_half_only,
     )  # fmt: skip
-    account = host.account(request.owner, next((part.path for part in source.parts), None))
+    owned = next((part.path for part in source.parts), None)
+    if request.delta and host.occupant(request.target) is not None:
+        owned = request.target
+    account = host.account(request.owner, owned)
     # What root may read and the account may not is read only where no link has led: see PlainTree.
     with working_as_account(account):
         inventory = source.look_through()
@@ -76,7 +79,9 @@ def look_at_host(
     staged = is_staged(source)
     sources = frozenset() if staged else _source_paths(source, backup.inventory, host)
     places = look_at_places(layout, host, staged=layout.local if staged else None)
-    check_targets(layout, places, sources, backup.inventory.tablespaces)
+    existing = _existing(request, backup, layout, places, account)
+    kept = existing.occupied if existing is not None else frozenset()
+    check_targets(layout, places, sources, backup.inventory.tablespaces, kept=kept)
     cluster = _debian_cluster(request, layout, backup.major_version, host)
     put_back = _put_back(request, backup, layout, cluster, host)
     if put_back is not None:
@@ -98,10 +103,24 @@ def look_at_host(
         taken_port=port if port is not None and host.port_is_taken(port) else None,
         wal_directories_hold_files=all(host.list_names(directory) for directory in request.recovery.wal_directories),
         storage_path=host.real_path(storage_directory(layout.live_datadir)) if layout.live_datadir else None,
+        existing=existing,
     )
     check_port(request, here)
     rules.check_host(request, backup, here)
     return here
+
+
+def _existing(
+    request: RestoreRequest, backup: BackupFacts, layout: Layout, places: tuple[Place, ...], account: Account
+) -> Existing | None:
+    """Return the cluster that a delta restore goes on with; None where there is none, or none is wanted."""
+    if not request.delta:
+        return None
+    # Loaded here: what compares takes numpy.
+    from polarvault.restore.delta.existing import examine
+
+    with working_as_account(account):
+        return examine(request, backup, layout, places, account)
 
 
 def look_at_places(layout: Layout, host: Host, *, staged: str | None = None) -> tuple[Place, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from polarvault.backupset.backup import Backup
@@ -76,26 +76,33 @@ def _tablespace_missing(missing: Sequence[Tablespace]) -> BackupUnusable:
 
 
 def check_targets(
-    layout: Layout, places: Sequence[Place], sources: Iterable[str], tablespaces: Sequence[Tablespace] = ()
+    layout: Layout,
+    places: Sequence[Place],
+    sources: Iterable[str],
+    tablespaces: Sequence[Tablespace] = (),
+    *,
+    kept: Container[str] = (),
 ) -> None:
     """Refuse targets that hold something, and targets, backup and tablespaces that lie inside one another.
 
     places: of the layout's roots. sources: the real paths of what the backup consists of; none for one that was put
-    together inside of the target, from where it is moved, and nothing else is in there then.
+    together inside of the target, from where it is moved, and nothing else is in there then. kept: places that may hold
+    what they hold.
     """
     sources = list(sources)
+    own = {place.real_path for place in places}
     for place in places:
         for other in sources:
             if is_within(place.real_path, other) or is_within(other, place.real_path):
                 raise UsageError(
                     f'target "{place.path}" and backup "{other}" lie inside one another', hint="choose another target"
                 )
-        if (around := place.around) is not None:
+        if (around := place.around) is not None and not (place.path in kept and around.path in own):
             raise UsageError(
                 f'target "{place.path}" lies inside of "{around.path}", which is {around.occupancy.value}',
                 hint="choose a place outside: whoever backs that up or removes it would take the copy for a part of it",
             )
-        if place.occupant is not None:
+        if place.occupant is not None and place.path not in kept:
             mapped = next((oid for oid, path in layout.tablespaces.items() if path == place.path), None)
             original = next((space.location for space in tablespaces if space.oid == mapped), None)
             raise not_empty(place.occupant, tablespace=original, replaceable=True)
@@ -127,6 +134,8 @@ def plan_space(backup: BackupFacts, host: HostFacts) -> list[SpaceNeed]:
         needs[root] += size
     for oid, root in layout.tablespaces.items():
         needs[root] = needs.get(root, 0) + inventory.tablespace_sizes.get(oid, 0)
+    if host.existing is not None:
+        needs = dict(host.existing.growth_bytes)
     if host.shares_extents or is_staged(backup.source):
         needs = dict.fromkeys(needs, 0)
     by_path = {place.path: place for place in host.places}

@@ -10,11 +10,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, FULL_PAGE_DIRECTORY, Area, area_of
+from polarvault.backupset.backup import Entry
+from polarvault.backupset.model import (
+    CONTROL_NAME,
+    DESCRIPTION_NAME,
+    FULL_PAGE_DIRECTORY,
+    Area,
+    Inventory,
+    area_of,
+)
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.pgconf.configuration import MAIN_FILE
 from polarvault.pgfiles.tar import MemberKind, is_safe_name
-from polarvault.restore.model import Layout, RestorePlan
+from polarvault.restore.model import Layout
 from polarvault.restore.plan.backup import local_settings
 from polarvault.storage.occupants import CONTROL_WAITING_NAME
 
@@ -105,13 +113,19 @@ class LocalHalfRouter(Router):
         return Router.path(self, area, name, kind, oid)
 
 
-def router_of(plan: RestorePlan) -> Router:
-    """Return what maps the members of the plan's backup."""
-    is_live = plan.layout.live_datadir is not None
-    two_halves = plan.inventory.has_shared_half or is_live
+def router_of(layout: Layout, inventory: Inventory) -> Router:
+    """Return what maps the members of a backup."""
+    is_live = layout.live_datadir is not None
+    two_halves = inventory.has_shared_half or is_live
     log_directory = None
     if two_halves:
-        value = local_settings(plan.inventory).value("log_directory") or "log"
+        value = local_settings(inventory).value("log_directory") or "log"
         log_directory = None if value.startswith("/") else value.strip("/")
     kind = LocalHalfRouter if is_live else Router
-    return kind(plan.layout, two_halves, log_directory)
+    return kind(layout, two_halves, log_directory)
+
+
+def is_hidden(entry: Entry, layout: Layout, inventory: Inventory) -> bool:
+    """Tell whether a file stays behind: merged halves share one name space, and the shared half's is the real one."""
+    in_both = entry.area is Area.LOCAL and (Area.SHARED, entry.name) in inventory.names
+    return layout.merged and in_both and entry.kind is MemberKind.FILE

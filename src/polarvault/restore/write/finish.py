@@ -53,6 +53,10 @@ class Completion:
             if plan.request.sync:
                 for root in plan.layout.outer_roots:
                     fsync_tree(root)
+                wal_directory = os.path.join(plan.layout.data, "pg_wal")
+                if os.path.islink(wal_directory):
+                    # Of a target that was there before: its files lie in no root.
+                    fsync_tree(os.path.realpath(wal_directory))
             unmark_targets(plan)
             _put_control_in_place(plan)
         return warnings
@@ -153,7 +157,9 @@ def _link_tablespaces(plan: RestorePlan, directory_mode: int) -> None:
     missing = {space.oid for space in plan.inventory.tablespaces if space.is_missing}
     for oid, location in plan.layout.tablespaces.items():
         link = os.path.join(directory, str(oid))
-        os.symlink(location, link)
+        # A target that was there before may have it.
+        if not (os.path.islink(link) and os.readlink(link) == location):
+            os.symlink(location, link)
         control = plan.inventory.control
         if oid in missing and control is not None:
             # The server makes directories of databases in it, and none above those (server: commands/tablespace.c).

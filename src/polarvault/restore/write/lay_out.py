@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from polarvault.backupset.backup import DeliveryStopped, Entry, LocalFile
+from polarvault.backupset.backup import DeliveryStopped, Entry, LocalFile, Share
 from polarvault.backupset.listing import Key, key_of
 from polarvault.backupset.model import Area, area_of
 from polarvault.pgfiles.digest import Digest
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.restore.model import RestorePlan
-from polarvault.restore.plan.routing import Router
+from polarvault.restore.plan.routing import Router, is_hidden
 from polarvault.restore.write.content_checks import ContentChecks
 from polarvault.storage.copying import copy_content, copy_reading, read_through
 from polarvault.storage.files import storage_failed, write_all
@@ -50,12 +50,19 @@ class LayOut:
 
     def run(self) -> None:
         """Lay everything out; on the first failure the rest is abandoned and the failure raised."""
-        jobs = self._plan.request.jobs or min(8, (os.cpu_count() or 1) + 2)
         source, inventory, layout = self._plan.source, self._plan.inventory, self._plan.layout
-        with (
-            source.shares(inventory, self._is_wanted, tablespaces=layout.tablespaces) as shares,
-            ThreadPoolExecutor(jobs, thread_name_prefix="restore") as pool,
-        ):
+        with source.shares(inventory, self.is_wanted, tablespaces=layout.tablespaces) as shares:
+            self.deliver(shares)
+        self.checks.finish()
+
+    @property
+    def jobs(self) -> int:
+        """How many files are copied at a time."""
+        return self._plan.request.jobs or min(8, (os.cpu_count() or 1) + 2)
+
+    def deliver(self, shares: Iterator[Share]) -> None:
+        """Write what shares deliver, several at a time; on the first failure raise it."""
+        with ThreadPoolExecutor(self.jobs, thread_name_prefix="restore") as pool:
             try:
                 futures = [pool.submit(share.deliver, _Placing(self), self._stop) for share in shares]
                 self._raise_first(wait_for(futures))
@@ -64,7 +71,6 @@ class LayOut:
                 self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        self.checks.finish()
 
     @staticmethod
     def _raise_first(done: set[Future[None]]) -> None:
@@ -73,7 +79,7 @@ class LayOut:
             if not isinstance(problem, DeliveryStopped):
                 raise problem
 
-    def _is_wanted(self, entry: Entry) -> bool:
+    def is_wanted(self, entry: Entry) -> bool:
         """Tell whether a file that was listed has a place; a directory is made at once."""
         target = self.target(entry)
         if target is None or entry.kind is MemberKind.DIRECTORY:
@@ -84,9 +90,7 @@ class LayOut:
 
     def target(self, entry: Entry) -> str | None:
         """Return the path that an entry goes to; None for one that stays behind."""
-        # Merged halves share one name space, and where both have a file the shared half's is the real one.
-        in_both = entry.area is Area.LOCAL and (Area.SHARED, entry.name) in self._plan.inventory.names
-        if self._plan.layout.merged and in_both and entry.kind is MemberKind.FILE:
+        if is_hidden(entry, self._plan.layout, self._plan.inventory):
             return None
         return self._router.path(entry.area, entry.name, entry.kind, entry.tablespace_oid)
 

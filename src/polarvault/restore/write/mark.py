@@ -29,8 +29,9 @@ def mark_targets(plan: RestorePlan) -> None:
     for root in plan.layout.roots:
         try:
             with Below(root) as below:
-                # Its name counts; what it says is for people.
-                below.write(RESTORE_MARK_NAME, content, _MODE, sync=False)
+                # Its name counts; what it says is for people. One that was cut off, and is repeated, has it already.
+                if not below.exists(RESTORE_MARK_NAME):
+                    below.write(RESTORE_MARK_NAME, content, _MODE, sync=False)
                 # Before anything that it marks: a power cut may leave what was written later and not this name.
                 if plan.request.sync:
                     below.sync_directory()
