@@ -29,6 +29,7 @@ _COMMANDS = {
     "pin": "Keep a backup in a repository, whatever the policy says.",
     "unpin": "Let the policy decide about a backup again.",
     "note": "Put a note on a backup in a repository.",
+    "verify": "Verify backups in a repository.",
     "expire": "Remove the backups in a repository that the policy does not keep.",
     "restore": "Lay a backup out so that it starts.",
     "repo": "Make repositories of backups, and say who can open them.",

@@ -8,8 +8,8 @@ import click
 
 from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.options.backups import RepositoryChoice
+from polarvault.cli.options.durations import seconds_of
 from polarvault.cli.options.repository import repository_options
-from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
     from polarvault.config.model import Retention
@@ -51,10 +51,10 @@ def command(
 
     choice = RepositoryChoice.of(**options)
     given = Retention(
-        None if window is None else _seconds("--window", window), keep, daily, weekly, monthly, yearly
+        None if window is None else seconds_of("--window", window), keep, daily, weekly, monthly, yearly
     )  # fmt: skip
     policy = given if given != Retention() else _configured(choice, cluster)
-    request = ExpireRequest(cluster, policy, dry_run=dry_run, safety_s=_seconds("--safety-time", safety_time))
+    request = ExpireRequest(cluster, policy, dry_run=dry_run, safety_s=seconds_of("--safety-time", safety_time))
     reports = []
     for chosen in choice.repositories(cluster):
         opened = open_repository(chosen, os.environ)
@@ -78,12 +78,3 @@ def _configured(choice: RepositoryChoice, cluster: str) -> Retention:
 
     configured = choice.configuration.clusters.get(cluster)
     return configured.retention if configured is not None else Retention()
-
-
-def _seconds(option: str, text: str) -> int:
-    from polarvault.config.values import duration_s
-
-    try:
-        return duration_s(text)
-    except ValueError as problem:
-        raise UsageError(f"{option} {text}: {problem}", hint="write a number with s, min, h, d or w: 14d") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,75 @@ def remove_key(word: str, **options: Any) -> None:
     finally:
         opened.close()
     _show(keys_json(removed), keys_text(removed))
+
+
+@command.command("check", context_settings=_HELP)
+@click.argument("repository", metavar="[NAME|ADDRESS]", required=False)
+@click.option("--read-data", is_flag=True, help="Read packs and WAL as well: every byte of the repository.")
+@repository_options
+@json_option
+def check(repository: str | None, *, read_data: bool, repo: str | None, **options: Any) -> int:
+    """Check that everything is there and readable that a repository says it has.
+
+    Without --read-data packs and WAL are only looked for; with it every byte is read and compared with the hash that
+    each object ends with. Exit status 0: nothing is wrong.
+    """
+    from polarvault.report.stored import checked_json, checked_text
+    from polarvault.repository.catalogue.opening import open_repository
+    from polarvault.verify.stored.check import check_repository
+
+    opened = open_repository(chosen_repository(repo=_once(repository, repo), **options), os.environ)
+    try:
+        found = check_repository(opened.repository, read_data=read_data)
+    finally:
+        opened.close()
+    _show(checked_json(found), checked_text(found, read_data=read_data))
+    return 1 if found.problems else 0
+
+
+@command.command("rebuild", context_settings=_HELP)
+@click.argument("repository", metavar="[NAME|ADDRESS]", required=False)
+@repository_options
+@json_option
+def rebuild(repository: str | None, *, repo: str | None, **options: Any) -> None:
+    """Make again what can be made from packs and roots: `refs` objects that are missing or damaged.
+
+    They say which packs a backup uses; without them nothing expires and nothing can be copied to another place.
+    """
+    from polarvault.repository.catalogue.opening import open_repository
+    from polarvault.repository.catalogue.rebuild import rebuild_refs
+
+    opened = open_repository(chosen_repository(repo=_once(repository, repo), **options), os.environ)
+    try:
+        made = list(rebuild_refs(opened.repository))
+    finally:
+        opened.close()
+    _show({"rebuilt": made}, (f"made again: {name}" for name in made) if made else ["nothing had to be made again"])
+
+
+@command.command("abort", context_settings=_HELP)
+@click.argument("intent", metavar="ID")
+@repository_options
+@json_option
+def abort(intent: str, **options: Any) -> None:
+    """Say that a command that was killed is over: what it used may expire, what it wrote is gone on with.
+
+    `repo info` lists the intents with their ids. One of a process that runs on this host is refused.
+    """
+    from polarvault.repository.catalogue.intents import process_mark
+    from polarvault.repository.catalogue.opening import open_repository
+
+    opened = open_repository(chosen_repository(**options), os.environ)
+    try:
+        found = opened.repository.intents.read(intent)
+        if found.host == socket.gethostname() and not found.is_over() and process_mark(found.pid) is not None:
+            raise UsageError(
+                f"`{found.command}`, process {found.pid}, runs on this host", hint=f"stop it first: kill {found.pid}"
+            )
+        opened.repository.intents.end(intent)
+    finally:
+        opened.close()
+    _show({"ended": found.id}, [f"ended: {found.command} {found.cluster} {found.label} of {found.host}".rstrip()])
 
 
 def _show(result: Mapping[str, Any], text: Iterable[str]) -> None:

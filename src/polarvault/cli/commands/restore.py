@@ -180,6 +180,7 @@ def command(
 
 def _run_of_repository(request: RestoreRequest, choice: RepositoryChoice, word: BackupWord, *, plan_only: bool) -> None:
     from polarvault.instance.model import Role
+    from polarvault.repository.catalogue.reading import reading
     from polarvault.repository.reading.shelf import RepositoryShelf
 
     if request.older:
@@ -192,7 +193,9 @@ def _run_of_repository(request: RestoreRequest, choice: RepositoryChoice, word: 
         # A target chooses among all backups, unless one is named.
         several = recovery.is_wanted and word.label is None
         backup = word.cluster if several else shelf.whole_word(word.label)
-        _run(replace(request, backup=backup, shelf=shelf, recovery=recovery), plan_only=plan_only)
+        labels = [one.partition("@")[2] for one in (shelf.several(backup) or [backup])]
+        with reading(opened.repository, "restore", word.cluster, *labels):
+            _run(replace(request, backup=backup, shelf=shelf, recovery=recovery), plan_only=plan_only)
 
 
 def _run(request: RestoreRequest, *, plan_only: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from polarvault.errors import IntegrityError, ObjectMissing
+from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer
 from polarvault.model.lsn import Lsn
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.catalogue.states import Standing, States, standings
@@ -69,7 +69,7 @@ class Catalogue:
         verified = None if verdict is None else verdict.time
         try:
             record = self._repository.record(self._cluster, label)
-        except (IntegrityError, ObjectMissing) as problem:
+        except (IntegrityError, ObjectMissing, RepositoryNewer) as problem:
             return ListedBackup(label, None, standing, note.text if note else "", verified, problem=problem.message)
         text = note.text if note is not None else str(record.facts.details.get("note") or "")
         return ListedBackup(label, record, standing, text, verified, self._wal_end(record))

@@ -312,9 +312,11 @@ class Repository:
         parts: Sequence[Part],
         parent: str | None = None,
         settings: WriterSettings | None = None,
-        distrust: Callable[[ChunkRef], bool] = lambda ref: False,
     ) -> BackupWriter:
-        """Say what is about to be done, take stock of what killed backups left, and return what writes the backup."""
+        """Say what is about to be done, take stock of what killed backups left, and return what writes the backup.
+
+        What a verification has found to be damaged is no evidence: it is stored anew.
+        """
         from polarvault.repository.catalogue.leftovers import Leftovers
         from polarvault.repository.chunks.reader import ChunkReader
         from polarvault.repository.writing.backup_writer import BackupWriter
@@ -347,8 +349,22 @@ class Repository:
             parent_label=parent,
             settings=settings,
             adopt=leftovers.find_chunk,
-            distrust=distrust,
+            distrust=self._known_damage(cluster),
         )
+
+    def _known_damage(self, cluster: str) -> Callable[[ChunkRef], bool]:
+        from polarvault.repository.catalogue.states import States, standings
+
+        states = States(self, cluster)
+        damaged: set[tuple[str, int, int]] = set()
+        for standing in standings(states.listed()).values():
+            verdict = standing.verdict
+            if not standing.is_damaged or verdict is None or (state := states.read(verdict)) is None:
+                continue
+            for place in state.finding.get("chunks") or []:
+                if isinstance(place, list) and list(map(type, place)) == [str, int, int]:
+                    damaged.add((place[0], place[1], place[2]))
+        return lambda ref: (ref.label, ref.pack, ref.number) in damaged
 
     def end_intents(self) -> None:
         """Take back what this object declared; a store that forbids removing keeps it."""

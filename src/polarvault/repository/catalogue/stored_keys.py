@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polarvault.errors import IntegrityError, ObjectMissing, RepositoryMismatch
+from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer
 from polarvault.model import limits
 from polarvault.repository.format import documents, frame, names
 from polarvault.repository.format.codec import Codec
@@ -52,10 +52,13 @@ class StoredKeys:
         for one in self.store.list_objects(names.KEYS):
             try:
                 content = self.store.get(one.name, most_bytes=limits.REPOSITORY_JSON_BYTES)
+                header = frame.parse_header(one.name, content)
+                # The first hash before the id: a bit that flipped there makes no other repository's of it.
+                frame.split_trailer(one.name, header, memoryview(content))
+                if header.repository_id != self.repository_id:
+                    continue  # A killed init's, of a repository that never came to be.
                 self.codec.open(one.name, [Kind.KEY], content)
-            except RepositoryMismatch:
-                continue  # A killed init's, of a repository that never came to be.
-            except (IntegrityError, ObjectMissing) as problem:
+            except (IntegrityError, ObjectMissing, RepositoryNewer) as problem:
                 yield problem.message
 
     def write(self, key_id: str, document: Mapping[str, Any]) -> None:

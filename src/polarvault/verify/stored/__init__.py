@@ -1,0 +1,1 @@
+"""Backups in a repository, read and judged: one backup (`backup`), everything that is there (`check`)."""
