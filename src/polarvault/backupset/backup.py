@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -79,6 +80,12 @@ class Share(Protocol):
 
     def deliver(self, sink: FileSink, stop: threading.Event) -> None:
         """Deliver everything and close the sink; raise DeliveryStopped, StorageFailed, IntegrityError."""
+
+
+def verify_command(path: str) -> str:
+    """Return the line that tells everything that is wrong with a backup; path: as messages call it."""
+    # A word that names a backup of a repository has no slash, and the paths of backups are whole.
+    return f"polarvault {'verifybackup' if '/' in path else 'verify'} {shlex.quote(path)}"
 
 
 class Backup(Protocol):

@@ -46,7 +46,7 @@ def facts_of(plan: RestorePlan) -> BackupFacts:
 
 def facts_without_plan(request: DrillRequest) -> BackupFacts | None:
     """Return what a plain backup says of itself that could not be planned; None for one that says nothing."""
-    if not os.path.isdir(request.backup):
+    if "/" not in request.backup or not os.path.isdir(request.backup):
         return None
     try:
         source = find_backup(request.backup, shared_from=request.shared_from, force=request.force)

@@ -7,6 +7,8 @@ from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from polarvault.backupset.backup import Shelf
+from polarvault.backupset.source import OnDisk
 from polarvault.model.finding import Finding, Severity
 from polarvault.recovery.target import RecoveryRequest
 
@@ -58,6 +60,8 @@ class DrillRequest:
     log_copy: str
     shared_from: str | None = None
     merge: bool = False
+    shelf: Shelf = field(default_factory=OnDisk)
+    """Where the backup is found."""
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
     settings: tuple[tuple[str, str], ...] = ()
     assertions: tuple[Assertion, ...] = ()

@@ -35,6 +35,9 @@ def restore_request(request: DrillRequest, scratch: Scratch, draw: int) -> Resto
             ident_file=scratch.ident_file,
             wanted=request.settings,
         ),
+        shelf=request.shelf,
+        # Behind its walls the copy's server reaches no object store, and it is given no key.
+        brings_wal=recovery.uses_archive,
         merge=request.merge,
         start=True,
         timeout_s=request.timeout_s,

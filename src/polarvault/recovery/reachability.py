@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, tzinfo
 
 from polarvault.errors import TargetUnreachable, UsageError, WalDamaged, WalGap
 from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
 from polarvault.recovery.search import StopPoint, TargetSearch
 from polarvault.recovery.target import RecoveryTarget, TargetAction, TargetKind, format_time
 from polarvault.recovery.wal.chain import BackupSpan, WalChain
@@ -89,8 +90,8 @@ class RecoveryPlan:
     last_transaction: the last one that is applied, where it was looked for. rejected: newer backups that were not
     chosen, and why. windows: what all backups of a directory reach, oldest first. is_checked is false when an archive
     that cannot be looked into supplies the WAL. hot_standby_needs: what some settings have to be at least, as the WAL
-    says. last_segment: the one in which recovery has to end although something follows or is wrong, because the user
-    has accepted it.
+    says. needed: the segments that are replayed, in order, but for those that only the backup has. last_segment: the
+    one in which recovery has to end although something follows or is wrong, because the user has accepted it.
     """
 
     target: RecoveryTarget
@@ -103,6 +104,7 @@ class RecoveryPlan:
     reachable: Reachable | None
     segments: int = 0
     segments_in_backup: int = 0
+    needed: tuple[WalSegment, ...] = ()
     wal_directories: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     is_checked: bool = True

@@ -82,6 +82,8 @@ class RestoreRequest:
     jobs: int = 0
     shelf: Shelf = field(default_factory=OnDisk)
     """Where `backup` is found."""
+    brings_wal: bool = False
+    """All WAL that recovery needs is laid into pg_wal, so that the server has to reach nobody for it."""
     delta: bool = False
     """The target may be a stopped cluster, which is brought to the backup in place."""
     yes_shared: bool = False

@@ -28,6 +28,7 @@ from polarvault.restore.plan.roles import rules_of
 from polarvault.restore.plan.routing import router_of
 from polarvault.restore.standby.follow_checks import check_system_identifier
 from polarvault.restore.standby.held_slot import held_slot
+from polarvault.restore.write.bring_wal import bring_wal
 from polarvault.restore.write.configuration import PutConfiguration
 from polarvault.restore.write.finish import Completion
 from polarvault.restore.write.lay_out import LayOut, Progress
@@ -213,6 +214,8 @@ def write_files(
         completion.begin(plan, account, file_mode=laying.file_mode)
         with working_as_account(account):
             laying.run()
+            if plan.request.brings_wal:
+                bring_wal(plan, file_mode=laying.file_mode)
             if is_staged or plan.chain:
                 remove_staging(plan)
         plan, warnings = _with_disagreements(plan, laying.checks.disagreements)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
+from polarvault.cli.options.backups import RepositoryChoice, refuse_others, shelved
 from polarvault.cli.options.recovery import drill_recovery_options, recovery_request
+from polarvault.cli.options.repository import repository_options
 from polarvault.cli.options.settings import assignment
 from polarvault.cli.process import switch_threads_quickly
 from polarvault.errors import UsageError
@@ -51,6 +54,7 @@ _MOST_JOBS = 4
               help="Copies and connections at a time.")  # fmt: skip
 @click.option("-N", "--no-sync", is_flag=True, help="Do not wait until the copy is on disk; the times then say less.")
 @click.option("--force", is_flag=True, help="Drill a backup that was never completed.")
+@repository_options
 @json_option
 @progress_option
 def command(
@@ -73,17 +77,31 @@ def command(
     jobs: int,
     no_sync: bool,
     force: bool,
+    config: str | None,
+    repo: str | None,
+    key_file: str | None,
+    passphrase_file: str | None,
+    passphrase_command: str | None,
     **recovery: Any,
 ) -> int:
     """Prove that BACKUP restores, by restoring it; an incremental one with the others of its chain.
+
+    BACKUP is a cluster of a repository (its last backup, or the one from which a target is reached), one of its backups
+    (shop@20261125T22), or a path.
 
     The copy is made in a scratch directory, recovered, looked at and removed. Its server listens on a private socket
     only, archives nothing and connects to nobody. Ends with 0 if everything held, 1 if something did not, and with the
     error's own status if the drill came to no end.
     """
+    from polarvault.config.words import BackupWord
     from polarvault.drill.model import DrillRequest, Reading
 
     began = datetime.now(UTC)
+    choice = RepositoryChoice.of(
+        config=config, repo=repo, key_file=key_file, passphrase_file=passphrase_file,
+        passphrase_command=passphrase_command,
+    )  # fmt: skip
+    word = choice.word(backups[0])
     report_prefix = _report_prefix(prefix, backups[-1], began)
     request = DrillRequest(
         backup=os.path.abspath(backups[0]),
@@ -109,7 +127,12 @@ def command(
         sync=not no_sync,
         force=force,
     )
-    return _run(request, report_prefix)
+    if not isinstance(word, BackupWord):
+        return _run(request, report_prefix)
+    refuse_others(backups[1:], word.cluster)
+    with shelved(choice, word, "drill", request.recovery) as found:
+        request = replace(request, backup=found.backup, shelf=found.shelf, recovery=found.recovery)
+        return _run(request, report_prefix)
 
 
 def _run(request: DrillRequest, prefix: str) -> int:

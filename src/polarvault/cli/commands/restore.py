@@ -179,23 +179,14 @@ def command(
 
 
 def _run_of_repository(request: RestoreRequest, choice: RepositoryChoice, word: BackupWord, *, plan_only: bool) -> None:
+    from polarvault.cli.options.backups import refuse_others, shelved
     from polarvault.instance.model import Role
-    from polarvault.repository.catalogue.reading import reading
-    from polarvault.repository.reading.shelf import RepositoryShelf
 
-    if request.older:
-        raise UsageError("a backup in a repository needs no other one", hint=f"name it alone: {word.cluster}@LABEL")
-    with choice.opened(word.cluster) as (opened, chosen):
-        shelf = RepositoryShelf(opened, chosen, word.cluster, config=choice.configuration.path)
-        recovery = request.recovery
-        goes_on = recovery.is_wanted or request.primary_conninfo is not None or request.role is not Role.PRIMARY
-        recovery = replace(recovery, uses_archive=goes_on and not recovery.archive_is_unknown)
-        # A target chooses among all backups, unless one is named.
-        several = recovery.is_wanted and word.label is None
-        backup = word.cluster if several else shelf.whole_word(word.label)
-        labels = [one.partition("@")[2] for one in (shelf.several(backup) or [backup])]
-        with reading(opened.repository, "restore", word.cluster, *labels):
-            _run(replace(request, backup=backup, shelf=shelf, recovery=recovery), plan_only=plan_only)
+    refuse_others(request.older, word.cluster)
+    goes_on = request.primary_conninfo is not None or request.role is not Role.PRIMARY
+    with shelved(choice, word, "restore", request.recovery, goes_on=goes_on) as found:
+        request = replace(request, backup=found.backup, shelf=found.shelf, recovery=found.recovery)
+        _run(request, plan_only=plan_only)
 
 
 def _run(request: RestoreRequest, *, plan_only: bool) -> None:

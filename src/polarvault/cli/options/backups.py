@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ from polarvault.errors import UsageError
 if TYPE_CHECKING:
     from polarvault.config.model import Configuration, KeySource, RepositoryConfiguration
     from polarvault.config.words import BackupWord, PathWord
+    from polarvault.recovery.target import RecoveryRequest
     from polarvault.repository.catalogue.opening import OpenedRepository
+    from polarvault.repository.reading.shelf import RepositoryShelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +110,40 @@ def set_state(backup: str, kind: str, text: str, **options: Any) -> None:
         output.add(cluster=word.cluster, label=label, repository=chosen.address, state=kind, text=text or None)
         return
     click.echo(f"{word.cluster}@{label} in {chosen.address}: {kind}{f' {text}' if text else ''}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shelved:
+    """A backup of a repository that was named: the word for it, where it is found, and the recovery with its WAL."""
+
+    backup: str
+    shelf: RepositoryShelf
+    recovery: RecoveryRequest
+
+
+@contextmanager
+def shelved(
+    choice: RepositoryChoice, word: BackupWord, command: str, recovery: RecoveryRequest, *, goes_on: bool = False
+) -> Iterator[Shelved]:
+    """Open the repository of a backup, and keep what a command may read there from being expired meanwhile.
+
+    goes_on: WAL behind the backup is wanted even without a target.
+    """
+    from polarvault.repository.catalogue.reading import reading
+    from polarvault.repository.reading.shelf import RepositoryShelf
+
+    with choice.opened(word.cluster) as (opened, chosen):
+        shelf = RepositoryShelf(opened, chosen, word.cluster, config=choice.configuration.path)
+        uses_archive = (recovery.is_wanted or goes_on) and not recovery.archive_is_unknown
+        # A target chooses among all backups, unless one is named.
+        several = recovery.is_wanted and word.label is None
+        backup = word.cluster if several else shelf.whole_word(word.label)
+        labels = [one.partition("@")[2] for one in (shelf.several(backup) or [backup])]
+        with reading(opened.repository, command, word.cluster, *labels):
+            yield Shelved(backup, shelf, replace(recovery, uses_archive=uses_archive))
+
+
+def refuse_others(others: Sequence[str], cluster: str) -> None:
+    """Raise UsageError for further backups beside one of a repository."""
+    if others:
+        raise UsageError("a backup in a repository needs no other one", hint=f"name it alone: {cluster}@LABEL")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
 import psycopg
 
+from polarvault.backupset.backup import verify_command
 from polarvault.drill.look.assertions import run_assertions
 from polarvault.drill.look.reading import read_database
 from polarvault.drill.look.structure import amcheck_is_there, check_structure, no_amcheck
@@ -103,7 +103,7 @@ def _read(server: DrillServer, databases: list[str], request: DrillRequest, note
 
 def _reading_findings(dbname: str, relations: tuple[RelationRead, ...], request: DrillRequest) -> Iterator[Finding]:
     good = [one for one in relations if not one.problems and not one.skipped]
-    damaged = f"to see which files are damaged: polarvault verifybackup {shlex.quote(request.backup)}"
+    damaged = f"to see which files are damaged: {verify_command(request.backup)}"
     for relation in relations:
         for block, words in relation.problems:
             place = "" if block is None else f"block {block}: "

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
+from polarvault.backupset.backup import verify_command
 from polarvault.drill.look.parallel import work_through
 from polarvault.drill.look.second_look import Unchecked, index_check, look_again
 from polarvault.drill.place.server import Connection, DrillServer, printable
@@ -234,7 +234,7 @@ def _described(problem: psycopg.Error) -> str:
 
 
 def _shortened(server: DrillServer, dbname: str, problems: list[tuple[str, str]]) -> Iterator[Finding]:
-    files = f"polarvault verifybackup {shlex.quote(server.plan.source.path)}"
+    files = verify_command(server.plan.source.path)
     advice = f"restore another backup, or REINDEX what is only an index; to see which files are damaged: {files}"
     for name, message in problems[:_SHOWN_PROBLEMS]:
         yield _problem(name, message, advice)

@@ -17,6 +17,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.conninfo import make_conninfo
 
+from polarvault.backupset.backup import verify_command
 from polarvault.errors import StartFailed
 from polarvault.instance.log_files import last_lines_of, read_log
 from polarvault.instance.model import Account, Binaries
@@ -232,7 +233,7 @@ def reach(plan: RestorePlan, binaries: Binaries, account: Account, started: Star
 def way_in(refusal: str, backup: str) -> str:
     """Return what to do when no login succeeds; refusal: what the server said."""
     if _BROKEN_CATALOG.search(refusal):
-        return f"its catalogs are damaged; see which files: polarvault verifybackup {shlex.quote(backup)}"
+        return f"its catalogs are damaged; see which files: {verify_command(backup)}"
     if "could not access file" in refusal:
         return (
             "install the library beside the server programs, or do without: "

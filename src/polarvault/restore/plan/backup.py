@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polarvault.backupset.backup import Backup
+from polarvault.backupset.backup import Backup, verify_command
 from polarvault.backupset.label_rules import server_refuses_standby
 from polarvault.backupset.model import SHARED_LABEL_NAME, Area, Inventory
 from polarvault.backupset.one_backup import check_one_backup
@@ -61,7 +61,7 @@ def _label(inventory: Inventory, source: Backup, *, chained: bool) -> BackupLabe
         shared = next((part.path for part in source.parts if part.area is Area.SHARED), None)
         hint = "the backup is incomplete; for PolarDB, name the shared half: --shared-from DIRECTORY"
         if shared is not None:
-            hint = "the shared half is incomplete; see what else is missing: polarvault verifybackup " + source.path
+            hint = f"the shared half is incomplete; see what else is missing: {verify_command(source.path)}"
         raise BackupUnusable(f'"{shared or source.path}" holds no global/pg_control', hint=hint)
     content = inventory.file("backup_label")
     if content is None:
@@ -90,7 +90,7 @@ def _label(inventory: Inventory, source: Backup, *, chained: bool) -> BackupLabe
         raise BackupUnusable(
             f'"{source.path}" has the label of a standby and the pg_control of a server that was none; '
             "the server refuses it",
-            hint="see what fits and what does not: polarvault verifybackup " + source.path,
+            hint=f"see what fits and what does not: {verify_command(source.path)}",
         )
     return label
 

@@ -6,10 +6,9 @@ table. So a backup that disagrees with its manifest is not restored, unless the 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 
-from polarvault.backupset.backup import Backup
+from polarvault.backupset.backup import Backup, verify_command
 from polarvault.backupset.listing import Disagreement, Fault
 from polarvault.backupset.model import Area, Inventory
 from polarvault.errors import IntegrityError
@@ -92,7 +91,7 @@ def disagrees(source: Backup, wrong: Sequence[Disagreement], *, undone: bool = F
     return IntegrityError(
         f'"{source.path}" does not agree with its manifest: {words}{first}; {outcome}',
         detail="\n  ".join(["file by file:", *shown]) if len(wrong) > 1 else None,
-        hint=f"restore another backup; see all that is wrong: polarvault verifybackup {shlex.quote(source.path)}; "
+        hint=f"restore another backup; see all that is wrong: {verify_command(source.path)}; "
         + (_about_extra(wrong) or "or restore it as it is: --force"),
     )
 

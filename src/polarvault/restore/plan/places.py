@@ -125,8 +125,11 @@ def is_within(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def plan_space(backup: BackupFacts, host: HostFacts) -> list[SpaceNeed]:
-    """Add up what each file system has to take; copies that share extents take nothing, nor what is only moved."""
+def plan_space(backup: BackupFacts, host: HostFacts, *, wal_bytes: int = 0) -> list[SpaceNeed]:
+    """Add up what each file system has to take; copies that share extents take nothing, nor what is only moved.
+
+    wal_bytes: of WAL that comes from elsewhere.
+    """
     layout, inventory = host.layout, backup.inventory
     needs: dict[str, int] = {layout.local: 0, layout.data: 0}
     for area, size in inventory.sizes.items():
@@ -134,6 +137,8 @@ def plan_space(backup: BackupFacts, host: HostFacts) -> list[SpaceNeed]:
         needs[root] += size
     for oid, root in layout.tablespaces.items():
         needs[root] = needs.get(root, 0) + inventory.tablespace_sizes.get(oid, 0)
+    if wal_bytes:
+        needs[layout.data] += wal_bytes
     if host.existing is not None:
         needs = dict(host.existing.growth_bytes)
     if host.shares_extents or is_staged(backup.source):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from polarvault.errors import BackupUnusable
 from polarvault.pgconf.configuration import MAIN_FILE
 from polarvault.pgconf.hba import without_missing
+from polarvault.recovery.reachability import RecoveryPlan
 from polarvault.restore.facts import BackupFacts, HostFacts, RestoreFacts
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.backup import half_warnings, missing_wal
@@ -61,11 +62,17 @@ def plan_restore(request: RestoreRequest, facts: RestoreFacts) -> RestorePlan:
         changes=tuple(book.changes),
         files=files,
         signal_path=os.path.join(host.layout.local, request.role.signal_file),
-        space=tuple(plan_space(backup, host)),
+        space=tuple(plan_space(backup, host, wal_bytes=_brought_bytes(request, recovery))),
         warnings=tuple(warnings),
         recovery=recovery,
         disagreements=backup.disagreements,
     )
+
+
+def _brought_bytes(request: RestoreRequest, recovery: RecoveryPlan | None) -> int:
+    if not request.brings_wal or recovery is None:
+        return 0
+    return sum(segment.size_bytes for segment in recovery.needed)
 
 
 def check_startable(plan: RestorePlan) -> None:

@@ -133,8 +133,14 @@ def plan_recovery(
         last_segment=_last_segment(chain, end, recovery),
     )
     needed = [file for file in chain.files if made.end_lsn is None or file.segment.start < made.end_lsn]
-    check_readable(places, account, stock.paths(needed))
-    return replace(made, segments=len(needed), segments_in_backup=sum(file.in_backup for file in needed))
+    if not request.brings_wal:
+        check_readable(places, account, stock.paths(needed))
+    return replace(
+        made,
+        segments=len(needed),
+        segments_in_backup=sum(file.in_backup for file in needed),
+        needed=tuple(file.segment for file in needed if not file.in_backup),
+    )
 
 
 def _last_segment(chain: WalChain, end: ValidWalEnd, request: RecoveryRequest) -> str | None:

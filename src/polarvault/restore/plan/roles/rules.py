@@ -80,6 +80,8 @@ class RoleRules(ABC):
         recovery = request.recovery
         if any(name == "restore_command" for name, _ in request.settings) or not recovery.has_places:
             return None
+        if request.brings_wal:
+            return None
         control = facts.backup.inventory.control
         return restore_command(
             places_of(recovery, facts.backup.source),
