@@ -91,10 +91,12 @@ def test_what_no_backup_uses_goes_and_the_rest_stays_whole(encrypted: bool) -> N
     assert repository.labels("shop") == [made[-1][0]]
     check(repository, dict(made))
     assert_sound(repository)
-    # Nothing more goes; the tombstones of those that went do when they are older than the safety time.
+    # Nothing more goes; of what is gone the tombstones are left.
+    States(repository, "shop").add(made[1][0], PIN, now=NOW)
     again = expire(repository, KEEP_ONE)
-    marked = {one.name.split("/")[-2] for one in repository.store.list_objects("clusters/shop/states")}
-    assert marked <= {name.split("/")[-2] for name in packs(repository)}
+    assert {one.name.rpartition("-")[2] for one in repository.store.list_objects("clusters/shop/states")} <= {
+        "tombstone", *(["pin"] if any(made[1][0] in name for name in packs(repository)) else [])
+    }  # fmt: skip
     assert (again.removed.backups, again.removed.packs, again.removed.wal_ranges) == (0, 0, 0)
     after = back_up(reopened(repository) if encrypted else repository, trees(4)[3], parent=made[-1][0], minutes=60)
     check(repository, {after.label: trees(4)[3]})

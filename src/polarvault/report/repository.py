@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from polarvault.config.model import RepositoryConfiguration
-from polarvault.report.units import printable
+from polarvault.report.units import format_bytes, printable
 from polarvault.repository.catalogue.summary import RepositorySummary
+from polarvault.repository.copying import CopyReport
 from polarvault.repository.keys.wrapped import WrappedKey
 
 
@@ -78,3 +79,22 @@ def summary_json(summary: RepositorySummary) -> dict[str, Any]:
             for intent in summary.intents
         ],
     }  # fmt: skip
+
+
+def copied_text(report: CopyReport, address: str) -> Iterator[str]:
+    """Yield what was copied to another place, and what was not."""
+    for problem in report.problems:
+        yield printable(f"problem: {problem}")
+    yield (
+        f"{address}: {len(report.backups)} backups came; {report.objects} objects, {format_bytes(report.bytes)} "
+        f"copied, {report.present} were there"
+    )
+
+
+def copied_json(report: CopyReport) -> dict[str, Any]:
+    """Return the same as --json prints it."""
+    return {
+        "copied": {"objects": report.objects, "bytes": report.bytes, "present": report.present},
+        "backups": list(report.backups),
+        "problems": [{"name": "", "message": problem, "backups": []} for problem in report.problems],
+    }

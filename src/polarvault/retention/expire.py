@@ -22,7 +22,6 @@ from polarvault.repository.format.names import ClusterNames, pack_number
 from polarvault.repository.reading.refs import read_refs
 from polarvault.retention.plan import StoredPack, WalNeed, is_wal_needed, packs_that_go, used_packs
 from polarvault.retention.policy import Kept, Verdict, judge
-from polarvault.storage.objects.model import StoredObject
 
 # A backup's own objects, in the order in which they are removed.
 _PARTS = ("record", "refs", "root", "manifest")
@@ -246,15 +245,13 @@ class _Expiry:
                         self._removed.wal_bytes += stored.size_bytes
 
     def _forget(self, not_after: datetime) -> None:
-        """Remove the states of what is gone; a tombstone stays while packs of its label do, and for the safety time."""
+        """Remove the states of what is gone, but for tombstones: a copy from another place must not bring it back."""
         left = {pack.label for pack in self._packs()} | set(self._repository.labels(self._request.cluster))
-        by_subject: dict[str, list[StoredObject]] = {}
-        for one in self._store.list_objects(self._names.states):
-            by_subject.setdefault(one.name.split("/")[-2], []).append(one)
-        for subject, stored in by_subject.items():
-            if subject not in left and names.is_label(subject) and all(one.modified <= not_after for one in stored):
-                for one in stored:
-                    self._delete(one.name)
+        for one in list(self._store.list_objects(self._names.states)):
+            subject, _, word = one.name.removeprefix(f"{self._names.states}/").partition("/")
+            is_kept = subject in left or not names.is_label(subject) or word.endswith(f"-{TOMBSTONE}")
+            if not is_kept and one.modified <= not_after:
+                self._delete(one.name)
 
     def _delete(self, name: str) -> bool:
         """Remove an object; False if the store does not let us."""

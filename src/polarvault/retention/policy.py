@@ -48,11 +48,13 @@ def judge(backups: Sequence[Kept], policy: Retention, now: datetime) -> list[Ver
     """Return a verdict for each backup, oldest first. now: of the store's clock."""
     ordered = sorted(backups, key=lambda one: one.order)
     good = [one for one in ordered if one.is_good]
+    if not good:
+        why = "no backup of the cluster is good: nothing goes until one is"
+        return [Verdict(one.label, is_kept=True, reasons=(why,), needs_later_wal=True) for one in ordered]
     reasons: dict[str, list[str]] = {one.label: [] for one in ordered}
     continuous: set[str] = set()
-    if good:
-        reasons[good[-1].label].append("the last good backup")
-        continuous.add(good[-1].label)
+    reasons[good[-1].label].append("the last good backup")
+    continuous.add(good[-1].label)
     for one in ordered:
         if one.is_pinned:
             reasons[one.label].append("pinned")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.options.configuration import config_option, load
 from polarvault.cli.options.repository import chosen_repository, key_source, repository_options
 from polarvault.errors import UsageError
 
@@ -188,6 +189,41 @@ def remove_key(word: str, **options: Any) -> None:
     finally:
         opened.close()
     _show(keys_json(removed), keys_text(removed))
+
+
+@command.command("sync", context_settings=_HELP)
+@click.argument("source", metavar="SOURCE")
+@click.argument("target", metavar="TARGET")
+@click.option("--cluster", "clusters", multiple=True, metavar="NAME", help="Only this cluster; repeat it for more.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1, 64), default=4, show_default=True, metavar="N", help="Copies at a time."
+)
+@config_option
+@json_option
+def sync(source: str, target: str, *, clusters: tuple[str, ...], jobs: int, config: str | None) -> int:
+    """Copy what TARGET lacks of the repository SOURCE: backups, the WAL behind them, keys, pins and notes.
+
+    Both are names of the configuration or addresses. No key is needed; every object is compared with the hash that it
+    ends with. TARGET is an empty place, or an older copy of the same repository. What was cut off is gone on with. What
+    TARGET has expired by its own policy is not copied again.
+    """
+    from polarvault.config.choice import choose_repository
+    from polarvault.report.repository import copied_json, copied_text
+    from polarvault.repository.copying import copy_repository
+    from polarvault.storage.objects.opening import open_store
+
+    configuration = load(config)
+    here, there = choose_repository(configuration, source), choose_repository(configuration, target)
+    stores = [open_store(here.address, here.store, environment=os.environ)]
+    try:
+        stores.append(open_store(there.address, there.store, create=True, environment=os.environ))
+        tell = (lambda text: None) if current_output() is not None else (lambda text: click.echo(text, err=True))
+        report = copy_repository(*stores, clusters=clusters or None, jobs=jobs, tell=tell)
+    finally:
+        for store in stores:
+            store.close()
+    _show(copied_json(report), copied_text(report, there.address))
+    return 1 if report.problems else 0
 
 
 @command.command("check", context_settings=_HELP)
