@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,31 @@ def test_both_halves_come_back_and_only_changes_are_stored(polardb: PolarCluster
         finally:
             server.stop("immediate")
     polardb.query("DROP TABLE of_repository")
+
+
+def test_both_halves_are_exported_each_with_a_manifest_that_stock_tools_accept(
+    polardb: PolarCluster, workspace: Path
+) -> None:
+    repository = workspace / "repository"
+    run_polarvault("repo", "init", repository)
+    back_up(polardb, repository)
+    local, shared, tars = workspace / "local", workspace / "shared", workspace / "tars"
+    run_polarvault("export", "shop", "--repo", repository, "-D", local, "--polardata", shared)
+    program = Path(polardb.installation.directory) / "pg_verifybackup"
+    for half in (local, shared):
+        done = subprocess.run([program, half], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    run_polarvault("verifybackup", local)
+    run_polarvault("export", "shop", "--repo", repository, "-D", tars, "-Ft")
+    run_polarvault("verifybackup", tars)
+    wanted = polardb.hashes()
+    server = Cluster(polardb.installation, workspace)
+    server.data = workspace / "server"
+    try:
+        run_polarvault(
+            "restore", tars, "-D", server.data, "--port", str(server.port), "--bindir", polardb.installation.directory,
+            "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off", "-N", "--start",
+        )  # fmt: skip
+        assert server.hashes() == wanted
+    finally:
+        server.stop("immediate")

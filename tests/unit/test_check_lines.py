@@ -13,7 +13,7 @@ from polarvault.check.run import _with_connection
 from polarvault.check.wal.slots import SlotFacts, judge_slots
 from polarvault.cli.commands.basebackup import _mappings
 from polarvault.cli.commands.check import _words
-from polarvault.cli.commands.restore import _mapping
+from polarvault.cli.options.mappings import mapping
 from polarvault.model.finding import Finding, Severity, ok
 from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.server.connection import ConnectionSettings
@@ -27,7 +27,7 @@ def test_a_mapping_that_is_printed_is_taken_for_what_it_means(old: str, new: str
     option, value = shlex.split(mapping_option(old, new))
     assert option == "-T"
     assert _mappings((value,)) == {old: new}
-    assert _mapping(value) == (old, new)
+    assert mapping(value) == (old, new)
 
 
 @pytest.mark.parametrize("location", PATHS)

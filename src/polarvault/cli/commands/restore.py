@@ -16,6 +16,7 @@ import click
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.messages import say_warning
 from polarvault.cli.options.backups import RepositoryChoice
+from polarvault.cli.options.mappings import mapping
 from polarvault.cli.options.recovery import recovery_options, recovery_request
 from polarvault.cli.options.repository import repository_options
 from polarvault.cli.options.settings import assignment
@@ -152,7 +153,7 @@ def command(
         archiving=Archiving(archiving),
         archive_command=archive_command,
         host_id=host_id,
-        tablespace_mapping=dict(_mapping(text) for text in mappings),
+        tablespace_mapping=dict(mapping(text) for text in mappings),
         settings=assignments,
         merge=merge,
         delta=delta,
@@ -324,14 +325,3 @@ def _directory(option: str, path: str) -> str:
     if not path or "\n" in path:
         raise UsageError(f"{option}: {path!r} is not a directory name")
     return os.path.abspath(path)
-
-
-def _mapping(text: str) -> tuple[str, str]:
-    """Split OLD=NEW at the first equals sign that no backslash precedes, as pg_basebackup does."""
-    parts = text.replace("\\=", "\0").split("=")
-    old, new = (part.replace("\0", "=") for part in parts) if len(parts) == 2 else ("", "")
-    if not (os.path.isabs(old) and os.path.isabs(new)):
-        raise UsageError(
-            f"-T {text!r} is not OLD=NEW with two absolute paths", hint="write \\= for an equals sign in a path"
-        )
-    return os.path.normpath(old), os.path.normpath(new)

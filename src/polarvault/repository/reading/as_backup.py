@@ -91,7 +91,7 @@ class BackupInRepository:
         """Read the table of files, and the small files that decide; nothing of it changes, so that once is enough."""
         return self._inventory
 
-    def wal(self, inventory: Inventory) -> WalSource:
+    def wal(self, inventory: Inventory) -> BackupWal:
         """Return the WAL from the start of the backup to its end."""
         return self._wal
 

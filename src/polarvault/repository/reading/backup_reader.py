@@ -86,13 +86,14 @@ class BackupReader:
         if offset >= end:
             return b""
         result = bytearray(end - offset)
-        for chunk, extents in sorted(self._extents(row, offset, end).items(), key=lambda item: item[0].place):
-            raw = self.chunks.read(chunk)
-            for extent in extents:
-                first, last = max(extent.file_offset, offset), min(extent.file_offset + extent.length, end)
-                if first < last:
-                    start = extent.chunk_offset + first - extent.file_offset
-                    result[first - offset : last - offset] = _cut(raw, start, last - first, chunk)
+        extents = self._extents(row, offset, end)
+        for run in runs(list(extents)):
+            for chunk, raw in self.chunks.read_run(run):
+                for extent in extents[chunk]:
+                    first, last = max(extent.file_offset, offset), min(extent.file_offset + extent.length, end)
+                    if first < last:
+                        start = extent.chunk_offset + first - extent.file_offset
+                        result[first - offset : last - offset] = _cut(raw, start, last - first, chunk)
         return bytes(result)
 
     def shares(self, wanted: Callable[[FileRow], bool] = lambda row: True) -> Iterator[Share]:
