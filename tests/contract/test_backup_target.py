@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from polarvault.backup.request import BackupJob
+from polarvault.backup.several import SeveralTargets
 from polarvault.backup.target import RepositoryTarget
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.destination import Destination
@@ -27,12 +28,15 @@ from polarvault.server.base_backup import ArchiveBegins
 from polarvault.server.connection import Connection, ConnectionSettings, Connector
 from polarvault.server.identity import ServerIdentity
 from polarvault.server.wal_stream import WalSink
+from polarvault.storage.objects.memory import MemoryStore
+from polarvault.storage.objects.write_once import WriteOnce
 from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.take import TakenBackup, Taking
 from polarvault.taking.target import BackupTarget
+from support.faulty_store import Failure, Fault, FaultyStore
 from support.hostile_server import HostileServer
-from support.repositories import new_repository
+from support.repositories import NOW, new_repository
 from support.small_recording import LOCATION, Recording, base_backup_answer, encode, load_recording
 from support.targets import MemoryTarget, TeeTarget
 
@@ -292,6 +296,32 @@ def test_every_byte_arrives(kind: Kind, server: HostileServer, recording: Record
             assert content.startswith(recording.wal[: len(content)]) or recording.wal.startswith(content.rstrip(b"\0"))
     assert kind.is_valid()
     assert taken.received is watched[0].received
+
+
+@pytest.mark.parametrize("names", ["clusters/shop/packs/*", "clusters/shop/wal/*", "*/record", "intents/*"])
+def test_of_several_repositories_one_that_fails_keeps_the_backup_from_no_other(tmp_path: Path, names: str) -> None:
+    good = new_repository()
+    faulty = FaultyStore(WriteOnce(MemoryStore()), [Fault("put_new", Failure.FULL, times=-1, names=names)])
+    bad = new_repository(faulty)
+    made: list[SeveralTargets] = []
+    reporter = Quiet()
+    with HostileServer(load_recording()) as server:
+
+        def open_target(identity: ServerIdentity, connection: Connection) -> BackupTarget:
+            label = good.new_label(NOW)
+            job = BackupJob(cluster="shop")
+            targets = [RepositoryTarget(one, job, identity, reporter, label=label) for one in (bad, good)]
+            made.append(SeveralTargets(targets, reporter))
+            return made[0]
+
+        Taking(Memory(tmp_path).request, Connector(ConnectionSettings(server.conninfo)), reporter).into(open_target)
+    [several] = made
+    assert [target.address for target in several.failed] == [bad.store.address]
+    assert "is given up" in reporter.warnings[0]
+    assert bad.labels("shop") == []
+    [label] = good.labels("shop")
+    assert good.open_backup("shop", label).record.counts["read_bytes"] > 0
+    assert good.intents.listed() == []
 
 
 def test_a_target_is_asked_in_order_and_nothing_is_valid_before_commit(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from blake3 import blake3
 
 from polarvault.backup.request import BackupJob
+from polarvault.backup.several import SeveralTargets
 from polarvault.backup.target import Recorded, RepositoryTarget
 from polarvault.errors import PolarvaultError
 from polarvault.repository.catalogue.repository import Repository
@@ -19,6 +22,19 @@ from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.take import Taking
 
 _MOST_DATABASES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBackups:
+    """The backup in each repository, and by address why it is not in others."""
+
+    results: Sequence[BackupResult]
+    failed: Mapping[str, PolarvaultError]
+
+    @property
+    def exit_status(self) -> int:
+        """1 if it is not everywhere, or has damaged pages."""
+        return 1 if self.failed or self.results[0].is_damaged else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +73,41 @@ def read_databases(connector: Connector) -> dict[str, str]:
     return {str(oid): str(name) for oid, name in rows[:_MOST_DATABASES]}
 
 
-def take_backup(job: BackupJob, repository: Repository, connector: Connector, reporter: BackupReporter) -> BackupResult:
-    """Take one backup; on any failure nothing is recorded, and what was written is left for the next one to adopt."""
-    opened: list[RepositoryTarget] = []
+def take_backup(
+    job: BackupJob,
+    repositories: Sequence[Repository],
+    connector: Connector,
+    reporter: BackupReporter,
+    *,
+    unopened: Mapping[str, PolarvaultError] | None = None,
+) -> TakenBackups:
+    """Take one backup into all repositories at once, under one label.
 
-    def open_target(identity: ServerIdentity, connection: Connection) -> RepositoryTarget:
+    On a failure of the server nothing is recorded anywhere, and what was written is left for the next one to adopt; a
+    repository that fails is left alone from then on, unless it was the last one. unopened: those that could not even be
+    opened, by address.
+    """
+    opened: list[SeveralTargets] = []
+
+    def open_target(identity: ServerIdentity, connection: Connection) -> SeveralTargets:
         history = ""
         if identity.timeline_id > 1:
             history = blake3(fetch_history(connection, identity.timeline_id)[1]).hexdigest()
         databases = read_databases(connector)
-        opened.append(RepositoryTarget(repository, job, identity, reporter, history=history, databases=databases))
+        label = repositories[0].new_label(datetime.now(UTC))
+        targets = [
+            RepositoryTarget(repository, job, identity, reporter, history=history, databases=databases, label=label)
+            for repository in repositories
+        ]
+        opened.append(SeveralTargets(targets, reporter))
         return opened[0]
 
     taken = Taking(job.server_request, connector, reporter).into(open_target)
-    recorded = opened[0].recorded
-    assert recorded is not None
-    store = repository.store
-    return BackupResult(job.cluster, store.address, taken.received, taken.stored, recorded, store.counts())
+    [several] = opened
+    results = [
+        BackupResult(job.cluster, target.address, taken.received, taken.stored, target.recorded, target.requests)
+        for target in several.targets
+        if target.recorded is not None
+    ]
+    failed = {**(unopened or {}), **{target.address: problem for target, problem in several.failed.items()}}
+    return TakenBackups(results, failed)

@@ -22,6 +22,7 @@ from polarvault.repository.wal.sink import RepositoryWalSink
 from polarvault.repository.writing.backup_writer import BackupWriter, Outcome, WriterSettings
 from polarvault.server.base_backup import ArchiveBegins, Tablespace
 from polarvault.server.identity import ServerIdentity
+from polarvault.storage.objects.model import RequestCounts
 from polarvault.taking.describe import DESCRIPTION, describe_backup
 from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
 from polarvault.taking.reporter import BackupReporter
@@ -43,7 +44,8 @@ class RepositoryTarget:
     """Takes one backup into a repository. Implements `taking.target.BackupTarget`.
 
     history: what tells this server's timeline from another one of the same number. databases: names by oid, for people.
-    outside: called when everything was received; returns configuration files that no data directory holds.
+    label: of the backup, None for a new one. outside: called when everything was received; returns configuration files
+    that no data directory holds.
     """
 
     spool_directory: str | None = None
@@ -57,6 +59,7 @@ class RepositoryTarget:
         *,
         history: str = "",
         databases: Mapping[str, str] | None = None,
+        label: str | None = None,
         outside: Callable[[ReceivedBackup], Mapping[str, bytes]] = lambda received: {},
     ) -> None:
         self._repository, self._job = repository, job
@@ -67,9 +70,22 @@ class RepositoryTarget:
         self._parts: list[Part] = []
         self._sinks: list[ArchiveSink] = []
         self._parent = ParentChoice(None, "")
+        self._label = label
+        self.wal_failure: PolarvaultError | None = None
+        """What ended the WAL into this place, if others went on."""
         self._writer: BackupWriter | None = None
         self._wal: RepositoryWalSink | None = None
         self.recorded: Recorded | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the repository is."""
+        return self._repository.store.address
+
+    @property
+    def requests(self) -> RequestCounts:
+        """What its store was asked so far."""
+        return self._repository.store.counts()
 
     def claim(self) -> None:
         """Note the cluster's generation; raise RepositoryMismatch if the name is another cluster's."""
@@ -104,6 +120,7 @@ class RepositoryTarget:
             started=facts.started,
             parts=self._parts,
             parent=self._parent.label,
+            label=self._label,
             settings=WriterSettings() if job.level is None else WriterSettings(level=job.level),
         )
         if self._writer.parent_label != self._parent.label:
@@ -141,6 +158,8 @@ class RepositoryTarget:
         """Compare everything with the server's manifest, and write the record last."""
         writer = self._writer
         assert writer is not None
+        if self.wal_failure is not None:
+            raise self.wal_failure
         if received.manifest is None:
             raise RemoteProtocolError("the server sent no manifest, so that nothing can be compared with it")
         manifest = received.manifest.content()

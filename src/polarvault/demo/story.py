@@ -1,5 +1,6 @@
 """The story of one backup: start a server, fill it, check it, back it up while it is written to, verify, restore,
-compare; then make a mistake, go back to the moment before it, and prove by a drill that this would work again.
+compare; then make a mistake, go back to the moment before it, and prove by a drill that this would work again. At the
+end backups go into a repository.
 
 Start reading at `tell_story`. Everything lies in one temporary directory; leaving the story, by its end, by an error
 or by a signal (which the command line turns into an exception), stops both servers and removes the directory.
@@ -16,11 +17,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from polarvault.demo.bank import BALANCES_HOLD, Writer, compare_banks, create_bank, digest, last_event, make_a_mistake
 from polarvault.demo.narrator import Narrator
 from polarvault.demo.reachable import reachable
+from polarvault.demo.repository import Site, tell_of_repository
 from polarvault.demo.server import SUPERUSER, ThrowawayServer, free_port
 from polarvault.demo.shared_storage import create_on_shared_storage
 from polarvault.errors import IntegrityError, StartFailed, UsageError
@@ -30,7 +33,7 @@ from polarvault.instance.programs import describe_build, examine, packaged_direc
 from polarvault.model.lsn import Lsn
 from polarvault.walarchive.store.status_file import read_status
 
-_STEPS = 13
+_STEPS = 18
 _SLOT = "demo"
 _RESTORE_POINT = "before_the_mistake"
 _RECEIVE_TIMEOUT_S = 60.0
@@ -58,6 +61,8 @@ def tell_story(*, bindir: Path | None, on_shared_storage: bool, keep: bool) -> N
         restored.data = stage.directory / "restored"
         rewound = ThrowawayServer(stage.installation, source.directory, port=free_port())
         rewound.data = stage.directory / "rewound"
+        from_repository = ThrowawayServer(stage.installation, source.directory, port=free_port())
+        from_repository.data = stage.directory / "of-repository"
         try:
             _start_source(stage, source)
             _fill(stage, source)
@@ -72,12 +77,17 @@ def tell_story(*, bindir: Path | None, on_shared_storage: bool, keep: bool) -> N
                 _go_back(stage, backup, wal, rewound)
                 _compare_with_before(stage, rewound, before)
                 _drill(stage, backup, wal)
+            tell_of_repository(
+                Site(stage.narrator, stage.directory, partial(_run_polarvault, stage), stage.installation.directory),
+                source, from_repository, on_shared_storage=on_shared_storage,
+            )  # fmt: skip
         finally:
-            for server in (rewound, restored, source):
+            for server in (from_repository, rewound, restored, source):
                 server.stop("immediate")
         stage.narrator.step("the end")
         stage.narrator.good(
-            f"backed up, verified, restored, compared, rewound and proved in {stage.narrator.elapsed_s:.0f} seconds"
+            "backed up, verified, restored, compared, rewound, proved and kept in "
+            f"{stage.narrator.elapsed_s:.0f} seconds"
         )
 
 

@@ -5,9 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from polarvault.backup.take import BackupResult
+from polarvault.backup.take import BackupResult, TakenBackups
 from polarvault.report.json_document import iso
 from polarvault.report.units import format_bytes, printable
+
+
+def taken_text(taken: TakenBackups) -> Iterator[str]:
+    """Yield the table of the backup in each repository, and where it is not."""
+    for result in taken.results:
+        yield from result_text(result)
+    for address, problem in taken.failed.items():
+        good = taken.results[0]
+        yield printable(f"{good.cluster}@{good.recorded.outcome.label} is NOT in {address}: {problem.message}")
+        yield printable(
+            f"  catch up, if it is a copy of the same repository: polarvault repo sync {good.address} {address}"
+        )
+
+
+def taken_json(taken: TakenBackups) -> dict[str, Any]:
+    """Return the same as --json prints it: the first backup's fields, and each repository's own."""
+    return {
+        **result_json(taken.results[0]),
+        "repositories": [
+            {
+                "repository": result.address,
+                "parent": result.recorded.parent.label,
+                "stored_bytes": result.recorded.outcome.counts.stored_bytes,
+                "failure": None,
+            }
+            for result in taken.results
+        ]
+        + [
+            {"repository": address, "parent": None, "stored_bytes": 0, "failure": problem.message}
+            for address, problem in taken.failed.items()
+        ],
+    }
 
 
 def result_text(result: BackupResult) -> Iterator[str]:

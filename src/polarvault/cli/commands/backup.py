@@ -13,7 +13,7 @@ from polarvault.cli.json_output import current_events, current_output, json_opti
 from polarvault.cli.options.configuration import load
 from polarvault.cli.options.drop_in import connection_options, connection_settings
 from polarvault.cli.options.repository import key_source, repository_options
-from polarvault.errors import UsageError
+from polarvault.errors import PolarvaultError, UsageError
 
 if TYPE_CHECKING:
     from polarvault.config.model import ClusterConfiguration
@@ -60,7 +60,7 @@ def command(
     from polarvault.backup.take import take_backup
     from polarvault.config.choice import choose_repositories
     from polarvault.config.model import ClusterConfiguration
-    from polarvault.report.backup import result_json, result_text
+    from polarvault.report.backup import taken_json, taken_text
     from polarvault.report.events import BackupEvents
     from polarvault.report.taking import TextReporter
     from polarvault.repository.catalogue.opening import open_repository
@@ -70,7 +70,7 @@ def command(
     check_word(cluster, "a cluster")
     configuration = load(config)
     configured = configuration.clusters.get(cluster, ClusterConfiguration(cluster))
-    [chosen] = choose_repositories(configuration, cluster, repo)
+    chosen = choose_repositories(configuration, cluster, repo)
     key = key_source(**{name: options[name] for name in _KEYS})
     output, events = current_output(), current_events()
     job = BackupJob(
@@ -88,25 +88,33 @@ def command(
     if connection["dbname"] is None:
         connection["dbname"] = _configured_connection(configured)
     connector = Connector(connection_settings(**connection), on_connected=signals.interrupt)
-    opened = open_repository(chosen if key is None else replace(chosen, key=key), os.environ)
-    try:
-        with ExitStack() as stack:
-            reporter = (
-                BackupEvents(events)
-                if events is not None
-                else stack.enter_context(TextReporter(verbose=verbose, progress=output is None and os.isatty(2)))
-            )
-            if output is not None:
-                reporter.warnings, reporter.notes = output.warnings, output.notes
-            result = take_backup(job, opened.repository, connector, reporter)
-    finally:
-        opened.close()
+    with ExitStack() as stack:
+        repositories, unopened = [], {}
+        for one in chosen:
+            try:
+                opened = open_repository(one if key is None else replace(one, key=key), os.environ)
+            except PolarvaultError as problem:
+                # One of several that is away must not keep the backup from the others.
+                unopened[one.address] = problem
+                continue
+            stack.callback(opened.close)
+            repositories.append(opened.repository)
+        if not repositories:
+            raise next(iter(unopened.values()))
+        reporter = (
+            BackupEvents(events)
+            if events is not None
+            else stack.enter_context(TextReporter(verbose=verbose, progress=output is None and os.isatty(2)))
+        )
+        if output is not None:
+            reporter.warnings, reporter.notes = output.warnings, output.notes
+        taken = take_backup(job, repositories, connector, reporter, unopened=unopened)
     if output is not None:
-        output.add(**result_json(result))
+        output.add(**taken_json(taken))
     else:
-        for line in result_text(result):
+        for line in taken_text(taken):
             click.echo(line)
-    return 1 if result.is_damaged else 0
+    return taken.exit_status
 
 
 def _configured_connection(configured: ClusterConfiguration) -> str | None:

@@ -304,6 +304,10 @@ class Repository:
 
     # A new backup
 
+    def new_label(self, started: datetime) -> str:
+        """Return a label for a backup that begins."""
+        return names.make_label(started, self._random)
+
     def begin_backup(
         self,
         cluster: str,
@@ -312,10 +316,12 @@ class Repository:
         parts: Sequence[Part],
         parent: str | None = None,
         settings: WriterSettings | None = None,
+        label: str | None = None,
     ) -> BackupWriter:
         """Say what is about to be done, take stock of what killed backups left, and return what writes the backup.
 
-        What a verification has found to be damaged is no evidence: it is stored anew.
+        What a verification has found to be damaged is no evidence: it is stored anew. label: the one that the backup
+        has in other places, None for a new one.
         """
         from polarvault.repository.catalogue.leftovers import Leftovers
         from polarvault.repository.chunks.reader import ChunkReader
@@ -323,7 +329,7 @@ class Repository:
         from polarvault.repository.writing.parent import Parent
 
         cluster_names = ClusterNames.of(cluster)
-        label = names.make_label(started, self._random)
+        label = self.new_label(started) if label is None else names.check_label(label)
         leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=set(self.labels(cluster)))
         self._intents.append(
             self.intents.declare(BACKUP, cluster, label=label, parent=parent, adopts=leftovers.labels, started=started)
