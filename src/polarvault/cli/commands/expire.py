@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.messages import say_error
 from polarvault.cli.options.backups import RepositoryChoice
 from polarvault.cli.options.durations import seconds_of
 from polarvault.cli.options.repository import repository_options
+from polarvault.errors import StorageFailed
 
 if TYPE_CHECKING:
     from polarvault.config.model import Retention
@@ -55,13 +57,21 @@ def command(
     )  # fmt: skip
     policy = given if given != Retention() else _configured(choice, cluster)
     request = ExpireRequest(cluster, policy, dry_run=dry_run, safety_s=seconds_of("--safety-time", safety_time))
-    reports = []
+    reports, failed = [], []
     for chosen in choice.repositories(cluster):
-        opened = open_repository(chosen, os.environ)
+        try:
+            opened = open_repository(chosen, os.environ)
+        except StorageFailed as problem:
+            # One of several that is away keeps nothing in the others.
+            failed.append(problem)
+            say_error(problem.message, hint=problem.hint)
+            continue
         try:
             reports.append((chosen.address, expire(opened.repository, request)))
         finally:
             opened.close()
+    if not reports:
+        raise failed[0]
     output = current_output()
     if output is not None:
         output.add(repositories=[{"repository": address, **expired_json(report)} for address, report in reports])
@@ -70,7 +80,7 @@ def command(
             click.echo(f"{cluster} in {address}")
             for line in expired_text(report):
                 click.echo(line)
-    return 1 if any(report.removed.refused for _, report in reports) else 0
+    return 1 if failed or any(report.removed.refused for _, report in reports) else 0
 
 
 def _configured(choice: RepositoryChoice, cluster: str) -> Retention:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -26,16 +25,11 @@ def command(cluster: str | None, *, expired: bool, **options: Any) -> None:
     """
     from polarvault.report.catalogue import listed_json, listed_text
     from polarvault.repository.catalogue.listing import Catalogue
-    from polarvault.repository.catalogue.opening import open_repository
 
     choice = RepositoryChoice.of(**options)
-    [chosen, *_] = choice.repositories(cluster) if cluster is not None else choice.repositories("")
-    opened = open_repository(chosen, os.environ)
-    try:
+    with choice.opened(cluster or "") as (opened, chosen):
         names = [cluster] if cluster is not None else opened.repository.clusters()
         found = {name: Catalogue(opened.repository, name).backups() for name in names}
-    finally:
-        opened.close()
     shown = {
         name: [one for one in backups if expired or not one.standing.expired] for name, backups in found.items()
     }  # fmt: skip

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli.json_output import current_output
+from polarvault.cli.messages import say_warning
 from polarvault.cli.options.configuration import load
 from polarvault.cli.options.repository import key_source
-from polarvault.errors import UsageError
+from polarvault.errors import RepositoryNotFound, StorageFailed, UsageError
 
 if TYPE_CHECKING:
     from polarvault.config.model import Configuration, KeySource, RepositoryConfiguration
@@ -70,11 +71,19 @@ class RepositoryChoice:
 
     @contextmanager
     def opened(self, cluster: str) -> Iterator[tuple[OpenedRepository, RepositoryConfiguration]]:
-        """Open the first repository of a cluster."""
+        """Open the first repository of a cluster that answers; of those before it a warning is given."""
         from polarvault.repository.catalogue.opening import open_repository
 
-        chosen = self.repositories(cluster)[0]
-        opened = open_repository(chosen, os.environ)
+        waiting = self.repositories(cluster)
+        while True:
+            chosen = waiting.pop(0)
+            try:
+                opened = open_repository(chosen, os.environ)
+                break
+            except (StorageFailed, RepositoryNotFound) as problem:
+                if not waiting:
+                    raise
+                say_warning(f"{problem.message}; the next repository is asked: {waiting[0].address}")
         try:
             yield opened, chosen
         finally:
