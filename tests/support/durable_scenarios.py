@@ -386,7 +386,7 @@ def scenarios() -> Mapping[str, Scenario]:
             _RESTORE, ("restore", "W/backup", "-D", "W/target", "--polardata", "W/target_shared"), prepare=_halves
         ),
         "delta restore": Scenario(
-            replace(_RESTORE, disarms=os.path.basename(CONTROL_ASIDE_NAME)),
+            replace(_RESTORE, disarms=os.path.basename(CONTROL_ASIDE_NAME), scratch=(".incoming",)),
             ("restore", "shop@latest", "--repo", "W/repository", "-D", "W/target", "--delta"),
             prepare=_changed_target,
         ),

@@ -252,19 +252,28 @@ def _judge_delta(worker: Worker, name: str, run: Run) -> None:
     target, whole, before = _target(run.words), _whole(worker, name), _prepared(worker, name)
     now = _tree(run.work)
     if os.path.exists(os.path.join(target, "global/pg_control")):
-        left = {path: now[path] for path in now if os.path.basename(path) not in _SIGNS}
-        differences = _differences(whole, left)
+        left = _of_target(now)
+        differences = _differences(_of_target(whole), left)
         _expect(
-            not differences or not _differences(before, left),
+            not differences or not _differences(_of_target(before), left),
             f"a server could start from it, and it is neither what was there nor the backup: {differences}",
         )
-    kept = {path: content for path, content in whole.items() if path.startswith("repository")}
+    # What a killed one says about itself in the repository stays until somebody ends it.
+    kept = {path: content for path, content in before.items() if path.startswith("repository")}
     changed = _differences(kept, {path: now.get(path, "") for path in kept})
     _expect(not changed, f"the repository has changed: {changed}")
     again = _again(worker, run)
     _expect(again.status == 0, f"it cannot be repeated: {again.errors}")
-    differences = _differences(whole, _tree(run.work))
+    differences = _differences(_of_target(whole), _of_target(_tree(run.work)))
     _expect(not differences, f"repeated, these differ: {differences}")
+
+
+def _of_target(tree: dict[str, str]) -> dict[str, str]:
+    """Return what is no part of the repository, and no sign for a repetition."""
+    return {
+        path: content for path, content in tree.items()
+        if not path.startswith("repository") and os.path.basename(path) not in _SIGNS
+    }  # fmt: skip
 
 
 # Repositories

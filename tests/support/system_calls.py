@@ -388,6 +388,9 @@ class _Recorder:
     def _end(self) -> NoReturn:
         if self._power is not None:
             self._is_over = True
+            # What a power cut takes away may be root's where the program works as another account.
+            if os.getuid() == 0:
+                os.seteuid(0)
             self._power.cut()
         os.kill(os.getpid(), signal.SIGKILL)
         while True:
