@@ -251,10 +251,12 @@ class ObjectTruncated(IntegrityError):
 
 
 class ObjectDamaged(IntegrityError):
-    """An object of a repository, or a part of one, is not what was written."""
+    """An object of a repository, or a part of one, is not what was written. chunk: which one, where a file needs it."""
 
     id = "object-damaged"
     remedy = "get the object back from another copy of the repository, or restore an older backup; keep the damaged one"
+
+    chunk: object = None
 
 
 class RepositoryMismatch(IntegrityError):

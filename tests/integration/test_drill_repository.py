@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,35 @@ def test_damage_in_the_repository_ends_a_drill_with_file_and_block(
     cluster = make_cluster(18)
     repository = workspace / "repository"
     run_polarvault("repo", "init", repository)
-    run_polarvault("backup", "shop", "--repo", repository, "-d", cluster.conninfo())
-    pack = max(repository.glob("clusters/shop/packs/*/*"), key=lambda path: path.stat().st_size)
-    content = bytearray(pack.read_bytes())
+    labels = []
+    for _ in range(3):
+        done = run_polarvault("backup", "shop", "--repo", repository, "-d", cluster.conninfo(), "--json")
+        labels.append(json.loads(done.stdout)["label"])
+        cluster.query("VACUUM FULL accounts")
+    words = ["restore", f"shop@{labels[1]}", "--repo", repository, "-D", workspace / "target", "-N"]
+    with damaged_pack(repository, labels[0]):
+        report = Drills(workspace).run(cluster, Path(f"shop@{labels[1]}"), "--repo", repository, status=3)
+        assert "cannot be read at block" in report["failure"]["message"]
+        # Only a restore says what else is concerned: a drill is about the one.
+        refused = run_polarvault(*words, check=False)
+        assert refused.returncode == 3
+        assert f"damaged by the same are shop@{labels[2]}, shop@{labels[0]}" in refused.stderr
+    with damaged_pack(repository, labels[1]):
+        refused = run_polarvault(*words, check=False)
+        assert refused.returncode == 3
+        assert "damaged by the same" not in refused.stderr
+        assert f"without that damage: polarvault restore shop@{labels[0]} -D DIRECTORY" in refused.stderr
+    assert not (workspace / "target").exists()
+
+
+@contextmanager
+def damaged_pack(repository: Path, label: str) -> Iterator[None]:
+    """Have a byte in the middle of a backup's largest pack flipped."""
+    pack = max(repository.glob(f"clusters/shop/packs/{label}/*"), key=lambda path: path.stat().st_size)
+    good = pack.read_bytes()
+    content = bytearray(good)
     content[len(content) // 2] ^= 1
     pack.chmod(0o600)
     pack.write_bytes(content)
-    report = Drills(workspace).run(cluster, Path("shop"), "--repo", repository, status=3)
-    assert "cannot be read at block" in report["failure"]["message"]
+    yield
+    pack.write_bytes(good)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 
 from polarvault.backupset.backup import Backup
+from polarvault.errors import IntegrityError
 from polarvault.model.lsn import Lsn
 from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.repository.format.record import RecordFacts
@@ -54,6 +55,9 @@ class ShelfOfOne:
     def find(self, word: str, **how: object) -> Backup:
         """Return it."""
         return self._backup
+
+    def concerned(self, problem: IntegrityError, word: str) -> None:
+        """Know of no other one."""
 
     def several(self, word: str) -> Sequence[str]:
         """Return nothing: it is one itself."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from polarvault.backupset.model import Area, Form, Inventory, Part
+from polarvault.errors import IntegrityError
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.wal.source import WalSource
 
@@ -63,6 +64,14 @@ class FileSink(Protocol):
         """Nothing more comes, after a failure either; called once, last."""
 
 
+@dataclass(frozen=True, slots=True)
+class Concerned:
+    """Backups beside a damaged one, newest first: others that need the same bytes, and older ones that do not."""
+
+    others: Sequence[str]
+    spared: Sequence[str]
+
+
 class Shelf(Protocol):
     """Where backups stand, and are found by the words that name them."""
 
@@ -73,6 +82,9 @@ class Shelf(Protocol):
 
     def several(self, word: str) -> Sequence[str]:
         """Return the words of all backups, if the word names a place that holds several; empty if it is one itself."""
+
+    def concerned(self, problem: IntegrityError, word: str) -> Concerned | None:
+        """Return what else the damage of a backup concerns; None where nobody here knows."""
 
 
 class Share(Protocol):

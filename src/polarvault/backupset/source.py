@@ -11,7 +11,7 @@ from polarvault.backupset.on_disk import BackupOnDisk
 from polarvault.backupset.reading.foreign import HEAD_BYTES, refuse_foreign, refuse_foreign_names
 from polarvault.backupset.recognise import Sighting, list_names, look_at, tar_parts
 from polarvault.backupset.unfinished import MARKER_NAME
-from polarvault.errors import BackupUnusable, UsageError
+from polarvault.errors import BackupUnusable, IntegrityError, UsageError
 from polarvault.storage.files import open_regular, storage_failed
 
 
@@ -58,6 +58,9 @@ class OnDisk:
     ) -> BackupOnDisk:
         """Return the backup at a path."""
         return find_backup(word, shared_from=shared_from, force=force, local_only=local_only)
+
+    def concerned(self, problem: IntegrityError, word: str) -> None:
+        """Know nothing: each stands for itself."""
 
     def several(self, word: str) -> list[str]:
         """Return the paths of the backups directly below a directory; none when it is a backup itself."""

@@ -83,7 +83,7 @@ def prepare(
         try:
             facts = gather(request, host, scan_progress)
         except IntegrityError as problem:
-            raise name_older_backup(problem, request.backup) from problem
+            raise name_older_backup(problem, request.backup, request.shelf) from problem
     plan = plan_restore(settle(request, facts), facts)
     if request.start:
         check_startable(plan)
@@ -131,7 +131,7 @@ def restore_backup(
         except IntegrityError as problem:
             # Of a chain every link was needed: older means before the first.
             first = plan.chain[0].path if plan.chain else plan.source.path
-            raise name_older_backup(problem, first) from problem
+            raise name_older_backup(problem, first, plan.request.shelf) from problem
     result = RestoreResult(plan, (*plan.warnings, *warnings), None)
     if not plan.request.start or plan.binaries is None:
         return result

@@ -219,12 +219,14 @@ def add_piece(
             add(placed(overlay.chunk), page, place, count)
 
 
-def unreadable(row: FileRow, extent: Extent, problem: PolarvaultError) -> ObjectDamaged:
+def unreadable(row: FileRow, extent: Extent, ref: ChunkRef, problem: PolarvaultError) -> ObjectDamaged:
     """Return the error for damage that a file needs: it names file, block and chunk."""
-    return ObjectDamaged(
+    damaged = ObjectDamaged(
         f"{row.name!r} cannot be read at block {extent.file_offset // PAGE_BYTES}: {problem.message}",
         hint="restore an older backup, or get the pack back from another copy of the repository",
     )
+    damaged.chunk = ref
+    return damaged
 
 
 def _cut(raw: memoryview, start: int, length: int, chunk: ChunkRef) -> memoryview:
@@ -281,5 +283,5 @@ def _read_run(
         try:
             raw = reader.chunks.read(ref)
         except (IntegrityError, ObjectMissing) as problem:
-            raise unreadable(extents[ref][0].row, extents[ref][0], problem) from problem
+            raise unreadable(extents[ref][0].row, extents[ref][0], ref, problem) from problem
         yield ref, raw

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from polarvault.backupset.backup import Concerned
 from polarvault.config.model import RepositoryConfiguration
-from polarvault.errors import UsageError
+from polarvault.errors import IntegrityError, ObjectDamaged, UsageError
 from polarvault.repository.catalogue.opening import OpenedRepository
+from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.reading.as_backup import BackupInRepository
+from polarvault.repository.reading.uses import backups_with
 from polarvault.repository.wal.opened import wal_source
 from polarvault.repository.wal.source import RepositoryWalSource
 
@@ -49,6 +52,18 @@ class RepositoryShelf:
         if word != self.cluster:
             return ()
         return [f"{self.cluster}@{label}" for label in self._opened.repository.living_labels(self.cluster)]
+
+    def concerned(self, problem: IntegrityError, word: str) -> Concerned | None:
+        """Look into the indexes of the other backups for a chunk that is damaged; WAL is of all of them."""
+        if not isinstance(problem, ObjectDamaged) or not isinstance(problem.chunk, ChunkRef):
+            return None
+        repository, label = self._opened.repository, word.partition("@")[2]
+        lost = backups_with(repository, self.cluster, {problem.chunk}, but=label)
+        labels = [one for one in repository.living_labels(self.cluster) if one < label and one not in lost]
+        return Concerned(self._words(lost), self._words(labels))
+
+    def _words(self, labels: Sequence[str]) -> list[str]:
+        return [f"{self.cluster}@{label}" for label in reversed(labels)]
 
     def _archive(self, system_identifier: int) -> RepositoryWalSource:
         if system_identifier not in self._archives:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import TYPE_CHECKING
 
+from polarvault.errors import PolarvaultError
 from polarvault.repository.format.chunks import ChunkRef, placed
+from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.reading.backup_reader import BackupReader
+from polarvault.repository.reading.refs import read_refs
+
+if TYPE_CHECKING:
+    from polarvault.repository.catalogue.repository import Repository
 
 
 def uses_any(reader: BackupReader, chunks: Set[ChunkRef]) -> bool:
@@ -29,3 +36,21 @@ def uses_any(reader: BackupReader, chunks: Set[ChunkRef]) -> bool:
                 ):
                     return True
     return False
+
+
+def backups_with(repository: Repository, cluster: str, lost: set[ChunkRef], *, but: str) -> list[str]:
+    """Return the labels of the backups that use one of the chunks, but for one; oldest first."""
+    packs = {(one.label, one.pack) for one in lost}
+    found = []
+    for other in repository.living_labels(cluster):
+        if other == but:
+            continue
+        try:
+            refs = read_refs(repository.store, repository.codec, ClusterNames.of(cluster), other)
+            if not packs & {(one.label, one.number) for one in refs}:
+                continue
+            if uses_any(repository.open_backup(cluster, other), lost):
+                found.append(other)
+        except PolarvaultError:
+            continue  # It is damaged itself; its own verification says how.
+    return found

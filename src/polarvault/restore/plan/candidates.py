@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from polarvault.backupset.backup import Shelf
+from polarvault.backupset.backup import Concerned, Shelf
 from polarvault.backupset.source import OnDisk, find_backup
 from polarvault.errors import (
     BackupUnusable,
@@ -162,13 +162,29 @@ def refuse_several(directory: str, candidates: list[Candidate]) -> BackupUnusabl
     )
 
 
-def name_older_backup(problem: IntegrityError, path: str) -> IntegrityError:
-    """Add to the error of a backup that is damaged which older one beside it is whole."""
+def name_older_backup(problem: IntegrityError, path: str, shelf: Shelf) -> IntegrityError:
+    """Add to the error of a backup that is damaged which older one beside it is whole, and which is damaged as well."""
+    concerned = shelf.concerned(problem, path)
+    if concerned is not None:
+        return _with_concerned(problem, concerned)
+    if not isinstance(shelf, OnDisk):
+        return problem
     # Damage in the WAL is not the backup's, and an older one needs that WAL as well.
     older = None if isinstance(problem, WalDamaged) else next(_whole_older(path), None)
     if older is not None:
         option, why = older
         line = f"older, and whole ({why}): polarvault restore {shlex.quote(option)} -D DIRECTORY"
+        problem.hint = f"{line}; {problem.hint}" if problem.hint else line
+    return problem
+
+
+def _with_concerned(problem: IntegrityError, concerned: Concerned) -> IntegrityError:
+    if concerned.others:
+        shown = ", ".join(concerned.others[:_LOOKED_AT])
+        more = f" and {len(concerned.others) - _LOOKED_AT} more" if len(concerned.others) > _LOOKED_AT else ""
+        problem.message += f"; damaged by the same are {shown}{more}"
+    if concerned.spared:
+        line = f"older, and without that damage: polarvault restore {concerned.spared[0]} -D DIRECTORY"
         problem.hint = f"{line}; {problem.hint}" if problem.hint else line
     return problem
 

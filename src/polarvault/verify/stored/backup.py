@@ -14,8 +14,7 @@ from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.catalogue.states import DAMAGED, VERIFIED, States
 from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.format.names import ClusterNames
-from polarvault.repository.reading.refs import read_refs
-from polarvault.repository.reading.uses import uses_any
+from polarvault.repository.reading.uses import backups_with
 from polarvault.repository.reading.verify import FoundDamage, verify_backup, verify_objects
 from polarvault.repository.wal.of_backup import BackupWal
 from polarvault.repository.wal.source import RepositoryWalSource
@@ -73,7 +72,7 @@ def verify_stored(
             )
             wal += verify_wal(repository, cluster, label)
     lost = {one.chunk for one in damage if one.chunk is not None}
-    concerned = _concerned(repository, cluster, label, lost) if lost else []
+    concerned = backups_with(repository, cluster, lost, but=label) if lost else []
     found = VerifiedBackup(cluster, label, min(1.0, sample), damage, wal, concerned)
     _remember(repository, found, lost)
     return found
@@ -109,24 +108,6 @@ def verify_wal(repository: Repository, cluster: str, label: str) -> Iterator[Fin
             meaning="with this backup nothing behind that place can be restored",
             advice="archive WAL continuously; a later backup closes the gap for what comes after it",
         )  # fmt: skip
-
-
-def _concerned(repository: Repository, cluster: str, label: str, lost: set[ChunkRef]) -> list[str]:
-    """Return the other backups that use one of the chunks."""
-    packs = {(one.label, one.pack) for one in lost}
-    found = []
-    for other in repository.living_labels(cluster):
-        if other == label:
-            continue
-        try:
-            refs = read_refs(repository.store, repository.codec, ClusterNames.of(cluster), other)
-            if not packs & {(one.label, one.number) for one in refs}:
-                continue
-            if uses_any(repository.open_backup(cluster, other), lost):
-                found.append(other)
-        except PolarvaultError:
-            continue  # It is damaged itself; its own verification says how.
-    return found
 
 
 def _remember(repository: Repository, found: VerifiedBackup, lost: set[ChunkRef]) -> None:
