@@ -139,8 +139,17 @@ def test_what_was_there_becomes_the_backup_byte_for_byte(
     assert restored.hashes() == shop.before
     restored.query("CREATE TABLE since AS SELECT 1")
     restored.stop()
-    # Now it was a server's, on another timeline.
+    # Now it was a server's, on another timeline; its WAL is nowhere else.
+    own = {path.name: path.read_bytes() for path in (target / "pg_wal").glob("00000002????????????????")}
     newer = workspace / "newer"
     shop.restore(shop.second, newer)
+    said = shop.restore(shop.second, target, "--delta").stderr
+    kept = target / "pg_wal" / "polarvault-before"
+    assert f'it is kept in "{kept}"' in said
+    last = max(path.name for path in kept.iterdir())
+    assert all(path.read_bytes() == own[path.name] for path in kept.glob("00000002*"))
+    assert last in own
     shop.restore(shop.second, target, "--delta")
+    assert last in {path.name for path in kept.iterdir()}
+    shutil.rmtree(kept)
     assert_same(target, newer)

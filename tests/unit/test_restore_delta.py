@@ -13,9 +13,12 @@ import pytest
 from polarvault.errors import ObjectDamaged, PolarvaultError, TargetNotEmpty, UsageError
 from polarvault.instance.account import server_account
 from polarvault.instance.host import Host
+from polarvault.model.segment import WalSegment
+from polarvault.pgfiles.control import parse_control
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.reading.as_backup import BackupInRepository
 from polarvault.restore import run
+from polarvault.restore.delta.own_wal import segments_to_keep
 from polarvault.restore.delta.run import compare
 from polarvault.restore.model import DeltaCounts, RestorePlan, RestoreRequest
 from polarvault.storage.objects.memory import MemoryStore
@@ -23,8 +26,12 @@ from polarvault.storage.objects.write_once import WriteOnce
 from polarvault.storage.occupants import CONTROL_ASIDE_NAME, CONTROL_WAITING_NAME, RESTORE_MARK_NAME
 from support.made_backups import MadeBackup, files, table
 from support.made_repositories import ShelfOfOne, back_up_made
+from support.memory_wal import MemoryWal
 from support.repositories import new_repository
-from support.small_files import control_bytes
+from support.small_files import IN_PRODUCTION, control_bytes
+from support.wal_segments import segment_content
+
+SHUT_DOWN = 1
 
 
 @dataclass
@@ -253,6 +260,37 @@ def test_wal_in_another_place_stays_there(place: Place, workspace: Path) -> None
     place.restore()
     assert (place.target / "pg_wal").is_symlink()
     assert sorted(path.name for path in elsewhere.iterdir()) == ["000000010000000000000002", "archive_status"]
+
+
+@pytest.mark.parametrize(
+    ("archived", "state", "kept"),
+    [
+        # Of four segments, of which the last one was recycled and holds no WAL of its own: what an archive has of them.
+        ([], IN_PRODUCTION, [1, 2, 3]),
+        ([(1, 3)], IN_PRODUCTION, [3]),
+        ([(1, 2), (2, 2.5)], IN_PRODUCTION, [2, 3]),
+        ([(1, 4)], IN_PRODUCTION, []),
+        # Shut down: behind the checkpoint there is nothing.
+        ([(1, 3.5)], SHUT_DOWN, []),
+        ([(1, 3.2)], SHUT_DOWN, [3]),
+        ([(1, 3.5)], IN_PRODUCTION, [3]),
+    ],
+)
+def test_wal_that_nobody_else_has_is_kept(
+    tmp_path: Path, archived: list[tuple[float, float]], state: int, kept: list[int]
+) -> None:
+    size = 1 << 20
+    archive = MemoryWal()
+    for first, last in archived:
+        archive.add(1, int(first * size), bytes(int((last - first) * size)))
+    (tmp_path / "pg_wal").mkdir()
+    for number in (1, 2, 3, 4):
+        content = segment_content(WalSegment(1, number if number < 4 else 0, size), magic=0xD110)
+        (tmp_path / "pg_wal" / WalSegment(1, number, size).file_name).write_bytes(content)
+    checkpoint = int(3.4 * size) // 8 * 8
+    control = control_bytes(timeline=1, checkpoint=checkpoint, redo=checkpoint, segment=size, state=state)
+    found = segments_to_keep(str(tmp_path), parse_control(control), [archive])
+    assert found == tuple(WalSegment(1, number, size).file_name for number in kept)
 
 
 def test_options_that_make_no_sense_are_refused(place: Place) -> None:

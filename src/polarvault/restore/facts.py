@@ -81,10 +81,15 @@ class Outside:
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """A stopped cluster that a delta restore goes on with: its roots that hold something, how much each will grow."""
+    """A stopped cluster that a delta restore goes on with.
+
+    occupied: its roots that hold something. growth_bytes: how much each will grow. kept_wal: its segments that the
+    repository lacks.
+    """
 
     occupied: frozenset[str]
     growth_bytes: Mapping[str, int]
+    kept_wal: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,10 @@ from polarvault.backupset.model import CONTROL_NAME, Area, Form
 from polarvault.errors import TargetNotEmpty, UsageError
 from polarvault.instance.model import Account
 from polarvault.model.tablespace_mapping import mapping_option
-from polarvault.pgfiles.control import system_identifier_of
+from polarvault.pgfiles.control import ControlDamage, ControlFile, parse_known_control, system_identifier_of
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.repository.reading.as_backup import BackupInRepository
+from polarvault.restore.delta.own_wal import segments_to_keep
 from polarvault.restore.facts import BackupFacts, Existing, Place
 from polarvault.restore.model import Layout, RestoreRequest
 from polarvault.restore.plan.routing import Router, is_hidden, router_of
@@ -57,7 +58,7 @@ def examine(
         for half in dict.fromkeys((layout.data, layout.local)):
             if half in occupants:
                 _check_half(half, occupants[half], account)
-        _check_identity(layout.data, backup.system_identifier)
+        control = _check_identity(layout.data, backup)
         if layout.shared in occupants and not request.yes_shared:
             raise UsageError(
                 f'--delta changes the shared half "{layout.shared}" in place, and nothing here shows whether a node on '
@@ -68,9 +69,12 @@ def examine(
             if location in occupants:
                 _check_tablespace(request, layout, backup, oid, occupants[location])
         growth = _growth(source, layout, router_of(layout, backup.inventory), backup)
+        # What was restored and never started has no WAL of its own.
+        was_started = not os.path.exists(os.path.join(layout.local, "backup_label"))
+        kept = segments_to_keep(layout.data, control, source.archives) if was_started and control is not None else ()
     except OSError as problem:
         raise storage_failed(problem, "look at", problem.filename or layout.local) from problem
-    return Existing(frozenset(occupants), growth)
+    return Existing(frozenset(occupants), growth, kept)
 
 
 def _check_half(path: str, occupant: Occupant, account: Account) -> None:
@@ -96,20 +100,30 @@ def _check_half(path: str, occupant: Occupant, account: Account) -> None:
         )
 
 
-def _check_identity(data: str, expected: str | None) -> None:
+def _check_identity(data: str, backup: BackupFacts) -> ControlFile | None:
+    """Return the pg_control that proves whose the files are; None if it is of a server that is not known."""
     with Below(data) as below:
         name = next((name for name in _CONTROLS if below.exists(name)), None)
-        found = None if name is None else str(system_identifier_of(below.read(name)))
-    if name is None:
+        content = None if name is None else below.read(name)
+    if content is None:
         raise TargetNotEmpty(
             f'"{data}" has no global/pg_control, so that nothing proves whose files these are',
             hint="restore into an empty directory",
         )
+    try:
+        control = parse_known_control(content, backup.major_version)
+    except ControlDamage as problem:
+        raise TargetNotEmpty(
+            f'pg_control of "{data}" does not prove whose files these are: {problem.message}',
+            hint="restore into an empty directory",
+        ) from problem
+    found, expected = str(system_identifier_of(content)), backup.system_identifier
     if found != expected:
         raise TargetNotEmpty(
             f'"{data}" is another cluster: its system identifier is {found}, and that of the backup {expected}',
             hint="name the cluster's own data directory, or an empty one",
         )
+    return control
 
 
 def _check_tablespace(

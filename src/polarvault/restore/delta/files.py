@@ -18,6 +18,7 @@ from polarvault.backupset.model import CONTROL_NAME
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.repository.reading.as_backup import BackupInRepository
 from polarvault.restore.delta.existing import root_of, targets
+from polarvault.restore.delta.own_wal import KEPT_DIRECTORY
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router, router_of
 from polarvault.storage.below import Below
@@ -25,7 +26,7 @@ from polarvault.storage.occupants import CONTROL_ASIDE_NAME, RESTORE_MARK_NAME
 
 # Descriptors that one worker holds for files that it goes back to.
 _MOST_OPEN = 32
-_KEPT = frozenset({CONTROL_ASIDE_NAME, RESTORE_MARK_NAME, "lost+found"})
+_KEPT = frozenset({CONTROL_ASIDE_NAME, RESTORE_MARK_NAME, KEPT_DIRECTORY, "lost+found"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class TargetFiles:
         self._router = router_of(plan.layout, plan.inventory)
         self._file_mode, self._directory_mode = file_mode, directory_mode
         self.changes = changes
+        existing = plan.facts.host.existing
+        self._kept_wal = {f"pg_wal/{name}" for name in (existing.kept_wal if existing is not None else ())}
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._below: dict[str, Below] = {}
@@ -127,14 +130,27 @@ class TargetFiles:
             own = belonging[root]
             inner = {self.spot_below(root, other) for other in self._layout.roots if other != root}
             for name, status in self._strangers(below, "", own, inner - {None}):
+                if root == self._layout.data and name in self._kept_wal:
+                    continue
                 files += not stat.S_ISDIR(status.st_mode)
                 size += status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
                 if self.changes:
                     _remove(below, name, status)
+            if root == self._layout.data and self.changes:
+                self._keep_wal(below)
             if self.changes:
                 for name in sorted(own.directories):
                     below.make_directories(name, self._directory_mode)
         return files, size
+
+    def _keep_wal(self, below: Below) -> None:
+        """Move the segments that only the target has to where they stay; the first one of a name is the right one."""
+        for name in sorted(self._kept_wal):
+            kept = f"{KEPT_DIRECTORY}/{name.rpartition('/')[2]}"
+            below.make_directories(KEPT_DIRECTORY, self._directory_mode)
+            if below.exists(name) and not below.exists(kept):
+                below.rename(name, kept)
+            below.unlink(name, missing_ok=True)
 
     def spot_below(self, root: str, path: str) -> str | None:
         """Return the name of a path below a root; None if it is elsewhere."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from polarvault.errors import BackupUnusable
 from polarvault.pgconf.configuration import MAIN_FILE
 from polarvault.pgconf.hba import without_missing
 from polarvault.recovery.reachability import RecoveryPlan
+from polarvault.restore.delta.own_wal import KEPT_DIRECTORY
 from polarvault.restore.facts import BackupFacts, HostFacts, RestoreFacts
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.backup import half_warnings, missing_wal
@@ -48,6 +50,7 @@ def plan_restore(request: RestoreRequest, facts: RestoreFacts) -> RestorePlan:
         *(recovery.warnings if recovery is not None else ()),
         *half_warnings(backup.inventory),
         *port_warnings(request, host),
+        *_kept_wal_warnings(host),
         *_configuration_warnings(request, backup, host),
         *_settle_hba(book, rules, files),
         *book.warnings,
@@ -67,6 +70,18 @@ def plan_restore(request: RestoreRequest, facts: RestoreFacts) -> RestorePlan:
         recovery=recovery,
         disagreements=backup.disagreements,
     )
+
+
+def _kept_wal_warnings(host: HostFacts) -> list[str]:
+    kept = host.existing.kept_wal if host.existing is not None else ()
+    if not kept:
+        return []
+    place = os.path.join(host.layout.data, KEPT_DIRECTORY)
+    names = kept[0] if len(kept) == 1 else f"{kept[0]} to {kept[-1]}"
+    return [
+        f"the repository lacks WAL of the target ({names}), in which the last transactions may be: it is kept in "
+        f'"{place}"; recovery goes on with it if it is named: --wal {shlex.quote(place)}'
+    ]
 
 
 def _brought_bytes(request: RestoreRequest, recovery: RecoveryPlan | None) -> int:
