@@ -110,6 +110,29 @@ def test_the_whole_way_from_a_backup_to_the_moment_before_the_disaster(debian: D
     assert sorted(path.name for path in debian.archive.iterdir()) == archived
 
 
+def test_a_repository_keeps_the_configuration_and_gives_it_back(debian: DebianServer, workspace: Path) -> None:
+    cluster, repository = debian.cluster, workspace / "repository"
+    cluster.query("CREATE TABLE log (n int); INSERT INTO log VALUES (1)")
+    run_polarvault("repo", "init", repository)
+    run_polarvault(
+        "backup", "shop", "--repo", repository, "-d", cluster.conninfo(), environment=debian.environment
+    )  # fmt: skip
+    cluster.stop()
+    shutil.move(cluster.data, workspace / "lost")
+    before = {str(path.relative_to(debian.directory)): path.read_bytes() for path in debian.directory.rglob("*.conf")}
+    shutil.move(debian.directory, workspace / "lost-configuration")
+    run_polarvault(
+        "restore", "shop", "--repo", repository, "-D", cluster.data, "--configuration", debian.directory, "-N",
+        *(["--owner", cluster.account.name] if cluster.account.switches else []),
+        environment=debian.environment,
+    )  # fmt: skip
+    after = {str(path.relative_to(debian.directory)): path.read_bytes() for path in debian.directory.rglob("*.conf")}
+    assert after.keys() == before.keys()
+    assert after["conf.d/site.conf"] == before["conf.d/site.conf"]
+    debian.start()
+    assert cluster.query("SELECT n, current_setting('work_mem') FROM log") == [(1, "7MB")]
+
+
 @pytest.mark.parametrize("format_options", [["-Fp"], ["-Ft"], ["-Ft", "-Zserver-gzip"]], ids=" ".join)
 def test_a_file_that_is_included_from_outside_is_said_to_be_missing(
     make_cluster: Callable[..., Cluster], workspace: Path, format_options: list[str]

@@ -29,6 +29,9 @@ class MemoryBackup:
         self.archives: tuple[WalSource, ...] = ()
         self._files = files
 
+    def saved_configuration(self) -> None:
+        return None
+
     def parts_of(self, area: Area) -> list[Part]:
         return []
 

@@ -11,12 +11,15 @@ from blake3 import blake3
 from polarvault.backup.request import BackupJob
 from polarvault.backup.several import SeveralTargets
 from polarvault.backup.target import Recorded, RepositoryTarget
+from polarvault.backupset.saved_configuration import SavedConfiguration, configuration_documents
 from polarvault.errors import PolarvaultError
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.server.connection import Connection, Connector
+from polarvault.repository.reading.as_backup import ATTACHED_CONFIGURATION
+from polarvault.server.connection import Connection, Connector, is_on_this_machine
 from polarvault.server.identity import ServerIdentity
 from polarvault.server.wal_connection import fetch_history
 from polarvault.storage.objects.model import RequestCounts
+from polarvault.taking.configuration.server import read_server_configuration
 from polarvault.taking.facts import ReceivedBackup, StoredBackup
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.take import Taking
@@ -60,6 +63,29 @@ class BackupResult:
         return bool(self.bad_pages) or self.received.corruption is not None
 
 
+def read_outside(connector: Connector, connection: Connection, reporter: BackupReporter) -> dict[str, bytes]:
+    """Return the configuration files that lie outside of the data directory, as attachments; no keys among them."""
+    found = read_server_configuration(
+        connector, port=connection.pgconn.port.decode("utf-8", "replace"), is_here=is_on_this_machine(connection)
+    )
+    if found is None or not found.outside:
+        return {}
+    saved = SavedConfiguration(
+        data_directory=found.data_directory,
+        places=found.places,
+        files={path: content for path, content in found.files.items() if content is not None},
+        directories=found.directories,
+        missing=tuple(found.unreadable),
+    )
+    if found.places["config_file"] not in saved.files:
+        reporter.note(
+            "configuration files lie outside of the data directory and could not be read, so that they are not in the "
+            f"backup: {', '.join(found.outside)}"
+        )
+        return {}
+    return {f"{ATTACHED_CONFIGURATION}/{name}": content for name, content in configuration_documents(saved).items()}
+
+
 def read_databases(connector: Connector) -> dict[str, str]:
     """Return the names of the databases by oid; none where the role may only stream."""
     try:
@@ -94,9 +120,12 @@ def take_backup(
         if identity.timeline_id > 1:
             history = blake3(fetch_history(connection, identity.timeline_id)[1]).hexdigest()
         databases = read_databases(connector)
+        outside = read_outside(connector, connection, reporter)
         label = repositories[0].new_label(datetime.now(UTC))
         targets = [
-            RepositoryTarget(repository, job, identity, reporter, history=history, databases=databases, label=label)
+            RepositoryTarget(
+                repository, job, identity, reporter, history=history, databases=databases, label=label, outside=outside
+            )
             for repository in repositories
         ]
         opened.append(SeveralTargets(targets, reporter))

@@ -44,8 +44,7 @@ class RepositoryTarget:
     """Takes one backup into a repository. Implements `taking.target.BackupTarget`.
 
     history: what tells this server's timeline from another one of the same number. databases: names by oid, for people.
-    label: of the backup, None for a new one. outside: called when everything was received; returns configuration files
-    that no data directory holds.
+    label: of the backup, None for a new one. outside: configuration files that no data directory holds, as attachments.
     """
 
     spool_directory: str | None = None
@@ -60,11 +59,11 @@ class RepositoryTarget:
         history: str = "",
         databases: Mapping[str, str] | None = None,
         label: str | None = None,
-        outside: Callable[[ReceivedBackup], Mapping[str, bytes]] = lambda received: {},
+        outside: Mapping[str, bytes] | None = None,
     ) -> None:
         self._repository, self._job = repository, job
         self._identity, self._reporter = identity, reporter
-        self._history, self._outside = history, outside
+        self._history, self._outside = history, dict(outside or {})
         self._databases = dict(databases or {})
         self._received = ReceivedFiles()
         self._parts: list[Part] = []
@@ -167,7 +166,7 @@ class RepositoryTarget:
         finished = datetime.now(UTC)
         writer.attach(MANIFEST, [manifest])
         writer.attach(DESCRIPTION, [describe_backup(received, shared_half=None, finished=finished)])
-        for name, content in self._outside(received).items():
+        for name, content in self._outside.items():
             writer.attach(name, [content])
         if self._wal is not None:
             self._wal.flush()

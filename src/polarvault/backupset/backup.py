@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from polarvault.backupset.model import Area, Form, Inventory, Part
+from polarvault.backupset.saved_configuration import SavedConfiguration
 from polarvault.errors import IntegrityError
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.wal.source import WalSource
@@ -111,6 +112,12 @@ class Backup(Protocol):
     def parts(self) -> tuple[Part, ...]: ...  # noqa: D102
     @property
     def description(self) -> Mapping[str, object]: ...  # noqa: D102
+    def saved_configuration(self) -> SavedConfiguration | None:
+        """Return the configuration files that were kept with it, because they lay outside of its data; None: none were.
+
+        Raises BackupUnusable for what cannot be used.
+        """
+
     @property
     def archives(self) -> Sequence[WalSource]:
         """Where the WAL of its cluster is archived, as far as the backup knows: what a recovery can go on with."""

@@ -13,6 +13,7 @@ from polarvault.backupset.inventory import take_inventory
 from polarvault.backupset.model import Area, BackupSource, Inventory, Part
 from polarvault.backupset.reading.plain_tree import PlainTree, TreeEntry
 from polarvault.backupset.reading.tarstream import read_tar
+from polarvault.backupset.saved_configuration import SavedConfiguration, read_configuration, saved_beside
 from polarvault.backupset.wal.of_backup import wal_of
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberKind
 from polarvault.storage.files import storage_failed
@@ -28,6 +29,11 @@ class BackupOnDisk(BackupSource):
     """A directory, two halves, tar files, or one tar. Implements `backup.Backup`."""
 
     __slots__ = ()
+
+    def saved_configuration(self) -> SavedConfiguration | None:
+        """Read the directory beside the backup, if it is there."""
+        directory = saved_beside(self.path)
+        return read_configuration(directory) if os.path.exists(directory) else None
 
     @property
     def archives(self) -> tuple[WalSource, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from polarvault.errors import BackupUnusable
@@ -50,11 +50,8 @@ def saved_beside(backup: str) -> str:
     return backup.rstrip("/") + SUFFIX
 
 
-def write_configuration(directory: str, saved: SavedConfiguration, *, sync: bool) -> None:
-    """Write everything into an empty directory, readable by its owner only; durable on return if sync.
-
-    Raises StorageFailed.
-    """
+def configuration_documents(saved: SavedConfiguration) -> dict[str, bytes]:
+    """Return what is kept, by names below the directory of the configuration; the index comes last."""
     index = {
         "format": _FORMAT,
         "data_directory": saved.data_directory,
@@ -63,16 +60,23 @@ def write_configuration(directory: str, saved: SavedConfiguration, *, sync: bool
         "directories": list(saved.directories),
         "missing": list(saved.missing),
     }
+    documents = {FILES_NAME + path: content for path, content in saved.files.items()}
+    # File names are bytes: what is no UTF-8 survives as escapes.
+    return documents | {INDEX_NAME: (json.dumps(index, indent=1) + "\n").encode()}
+
+
+def write_configuration(directory: str, saved: SavedConfiguration, *, sync: bool) -> None:
+    """Write everything into an empty directory, readable by its owner only; durable on return if sync.
+
+    Raises StorageFailed.
+    """
     try:
         with Below(directory) as below:
-            for path, content in saved.files.items():
-                name = FILES_NAME + path
+            for name, content in configuration_documents(saved).items():
                 below.make_parents(name, 0o700, sync=sync)
                 below.write(name, content, 0o600, sync=sync)
                 if sync:
                     below.sync_parent(name)
-            # File names are bytes: what is no UTF-8 survives as escapes.
-            below.write(INDEX_NAME, (json.dumps(index, indent=1) + "\n").encode(), 0o600, sync=sync)
             if sync:
                 below.sync_directory()
     except OSError as problem:
@@ -83,14 +87,19 @@ def read_configuration(directory: str) -> SavedConfiguration:
     """Read what was kept; raise BackupUnusable for what is no such directory, or names files outside of it."""
     try:
         with Below(directory) as below:
-            index = _parsed(below.read(INDEX_NAME), directory)
-            paths = _paths(index.get("files"), directory)
-            files = {path: below.read(FILES_NAME + path, CONFIGURATION_FILE_BYTES) for path in paths}
+            return parse_configuration(lambda name: below.read(name, CONFIGURATION_FILE_BYTES), directory)
     except OSError as problem:
         raise BackupUnusable(
             f'"{directory}" holds no configuration of a server: {problem.strerror}',
             hint="it is made by: polarvault basebackup --copy-configuration",
         ) from problem
+
+
+def parse_configuration(read: Callable[[str], bytes], directory: str) -> SavedConfiguration:
+    """Return what was kept, by reading its documents; directory: what messages call the place."""
+    index = _parsed(read(INDEX_NAME), directory)
+    paths = _paths(index.get("files"), directory)
+    files = {path: read(FILES_NAME + path) for path in paths}
     places = {name: _path(index.get(name), directory) for name in _PLACES if index.get(name) is not None}
     if "config_file" not in places:
         raise _broken(directory, "config_file")

@@ -8,13 +8,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from polarvault.basebackup.configuration_files import ConfigurationFiles
-from polarvault.basebackup.copied_configuration import read_server_configuration
 from polarvault.check.files.data_directory import links_here
 from polarvault.check.session import MONITOR, CheckSession
 from polarvault.model import versions
 from polarvault.model.finding import Finding, ok, warning
 from polarvault.server.connection import is_on_this_machine
+from polarvault.taking.configuration.files import ConfigurationFiles
+from polarvault.taking.configuration.server import read_server_configuration
 
 _TLS_FILE_SETTINGS = ("ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file", "ssl_dh_params_file")
 

@@ -18,7 +18,8 @@ from polarvault.backupset.backup import Share as BackupShare
 from polarvault.backupset.inventory import is_wanted, parse_major_version
 from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, Area, Form, Inventory, ManifestSpan, Tablespace
 from polarvault.backupset.model import Part as SourcePart
-from polarvault.errors import ObjectDamaged
+from polarvault.backupset.saved_configuration import INDEX_NAME, SavedConfiguration, parse_configuration
+from polarvault.errors import BackupUnusable, ObjectDamaged
 from polarvault.model import limits, versions
 from polarvault.pgfiles.control import parse_known_control
 from polarvault.pgfiles.tar import MemberKind
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from polarvault.repository.wal.source import RepositoryWalSource
     from polarvault.wal.source import WalSource
 
+ATTACHED_CONFIGURATION = "configuration"
+"""What the names of attached configuration files begin with."""
 _AREAS = {
     PartArea.LOCAL: Area.LOCAL,
     PartArea.SHARED: Area.SHARED,
@@ -68,6 +71,23 @@ class BackupInRepository:
         except (ValueError, RecursionError):
             found = None
         return found if isinstance(found, dict) else {}
+
+    def saved_configuration(self) -> SavedConfiguration | None:
+        """Return what the backup's command has attached."""
+        attached = self.reader.attachments()
+        prefix = f"{ATTACHED_CONFIGURATION}/"
+        if prefix + INDEX_NAME not in attached:
+            return None
+
+        def read(name: str) -> bytes:
+            content = attached.get(prefix + name)
+            if content is None:
+                raise BackupUnusable(
+                    f"{self.path} lacks the configuration file {name}", hint="leave --configuration out"
+                )
+            return content
+
+        return parse_configuration(read, f"the configuration of {self.path}")
 
     @property
     def archives(self) -> tuple[WalSource, ...]:

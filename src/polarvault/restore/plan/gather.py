@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from polarvault.backupset.backup import Backup
 from polarvault.backupset.model import CONTROL_NAME, Area, Form, Inventory
-from polarvault.backupset.saved_configuration import read_configuration, saved_beside
-from polarvault.errors import StartFailed, UsageError
+from polarvault.backupset.saved_configuration import saved_beside
+from polarvault.errors import BackupUnusable, StartFailed, UsageError
 from polarvault.instance.account import working_as_account
 from polarvault.instance.debian import DebianCluster
 from polarvault.instance.host import Host
@@ -198,9 +198,15 @@ def _put_back(
 ) -> PutBack | None:
     if request.configuration is None:
         return None
+    saved = backup.source.saved_configuration()
+    if saved is None:
+        raise BackupUnusable(
+            f"no configuration is kept with {backup.source.path}",
+            hint="leave --configuration out; it is kept by: polarvault basebackup --copy-configuration",
+        )
     put = plan_put_back(
         request.configuration,
-        read_configuration(saved_beside(backup.source.path)),
+        saved,
         data_directory=layout.local, major=backup.major_version, owner=cluster,
     )  # fmt: skip
     # In a new data directory nothing can be there.
