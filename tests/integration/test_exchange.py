@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -103,3 +105,118 @@ def test_a_damaged_backup_leaves_nothing_that_looks_exported(
     assert done.returncode == 3
     assert "is damaged" in done.stderr
     assert not out.exists()
+
+
+def stock_backup(shop: Shop, directory: Path, *options: str) -> Path:
+    program = Path(shop.cluster.installation.directory) / "pg_basebackup"
+    command = [program, "-D", directory, "-d", shop.cluster.conninfo(), "-c", "fast", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def test_backups_of_pg_basebackup_become_backups_in_the_repository_and_come_out_again(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    shop = Shop(make_cluster(18), workspace)
+    space = workspace / "space-of-plain"
+    plain = stock_backup(shop, workspace / "stock", "-T", f"{shop.space}={space}")
+    before = shop.cluster.hashes()
+    first = shop.run_json("import", "shop", plain, "--note", "of another tool")
+    # It is later than both, and of the same cluster: only what changed since is stored.
+    assert first["parent"] == shop.labels[1]
+    assert first["has_manifest"]
+    assert first["stored_bytes"] < 2_000_000
+    tars = stock_backup(shop, workspace / "stock-tars", "-Ft", "-z", "--manifest-checksums=SHA256")
+    second = shop.run_json("import", "shop", tars)
+    assert second["parent"] == first["label"]
+    listed = shop.run_json("list", "shop")["clusters"][0]["backups"]
+    assert {one["label"]: one["state"] for one in listed} == dict.fromkeys(
+        [*shop.labels, first["label"], second["label"]], "good"
+    )
+    assert shop.run_json("verify", f"shop@{second['label']}")["verified"][0]["good"]
+    for number, label in enumerate((first["label"], second["label"])):
+        out, out_space = workspace / f"out{number}", workspace / f"out-space{number}"
+        location = space if number == 0 else shop.space
+        shop.run("export", f"shop@{label}", "-D", out, "-T", f"{location}={out_space}")
+        assert "successfully verified" in shop.stock_verify(out)
+    copy = shop.started(out, mapping=("-T", f"{out_space}={workspace / 'far-of-copy'}"))
+    try:
+        assert copy.hashes() == before
+    finally:
+        copy.stop("immediate")
+
+
+def test_a_backup_in_the_layout_of_barman_is_imported_with_the_wal_of_its_archive(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(15, wal_segment_mb=1)
+    shop = Shop(cluster, workspace)
+    server = workspace / "barman" / "main"
+    backup = server / "base" / "20261126T100000"
+    backup.mkdir(parents=True)
+    stock = stock_backup(shop, backup / "data", "-T", f"{shop.space}={backup / 'tablespace'}")
+    manifest = json.loads((stock / "backup_manifest").read_text())
+    (needed,) = manifest["WAL-Ranges"]
+    for segment in [one for one in (stock / "pg_wal").iterdir() if len(one.name) == 24]:
+        folder = server / "wals" / segment.name[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        segment.rename(folder / segment.name)
+    ((oid,),) = cluster.query("SELECT oid::int FROM pg_tablespace WHERE spcname = 'far'")
+    info = {
+        "status": "DONE", "timeline": "1", "end_xlog": needed["End-LSN"], "begin_time": "2026-11-26 10:00:00.5+00:00",
+        "end_time": "2026-11-26 10:00:09+00:00", "tablespaces": f"[('far', {oid}, '{shop.space}')]",
+        "compression": "None",
+    }  # fmt: skip
+    (backup / "backup.info").write_text("".join(f"{name}={value}\n" for name, value in info.items()))
+    # As Barman's own copies by rsync: without a manifest.
+    (stock / "backup_manifest").unlink()
+    found = shop.run_json("import", "shop", backup)
+    assert found["label"].startswith("20261126T100000Z-")
+    assert (found["has_manifest"], found["stop_lsn"]) == (False, needed["End-LSN"])
+    out = workspace / "out"
+    shop.run("export", f"shop@{found['label']}", "-D", out, "-T", f"{shop.space}={workspace / 'out-space'}")
+    assert "successfully verified" in shop.stock_verify(out)
+    next((server / "wals").glob("*/*")).unlink()
+    run_polarvault("repo", "init", workspace / "other")
+    refused = run_polarvault("import", "shop", backup, "--repo", workspace / "other", check=False)
+    assert refused.returncode == 1
+    assert "--wal DIR" in refused.stderr
+
+
+def test_what_is_no_whole_backup_is_refused_and_nothing_is_recorded(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    shop = Shop(make_cluster(18), workspace)
+    stock = stock_backup(shop, workspace / "stock", "-T", f"{shop.space}={workspace / 'space'}")
+
+    def change(copy: Path) -> None:
+        path = sorted((copy / "base/1").iterdir())[3]
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+
+    def make_incremental(copy: Path) -> None:
+        more = "INCREMENTAL FROM LSN: 0/3000028\nINCREMENTAL FROM TLI: 1\n"
+        (copy / "backup_label").write_text((copy / "backup_label").read_text() + more)
+
+    cases: dict[str, Callable[[Path], object]] = {
+        "what the manifest lists: base/1/": change,
+        "is missing": lambda copy: sorted((copy / "base/1").iterdir())[3].unlink(),
+        "take away what was added": lambda copy: (copy / "base/1/99999").write_bytes(bytes(8192)),
+        "pg_combinebackup": make_incremental,
+        "no backup_label": lambda copy: (copy / "backup_label").unlink(),
+        "--wal DIR": lambda copy: shutil.rmtree(copy / "pg_wal"),
+        "the manifest of": lambda copy: os.truncate(copy / "backup_manifest", 5000),
+    }
+    for number, (words, spoil) in enumerate(cases.items()):
+        copy = workspace / f"copy{number}"
+        shutil.copytree(stock, copy, symlinks=True)
+        spoil(copy)
+        done = shop.run("import", "shop", copy, check=False)
+        assert done.returncode in (1, 3)
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+        shutil.rmtree(copy)
+    assert len(shop.run_json("list", "shop")["clusters"][0]["backups"]) == 2
+    assert json.loads(run_polarvault("repo", "info", shop.path, "--json").stdout)["intents"] == []

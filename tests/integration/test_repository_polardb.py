@@ -76,3 +76,38 @@ def test_both_halves_are_exported_each_with_a_manifest_that_stock_tools_accept(
         assert server.hashes() == wanted
     finally:
         server.stop("immediate")
+
+
+@pytest.mark.parametrize("program", ["polarvault", "polar_basebackup"])
+def test_both_halves_of_a_backup_in_files_are_imported(polardb: PolarCluster, workspace: Path, program: str) -> None:
+    repository, local, shared = workspace / "repository", workspace / "local", workspace / "shared"
+    run_polarvault("repo", "init", repository)
+    if program == "polarvault":
+        run_polarvault("basebackup", "-D", local, "--polardata", shared, "-d", polardb.conninfo(), "-c", "fast")
+    else:
+        tool = Path(polardb.installation.directory) / program
+        words = [tool, "-D", local, f"--polardata={shared}", "-d", polardb.conninfo(), "-c", "fast", "-X", "stream"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    run_polarvault("import", "shop", local, "--shared-from", shared, "--repo", repository)
+    later = back_up(polardb, repository)
+    assert later["parent"] is not None
+    wanted = polardb.hashes()
+    out, out_shared = workspace / "out", workspace / "out-shared"
+    first = str(later["parent"])
+    run_polarvault("export", f"shop@{first}", "--repo", repository, "-D", out, "--polardata", out_shared)
+    for half in (out, out_shared):
+        check = Path(polardb.installation.directory) / "pg_verifybackup"
+        done = subprocess.run([check, half], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    server = Cluster(polardb.installation, workspace)
+    server.data = workspace / "server"
+    try:
+        run_polarvault(
+            "restore", f"shop@{first}", "--repo", repository, "-D", server.data, "--port", str(server.port), "--bindir",
+            polardb.installation.directory, "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off",
+            "-N", "--start",
+        )  # fmt: skip
+        assert server.hashes() == wanted
+    finally:
+        server.stop("immediate")

@@ -33,6 +33,7 @@ _COMMANDS = {
     "expire": "Remove the backups in a repository that the policy does not keep.",
     "restore": "Lay a backup out so that it starts.",
     "export": "Write a backup of a repository into files that PostgreSQL's own tools read.",
+    "import": "Take a backup of pg_basebackup, polar_basebackup or Barman into a repository.",
     "repo": "Make repositories of backups, and say who can open them.",
     "config": "Show the configuration, and where each value comes from.",
     "check": "Say what would keep a backup from being taken or restored.",

@@ -58,7 +58,8 @@ class Comparison:
             self.settings.append(found)
         elif found is not None:
             raise IntegrityError(
-                f"{found}", hint="the copy that was read is damaged: use another one, and look at its storage"
+                f"not what the manifest lists: {found}",
+                hint="the copy that was read is damaged: use another one, and look at its storage",
             )
 
 
