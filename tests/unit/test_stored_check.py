@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from polarvault.repository.catalogue.intents import RESTORE
 from polarvault.repository.catalogue.listing import Catalogue
 from polarvault.repository.catalogue.reading import reading
-from polarvault.repository.catalogue.rebuild import rebuild_refs
+from polarvault.repository.catalogue.rebuild import Rebuilt, rebuild
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import NOTE, States
+from polarvault.repository.catalogue.states import NOTE, States, standings
+from polarvault.repository.format.chunks import ChunkRef, placed
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.reading.refs import read_refs
+from polarvault.repository.reading.verify import FoundDamage
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.write_once import WriteOnce
-from polarvault.verify.stored.backup import verify_stored
+from polarvault.verify.stored.backup import VerifiedBackup, remember, verify_stored
 from polarvault.verify.stored.check import check_repository
 from support.faulty_store import Failure, Fault, FaultyStore
-from support.repositories import NOW, back_up, facts, new_repository, restore, two_trees
+from support.repositories import NOW, PARTS, back_up, facts, feed, new_repository, restore, two_trees
 
 SEGMENT = 16 << 20
 SYSTEM = facts().system_identifier
@@ -91,10 +94,73 @@ def test_refs_are_made_again_as_they_were() -> None:
     before = {label: read_refs(repository.store, repository.codec, names, label) for label in (full, part)}
     repository.store.delete(names.backup(full, "refs"))
     flip(repository, names.backup(part, "refs"), 60)
-    assert sorted(rebuild_refs(repository)) == sorted([names.backup(full, "refs"), names.backup(part, "refs")])
+    expected = [Rebuilt(names.backup(full, "refs")), Rebuilt(names.backup(part, "refs"))]
+    assert sorted(rebuild(repository), key=lambda one: one.name) == sorted(expected, key=lambda one: one.name)
     for label, refs in before.items():
         assert read_refs(repository.store, repository.codec, names, label) == refs
-    assert list(rebuild_refs(repository)) == []
+    assert list(rebuild(repository)) == []
+
+
+def test_a_damaged_object_stays_where_nothing_can_take_its_place_and_others_are_made_again() -> None:
+    repository, full, part = filled()
+    names = ClusterNames.of("shop")
+    flip(repository, names.backup(full, "refs"), 60)
+    damaged = repository.store.get(names.backup(full, "refs"), most_bytes=1 << 20)
+    repository.store.delete(names.backup(full, "root"))
+    repository.store.delete(names.backup(part, "refs"))
+    made = {one.name: one.problem for one in rebuild(repository)}
+    assert made[names.backup(part, "refs")] == ""
+    assert names.backup(full, "root") in made[names.backup(full, "refs")]
+    assert repository.store.get(names.backup(full, "refs"), most_bytes=1 << 20) == damaged
+
+
+def test_what_a_cluster_is_can_be_had_from_its_records() -> None:
+    details = {"wal_segment_bytes": SEGMENT, "relation_segment_bytes": 1 << 30, "data_checksums": True}
+    repository = new_repository()
+    generation = Generation(SYSTEM, 180000, False, SEGMENT, 1 << 30, True)
+    repository.ensure_generation("shop", generation)
+    writer = repository.begin_backup("shop", started=NOW, parts=PARTS)
+    feed(writer, two_trees()[0])
+    writer.commit(replace(facts(), details=details))
+    name = ClusterNames.of("shop").generation(SYSTEM)
+    assert check_repository(repository, read_data=False).problems == []
+    for spoil in (repository.store.delete, lambda name: flip(repository, name, 70)):
+        spoil(name)
+        assert [one.name for one in check_repository(repository, read_data=False).problems] == [name]
+        assert list(rebuild(repository)) == [Rebuilt(name)]
+        assert repository.generation("shop", SYSTEM) == generation
+
+
+def test_a_pack_that_is_cut_is_found_without_reading_data() -> None:
+    repository, full, _ = filled()
+    name = sorted(one.name for one in repository.store.list_objects(f"clusters/shop/packs/{full}"))[0]
+    content = repository.store.get(name, most_bytes=1 << 30)
+    repository.store.delete(name)
+    repository.store.put_new(name, [content[:-1]])
+    (problem,) = check_repository(repository, read_data=False).problems
+    assert (problem.name, f"shop@{full}" in problem.backups) == (name, True)
+
+
+def test_a_sample_takes_no_damage_back_and_every_damaged_chunk_is_remembered() -> None:
+    repository, full, _ = filled()
+    reader = repository.open_backup("shop", full)
+    every = {placed(piece.base) for row in reader.rows() for ref in row.tables for piece in
+             reader.index.table(ref).table.pieces}  # fmt: skip
+    found = VerifiedBackup("shop", full, 1.0, [FoundDamage("wrong", one) for one in every], [], [])
+    remember(repository, found)
+    state = Catalogue(repository, "shop").find(full)
+    assert state.state == "damaged"
+    remember(repository, VerifiedBackup("shop", full, 0.05, [], [], []))
+    assert Catalogue(repository, "shop").find(full).state == "damaged"
+    many = [FoundDamage("wrong", ChunkRef(full, 0, number, 48, 10, 10, bytes(32))) for number in range(300)]
+    remember(repository, VerifiedBackup("shop", full, 1.0, many, [], []))
+    verdict = standings(States(repository, "shop").listed(full))[full].verdict
+    assert verdict is not None
+    written = States(repository, "shop").read(verdict)
+    assert written is not None
+    assert len(written.finding["chunks"]) == 300
+    remember(repository, VerifiedBackup("shop", full, 1.0, [], [], []))
+    assert not standings(States(repository, "shop").listed(full))[full].is_damaged
 
 
 def test_damage_is_named_by_file_and_block_remembered_and_stored_anew() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from polarvault.report.findings import findings_json
 from polarvault.report.units import format_bytes, printable
+from polarvault.repository.catalogue.rebuild import Rebuilt
 from polarvault.verify.stored.backup import VerifiedBackup
 from polarvault.verify.stored.check import RepositoryCheck
 
@@ -79,3 +80,21 @@ def checked_json(found: RepositoryCheck) -> dict[str, Any]:
         "unknown": list(found.unknown),
         "open_intents": [intent.id for intent in found.intents],
     }  # fmt: skip
+
+
+def rebuilt_text(made: Sequence[Rebuilt]) -> Iterator[str]:
+    """Yield what was made again, and what could not be."""
+    for one in made:
+        yield printable(
+            f"cannot be made again: {one.name}: {one.problem}" if one.problem else f"made again: {one.name}"
+        )
+    if not made:
+        yield "nothing had to be made again"
+
+
+def rebuilt_json(made: Sequence[Rebuilt]) -> dict[str, Any]:
+    """Return the same as --json prints it."""
+    return {
+        "rebuilt": [one.name for one in made if not one.problem],
+        "not_rebuilt": [{"name": one.name, "message": one.problem} for one in made if one.problem],
+    }

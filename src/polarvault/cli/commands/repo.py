@@ -254,20 +254,24 @@ def check(repository: str | None, *, read_data: bool, repo: str | None, **option
 @click.argument("repository", metavar="[NAME|ADDRESS]", required=False)
 @repository_options
 @json_option
-def rebuild(repository: str | None, *, repo: str | None, **options: Any) -> None:
-    """Make again what can be made from packs and roots: `refs` objects that are missing or damaged.
+def rebuild(repository: str | None, *, repo: str | None, **options: Any) -> int:
+    """Make again what can be made from what is there: `refs` and `generations` objects that are missing or damaged.
 
-    They say which packs a backup uses; without them nothing expires and nothing can be copied to another place.
+    The first say which packs a backup uses: without them nothing expires and nothing can be copied to another place.
+    The second say what a cluster is: without them its WAL cannot be read. Records, roots, packs and WAL cannot be made
+    again; `repo check` names them and the backups that need them. Exit status 1: something could not be made again.
     """
+    from polarvault.report.stored import rebuilt_json, rebuilt_text
     from polarvault.repository.catalogue.opening import open_repository
-    from polarvault.repository.catalogue.rebuild import rebuild_refs
+    from polarvault.repository.catalogue.rebuild import rebuild
 
     opened = open_repository(chosen_repository(repo=_once(repository, repo), **options), os.environ)
     try:
-        made = list(rebuild_refs(opened.repository))
+        made = list(rebuild(opened.repository))
     finally:
         opened.close()
-    _show({"rebuilt": made}, (f"made again: {name}" for name in made) if made else ["nothing had to be made again"])
+    _show(rebuilt_json(made), rebuilt_text(made))
+    return 1 if any(one.problem for one in made) else 0
 
 
 @command.command("abort", context_settings=_HELP)

@@ -1,38 +1,94 @@
-"""Make `refs` objects again from the index: which packs a backup uses, and of its own sizes and hashes."""
+"""Make objects again that say what others hold: `refs` from the index, `generations` from records.
+
+Those are what can be made again. A record, a root and the chunks are the backup: get them from another copy. A damaged
+object is removed only when what takes its place is known.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
-from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer
+from polarvault.errors import IntegrityError, ObjectMissing, PolarvaultError, RepositoryNewer, RepositoryNotFound
 from polarvault.model import limits
-from polarvault.repository.catalogue.repository import Repository
+from polarvault.model.segment import is_segment_size
+from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.repository.format.frame import DIGEST_BYTES, Kind, parse_header
 from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.format.record import BackupRecord
 from polarvault.repository.reading.backup_reader import BackupReader
 from polarvault.repository.reading.refs import read_refs
 from polarvault.repository.writing.usage import Usage
 
+# A flipped bit can make an object look newer than the program.
+_WRONG = (IntegrityError, RepositoryNewer)
 
-def rebuild_refs(repository: Repository) -> Iterator[str]:
-    """Yield the names of the objects that were made again; a damaged one is removed first."""
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """An object that was missing or damaged; problem: why it could not be made again, "" if it was."""
+
+    name: str
+    problem: str = ""
+
+
+def rebuild(repository: Repository) -> Iterator[Rebuilt]:
+    """Make again what is missing or damaged, and yield what came of each."""
     for cluster in repository.clusters():
         cluster_names = ClusterNames.of(cluster)
+        wanted: dict[int, BackupRecord] = {}
         for label in repository.labels(cluster):
-            name = cluster_names.backup(label, "refs")
             try:
-                read_refs(repository.store, repository.codec, cluster_names, label)
-                continue
-            except ObjectMissing:
-                pass
-            except (IntegrityError, RepositoryNewer):
-                repository.store.delete(name)
-            rows = _refs(repository, cluster_names, label)
-            document = repository.codec.document(
-                Kind.REFS, name, {"cluster": cluster, "label": label, "packs": rows}
-            )  # fmt: skip
-            repository.store.put_new(name, [memoryview(part) for part in document])
-            yield name
+                record = repository.record(cluster, label)
+            except (*_WRONG, ObjectMissing, RepositoryNotFound):
+                pass  # `repo check` says it; refs may be had all the same.
+            else:
+                wanted[record.facts.system_identifier] = record
+            name = cluster_names.backup(label, "refs")
+            read = partial(read_refs, repository.store, repository.codec, cluster_names, label)
+            yield from _made_again(repository, name, read, partial(_refs_object, repository, cluster_names, label))
+        for system_identifier, record in wanted.items():
+            name = cluster_names.generation(system_identifier)
+            look = partial(repository.generation, cluster, system_identifier)
+            yield from _made_again(repository, name, look, partial(_generation_object, repository, cluster, record))
+
+
+def _made_again(
+    repository: Repository, name: str, read: Callable[[], object], make: Callable[[], Callable[[], None]]
+) -> Iterator[Rebuilt]:
+    """Call read; where that fails call make, remove the damaged object, and call what make has returned."""
+    try:
+        read()
+    except (ObjectMissing, RepositoryNotFound, *_WRONG):
+        pass
+    else:
+        return
+    try:
+        put = make()
+        repository.store.delete(name)
+        put()
+    except PolarvaultError as problem:
+        yield Rebuilt(name, problem.message)
+    else:
+        yield Rebuilt(name)
+
+
+def _refs_object(repository: Repository, names: ClusterNames, label: str) -> Callable[[], None]:
+    name = names.backup(label, "refs")
+    rows = _refs(repository, names, label)
+    document = repository.codec.document(Kind.REFS, name, {"cluster": names.cluster, "label": label, "packs": rows})
+    return lambda: repository.store.put_new(name, [memoryview(part) for part in document])
+
+
+def _generation_object(repository: Repository, cluster: str, record: BackupRecord) -> Callable[[], None]:
+    facts, details = record.facts, record.facts.details
+    wal, relation = details.get("wal_segment_bytes"), details.get("relation_segment_bytes")
+    if type(wal) is not int or not is_segment_size(wal) or type(relation) is not int:
+        raise IntegrityError(f"the record of {cluster}@{record.label} does not say how large segments are")
+    shared, checksums = details.get("shared_storage") is True, details.get("data_checksums") is True
+    generation = Generation(facts.system_identifier, facts.server_version, shared, wal, relation, checksums)
+    return lambda: repository.ensure_generation(cluster, generation)
 
 
 def _refs(repository: Repository, names: ClusterNames, label: str) -> list[list[object]]:

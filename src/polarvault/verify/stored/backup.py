@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from polarvault.errors import IntegrityError, ObjectMissing, PolarvaultError, RepositoryNewer
 from polarvault.model.finding import Finding, Severity
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import DAMAGED, VERIFIED, States
-from polarvault.repository.format.chunks import ChunkRef
+from polarvault.repository.catalogue.states import DAMAGED, VERIFIED, States, standings
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.reading.uses import backups_with
 from polarvault.repository.reading.verify import FoundDamage, verify_backup, verify_objects
@@ -22,7 +21,7 @@ from polarvault.verify.facts.backup import WalRange
 from polarvault.verify.wal.check import check_wal
 from polarvault.wal.source import joined
 
-# What a state keeps of a long list.
+# What a state keeps of a long list that only people read.
 _REMEMBERED = 100
 
 
@@ -74,7 +73,7 @@ def verify_stored(
     lost = {one.chunk for one in damage if one.chunk is not None}
     concerned = backups_with(repository, cluster, lost, but=label) if lost else []
     found = VerifiedBackup(cluster, label, min(1.0, sample), damage, wal, concerned)
-    _remember(repository, found, lost)
+    remember(repository, found)
     return found
 
 
@@ -110,12 +109,19 @@ def verify_wal(repository: Repository, cluster: str, label: str) -> Iterator[Fin
         )  # fmt: skip
 
 
-def _remember(repository: Repository, found: VerifiedBackup, lost: set[ChunkRef]) -> None:
+def remember(repository: Repository, found: VerifiedBackup) -> None:
+    """Write the verdict down, for the backup and for those that the damage concerns as well."""
+    lost = {one.chunk for one in found.damage if one.chunk is not None}
     states, now = States(repository, found.cluster), datetime.now(UTC)
+    standing = standings(states.listed(found.label)).get(found.label)
+    if found.is_good and found.sampled < 1 and standing is not None and standing.is_damaged:
+        # It has read other parts than those that are damaged: only reading everything can take that back.
+        return
     details = {
         "sampled": found.sampled,
         "problems": [*(one.message for one in found.damage), *(one.message for one in found.wal)][:_REMEMBERED],
-        "chunks": sorted([one.label, one.pack, one.number] for one in lost)[:_REMEMBERED],
+        # All of them: what is not listed here is evidence for the next backup.
+        "chunks": sorted([one.label, one.pack, one.number] for one in lost),
         "files": sorted({f"{one.path} block {one.block}" for one in found.damage if one.path})[:_REMEMBERED],
     }
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from polarvault.errors import IntegrityError, ObjectMissing, PolarvaultError, RepositoryNewer
+from polarvault.errors import IntegrityError, ObjectMissing, PolarvaultError, RepositoryNewer, RepositoryNotFound
 from polarvault.model import limits
 from polarvault.repository.catalogue.intents import Intent
 from polarvault.repository.catalogue.repository import Repository
@@ -47,7 +47,7 @@ class RepositoryCheck:
 def check_repository(repository: Repository, *, read_data: bool) -> RepositoryCheck:
     """Look at every object; raise only if the store cannot be asked."""
     found = RepositoryCheck()
-    users = _pack_users(repository, found)
+    users, sizes = _pack_users(repository, found)
     for one in repository.store.list_objects():
         found.objects += 1
         kind = _kind_of(one.name)
@@ -58,6 +58,9 @@ def check_repository(repository: Repository, *, read_data: bool) -> RepositoryCh
         backups = users.get(one.name, ())
         if kind is Kind.DATA_PACK and not backups:
             found.unused += 1
+        if sizes.get(one.name, one.size_bytes) != one.size_bytes:
+            message = f"has {one.size_bytes} bytes, and the backup that wrote it says {sizes[one.name]}"
+            found.problems.append(Problem(one.name, message, backups))
         is_data = kind in (Kind.DATA_PACK, Kind.WAL_RANGE, Kind.WAL_FILE)
         if is_data and not read_data:
             continue
@@ -68,6 +71,7 @@ def check_repository(repository: Repository, *, read_data: bool) -> RepositoryCh
             found.problems.append(Problem(name, "is missing", backups))
     for cluster in repository.clusters():
         found.problems += _missing_parts(cluster, there)
+        found.problems += _missing_generations(repository, cluster, there)
     # One that is damaged is among the problems.
     with suppress(*_WRONG):
         found.intents = tuple(repository.intents.listed())
@@ -88,9 +92,10 @@ def _check_object(
         found.problems.append(Problem(one.name, problem.message, backups or _own_backup(one.name)))
 
 
-def _pack_users(repository: Repository, found: RepositoryCheck) -> dict[str, tuple[str, ...]]:
-    """Return which backups use each pack."""
+def _pack_users(repository: Repository, found: RepositoryCheck) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+    """Return which backups use each pack, and the size that each has by the backup that wrote it."""
     users: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
     for cluster in repository.clusters():
         cluster_names = ClusterNames.of(cluster)
         for label in repository.labels(cluster):
@@ -99,10 +104,13 @@ def _pack_users(repository: Repository, found: RepositoryCheck) -> dict[str, tup
             except PolarvaultError:
                 continue  # Said when the object itself is looked at, or missed.
             for ref in refs:
-                users.setdefault(cluster_names.pack(ref.label, ref.number), []).append(f"{cluster}@{label}")
+                name = cluster_names.pack(ref.label, ref.number)
+                users.setdefault(name, []).append(f"{cluster}@{label}")
+                if ref.size_bytes is not None:
+                    sizes[name] = ref.size_bytes
     for message in repository.damaged_keys():
         found.problems.append(Problem(names.KEYS, message))
-    return {name: tuple(backups) for name, backups in users.items()}
+    return {name: tuple(backups) for name, backups in users.items()}, sizes
 
 
 def _missing_parts(cluster: str, there: set[str]) -> Iterator[Problem]:
@@ -116,6 +124,20 @@ def _missing_parts(cluster: str, there: set[str]) -> Iterator[Problem]:
             name = cluster_names.backup(label, part)
             if name not in there:
                 yield Problem(name, "is missing", (f"{cluster}@{label}",))
+
+
+def _missing_generations(repository: Repository, cluster: str, there: set[str]) -> Iterator[Problem]:
+    """Say which system identifiers of backups nothing is known of: their WAL cannot be read then."""
+    cluster_names = ClusterNames.of(cluster)
+    backups: dict[int, list[str]] = {}
+    for label in repository.labels(cluster):
+        with suppress(*_WRONG, RepositoryNotFound):
+            record = repository.record(cluster, label)
+            backups.setdefault(record.facts.system_identifier, []).append(f"{cluster}@{label}")
+    for system_identifier, needing in backups.items():
+        name = cluster_names.generation(system_identifier)
+        if name not in there:
+            yield Problem(name, "is missing; polarvault repo rebuild makes it again", tuple(needing))
 
 
 def _own_backup(name: str) -> tuple[str, ...]:
