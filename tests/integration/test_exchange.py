@@ -166,14 +166,19 @@ def test_a_backup_in_the_layout_of_barman_is_imported_with_the_wal_of_its_archiv
     info = {
         "status": "DONE", "timeline": "1", "end_xlog": needed["End-LSN"], "begin_time": "2026-11-26 10:00:00.5+00:00",
         "end_time": "2026-11-26 10:00:09+00:00", "tablespaces": f"[('far', {oid}, '{shop.space}')]",
-        "compression": "None",
+        "compression": "None", "version": "150099",
     }  # fmt: skip
-    (backup / "backup.info").write_text("".join(f"{name}={value}\n" for name, value in info.items()))
+    (server / "meta").mkdir()
+    (server / "meta" / "20261126T100000-backup.info").write_text(
+        "".join(f"{name}={value}\n" for name, value in info.items())
+    )
     # As Barman's own copies by rsync: without a manifest.
     (stock / "backup_manifest").unlink()
     found = shop.run_json("import", "shop", backup)
     assert found["label"].startswith("20261126T100000Z-")
     assert (found["has_manifest"], found["stop_lsn"]) == (False, needed["End-LSN"])
+    shown = shop.run_json("show", f"shop@{found['label']}")
+    assert shown["backup"]["server_version"] == 150099
     out = workspace / "out"
     shop.run("export", f"shop@{found['label']}", "-D", out, "-T", f"{shop.space}={workspace / 'out-space'}")
     assert "successfully verified" in shop.stock_verify(out)

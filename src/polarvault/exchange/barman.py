@@ -1,7 +1,8 @@
-"""Barman's plain layout: `SERVER/base/ID` with `backup.info` and `data`, and all WAL in `SERVER/wals`.
+"""Barman's plain layout: `SERVER/base/ID/data`, what it knows of the backup, and all WAL in `SERVER/wals`.
 
-Source: barman 3, infofile.py (backup.info: `name=value` lines, lists as Python literals) and xlog.py (hash_dir: a
-directory for each 16 first digits of a segment's name).
+What it knows lies in `SERVER/base/ID/backup.info`; newer versions have `SERVER/meta/ID-backup.info`. Source: barman 3,
+infofile.py (`name=value` lines, lists as Python literals) and xlog.py (hash_dir: a directory for each 16 first digits
+of a segment's name).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class BarmanInfo:
     wals: str
     stop_lsn: Lsn | None
     timeline_id: int | None
+    server_version: int | None
     began: datetime | None
     ended: datetime | None
     locations: Mapping[int, str] = field(default_factory=dict)
@@ -41,10 +43,13 @@ class BarmanInfo:
 
 def read_barman(path: str) -> BarmanInfo | None:
     """Return what lies at a path if that is a backup of Barman: its own directory, or `data` in it; else None."""
-    for top in (path, os.path.dirname(path.rstrip("/"))):
+    for top in map(os.path.abspath, (path, os.path.dirname(os.path.abspath(path)))):
+        server = os.path.dirname(os.path.dirname(top))
+        places = os.path.join(top, INFO), os.path.join(server, "meta", f"{os.path.basename(top)}-{INFO}")
+        info = next(filter(os.path.isfile, places), None)
         data = os.path.join(top, "data")
-        if os.path.isfile(os.path.join(top, INFO)) and os.path.isdir(data):
-            return _parse(top, data, _read(os.path.join(top, INFO)))
+        if info is not None and os.path.isdir(data):
+            return _parse(info, data, os.path.join(server, "wals"), _read(info))
     return None
 
 
@@ -58,8 +63,7 @@ def _read(path: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in lines}
 
 
-def _parse(top: str, data: str, fields: Mapping[str, str]) -> BarmanInfo:
-    path = os.path.join(top, INFO)
+def _parse(path: str, data: str, wals: str, fields: Mapping[str, str]) -> BarmanInfo:
     status = fields.get("status")
     if status not in (None, "DONE"):
         raise BackupUnusable(
@@ -67,7 +71,7 @@ def _parse(top: str, data: str, fields: Mapping[str, str]) -> BarmanInfo:
         )
     if fields.get("encryption", "None") != "None" or fields.get("compression", "None") != "None":
         raise BackupUnusable(
-            f'the backup in "{top}" is compressed or encrypted by Barman',
+            f'the backup in "{data}" is compressed or encrypted by Barman',
             hint="lay it out first: barman recover SERVER ID DIRECTORY, and import that, with --wal",
         )
     try:
@@ -75,9 +79,10 @@ def _parse(top: str, data: str, fields: Mapping[str, str]) -> BarmanInfo:
         timeline = fields.get("timeline", "None")
         return BarmanInfo(
             data,
-            os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(top))), "wals"),
+            wals,
             None if end == "None" else Lsn.parse(end),
             None if timeline == "None" else int(timeline),
+            int(fields["version"]) if fields.get("version", "None") != "None" else None,
             _time(fields.get("begin_time")),
             _time(fields.get("end_time")),
             _locations(fields.get("tablespaces", "None")),

@@ -73,17 +73,27 @@ def look_at(path: str, *, shared_from: str | None, wal_directories: Sequence[str
     began, ended = times_of(files.description, info, label, control)
     names = [segment.file_name for segment in _segments(control, label, stop, timeline_id)]
     places = [*wal_directories, *(info.wal_directories(names) if info is not None else [])]
-    major = (inventory.file("PG_VERSION") or b"").decode("ascii", "replace").strip()
-    number = files.description.get("server_version_num")
-    known = number if type(number) is int and number // 10000 == control.major_version else None
-    version = files.description.get("server_version")
+    number, version = _version(files, inventory, info, control)
     return FilesBackup(
         os.path.abspath(path), files, inventory, label, control,
-        known or (control.major_version or 0) * 10000,
-        version if known is not None and isinstance(version, str) else major,
+        number,
+        version,
         stop, timeline_id, began, ended, _parts(inventory, info),
         SearchList([files.wal(inventory), wal_places(places)]),
     )  # fmt: skip
+
+
+def _version(
+    files: BackupOnDisk, inventory: Inventory, info: BarmanInfo | None, control: ControlFile
+) -> tuple[int, str]:
+    """Return the server's version as a number and in words; the minor one only where something says it."""
+    described = files.description.get("server_version")
+    for number in (files.description.get("server_version_num"), info.server_version if info is not None else None):
+        if type(number) is int and number // 10000 == control.major_version:
+            words = f"{number // 10000}.{number % 10000}"
+            return number, described if isinstance(described, str) else words
+    major = (inventory.file("PG_VERSION") or b"").decode("ascii", "replace").strip()
+    return (control.major_version or 0) * 10000, major
 
 
 def _label(files: BackupOnDisk, inventory: Inventory) -> BackupLabel:
