@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,58 @@ def test_both_halves_of_a_backup_in_files_are_imported(polardb: PolarCluster, wo
             polardb.installation.directory, "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off",
             "-N", "--start",
         )  # fmt: skip
+        assert server.hashes() == wanted
+    finally:
+        server.stop("immediate")
+
+
+def halves(local: Path, shared: Path) -> dict[str, bytes | None]:
+    """Return the files and directories of both halves; what names the places themselves is called alike."""
+    found: dict[str, bytes | None] = {}
+    for root, name in ((local, "local"), (shared, "shared")):
+        for path in root.rglob("*"):
+            content = path.read_bytes() if path.is_file() else None
+            for place, word in ((local, b"LOCAL"), (shared, b"SHARED")):
+                content = None if content is None else content.replace(str(place).encode(), word)
+            found[f"{name}/{path.relative_to(root)}"] = content
+    return found
+
+
+def test_both_halves_are_brought_to_a_backup_in_place(polardb: PolarCluster, workspace: Path) -> None:
+    repository = workspace / "repository"
+    run_polarvault("repo", "init", repository)
+    label = back_up(polardb, repository)["label"]
+    wanted = polardb.hashes()
+
+    def restore(local: Path, shared: Path, *options: str, status: int = 0) -> str:
+        done = run_polarvault(
+            "restore", f"shop@{label}", "--repo", repository, "-D", local, "--polardata", shared, "--bindir",
+            polardb.installation.directory, "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off",
+            "-N", *options, check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        return done.stderr
+
+    server = Cluster(polardb.installation, workspace)
+    server.data, shared = workspace / "local", workspace / "shared"
+    port = ["--port", str(server.port)]
+    try:
+        restore(server.data, shared, *port, "--start")
+        server.query("CREATE TABLE since AS SELECT n FROM generate_series(1, 5000) n; DELETE FROM accounts")
+    finally:
+        server.stop()
+    before = halves(server.data, shared)
+    assert "--yes-shared" in restore(server.data, shared, *port, "--delta", status=2)
+    assert halves(server.data, shared) == before
+    restore(server.data, shared, *port, "--delta", "--yes-shared")
+    kept = shared / "pg_wal" / "polarvault-before"
+    shutil.rmtree(kept, ignore_errors=True)
+    restore(workspace / "fresh_local", workspace / "fresh_shared", *port)
+    found, fresh = halves(server.data, shared), halves(workspace / "fresh_local", workspace / "fresh_shared")
+    assert found.keys() == fresh.keys()
+    assert [name for name, content in found.items() if content != fresh[name]] == []
+    try:
+        restore(server.data, shared, *port, "--delta", "--yes-shared", "--start")
         assert server.hashes() == wanted
     finally:
         server.stop("immediate")
