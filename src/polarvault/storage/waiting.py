@@ -12,6 +12,8 @@ Result = TypeVar("Result")
 # The kernel may give a signal to any thread, Python handles it in the main one only, and that one sleeps in a wait
 # which has no end: so it wakes up now and then (signal(7), "process-directed").
 _TICK_S = 0.2
+# Enough to keep all workers busy, few enough that those of a million files are never in memory.
+_CALLS_AHEAD = 4
 
 
 def wait_for(futures: list[Future[None]]) -> set[Future[None]]:
@@ -22,11 +24,11 @@ def wait_for(futures: list[Future[None]]) -> set[Future[None]]:
             return done
 
 
-def run_bounded(pool: Executor, calls: Iterable[Callable[[], None]], *, most: int) -> None:
-    """Run calls in a pool, of which at most `most` are taken at a time; raise what the first that fails raises."""
+def run_bounded(pool: Executor, calls: Iterable[Callable[[], None]], *, workers: int) -> None:
+    """Run calls in a pool, of which a few for each worker are taken at a time; raise what the first one raises."""
     running: set[Future[None]] = set()
     for call in calls:
-        while len(running) >= most:
+        while len(running) >= workers * _CALLS_AHEAD:
             running = _without_done(running)
         running.add(pool.submit(call))
     while running:

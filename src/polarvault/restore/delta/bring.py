@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,6 @@ from polarvault.storage.files import storage_failed
 from polarvault.storage.waiting import run_bounded
 
 Progress = Callable[[int], None]
-
-# Jobs that wait for a worker: enough to keep all busy, few enough that a million files are not in memory.
-_WAITING = 4
 
 
 class Bringing:
@@ -47,7 +43,7 @@ class Bringing:
         self.counts = replace(self.counts, removed_files=removed, removed_bytes=size)
         with ThreadPoolExecutor(workers, thread_name_prefix="delta") as pool:
             try:
-                run_bounded(pool, self._calls(), most=workers * _WAITING)
+                run_bounded(pool, self._calls(), workers=workers)
             except BaseException:
                 # Workers look at the event between steps.
                 self._stop.set()
@@ -116,8 +112,3 @@ def _size(job: Job) -> int:
     from polarvault.repository.format.chunks import TABLE_BYTES
 
     return min(TABLE_BYTES, job.rows[0].size - job.table * TABLE_BYTES)
-
-
-def workers_of(plan: RestorePlan) -> int:
-    """Return how many files are looked at at a time."""
-    return plan.request.jobs or min(8, (os.cpu_count() or 1) + 2)

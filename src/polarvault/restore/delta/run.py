@@ -12,7 +12,7 @@ from polarvault.backupset.model import CONTROL_NAME
 from polarvault.errors import Interrupted, PolarvaultError, TargetNotEmpty
 from polarvault.instance.account import working_as_account
 from polarvault.repository.reading.as_backup import BackupInRepository
-from polarvault.restore.delta.bring import Bringing, Progress, workers_of
+from polarvault.restore.delta.bring import Bringing, Progress
 from polarvault.restore.delta.files import TargetFiles
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import router_of
@@ -31,7 +31,7 @@ def compare(plan: RestorePlan, progress: Progress) -> RestorePlan:
     """Return the plan with what would be read, fetched, written and removed; nothing is changed."""
     laying = LayOut(plan, router_of(plan.layout, plan.inventory), progress)
     with working_as_account(plan.account), _files(plan, laying, changes=False) as files:
-        return replace(plan, delta=Bringing(plan, files, progress).run(workers_of(plan)))
+        return replace(plan, delta=Bringing(plan, files, progress).run(laying.jobs))
 
 
 def bring_up(plan: RestorePlan, progress: Progress) -> tuple[RestorePlan, list[str]]:
@@ -77,7 +77,7 @@ def bring_up(plan: RestorePlan, progress: Progress) -> tuple[RestorePlan, list[s
 def _bring(plan: RestorePlan, laying: LayOut, files: TargetFiles, progress: Progress) -> RestorePlan:
     source = plan.source
     assert isinstance(source, BackupInRepository)
-    counts = Bringing(plan, files, progress).run(workers_of(plan))
+    counts = Bringing(plan, files, progress).run(laying.jobs)
     # The target's own is gone with all that did not belong.
     laying.deliver(source.wal_shares(laying.is_wanted))
     return replace(plan, delta=counts)

@@ -10,7 +10,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from polarvault.backupset.backup import DeliveryStopped, Entry, LocalFile, Share
 from polarvault.backupset.listing import Key, key_of
@@ -22,7 +23,7 @@ from polarvault.restore.plan.routing import Router, is_hidden
 from polarvault.restore.write.content_checks import ContentChecks
 from polarvault.storage.copying import copy_content, copy_reading, read_through
 from polarvault.storage.files import storage_failed, write_all
-from polarvault.storage.waiting import wait_for
+from polarvault.storage.waiting import run_bounded
 
 _ZEROS = bytes(1 << 20)
 # Descriptors that one worker holds for files that it goes back to.
@@ -64,20 +65,13 @@ class LayOut:
         """Write what shares deliver, several at a time; on the first failure raise it."""
         with ThreadPoolExecutor(self.jobs, thread_name_prefix="restore") as pool:
             try:
-                futures = [pool.submit(share.deliver, _Placing(self), self._stop) for share in shares]
-                self._raise_first(wait_for(futures))
+                calls = (partial(share.deliver, _Placing(self), self._stop) for share in shares)
+                run_bounded(pool, calls, workers=self.jobs)
             except BaseException:
                 # Workers look at the event between steps, so that cleanup never races with a writer for long.
                 self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-
-    @staticmethod
-    def _raise_first(done: set[Future[None]]) -> None:
-        problems = [problem for future in done if (problem := future.exception()) is not None]
-        for problem in problems:
-            if not isinstance(problem, DeliveryStopped):
-                raise problem
 
     def is_wanted(self, entry: Entry) -> bool:
         """Tell whether a file that was listed has a place; a directory is made at once."""
