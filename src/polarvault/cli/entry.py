@@ -1,7 +1,7 @@
-"""Where the program starts: `wal fetch` takes a short cut past everything that the other commands need.
+"""Where the program starts: `wal fetch` and `wal push` take a short cut past everything that the other commands need.
 
-A recovery starts `wal fetch` once for every segment, so its start-up is a good part of the recovery's time. Only it is
-recognised here; its help, and all other commands, go through click.
+A recovery starts `wal fetch` once for every segment, and an archiver `wal push`, so that their start-up is a good part
+of their time. Only they are recognised here; their help, and all other commands, go through click.
 """
 
 from __future__ import annotations
@@ -62,6 +62,12 @@ def main() -> NoReturn:
             # It has files to remove.
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         sys.exit(run_fetch(arguments[2:]))
+    if arguments[:2] == ["wal", "push"] and not {"--help", "-?"} & set(arguments):
+        from polarvault.cli.wal_push import run as run_push
+
+        if answers_interrupts:
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        sys.exit(run_push(arguments[2:]))
     from polarvault.cli.main import ends_by_signal, run
     from polarvault.cli.signals import die_by
 

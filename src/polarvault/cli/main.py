@@ -22,7 +22,7 @@ _COMMANDS = {
     "basebackup": "Take a base backup: every option of pg_basebackup and polar_basebackup.",
     "receivewal": "Stream WAL into a directory: every option of pg_receivewal.",
     "verifybackup": "Check a backup: every option of pg_verifybackup, both halves, pages and WAL.",
-    "wal": "WAL directories: give a recovery the segments it asks for.",
+    "wal": "WAL: archive it into a repository, give it to a recovery.",
     "backup": "Take a backup into a repository.",
     "list": "List the backups in a repository.",
     "show": "Show everything about a backup in a repository.",

@@ -1,27 +1,28 @@
-"""`polarvault wal`: commands about WAL directories. Running `fetch` belongs to `wal_fetch`; here is its help."""
+"""`polarvault wal`: fetch and push. Running them belongs to `wal_fetch` and `wal_push`; here is their help."""
 
 from __future__ import annotations
 
 import click
 
-from polarvault.cli.wal_fetch import OPTIONS, run
+from polarvault.cli import wal_fetch, wal_push
 
 
-class _FetchCommand(click.Command):
+class _QuickCommand(click.Command):
     """Shows help as every command does; everything else goes to the parser that the quick start uses as well."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if {"--help", "-?"} & set(args):
             return super().parse_args(ctx, ["--help"])
+        run = wal_push.run if self.name == "push" else wal_fetch.run
         raise click.exceptions.Exit(run(args))
 
 
 @click.group("wal", context_settings={"help_option_names": ["-?", "--help"]})
 def command() -> None:
-    """WAL directories, as pg_receivewal, polarvault receivewal or an archive_command fill them."""
+    """WAL: archive it into a repository, and give it to a recovery."""
 
 
-@command.command("fetch", cls=_FetchCommand, context_settings={"help_option_names": ["-?", "--help"]})
+@command.command("fetch", cls=_QuickCommand, context_settings={"help_option_names": ["-?", "--help"]})
 @click.argument("file", metavar="%f")
 @click.argument("target", metavar="%p")
 def fetch(**_: object) -> None:
@@ -42,5 +43,27 @@ def fetch(**_: object) -> None:
 
 fetch.params += [
     click.Option([option], metavar=metavar, is_flag=metavar is None, multiple=option == "--wal", help=text)
-    for option, (metavar, text) in OPTIONS.items()
+    for option, (metavar, text) in wal_fetch.OPTIONS.items()
+]
+
+
+@command.command("push", cls=_QuickCommand, context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("path", metavar="%p")
+def push(**_: object) -> None:
+    """Archive a WAL file into the repositories of a cluster: an archive_command.
+
+    \b
+    archive_command = 'polarvault wal push %p --cluster shop --repo /srv/backups'
+
+    Takes segments, partial ones, timeline histories and backup history files. Success means that the file is durable in
+    every repository. The same bytes again are a success, so that several nodes may push (a standby with archive_mode =
+    always); other bytes under the same name are refused, and nothing is overwritten.
+
+    Exit status: 0, it is archived; 1, it is not, for the reason that is said: the server tries again.
+    """
+    raise AssertionError("the command's own parser has run it")
+
+
+push.params += [
+    click.Option([option], metavar=metavar, help=text) for option, (metavar, text) in wal_push.OPTIONS.items()
 ]

@@ -1,0 +1,191 @@
+"""WAL archived into a repository by a real server, and recovered from it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polarvault.cli.wal_push import ARCHIVED, FAILED
+from polarvault.instance.account import server_account
+from support.cluster import Cluster
+from support.program import command_line, program_environment, run_polarvault
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.postgres
+
+
+class Archived:
+    """A server that archives into a repository, made by its own account."""
+
+    def __init__(self, cluster: Cluster, workspace: Path) -> None:
+        self.cluster, self.workspace = cluster, workspace
+        self.repository = workspace / "repository"
+        self.run("repo", "init", self.repository)
+        words = " ".join(command_line("wal", "push", "%p", "--cluster", "shop", "--repo", self.repository))
+        cluster.configure({"archive_mode": "on", "archive_command": words})
+        cluster.restart()
+
+    def run(self, *words: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run as the server's account, which owns the repository."""
+        return run_polarvault(*map(str, words), as_server=True, check=check, directory=self.workspace)
+
+    def back_up(self) -> dict[str, Any]:
+        done = self.run("backup", "shop", "--repo", self.repository, "-d", self.cluster.conninfo(), "--json")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def push(self, path: Path) -> subprocess.CompletedProcess[str]:
+        return self.run("wal", "push", path, "--cluster", "shop", "--repo", self.repository, check=False)
+
+    def switch(self) -> str:
+        """Have the segment that is written archived; return its name."""
+        ((segment,),) = self.cluster.query("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        self.cluster.query("SELECT pg_switch_wal()")
+        wait_until(
+            lambda: self.cluster.query(
+                f"SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver"
+            ) == [(True,)],
+            "the segment is archived",
+        )  # fmt: skip
+        return str(segment)
+
+    def restored(self, name: str, *more: str, word: str = "shop") -> Cluster:
+        server = Cluster(self.cluster.installation, self.workspace)
+        server.data = self.workspace / name
+        self.run(
+            "restore", word, "--repo", self.repository, "-D", server.data, "--port", server.port, "--bindir",
+            server.installation.directory, "--set", f"unix_socket_directories={self.workspace}", "--set", "fsync=off",
+            "-N", "--start", *more,
+        )  # fmt: skip
+        return server
+
+
+@pytest.mark.parametrize("major", [15, 18])
+def test_every_moment_behind_a_backup_is_reached_from_the_repository_alone(
+    make_cluster: Callable[..., Cluster], workspace: Path, major: int
+) -> None:
+    site = Archived(make_cluster(major, wal_segment_mb=4), workspace)
+    cluster = site.cluster
+    # The first push has made the generation; no backup was there.
+    site.switch()
+    first = site.back_up()
+    cluster.query("CREATE TABLE later AS SELECT n FROM generate_series(1, 50000) n")
+    cluster.query("SELECT pg_create_restore_point('here')")
+    wanted = cluster.hashes()
+    cluster.query("DROP TABLE accounts")
+    site.switch()
+    site.back_up()
+    cluster.query("CREATE TABLE last AS SELECT 1 AS one")
+    at_the_end = cluster.hashes()
+    site.switch()
+    listed = json.loads(site.run("list", "shop", "--repo", site.repository, "--json").stdout)
+    ends = [one["wal_end"] for one in listed["clusters"][0]["backups"]]
+    # No hole behind the first backup: both lead to the same end.
+    assert ends[0] == ends[1]
+    for name, target, hashes in (
+        ("named", ["--target-name", "here"], wanted),
+        ("end", ["--target", "latest"], at_the_end),
+    ):
+        action = ["--target-action", "promote"] if name == "named" else []
+        server = site.restored(name, *target, *action)
+        try:
+            assert server.hashes() == hashes
+        finally:
+            server.stop("immediate")
+    assert first["parent"] is None
+    checked = json.loads(site.run("repo", "check", "--read-data", "--repo", site.repository, "--json").stdout)
+    assert checked["problems"] == []
+
+
+def test_the_same_again_is_a_success_and_other_bytes_are_refused(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    site = Archived(make_cluster(15, wal_segment_mb=1), workspace)
+    segment = site.switch()
+    path = site.cluster.data / "pg_wal" / segment
+    before = sorted(site.repository.rglob("*"))
+    assert site.push(path).returncode == ARCHIVED
+    assert sorted(site.repository.rglob("*")) == before
+    other = server_account().make_directory(workspace / "other") / segment
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    other.write_bytes(content)
+    server_account().own(other)
+    refused = site.push(other)
+    assert refused.returncode == FAILED
+    assert "two servers write the same timeline" in refused.stderr
+    assert sorted(site.repository.rglob("*")) == before
+    for name, text in (
+        (segment[:23] + "Z", "is not the name"),
+        (segment[:16] + "000000FF", "holds the content of segment"),
+    ):
+        (other.parent / name).write_bytes(path.read_bytes())
+        server_account().own(other.parent / name)
+        wrong = site.push(other.parent / name)
+        assert wrong.returncode == FAILED
+        assert text in wrong.stderr
+    (other.parent / segment).write_bytes(path.read_bytes()[:-8192])
+    assert "is not archived" in site.push(other.parent / segment).stderr
+
+
+def test_a_partial_segment_serves_a_recovery_as_far_as_it_goes(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    site = Archived(make_cluster(15, wal_segment_mb=1), workspace)
+    site.back_up()
+    site.cluster.query("CREATE TABLE later AS SELECT 1 AS one")
+    ((segment,),) = site.cluster.query("SELECT pg_walfile_name(pg_current_wal_lsn())")
+    wanted = site.cluster.hashes()
+    # As a promoted standby archives the segment that it has left.
+    partial = server_account().make_directory(workspace / "left") / f"{segment}.partial"
+    partial.write_bytes((site.cluster.data / "pg_wal" / str(segment)).read_bytes())
+    server_account().own(partial)
+    assert site.push(partial).returncode == ARCHIVED
+    assert site.push(partial).returncode == ARCHIVED
+    server = site.restored("end", "--target", "latest")
+    try:
+        assert server.hashes() == wanted
+    finally:
+        server.stop("immediate")
+    # The whole segment comes later: what is there agrees with it.
+    assert site.switch() == segment
+
+
+def test_what_cannot_be_archived_ends_below_126_so_that_the_server_tries_again(workspace: Path, tmp_path: Path) -> None:
+    nowhere = workspace / "nowhere"
+    for words in (
+        ["wal", "push", "/x/000000010000000000000001", "--cluster", "shop", "--repo", nowhere],
+        ["wal", "push", "/x/000000010000000000000001", "--cluster", "shop"],
+        ["wal", "push", "--cluster", "shop", "--repo", nowhere],
+        ["wal", "push", "a", "b", "--cluster", "shop"],
+        ["wal", "push", "--unknown", "x"],
+    ):
+        done = run_polarvault(*map(str, words), check=False, environment={"XDG_CONFIG_HOME": str(tmp_path)})
+        assert done.returncode == FAILED, words
+        assert done.stderr.startswith("polarvault: error: ")
+        assert "Traceback" not in done.stderr
+
+
+def test_a_push_loads_nothing_that_takes_long(workspace: Path) -> None:
+    code = (
+        "import sys; from polarvault.cli.wal_push import run; status = run(sys.argv[1:]); "
+        "slow = ('numpy', 'rich', 'click', 'obstore', 'psycopg', 'llvmlite', 'cryptography'); "
+        "print(status, [m for m in slow if m in sys.modules])"
+    )
+    repository = workspace / "repository"
+    run_polarvault("repo", "init", repository)
+    history = workspace / "00000002.history"
+    history.write_text("1\t0/3000000\tno recovery target specified\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(history), "--cluster", "shop", "--repo", str(repository)],
+        capture_output=True, text=True, check=True, env=program_environment(), cwd=workspace,
+    )  # fmt: skip
+    # There is no pg_control beside it, so that nobody knows whose it is; all that a push needs was loaded.
+    assert "no pg_control beside" in done.stderr
+    assert done.stdout.strip() == "1 []"
