@@ -27,6 +27,7 @@ class MemoryBackup:
         self.parts: tuple[Part, ...] = ()
         self.description: Mapping[str, object] = {}
         self.archives: tuple[WalSource, ...] = ()
+        self.fetched_bytes: int | None = None
         self._files = files
 
     def saved_configuration(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from polarvault.instance.account import server_account
 from polarvault.instance.host import Host
 from polarvault.model.segment import WalSegment
 from polarvault.pgfiles.control import parse_control
+from polarvault.report.restore import plan_text
+from polarvault.report.units import format_bytes
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.reading.as_backup import BackupInRepository
 from polarvault.restore import run
@@ -45,6 +47,9 @@ class Place:
     def request(self, *, delta: bool = True, backup: BackupInRepository | None = None) -> RestoreRequest:
         backup = backup or self.backup
         return RestoreRequest(backup.path, str(self.target), sync=False, delta=delta, shelf=ShelfOfOne(backup), jobs=2)
+
+    def elsewhere(self) -> RestoreRequest:
+        return replace(self.request(delta=False), target=f"{self.target}-elsewhere")
 
     def restore(self, *, delta: bool = True, backup: BackupInRepository | None = None) -> run.RestoreResult:
         plan = run.prepare(self.request(delta=delta, backup=backup), Host())
@@ -122,6 +127,23 @@ def test_the_space_needed_is_what_files_grow_by(place: Place) -> None:
     [need] = run.prepare(place.request(), Host()).space
     wal = 16 << 20
     assert need.needed == 2_000_000 + 8192 + wal
+
+
+def test_what_a_whole_restore_fetches_is_known_from_the_backup(place: Place) -> None:
+    for path in place.target.glob("base/*/*"):
+        path.unlink()
+    planned = compare(run.prepare(place.request(), Host()), lambda size: None).delta
+    assert planned is not None
+    whole = place.backup.fetched_bytes
+    assert whole is not None
+    # Besides the data there is the index.
+    assert planned.fetched_bytes < whole < planned.fetched_bytes + 100_000
+    text = "\n".join(plan_text(run.prepare(place.elsewhere(), Host())))
+    assert f"to fetch          {format_bytes(whole)}, and WAL" in text
+    name = ClusterNames.of("shop").backup(place.backup.reader.record.label, "refs")
+    place.store.delete(name)
+    del place.backup.fetched_bytes
+    assert "to fetch" not in "\n".join(plan_text(run.prepare(place.elsewhere(), Host())))
 
 
 def stopped_elsewhere(place: Place) -> None:

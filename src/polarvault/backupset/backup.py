@@ -122,6 +122,10 @@ class Backup(Protocol):
     def archives(self) -> Sequence[WalSource]:
         """Where the WAL of its cluster is archived, as far as the backup knows: what a recovery can go on with."""
 
+    @property
+    def fetched_bytes(self) -> int | None:
+        """How much is read of a store for all of its files, WAL apart; None for what lies in files here."""
+
     def parts_of(self, area: Area) -> list[Part]:
         """Return the parts that hold an area."""
 

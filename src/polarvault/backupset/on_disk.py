@@ -36,6 +36,11 @@ class BackupOnDisk(BackupSource):
         return read_configuration(directory) if os.path.exists(directory) else None
 
     @property
+    def fetched_bytes(self) -> None:
+        """Nothing: it is here."""
+        return None
+
+    @property
     def archives(self) -> tuple[WalSource, ...]:
         """None: files do not know where WAL is archived."""
         return ()

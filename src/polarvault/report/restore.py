@@ -67,6 +67,8 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     if plan.combine_program is not None:
         yield f"  combined by       {plan.combine_program}"
     yield f"  files             {plan.inventory.file_count}, {format_bytes(plan.inventory.total_bytes)}"
+    if plan.facts.host.existing is None and plan.source.fetched_bytes is not None:
+        yield f"  to fetch          {format_bytes(plan.source.fetched_bytes)}, and WAL"
     yield from delta_text(plan, is_done=False)
     for need in plan.space:
         verdict = "" if need.needed <= need.available else "   NOT ENOUGH"
@@ -193,6 +195,7 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "tablespaces": {str(oid): place for oid, place in plan.layout.tablespaces.items()},
         "files": plan.inventory.file_count,
         "bytes": plan.inventory.total_bytes,
+        "fetch_bytes": plan.source.fetched_bytes if plan.delta is None else plan.delta.fetched_bytes,
         "delta": _delta_json(plan),
         "space": [{"path": n.path, "needed": n.needed, "available": n.available} for n in plan.space],
         "missing_wal": missing_wal(plan.inventory, plan.label) if plan.label else None,

@@ -19,7 +19,7 @@ from polarvault.backupset.inventory import is_wanted, parse_major_version
 from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, Area, Form, Inventory, ManifestSpan, Tablespace
 from polarvault.backupset.model import Part as SourcePart
 from polarvault.backupset.saved_configuration import INDEX_NAME, SavedConfiguration, parse_configuration
-from polarvault.errors import BackupUnusable, ObjectDamaged
+from polarvault.errors import BackupUnusable, IntegrityError, ObjectDamaged, ObjectMissing
 from polarvault.model import limits, versions
 from polarvault.pgfiles.control import parse_known_control
 from polarvault.pgfiles.tar import MemberKind
@@ -88,6 +88,15 @@ class BackupInRepository:
             return content
 
         return parse_configuration(read, f"the configuration of {self.path}")
+
+    @cached_property
+    def fetched_bytes(self) -> int | None:
+        """The stored bytes of all chunks that it uses, those of its index among them; None if its refs are damaged."""
+        try:
+            return sum(one.live_bytes for one in self.reader.packs())
+        except (IntegrityError, ObjectMissing):
+            # A restore does not need them.
+            return None
 
     @property
     def archives(self) -> tuple[WalSource, ...]:

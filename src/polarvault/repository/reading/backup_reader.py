@@ -28,6 +28,7 @@ from polarvault.repository.index.reader import IndexReader
 from polarvault.repository.index.root import Root, parse_root, root_hash
 from polarvault.repository.index.tables import ALL_PAGES, Piece, Table, newest_pages, page_runs
 from polarvault.repository.reading.records import read_record
+from polarvault.repository.reading.refs import UsedPack, read_refs
 from polarvault.storage.objects.store import ObjectStore
 
 # What one share covers at most: small enough that several fit into memory as indexes, large enough to read forward.
@@ -71,6 +72,10 @@ class BackupReader:
         if root_hash(document.sealed) != record.root_hash:
             raise ObjectDamaged(f'"{name}" is not the root that the record of the backup names')
         return cls(store, codec, names, record, parse_root(document.sealed, f'"{name}"'))
+
+    def packs(self) -> list[UsedPack]:
+        """Return the packs that it uses, its own and others'."""
+        return read_refs(self._store, self._codec, self._names, self.record.label)
 
     def rows(self) -> Iterator[FileRow]:
         """Yield all files, directories and links, sorted by part and path; a thousand are in memory."""
