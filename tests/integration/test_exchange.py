@@ -12,6 +12,12 @@ from typing import Any
 
 import pytest
 
+from polarvault.backupset.saved_configuration import (
+    SavedConfiguration,
+    read_configuration,
+    saved_beside,
+    write_configuration,
+)
 from support.cluster import Cluster
 from support.program import run_polarvault
 
@@ -122,6 +128,11 @@ def test_backups_of_pg_basebackup_become_backups_in_the_repository_and_come_out_
     space = workspace / "space-of-plain"
     plain = stock_backup(shop, workspace / "stock", "-T", f"{shop.space}={space}")
     before = shop.cluster.hashes()
+    # What basebackup --copy-configuration has put beside it.
+    main = "/etc/postgresql/18/main/postgresql.conf"
+    saved = SavedConfiguration(data_directory="/srv/data", places={"config_file": main}, files={main: b"port = 7"})
+    Path(saved_beside(str(plain))).mkdir()
+    write_configuration(saved_beside(str(plain)), saved, sync=False)
     first = shop.run_json("import", "shop", plain, "--note", "of another tool")
     # It is later than both, and of the same cluster: only what changed since is stored.
     assert first["parent"] == shop.labels[1]
@@ -140,6 +151,8 @@ def test_backups_of_pg_basebackup_become_backups_in_the_repository_and_come_out_
         location = space if number == 0 else shop.space
         shop.run("export", f"shop@{label}", "-D", out, "-T", f"{location}={out_space}")
         assert "successfully verified" in shop.stock_verify(out)
+        assert Path(saved_beside(str(out))).exists() == (number == 0)
+    assert read_configuration(saved_beside(str(workspace / "out0"))) == saved
     copy = shop.started(out, mapping=("-T", f"{out_space}={workspace / 'far-of-copy'}"))
     try:
         assert copy.hashes() == before

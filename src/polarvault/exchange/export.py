@@ -12,6 +12,7 @@ from itertools import groupby
 
 from polarvault.backupset.listing import MANIFEST, Disagreement, parse_listing
 from polarvault.backupset.model import Area
+from polarvault.backupset.saved_configuration import saved_beside, write_configuration
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.destination import Destination, Output
 from polarvault.basebackup.plain_output import PlainOutput
@@ -87,8 +88,13 @@ def export_backup(
     destination = Destination(wanted, identity, reporter, created)
     output: Output = TarOutput(destination) if request.as_tar else PlainOutput(destination)
     export = _Export(backup, identity, output, reporter, as_tar=request.as_tar)
+    # Beside the backup, where restore and import look for it.
+    saved, beside = backup.saved_configuration(), saved_beside(request.directory)
     try:
         output.claim()
+        if saved is not None:
+            created.claim(beside)
+            write_configuration(beside, saved, sync=request.sync)
         exported = export.run(threads=request.threads)
     except BaseException:
         output.abort()

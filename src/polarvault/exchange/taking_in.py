@@ -18,6 +18,7 @@ from polarvault import __version__
 from polarvault.backup.parent import ParentChoice, ServerState, choose_parent
 from polarvault.backupset.listing import MANIFEST, SHARED_MANIFEST, Disagreement, Key, is_compared, key_of
 from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, Area, Form
+from polarvault.backupset.saved_configuration import configuration_documents
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.basebackup.halves import SERVER_MANIFEST
 from polarvault.errors import PolarvaultError, WalIncomplete
@@ -33,6 +34,7 @@ from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.repository.format.record import RecordFacts
 from polarvault.repository.index.files import FileKind
 from polarvault.repository.index.root import PartArea
+from polarvault.repository.reading.as_backup import ATTACHED_CONFIGURATION
 from polarvault.repository.wal.ranges import RepositoryWal
 from polarvault.repository.wal.sink import RepositoryWalSink
 from polarvault.repository.writing import backup_writer
@@ -154,6 +156,9 @@ class _Import:
                 writer.end()
         writer.attach(MANIFEST, [self._manifest()])
         writer.attach(DESCRIPTION_NAME, [self._description()])
+        saved = self._found.files.saved_configuration()
+        for name, content in (configuration_documents(saved) if saved is not None else {}).items():
+            writer.attach(f"{ATTACHED_CONFIGURATION}/{name}", [content])
         return writer.commit(self._facts(parent, relation_segment_bytes))
 
     # Files
