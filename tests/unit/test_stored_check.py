@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from polarvault.errors import RepositoryNotFound
 from polarvault.repository.catalogue.intents import RESTORE
 from polarvault.repository.catalogue.listing import Catalogue
 from polarvault.repository.catalogue.reading import reading
 from polarvault.repository.catalogue.rebuild import Rebuilt, rebuild
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import NOTE, States, standings
+from polarvault.repository.catalogue.states import NOTE, TOMBSTONE, States, standings
+from polarvault.repository.catalogue.summary import read_summary
 from polarvault.repository.format.chunks import ChunkRef, placed
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.reading.refs import read_refs
@@ -212,3 +214,18 @@ def test_a_reader_that_may_not_write_reads_all_the_same() -> None:
         assert is_known is True
         assert [intent.labels for intent in repository.intents.listed()] == [{label}]
     assert repository.intents.listed() == []
+
+
+def test_what_has_expired_is_not_called_unfinished_and_a_cluster_without_backups_is_said_to_be_one() -> None:
+    repository, full, part = filled()
+    for label in (full, part):
+        States(repository, "shop").add(label, TOMBSTONE, now=NOW)
+        repository.store.delete(ClusterNames.of("shop").backup(label, "record"))
+    (cluster,) = read_summary(repository).clusters
+    assert (cluster.labels, cluster.unfinished) == ((), 0)
+    with pytest.raises(RepositoryNotFound, match="there is no backup of shop in memory:") as raised:
+        repository.find_label("shop", "latest")
+    assert raised.value.hint == "take one: polarvault backup shop"
+    with pytest.raises(RepositoryNotFound) as raised:
+        repository.find_label("shep", "2026")
+    assert raised.value.hint == "it has backups of: shop"

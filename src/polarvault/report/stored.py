@@ -63,9 +63,9 @@ def checked_text(found: RepositoryCheck, *, read_data: bool) -> Iterator[str]:
         )
     if found.unused:
         yield f"{found.unused} packs belong to no backup; the next one goes on with them, or expire removes them"
-    how = "all of them were read" if read_data else "packs and WAL were not read: --read-data does"
     verdict = f"{len(found.problems)} problems" if found.problems else "nothing is wrong"
-    yield f"{found.objects} objects, {format_bytes(found.read_bytes)} read, {how}: {verdict}"
+    how = "" if read_data else "; packs and WAL were only looked for, --read-data reads them"
+    yield f"{verdict}: {found.objects} objects, {format_bytes(found.read_bytes)} read{how}"
 
 
 def checked_json(found: RepositoryCheck) -> dict[str, Any]:

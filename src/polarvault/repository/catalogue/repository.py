@@ -197,7 +197,15 @@ class Repository:
         A time (20261125, 20261125T22) is the beginning of labels; if several begin so, the word must be longer.
         """
         labels = self.living_labels(cluster)
-        if word == "latest" and labels:
+        if not labels:
+            others = [name for name in self.clusters() if name != cluster]
+            raise RepositoryNotFound(
+                f"there is no backup of {cluster} in {self.store.address}",
+                hint=f"it has backups of: {', '.join(others[:5])}"
+                if others
+                else f"take one: polarvault backup {cluster}",
+            )
+        if word == "latest":
             # Of one second the random characters would decide.
             same = [label for label in labels if label[:16] == labels[-1][:16]]
             return max((self.record(cluster, label) for label in same), key=lambda one: one.facts.stop_lsn).label

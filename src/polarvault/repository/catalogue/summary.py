@@ -58,7 +58,8 @@ def _cluster(repository: Repository, name: str) -> ClusterSummary:
         word for folder in (cluster_names.backups, cluster_names.all_packs)
         for word in repository.store.list_folders(folder) if names.is_label(word)
     }  # fmt: skip
-    return ClusterSummary(name, tuple(labels), len(begun - set(labels)))
+    # What has expired was finished, and only its packs are left.
+    return ClusterSummary(name, tuple(labels), len(begun - set(labels) - repository.expired_labels(name)))
 
 
 def _read(repository: Repository, stored: Sequence[StoredObject]) -> Iterator[Intent]:

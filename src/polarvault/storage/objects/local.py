@@ -365,7 +365,8 @@ class LocalStore:
 def _missing(name: str, root: str) -> PolarvaultError:
     if not name:
         return StorageFailed(
-            f'there is no directory "{root}"', hint="see that its file system is mounted (findmnt), and the spelling"
+            f'there is no directory "{root}"',
+            hint="see that its file system is mounted (findmnt), and the spelling; a new one: polarvault repo init",
         )
     return ObjectMissing(f'there is no "{name}" in {root}', hint=f"ls -l {root}")
 
