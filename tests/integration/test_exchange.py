@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from polarvault.backupset.saved_configuration import (
     saved_beside,
     write_configuration,
 )
+from polarvault.config.model import RepositoryConfiguration
+from polarvault.repository.catalogue.opening import make_repository
+from polarvault.repository.catalogue.repository import Generation
 from support.cluster import Cluster
 from support.program import run_polarvault
+from support.repositories import back_up, facts, two_trees
 
 pytestmark = pytest.mark.postgres
 
@@ -238,3 +243,12 @@ def test_what_is_no_whole_backup_is_refused_and_nothing_is_recorded(
         shutil.rmtree(copy)
     assert len(shop.run_json("list", "shop")["clusters"][0]["backups"]) == 2
     assert json.loads(run_polarvault("repo", "info", shop.path, "--json").stdout)["intents"] == []
+    # Of another system identifier, and older than what is there: it would count as the later one.
+    other = RepositoryConfiguration("", str(workspace / "other"))
+    made = make_repository(other, os.environ, now=datetime.now(UTC)).repository
+    made.ensure_generation("shop", Generation(facts().system_identifier, 180000, False, 16 << 20, 1 << 30, True))
+    back_up(made, two_trees()[0], minutes=10_000_000)
+    done = run_polarvault("import", "shop", stock, "--repo", other.address, check=False)
+    assert done.returncode == 2
+    assert "has backups of a later system identifier" in done.stderr
+    run_polarvault("import", "shop-old", stock, "--repo", other.address)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 
 from polarvault.config.model import Retention
 from polarvault.errors import PolarvaultError, RepositoryNewer, UsageError
+from polarvault.model.lsn import Lsn
 from polarvault.repository.catalogue.intents import RESTORE, Intents
 from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.repository.catalogue.states import PIN, States
 from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.format.record import IMPORTED_FROM
 from polarvault.repository.reading.verify import verify_backup, verify_objects
 from polarvault.retention.expire import ExpireReport, ExpireRequest, expire
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.write_once import WriteOnce
 from support.faulty_store import Failure, Fault, FaultyStore, Request
-from support.repositories import NOW, Tree, back_up, facts, new_repository, reopened, restore, two_trees
+from support.repositories import NOW, PARTS, Tree, back_up, facts, feed, new_repository, reopened, restore, two_trees
 
 SEGMENT = 16 << 20
 SYSTEM = facts().system_identifier
@@ -324,3 +328,62 @@ def test_an_intent_of_a_process_that_is_gone_is_ended_by_its_own_host() -> None:
     assert replace(over, process="another-boot:1").is_over()
     assert not replace(over, process="another-boot:1", host="elsewhere").is_over()
     assert replace(over, pid=2**22 + 1).is_over()
+
+
+class Dated(MemoryStore):
+    """Says when objects were written as a test wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = NOW
+
+    def put_new(self, name: str, views: Sequence[bytes | memoryview], *, from_reserve: bool = False) -> None:
+        super().put_new(name, views, from_reserve=from_reserve)
+        content, _ = self._objects[name]
+        self._objects[name] = content, self.now
+
+
+def test_a_generation_that_was_made_again_does_not_become_the_latest() -> None:
+    store = Dated()
+    repository = new_repository(WriteOnce(store))
+    labels = {}
+    for number, system in enumerate((SYSTEM, SYSTEM + 1)):
+        store.now = NOW + timedelta(days=number)
+        repository.ensure_generation("shop", Generation(system, 180000, False, SEGMENT, 1 << 30, True))
+        wal = repository.wal("shop", system, SEGMENT)
+        for at in range(facts().start_lsn, facts().stop_lsn + SEGMENT, SEGMENT):
+            wal.put_range(1, at, bytes(SEGMENT))
+        labels[system] = taken(repository, system, minutes=number)
+    store.now = NOW + timedelta(days=5)
+    name = ClusterNames("shop").generation(SYSTEM)
+    store.delete(name)
+    repository.ensure_generation("shop", Generation(SYSTEM, 180000, False, SEGMENT, 1 << 30, True))
+    kept = [one.label for one, verdict in expire(repository, KEEP_ONE).backups if verdict.is_kept]
+    assert kept == [labels[SYSTEM + 1]]
+
+
+def test_an_imported_backup_is_as_old_as_it_says_and_no_younger_than_its_record() -> None:
+    store = Dated()
+    repository = with_wal(new_repository(WriteOnce(store)))
+    # All are recorded on one day; three were imported, one of them from a machine whose clock is ahead.
+    store.now = NOW
+    ages = [timedelta(days=70), timedelta(days=40), -timedelta(days=9)]
+    labels = [taken(repository, SYSTEM, minutes=number, finished=NOW - age) for number, age in enumerate(ages)]
+    labels.append(taken(repository, SYSTEM, minutes=5))
+    report = expire(repository, ExpireRequest("shop", Retention(window_s=86_400, monthly=2), safety_s=0))
+    reasons = {one.label: " ".join(verdict.reasons) for one, verdict in report.backups if verdict.is_kept}
+    assert reasons[labels[1]].startswith("the window of 1 day begins with it")
+    assert "in the window" in reasons[labels[2]]
+    assert labels[0] not in reasons
+
+
+def taken(repository: Repository, system: int, *, minutes: int, finished: datetime | None = None) -> str:
+    """Take a backup of a system; finished: of one that was imported."""
+    writer = repository.begin_backup("shop", started=NOW + timedelta(minutes=minutes), parts=PARTS)
+    feed(writer, two_trees()[0])
+    known = replace(facts(minutes), system_identifier=system, stop_lsn=Lsn(facts().stop_lsn - 100 + minutes))
+    if finished is not None:
+        known = replace(known, finished=finished, details={IMPORTED_FROM: "/backup"})
+    label = writer.commit(known).label
+    repository.end_intents()
+    return label

@@ -21,7 +21,7 @@ from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME, Area, For
 from polarvault.backupset.saved_configuration import configuration_documents
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.basebackup.halves import SERVER_MANIFEST
-from polarvault.errors import PolarvaultError, WalIncomplete
+from polarvault.errors import PolarvaultError, UsageError, WalIncomplete
 from polarvault.exchange.found_files import found_files
 from polarvault.exchange.manifests import TABLESPACE_MAP, Comparison, make_manifest, merge_halves
 from polarvault.exchange.source import FilesBackup, look_at, manifests_beside, refuse_other_names
@@ -31,7 +31,7 @@ from polarvault.pgfiles.manifest import Manifest, ManifestRange
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberKind, has_protocol
 from polarvault.polardb.layout import KeepRules
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.format.record import RecordFacts
+from polarvault.repository.format.record import IMPORTED_FROM, RecordFacts
 from polarvault.repository.index.files import FileKind
 from polarvault.repository.index.root import PartArea
 from polarvault.repository.reading.as_backup import ATTACHED_CONFIGURATION
@@ -88,6 +88,22 @@ def import_backup(request: ImportRequest, repository: Repository, reporter: Back
     return _Import(request, repository, found, reporter).run()
 
 
+def _refuse_older_generation(repository: Repository, cluster: str, found: FilesBackup) -> None:
+    """Refuse a system identifier that would count as later than those that are there, and is not.
+
+    The order of system identifiers is that in which the repository has met them: retention goes by it.
+    """
+    if found.control.system_identifier in repository.generations(cluster):
+        return
+    later = [record for record in repository.records(cluster) if record.facts.finished >= found.ended]
+    if later:
+        raise UsageError(
+            f"{cluster} has backups of a later system identifier than {found.control.system_identifier}: "
+            f"{cluster}@{later[-1].label}",
+            hint=f"import it under a name of its own: polarvault import {cluster}-old {found.path}",
+        )
+
+
 @dataclass(slots=True)
 class _Totals:
     size: int = 0
@@ -109,6 +125,7 @@ class _Import:
     def run(self) -> Imported:
         found, repository, cluster = self._found, self._repository, self._request.cluster
         control = found.control
+        _refuse_older_generation(repository, cluster, found)
         relation_segment_bytes = control.relation_segment_blocks * control.block_size
         repository.ensure_generation(
             cluster,
@@ -335,7 +352,7 @@ class _Import:
             "history": self._history,
             "wal_first": str(Lsn(found.label.start_lsn - found.label.start_lsn % segment)),
             "note": self._request.note,
-            "imported_from": found.path,
+            IMPORTED_FROM: found.path,
         }
         return RecordFacts(
             started=found.began,

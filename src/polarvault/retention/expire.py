@@ -7,7 +7,7 @@ removed goes in the order opposite to that in which it was made: a record first,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +19,7 @@ from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.catalogue.states import KEPT, TOMBSTONE, StateName, standings
 from polarvault.repository.format import names
 from polarvault.repository.format.names import ClusterNames, pack_number
+from polarvault.repository.format.record import IMPORTED_FROM
 from polarvault.repository.reading.refs import read_refs
 from polarvault.retention.plan import StoredPack, WalNeed, is_wal_needed, packs_that_go, used_packs
 from polarvault.retention.policy import Kept, Verdict, judge
@@ -94,8 +95,8 @@ class _Expiry:
 
     def run(self) -> ExpireReport:
         listed = self._catalogue.backups()
-        ranks = self._ranks()
         recorded = self._recorded()
+        ranks = self._ranks(listed, recorded)
         living = [one for one in listed if not one.standing.expired]
         verdicts = judge([_kept(one, ranks, recorded[one.label]) for one in living], self._request.policy, self._now)
         by_label = {verdict.label: verdict for verdict in verdicts}
@@ -151,11 +152,21 @@ class _Expiry:
 
     # What is there
 
-    def _ranks(self) -> dict[int, int]:
-        """Return the order in which the repository has met the system identifiers, by the store's clock."""
-        found = sorted(self._store.list_objects(self._names.generations), key=lambda one: one.modified)
-        words = [one.name.rpartition("/")[2] for one in found]
-        return {int(word): rank for rank, word in enumerate(words) if word.isascii() and word.isdecimal()}
+    def _ranks(self, listed: Sequence[ListedBackup], recorded: Mapping[str, datetime]) -> dict[int, int]:
+        """Return the order in which the repository has met the system identifiers, by the store's clock.
+
+        A generation that was lost and made again is as young as that: the backups of it are older then.
+        """
+        met = {}
+        for one in self._store.list_objects(self._names.generations):
+            word = one.name.rpartition("/")[2]
+            if word.isascii() and word.isdecimal():
+                met[int(word)] = one.modified
+        for backup in listed:
+            identifier = backup.record.facts.system_identifier if backup.record is not None else None
+            if identifier in met:
+                met[identifier] = min(met[identifier], recorded[backup.label])
+        return {identifier: rank for rank, identifier in enumerate(sorted(met, key=met.__getitem__))}
 
     def _recorded(self) -> dict[str, datetime]:
         found = {}
@@ -271,6 +282,9 @@ def _kept(one: ListedBackup, ranks: dict[int, int], recorded: datetime) -> Kept:
     if one.record is not None:
         facts = one.record.facts
         order = (ranks.get(facts.system_identifier, -1), facts.stop_timeline_id, facts.stop_lsn)
+        if facts.details.get(IMPORTED_FROM) is not None:
+            # It is older than its record; how much, only whoever took it can say.
+            recorded = min(recorded, facts.finished)
     return Kept(
         one.label, order, recorded,
         is_good=is_good, why_not_good="" if is_good else one.state, is_pinned=one.standing.pinned,

@@ -13,6 +13,8 @@ from polarvault.repository.format.documents import Fields, encode_json, parse_js
 from polarvault.repository.format.names import check_label
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
+IMPORTED_FROM = "imported_from"
+"""The detail of a backup that was taken by another program, before it came here: the path where it was."""
 
 
 @dataclass(frozen=True, slots=True)
