@@ -84,6 +84,10 @@ def test_damage_in_the_repository_ends_a_drill_with_file_and_block(
         assert "damaged by the same" not in refused.stderr
         assert f"without that damage: polarvault restore shop@{labels[0]} -D DIRECTORY" in refused.stderr
     assert not (workspace / "target").exists()
+    refused = run_polarvault(
+        "restore", "shop", "--repo", repository, "-D", repository / "clusters" / "target", check=False
+    )
+    assert "lie inside one another" in refused.stderr
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from polarvault.storage.occupants import RESTORE_MARK_NAME
 from support.cluster import Cluster
 from support.program import run_polarvault
 
@@ -131,7 +132,10 @@ def test_what_was_there_becomes_the_backup_byte_for_byte(
     assert 0 < done["written_bytes"] < 0.5 * done["compared_bytes"]
     assert done["removed_files"] > 2
     assert {**planned, "compared_bytes": 0} == {**done, "compared_bytes": 0}
-    # Again, and nothing but WAL is left to do.
+    # Again, after one that was cut off before it had made its link; nothing but WAL is left to do.
+    for path in target.glob("pg_tblspc/*"):
+        path.unlink()
+    (Path(f"{target}-far") / RESTORE_MARK_NAME).touch()
     again = json.loads(shop.restore(shop.first, target, "--delta", "--json").stdout)["delta"]
     assert again["written_bytes"] < 100_000
     assert_same(target, fresh)
@@ -139,6 +143,12 @@ def test_what_was_there_becomes_the_backup_byte_for_byte(
     assert restored.hashes() == shop.before
     restored.query("CREATE TABLE since AS SELECT 1")
     restored.stop()
+    archive = target / "archive"
+    archive.mkdir()
+    (archive / "000000010000000000000001").write_bytes(b"somebody keeps it here")
+    refused = shop.restore(shop.second, target, "--delta", "--wal", archive, check=False)
+    assert f'"{archive}" lies in the target' in refused.stderr
+    shutil.rmtree(archive)
     # Now it was a server's, on another timeline; its WAL is nowhere else.
     own = {path.name: path.read_bytes() for path in (target / "pg_wal").glob("00000002????????????????")}
     newer = workspace / "newer"

@@ -194,6 +194,14 @@ def test_what_is_not_certainly_the_stopped_cluster_is_not_touched(
     assert place.content() == before
 
 
+def test_what_the_restore_needs_is_not_removed_by_it(place: Place) -> None:
+    key = place.write("base/key", b"")
+    options = ["--repo", "/elsewhere", "--key-file", str(key)]
+    place.backup.archives[0].fetch_options = lambda: options  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=r"base/key\" lies in the target"):
+        run.prepare(place.request(), Host())
+
+
 def test_a_backup_in_files_has_no_page_sums(place: Place, workspace: Path) -> None:
     directory = MadeBackup().seal().plain(workspace / "backup")
     request = RestoreRequest(str(directory), str(place.target), delta=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from polarvault.backupset.backup import Entry
 from polarvault.backupset.model import CONTROL_NAME, Area, Form
@@ -14,9 +14,10 @@ from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.pgfiles.control import ControlDamage, ControlFile, parse_known_control, system_identifier_of
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.repository.reading.as_backup import BackupInRepository
-from polarvault.restore.delta.own_wal import segments_to_keep
+from polarvault.restore.delta.own_wal import KEPT_DIRECTORY, segments_to_keep
 from polarvault.restore.facts import BackupFacts, Existing, Place
 from polarvault.restore.model import Layout, RestoreRequest
+from polarvault.restore.plan.places import is_within
 from polarvault.restore.plan.routing import Router, is_hidden, router_of
 from polarvault.storage.below import Below
 from polarvault.storage.files import storage_failed
@@ -55,6 +56,7 @@ def examine(
     if layout.data not in occupants:
         return None
     try:
+        _check_sources(request, source, layout, occupants)
         for half in dict.fromkeys((layout.data, layout.local)):
             if half in occupants:
                 _check_half(half, occupants[half], account)
@@ -75,6 +77,23 @@ def examine(
     except OSError as problem:
         raise storage_failed(problem, "look at", problem.filename or layout.local) from problem
     return Existing(frozenset(occupants), growth, kept)
+
+
+def _check_sources(
+    request: RestoreRequest, source: BackupInRepository, layout: Layout, occupied: Container[str]
+) -> None:
+    """Refuse a target in which something lies that the restore needs: it would be removed, as it does not belong."""
+    words = [word for archive in source.archives for word in archive.fetch_options()]
+    needed = [*request.recovery.wal_directories, *(word for word in words if os.path.isabs(word))]
+    kept = os.path.realpath(os.path.join(layout.data, KEPT_DIRECTORY))
+    for path in needed:
+        real = os.path.realpath(path)
+        inside = [root for root in layout.roots if root in occupied and is_within(real, os.path.realpath(root))]
+        if inside and not is_within(real, kept):
+            raise UsageError(
+                f'"{path}" lies in the target "{inside[0]}", where --delta removes what does not belong',
+                hint="copy it to another place, and name that",
+            )
 
 
 def _check_half(path: str, occupant: Occupant, account: Account) -> None:
@@ -137,7 +156,10 @@ def _check_tablespace(
     location = occupant.path
     link = os.path.join(layout.local, "pg_tblspc", str(oid))
     original = next(space.location for space in backup.inventory.tablespaces if space.oid == oid)
-    if not os.path.islink(link) or os.path.realpath(link) != os.path.realpath(location):
+    # An interrupted restore has left its mark before it could make the link.
+    is_begun = occupant.occupancy is Occupancy.CUT_OFF_RESTORE
+    is_linked = os.path.islink(link) and os.path.realpath(link) == os.path.realpath(location)
+    if not (is_linked or is_begun):
         raise not_empty(occupant, tablespace=original)
     if request.tablespace_mapping.get(os.path.normpath(original)) != location:
         raise UsageError(

@@ -164,6 +164,9 @@ def _compared(request: RestoreRequest, backup: BackupFacts, rules: RoleRules, li
 
 
 def _source_paths(source: Backup, inventory: Inventory, host: Host) -> frozenset[str]:
+    if source.form is Form.REPOSITORY:
+        words = [word for archive in source.archives for word in archive.fetch_options()]
+        return frozenset(host.real_path(word) for word in words if os.path.isabs(word) and os.path.isdir(word))
     paths = {source.path, *(part.path for part in source.parts)}
     paths |= {space.copy for space in inventory.tablespaces if space.copy}
     return frozenset(map(host.real_path, paths))
