@@ -57,24 +57,38 @@ class Intent:
         return self.command in KNOWN_COMMANDS
 
     def is_over(self) -> bool:
-        """Tell whether its process ran on this host and is gone."""
-        if self.host != socket.gethostname():
+        """Tell whether its process is known to be gone: it ran here, since this machine was started.
+
+        Two machines may have one name, and two containers one machine: only the very same boot and process namespace
+        tell. After a restart of the machine somebody has to say so.
+        """
+        here, _, start = self.process.rpartition(":")
+        if self.host != socket.gethostname() or not start or here != _this_place():
             return False
         now = process_mark(self.pid)
-        return now is None or (bool(self.process) and now != self.process)
+        return now is None or (bool(now) and now != self.process)
 
 
 def process_mark(pid: int) -> str | None:
     """Return what tells a process that runs from others of its number; None if none runs, "" if nobody can tell."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
-            boot = stream.read().strip()
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
             # The name before may hold anything; the start is the twentieth word behind it (proc(5)).
-            return f"{boot}:{stream.read().rpartition(')')[2].split()[19]}"
+            start = stream.read().rpartition(")")[2].split()[19]
     except FileNotFoundError:
         return None if os.path.isdir("/proc/self") else ""
     except (OSError, IndexError):
+        return ""
+    here = _this_place()
+    return f"{here}:{start}" if here else ""
+
+
+def _this_place() -> str:
+    """Return what tells this boot of this machine, and this namespace of processes, from all others; "" if unknown."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            return f"{stream.read().strip()}:{os.readlink('/proc/self/ns/pid').partition(':')[2].strip('[]')}"
+    except OSError:
         return ""
 
 

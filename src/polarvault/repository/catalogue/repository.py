@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -13,6 +14,7 @@ from polarvault.errors import (
     ObjectDamaged,
     ObjectDiffers,
     ObjectMissing,
+    PolarvaultError,
     RepositoryMismatch,
     RepositoryNewer,
     RepositoryNotFound,
@@ -337,6 +339,9 @@ class Repository:
         from polarvault.repository.writing.parent import Parent
 
         cluster_names = ClusterNames.of(cluster)
+        with suppress(PolarvaultError):
+            # What was killed on this machine is over; where nothing can be removed `repo info` tells of it.
+            self.intents.end_those_that_are_over()
         label = self.new_label(started) if label is None else names.check_label(label)
         leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=set(self.labels(cluster)))
         self._intents.append(
