@@ -10,10 +10,11 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from polarvault.errors import IntegrityError, ObjectMissing
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberEnds, MemberKind, TarEvent
 from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.index.files import FileKind, FileRow
-from polarvault.repository.reading.backup_reader import BackupReader
+from polarvault.repository.reading.backup_reader import BackupReader, Extent, unreadable
 
 _BLOCK_BYTES = 4 << 20
 # Blocks that are read, or wait to be taken: at most 64 MiB.
@@ -60,7 +61,10 @@ class StoredFiles:
             if bundle is not None:
                 self._bundles.move_to_end(row.bundle)
         if bundle is None:
-            bundle = self._reader.chunks.read(row.bundle)
+            try:
+                bundle = self._reader.chunks.read(row.bundle)
+            except (IntegrityError, ObjectMissing) as problem:
+                raise unreadable(row, Extent(row, 0, row.offset, row.size), row.bundle, problem) from problem
             with self._lock:
                 self._bundles[row.bundle] = bundle
                 while len(self._bundles) > _KEPT_BUNDLES:

@@ -63,7 +63,8 @@ def checked_text(found: RepositoryCheck, *, read_data: bool) -> Iterator[str]:
         )
     if found.unused:
         yield f"{found.unused} packs belong to no backup; the next one goes on with them, or expire removes them"
-    verdict = f"{len(found.problems)} problems" if found.problems else "nothing is wrong"
+    count = len(found.problems)
+    verdict = f"{count} problem{'s' * (count != 1)}" if count else "nothing is wrong"
     how = "" if read_data else "; packs and WAL were only looked for, --read-data reads them"
     yield f"{verdict}: {found.objects} objects, {format_bytes(found.read_bytes)} read{how}"
 

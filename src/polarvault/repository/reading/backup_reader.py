@@ -86,14 +86,14 @@ class BackupReader:
                 yield row
 
     def read(self, row: FileRow, offset: int, length: int) -> bytes:
-        """Return bytes of a file; those behind its end are not there."""
+        """Return bytes of a file; those behind its end are not there. ObjectDamaged names file and block."""
         end = min(offset + length, row.size)
         if offset >= end:
             return b""
         result = bytearray(end - offset)
         extents = self._extents(row, offset, end)
         for run in runs(list(extents)):
-            for chunk, raw in self.chunks.read_run(run):
+            for chunk, raw in _read_run(self, run, extents):
                 for extent in extents[chunk]:
                     first, last = max(extent.file_offset, offset), min(extent.file_offset + extent.length, end)
                     if first < last:
