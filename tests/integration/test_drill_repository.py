@@ -77,7 +77,7 @@ def test_damage_in_the_repository_ends_a_drill_with_file_and_block(
         # Only a restore says what else is concerned: a drill is about the one.
         refused = run_polarvault(*words, check=False)
         assert refused.returncode == 3
-        assert f"damaged by the same are shop@{labels[2]}, shop@{labels[0]}" in refused.stderr
+        assert f"damaged by the same are shop@{labels[2]}, shop@{labels[0]}" in refused.stderr, labels
     with damaged_pack(repository, labels[1]):
         refused = run_polarvault(*words, check=False)
         assert refused.returncode == 3

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from polarvault.backupset.backup import Concerned
 from polarvault.config.model import RepositoryConfiguration
-from polarvault.errors import IntegrityError, ObjectDamaged, UsageError
+from polarvault.errors import IntegrityError, ObjectDamaged, PolarvaultError, UsageError
 from polarvault.repository.catalogue.opening import OpenedRepository
 from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.reading.as_backup import BackupInRepository
@@ -59,11 +60,23 @@ class RepositoryShelf:
             return None
         repository, label = self._opened.repository, word.partition("@")[2]
         lost = backups_with(repository, self.cluster, {problem.chunk}, but=label)
-        labels = [one for one in repository.living_labels(self.cluster) if one < label and one not in lost]
-        return Concerned(self._words(lost), self._words(labels))
-
-    def _words(self, labels: Sequence[str]) -> list[str]:
-        return [f"{self.cluster}@{label}" for label in reversed(labels)]
+        records = []
+        for living in repository.living_labels(self.cluster):
+            # One whose record is damaged as well is none to name.
+            with suppress(PolarvaultError):
+                records.append(repository.record(self.cluster, living))
+        records.sort(key=lambda one: one.facts.start_lsn, reverse=True)
+        own = next((one.facts for one in records if one.label == label), None)
+        # By LSN: labels are a clock's, and of two in one second the order is chance.
+        older = [
+            one.label for one in records
+            if own is not None and one.facts.system_identifier == own.system_identifier
+            and one.facts.start_lsn < own.start_lsn
+        ]  # fmt: skip
+        return Concerned(
+            [f"{self.cluster}@{one.label}" for one in records if one.label in lost],
+            [f"{self.cluster}@{one}" for one in older if one not in lost],
+        )
 
     def _archive(self, system_identifier: int) -> RepositoryWalSource:
         if system_identifier not in self._archives:
