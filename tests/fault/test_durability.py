@@ -31,6 +31,7 @@ from support.system_calls import Fault, prelude, read_trace
 # Calls that no scenario leads through, and why their absence would be noticed all the same, or does not matter.
 ELSEWHERE = {
     "copied_configuration.py commit write_configuration": "a scenario of its own calls it",
+    "export.py export_backup write_configuration": "the same",
     "session.py _stream sync": "asks another thread, which is judged itself",
     "session.py _housekeeping sync": "asks another thread, as above",
     "run.py _make_durable sync": "asks another thread, as above",

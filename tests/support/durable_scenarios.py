@@ -237,6 +237,12 @@ def _taken_backup(worker: Worker, work: Path) -> None:
         server_account().own(path)
 
 
+def _stored_backup(worker: Worker, work: Path) -> None:
+    """A repository with one backup."""
+    LocalStore.make_root(str(work / "repository"))
+    back_up_made(new_repository(WriteOnce(LocalStore(str(work / "repository")))), MadeBackup())
+
+
 def _changed_target(worker: Worker, work: Path) -> None:
     """A repository with two backups, and a cluster with its WAL in a place of its own, restored from the first one."""
     root, target = work / "repository", work / "target"
@@ -384,6 +390,11 @@ def scenarios() -> Mapping[str, Scenario]:
         ),
         "restore two halves": Scenario(
             _RESTORE, ("restore", "W/backup", "-D", "W/target", "--polardata", "W/target_shared"), prepare=_halves
+        ),
+        "export": Scenario(
+            replace(_BACKUP, scratch=(".incoming",)),
+            ("export", "shop", "--repo", "W/repository", "-D", "W/a/b/out"),
+            prepare=_stored_backup,
         ),
         "delta restore": Scenario(
             replace(_RESTORE, disarms=os.path.basename(CONTROL_ASIDE_NAME), scratch=(".incoming",)),
