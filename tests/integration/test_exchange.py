@@ -208,6 +208,29 @@ def test_a_backup_in_the_layout_of_barman_is_imported_with_the_wal_of_its_archiv
     assert "--wal DIR" in refused.stderr
 
 
+def test_tablespaces_inside_of_the_data_directory_go_in_and_out(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(18, settings={"allow_in_place_tablespaces": "on"})
+    cluster.query("CREATE TABLESPACE inside LOCATION ''")
+    cluster.query("CREATE TABLE in_it TABLESPACE inside AS SELECT n FROM generate_series(1, 5000) n")
+    shop = Shop(cluster, workspace)
+    before = cluster.hashes()
+    stock = stock_backup(shop, workspace / "stock", "-T", f"{shop.space}={workspace / 'far'}")
+    shop.run("import", "shop", stock)
+    out, tars = workspace / "out", workspace / "tars"
+    shop.run("export", "shop", "-D", out, "-T", f"{workspace / 'far'}={workspace / 'far1'}")
+    assert "successfully verified" in shop.stock_verify(out)
+    # As the server sent it: with an archive of its own.
+    shop.run("export", f"shop@{shop.labels[1]}", "-D", tars, "-Ft")
+    assert "successfully verified" in shop.stock_verify(tars, "-n")
+    copy = shop.started(out, mapping=("-T", f"{workspace / 'far1'}={workspace / 'far-of-copy'}"))
+    try:
+        assert copy.hashes() == before
+    finally:
+        copy.stop("immediate")
+
+
 def test_what_is_no_whole_backup_is_refused_and_nothing_is_recorded(
     make_cluster: Callable[..., Cluster], workspace: Path
 ) -> None:

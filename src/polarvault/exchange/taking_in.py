@@ -134,7 +134,8 @@ class _Import:
                 relation_segment_bytes, control.has_data_checksums,
             ),
         )  # fmt: skip
-        self._write_wal(repository.wal(cluster, control.system_identifier, control.wal_segment_size))
+        self._wal = repository.wal(cluster, control.system_identifier, control.wal_segment_size)
+        self._write_wal(self._wal)
         state = ServerState(
             control.system_identifier, found.label.timeline_id, found.label.start_lsn, self._history,
             control.has_data_checksums, relation_segment_bytes,
@@ -167,7 +168,8 @@ class _Import:
         self._write_files(writer)
         local = [part.area for part in self._found.parts].index(PartArea.LOCAL)
         for part in self._found.parts:
-            if part.area is PartArea.TABLESPACE:
+            # One inside of the data directory (allow_in_place_tablespaces) has no link.
+            if part.area is PartArea.TABLESPACE and part.location.startswith("/"):
                 link, path = part.location.encode("utf-8", "surrogateescape"), b"pg_tblspc/%d" % part.oid
                 writer.begin(backup_writer.Member(local, path, FileKind.SYMLINK, mode=0o777, link=link))
                 writer.end()
@@ -176,6 +178,11 @@ class _Import:
         saved = self._found.files.saved_configuration()
         for name, content in (configuration_documents(saved) if saved is not None else {}).items():
             writer.attach(f"{ATTACHED_CONFIGURATION}/{name}", [content])
+        # An expire with a short safety time may have removed what no record needed yet.
+        found = self._found
+        missing = next(self._wal.missing(found.stop_timeline_id, found.label.start_lsn, found.stop_lsn), None)
+        if missing is not None:
+            raise WalIncomplete(f"the WAL from {missing[0]} on was removed meanwhile", hint="import the backup again")
         return writer.commit(self._facts(parent, relation_segment_bytes))
 
     # Files
