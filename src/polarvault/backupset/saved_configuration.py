@@ -76,9 +76,8 @@ def write_configuration(directory: str, saved: SavedConfiguration, *, sync: bool
                 below.make_parents(name, 0o700, sync=sync)
                 below.write(name, content, 0o600, sync=sync)
                 if sync:
+                    # The index comes last, and lies in the directory itself: with its name all names there are durable.
                     below.sync_parent(name)
-            if sync:
-                below.sync_directory()
     except OSError as problem:
         raise storage_failed(problem, "write the configuration into", directory) from problem
 
