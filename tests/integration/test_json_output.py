@@ -335,7 +335,7 @@ def test_every_field_that_the_program_can_print_is_on_the_page_and_no_other() ->
             if isinstance(node, ast.FunctionDef) and re.search(r"_json\Z|_fields\Z|\Aenvelope\Z", node.name):
                 printed |= set(literal_keys(node))
     # Given as arguments where they are known.
-    printed |= {"planned_only", "data_directory", "backup", "slot", "directory", "target"}
+    printed |= {"planned_only", "data_directory", "backup", "slot", "directory", "target", "text"}
     on_page = {name.rpartition(".")[2].removesuffix("[]") for names in FIELDS.values() for name in names}
     assert printed - on_page == set()
     assert on_page - printed == set()
