@@ -49,7 +49,14 @@ def test_the_demo_compares_every_table_and_prints_its_commands(bindir: str) -> N
         "restore",
         "restore",
         "drill",
+        "repo",
+        "backup",
+        "backup",
+        "list",
+        "restore",
+        "expire",
     ]
+    assert "it cost what had changed, and everything came back" in told
     assert "backup successfully verified" in told
     assert "balances.sql: returned true" in told
     assert "every account is back" in told
