@@ -330,7 +330,7 @@ def literal_keys(node: ast.AST) -> Iterator[str]:
 def test_every_field_that_the_program_can_print_is_on_the_page_and_no_other() -> None:
     """Those that no run above has printed, too: by their last words, from the source."""
     printed: set[str] = set()
-    for path in sorted((ROOT / "src/polarvault/report").glob("*.py")):
+    for path in sorted((ROOT / "src/polarvault/report").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and re.search(r"_json\Z|_fields\Z|\Aenvelope\Z", node.name):
                 printed |= set(literal_keys(node))

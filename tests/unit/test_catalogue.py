@@ -6,7 +6,7 @@ import subprocess
 import sys
 from datetime import timedelta
 
-from polarvault.report.catalogue import listed_json, listed_text
+from polarvault.report.repository.catalogue import listed_json, listed_text
 from polarvault.repository.catalogue.listing import Catalogue
 from polarvault.repository.catalogue.repository import Generation
 from polarvault.repository.catalogue.states import (
@@ -130,7 +130,7 @@ def test_a_record_that_cannot_be_read_is_listed_and_said() -> None:
 
 def test_the_list_loads_nothing_that_takes_long() -> None:
     code = (
-        "import sys; import polarvault.cli.commands.list, polarvault.report.catalogue, "
+        "import sys; import polarvault.cli.commands.repository.list, polarvault.report.repository.catalogue, "
         "polarvault.repository.catalogue.listing, polarvault.repository.catalogue.opening; "
         "print([m for m in ('numpy', 'rich', 'obstore', 'psycopg', 'llvmlite', 'blake3') if m in sys.modules])"
     )

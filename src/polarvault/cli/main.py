@@ -40,6 +40,9 @@ _COMMANDS = {
     "drill": "Prove that a backup restores, by restoring it.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }
+# Modules in `commands/repository`; the marks share one.
+_MARKS = ("pin", "unpin", "note")
+_IN_REPOSITORY = frozenset({"backup", "list", "show", "verify", "expire", "export", "import", "repo"})
 # These promise the exit status of the tools that they replace: 1 for every failure.
 DROP_IN = {"basebackup", "receivewal", "verifybackup"}
 # Ids of what has no class of ours: who must act, what it means, what to do.
@@ -54,7 +57,7 @@ OTHER_ERRORS = {
 
 
 class LazyCommands(click.Group):
-    """A group whose commands live in modules of the same name in `commands`."""
+    """A group whose commands live in modules of the same name in `commands`, or `commands/repository`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the table."""
@@ -64,7 +67,12 @@ class LazyCommands(click.Group):
         """Import the command's module."""
         if cmd_name not in _COMMANDS:
             return None
-        found: click.Command = importlib.import_module(f"polarvault.cli.commands.{cmd_name}").command
+        place, attribute = cmd_name, "command"
+        if cmd_name in _MARKS:
+            place, attribute = "repository.marks", cmd_name
+        elif cmd_name in _IN_REPOSITORY:
+            place = f"repository.{cmd_name}"
+        found: click.Command = getattr(importlib.import_module(f"polarvault.cli.commands.{place}"), attribute)
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -40,7 +40,7 @@ def command(
     from polarvault.exchange.taking_in import ImportRequest, import_backup
     from polarvault.model.lsn import Lsn
     from polarvault.report.events import BackupEvents
-    from polarvault.report.exchange import imported_json, imported_text
+    from polarvault.report.repository.exchange import imported_json, imported_text
     from polarvault.report.taking import TextReporter
     from polarvault.repository.format.names import check_word
 

@@ -58,7 +58,7 @@ def command(
                 found.append(_verified(repository, cluster, one, part, jobs))
     output = current_output()
     if output is not None:
-        from polarvault.report.stored import verified_json
+        from polarvault.report.repository.stored import verified_json
 
         output.add(verified=[verified_json(one) for one in found])
     elif not found:
@@ -84,7 +84,7 @@ def _labels(
 
 
 def _verified(repository: Repository, cluster: str, label: str, part: float, jobs: int) -> VerifiedBackup:
-    from polarvault.report.stored import verified_text
+    from polarvault.report.repository.stored import verified_text
     from polarvault.repository.catalogue.reading import reading
     from polarvault.verify.stored.backup import verify_stored
 

@@ -44,7 +44,7 @@ def command(
     """
     from polarvault.exchange.export import ExportRequest, export_backup
     from polarvault.report.events import BackupEvents
-    from polarvault.report.exchange import exported_json, exported_text
+    from polarvault.report.repository.exchange import exported_json, exported_text
     from polarvault.report.taking import TextReporter
     from polarvault.repository.catalogue.intents import EXPORT
     from polarvault.repository.catalogue.reading import reading

@@ -60,8 +60,8 @@ def command(
     from polarvault.backup.take import take_backup
     from polarvault.config.choice import choose_repositories
     from polarvault.config.model import ClusterConfiguration
-    from polarvault.report.backup import taken_json, taken_text
     from polarvault.report.events import BackupEvents
+    from polarvault.report.repository.backup import taken_json, taken_text
     from polarvault.report.taking import TextReporter
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.repository.format.names import check_word

@@ -23,7 +23,7 @@ def command(cluster: str | None, *, expired: bool, **options: Any) -> None:
     takes in the repository. RESTORABLE UNTIL: up to which LSN the WAL behind the backup leads without a gap, and on
     which timeline.
     """
-    from polarvault.report.catalogue import listed_json, listed_text
+    from polarvault.report.repository.catalogue import listed_json, listed_text
     from polarvault.repository.catalogue.listing import Catalogue
 
     choice = RepositoryChoice.of(**options)

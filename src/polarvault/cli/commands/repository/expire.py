@@ -47,7 +47,7 @@ def command(
     import os
 
     from polarvault.config.model import Retention
-    from polarvault.report.retention import expired_json, expired_text
+    from polarvault.report.repository.retention import expired_json, expired_text
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.retention.expire import ExpireRequest, expire
 

@@ -19,7 +19,7 @@ from polarvault.errors import RepositoryNotFound
 @json_option
 def command(backup: str, *, files: bool, **options: Any) -> None:
     """Show everything about a backup: the last one of a cluster, or the one whose label begins so."""
-    from polarvault.report.catalogue import file_lines, shown_json, shown_text
+    from polarvault.report.repository.catalogue import file_lines, shown_json, shown_text
     from polarvault.repository.catalogue.listing import Catalogue
     from polarvault.repository.format.names import ClusterNames
     from polarvault.repository.reading.refs import read_refs

@@ -44,7 +44,7 @@ def init(
     POLARVAULT_PASSPHRASE. Keep it, or the key file, where you will find it when this machine is gone: without it
     nothing in the repository can be read.
     """
-    from polarvault.report.repository import made_json, made_text
+    from polarvault.report.repository.places import made_json, made_text
     from polarvault.repository.catalogue.opening import make_repository
 
     chosen = chosen_repository(repo=_once(repository, repo), **options)
@@ -88,7 +88,7 @@ def _new_key_file(path: str) -> Secret:
 @json_option
 def info(repository: str | None, *, repo: str | None, **options: Any) -> None:
     """Show what a repository holds, and which commands use it now or were killed."""
-    from polarvault.report.repository import summary_json, summary_text
+    from polarvault.report.repository.places import summary_json, summary_text
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.repository.catalogue.summary import read_summary
 
@@ -116,7 +116,7 @@ def key() -> None:
 @json_option
 def list_keys(**options: Any) -> None:
     """Show the names of all keys. It takes none of them, and the secrets themselves are not in the repository."""
-    from polarvault.report.repository import keys_json, keys_text
+    from polarvault.report.repository.places import keys_json, keys_text
     from polarvault.repository.catalogue.opening import read_keys
 
     keys = read_keys(chosen_repository(**options), os.environ)
@@ -142,7 +142,7 @@ def add_key(
 
     The repository is opened with a key that it has already. For servers take key files, which cost no time to open.
     """
-    from polarvault.report.repository import keys_json, keys_text
+    from polarvault.report.repository.places import keys_json, keys_text
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.repository.keys.secrets import read_secret
 
@@ -180,7 +180,7 @@ def remove_key(word: str, **options: Any) -> None:
     Whoever has opened the repository with that key may have kept what it opens, and can go on reading; if a key has
     become known, make a new repository.
     """
-    from polarvault.report.repository import keys_json, keys_text
+    from polarvault.report.repository.places import keys_json, keys_text
     from polarvault.repository.catalogue.opening import open_repository
 
     opened = open_repository(chosen_repository(**options), os.environ)
@@ -208,7 +208,7 @@ def sync(source: str, target: str, *, clusters: tuple[str, ...], jobs: int, conf
     TARGET has expired by its own policy is not copied again.
     """
     from polarvault.config.choice import choose_repository
-    from polarvault.report.repository import copied_json, copied_text
+    from polarvault.report.repository.places import copied_json, copied_text
     from polarvault.repository.copying import copy_repository
     from polarvault.storage.objects.opening import open_store
 
@@ -237,7 +237,7 @@ def check(repository: str | None, *, read_data: bool, repo: str | None, **option
     Without --read-data packs and WAL are only looked for; with it every byte is read and compared with the hash that
     each object ends with. Exit status 0: nothing is wrong.
     """
-    from polarvault.report.stored import checked_json, checked_text
+    from polarvault.report.repository.stored import checked_json, checked_text
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.verify.stored.check import check_repository
 
@@ -261,7 +261,7 @@ def rebuild(repository: str | None, *, repo: str | None, **options: Any) -> int:
     The second say what a cluster is: without them its WAL cannot be read. Records, roots, packs and WAL cannot be made
     again; `repo check` names them and the backups that need them. Exit status 1: something could not be made again.
     """
-    from polarvault.report.stored import rebuilt_json, rebuilt_text
+    from polarvault.report.repository.stored import rebuilt_json, rebuilt_text
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.repository.catalogue.rebuild import rebuild
 
