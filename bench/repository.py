@@ -3,10 +3,11 @@
 usage: python bench/repository.py --pgbackrest FILE [--runs 3] [--incrementals 10] [--scale 150] [--bindir DIR] ...
 
 Cases: full backups; incremental ones, each after ten seconds of pgbench; restores after the first full one and after
-the last incremental. For each: wall time of both, median of the runs, the ratio ours / theirs, and what a backup takes
-in the repository, its index included, WAL apart (ours: packs and the backup's own objects; theirs: its directory below
-backup/). pgBackRest reads the data directory itself, ours gets the data from the server. It runs with process-max 2,
-zst level 1, bundling and block incrementals. Both run as the server's account.
+the last incremental; and restore --delta over a restored directory, after ten more seconds of pgbench. For each: wall
+time of both, median of the runs, the ratio ours / theirs, and what a backup takes in the repository, its index
+included, WAL apart (ours: packs and the backup's own objects; theirs: its directory below backup/). pgBackRest reads
+the data directory itself, ours gets the data from the server. It runs with process-max 2, zst level 1, bundling and
+block incrementals. Both run as the server's account.
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ class Theirs:
         return run(self._account, self.command("backup", f"--type={kind}"), self._place)
 
     def restore(self, target: Path, *options: str) -> float:
-        self._account.make_directory(target)
+        if not target.exists():
+            self._account.make_directory(target)
         command = self.command("restore", f"--pg1-path={target}", "--type=immediate", *options)
         return run(self._account, command, self._place)
 
@@ -168,6 +170,27 @@ def measure_restores(pair: Sequence[Ours | Theirs], place: Path, rounds: int) ->
     return runs
 
 
+def measure_delta(pair: Sequence[Ours | Theirs], server: ThrowawayServer, place: Path) -> list[Measured]:
+    """Restore with each, change a little, back up, and bring the restored directories to the new backup."""
+    runs = [Measured(), Measured()]
+    targets = [place / f"delta{which}" for which in (0, 1)]
+    for one, target in zip(pair, targets, strict=True):
+        one.restore(target)
+    change(server)
+    for one in pair:
+        one.back_up(full=False)
+    for one, target, measured in zip(pair, targets, runs, strict=True):
+        measured.seconds.append(one.restore(target, "--delta"))
+        shutil.rmtree(target)
+    return runs
+
+
+def change(server: ThrowawayServer) -> None:
+    """Run pgbench for ten seconds, at a rate that leaves most of the data alone."""
+    where = ["-h", str(server.directory), "-p", str(server.port), "-U", SUPERUSER]
+    server.run("pgbench", *where, "-T", "10", "-R", "300", "-c", "2", "-n", "postgres", timeout_s=60)
+
+
 def line(name: str, runs: Sequence[Measured], target: float | None, stored_target: float | None = None) -> str:
     """Return a line of the table."""
     ours, theirs = runs
@@ -211,8 +234,7 @@ def main() -> None:
             note("restore of the full", measure_restores(pair, Path(disk), options.runs), 0.7)
             every = [Measured(), Measured()]
             for number in range(options.incrementals):
-                where = ["-h", str(server.directory), "-p", str(server.port), "-U", SUPERUSER]
-                server.run("pgbench", *where, "-T", "10", "-R", "300", "-c", "2", "-n", "postgres", timeout_s=60)
+                change(server)
                 before = [len(one.seconds) for one in every]
                 measure(pair, every, number, full=False)
                 if number in (1, options.incrementals - 1):
@@ -221,9 +243,8 @@ def main() -> None:
                     ]
                     note(f"incremental {number + 1}", last, 1.2, 0.3)
             note(f"all {options.incrementals} incrementals", every, 1.2, 0.3)
-            note(
-                f"restore after {options.incrementals}", measure_restores(pair, Path(disk), options.runs), 0.8
-            )  # fmt: skip
+            note(f"restore after {options.incrementals}", measure_restores(pair, Path(disk), options.runs), 0.8)
+            note("restore --delta", measure_delta(pair, server, Path(disk)), 0.3)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
