@@ -36,4 +36,5 @@ class BackupJob:
             estimate_size=self.estimate_size,
             checkpoint_timeout_s=self.checkpoint_timeout_s,
             refuses_bad_pages=False,
+            server_verifies=False,
         )

@@ -12,8 +12,9 @@ class ServerRequest:
     """The server's part of a backup; field names follow pg_basebackup's long options.
 
     target: where the server itself is to store the backup, None if it is to be sent. max_rate_kb: kB a second.
-    incremental: path of the earlier backup's manifest. refuses_bad_pages: raise ChecksumFailure instead of leaving
-    it to the target what becomes of damaged pages. compression counts here where its location is the server.
+    incremental: path of the earlier backup's manifest. compression counts here where its location is the server.
+    refuses_bad_pages: raise ChecksumFailure instead of leaving it to the target what becomes of damaged pages.
+    server_verifies: the server verifies page checksums as well where they are verified here as they pass.
     """
 
     target: str | None = None
@@ -35,3 +36,4 @@ class ServerRequest:
     status_interval_s: float = 10.0
     checkpoint_timeout_s: float = 60.0
     refuses_bad_pages: bool = True
+    server_verifies: bool = True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from polarvault.errors import ServerError
-from polarvault.pgfiles.pages import PAGE_BYTES, load_kernel
+from polarvault.pgfiles.pages import load_kernel
 from polarvault.pipeline.page_check import PageCheck
 from polarvault.server.base_backup import BackupStart, BaseBackup
 from polarvault.server.connection import Connection, Connector
@@ -27,7 +27,7 @@ from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
 from polarvault.taking.receive import Receiver, name_bad_pages, receive, refuse_bad_pages
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.request import ServerRequest
-from polarvault.taking.server_options import base_backup_options, refuse_impossible
+from polarvault.taking.server_options import base_backup_options, checks_pages, refuse_impossible
 from polarvault.taking.target import BackupTarget
 from polarvault.taking.wal_end import finish_wal
 from polarvault.wire.copy_scanner import DATA_PREFIX_BYTES
@@ -156,11 +156,10 @@ class Taking:
     ) -> tuple[BackupStart, PageCheck | None]:
         """Start the backup and wait for the checkpoint."""
         request, reporter = self._request, self._reporter
-        checks_pages = identity.data_checksums and request.verify_checksums and identity.block_bytes == PAGE_BYTES
-        checks_pages = checks_pages and not identity.is_newer
+        checked = checks_pages(request, identity)
         # Compiling takes 50 ms that the wait for the checkpoint has to spare.
         compiling = threading.Thread(target=load_kernel, name="kernel", daemon=True)
-        if checks_pages:
+        if checked:
             compiling.start()
         reporter.step("initiating base backup, waiting for checkpoint to complete")
         watch = CheckpointWatch(
@@ -172,7 +171,7 @@ class Taking:
             start = backup.start(watch.tick)
         finally:
             watch.close()
-            if checks_pages:
+            if checked:
                 # Neither using the kernel nor leaving the program is safe while the compiler runs.
                 compiling.join()
         reporter.step("checkpoint completed")
@@ -182,7 +181,7 @@ class Taking:
                 "this cluster has user tablespaces, which PolarDB cannot keep on shared storage; they are stored as "
                 "the server sends them"
             )
-        if not checks_pages:
+        if not checked:
             return start, None
         return start, PageCheck(
             start_lsn=start.start_lsn,

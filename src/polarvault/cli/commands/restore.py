@@ -184,7 +184,8 @@ def _run_of_repository(request: RestoreRequest, choice: RepositoryChoice, word: 
     from polarvault.instance.model import Role
 
     refuse_others(request.older, word.cluster)
-    goes_on = request.primary_conninfo is not None or request.role is not Role.PRIMARY
+    # A standby goes on with archived WAL where its primary has none any more; a replica must have no restore_command.
+    goes_on = request.role is Role.STANDBY
     with shelved(choice, word, "restore", request.recovery, goes_on=goes_on) as found:
         request = replace(request, backup=found.backup, shelf=found.shelf, recovery=found.recovery)
         _run(request, plan_only=plan_only)

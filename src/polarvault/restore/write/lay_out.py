@@ -22,12 +22,13 @@ from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router, is_hidden
 from polarvault.restore.write.content_checks import ContentChecks
 from polarvault.storage.copying import copy_content, copy_reading, read_through
-from polarvault.storage.files import storage_failed, write_all
+from polarvault.storage.files import start_writeback, storage_failed, write_all
 from polarvault.storage.waiting import run_bounded
 
 _ZEROS = bytes(1 << 20)
 # Descriptors that one worker holds for files that it goes back to.
 _MOST_OPEN = 32
+_WRITEBACK_BYTES = 64 << 10
 
 Progress = Callable[[int], None]
 
@@ -186,6 +187,9 @@ class _Placing:
                 at = offset
                 while at < offset + len(view):
                     at += os.pwrite(descriptor, view[at - offset :], at)
+                if len(view) >= _WRITEBACK_BYTES:
+                    # What is on its way to the disk already is not waited for at the end.
+                    start_writeback(descriptor, offset, len(view))
             if len(view) == entry.size:
                 self._placed.pop(entry)
                 if descriptor >= 0:
