@@ -32,7 +32,7 @@ from polarvault.repository.reading.refs import UsedPack, read_refs
 from polarvault.storage.objects.store import ObjectStore
 
 # What one share covers at most: small enough that several fit into memory as indexes, large enough to read forward.
-_SHARE_BYTES = TABLE_BYTES
+_SHARE_BYTES = 64 << 20
 _SHARE_ROWS = 4096
 _STREAMED_PIECES = 32
 
@@ -112,16 +112,16 @@ class BackupReader:
             if not wanted(row) or row.kind is not FileKind.FILE or not row.size:
                 continue
             if row.size > _SHARE_BYTES:
-                for table in range(len(row.tables)):
-                    yield Share(self, [row], table)
+                for start in range(0, row.size, _SHARE_BYTES):
+                    yield Share(self, [row], start)
                 continue
             if gathered and (size + row.size > _SHARE_BYTES or len(gathered) == _SHARE_ROWS):
-                yield Share(self, gathered, None)
+                yield Share(self, gathered)
                 gathered, size = [], 0
             gathered.append(row)
             size += row.size
         if gathered:
-            yield Share(self, gathered, None)
+            yield Share(self, gathered)
 
     def stream(self, row: FileRow) -> Iterator[memoryview]:
         """Yield a file's bytes from first to last, at most 8 MiB at a time; for who cannot take them in any order.
@@ -243,12 +243,15 @@ def _cut(raw: memoryview, start: int, length: int, chunk: ChunkRef) -> memoryvie
 
 
 class Share:
-    """Contents of some files, or of one table of a large one, read in the order in which they lie in packs."""
+    """Contents of some files, or of a stretch of a large one, read in the order in which they lie in packs.
 
-    def __init__(self, reader: BackupReader, rows: Sequence[FileRow], table: int | None) -> None:
+    start: where in its file the stretch begins, a multiple of a share's size; a table has a whole number of them.
+    """
+
+    def __init__(self, reader: BackupReader, rows: Sequence[FileRow], start: int = 0) -> None:
         self.rows = rows
         self._reader = reader
-        self._table = table
+        self._start = start
 
     def deliver(self, deliver: Deliver, stop: Callable[[], bool] = lambda: False) -> None:
         """Hand out every byte once. On a damaged chunk raise ObjectDamaged that names the first file and block."""
@@ -257,7 +260,8 @@ class Share:
             if row.bundle is not None:
                 extents.setdefault(row.bundle, []).append(Extent(row, 0, row.offset, row.size))
             else:
-                self._reader.add_table(extents, row, self._table or 0, 0, row.size)
+                end = min(row.size, self._start + _SHARE_BYTES)
+                self._reader.add_table(extents, row, self._start // TABLE_BYTES, self._start, end)
         deliver_extents(self._reader, extents, deliver, stop)
 
 
