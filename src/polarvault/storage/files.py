@@ -41,10 +41,15 @@ def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) 
     )
 
 
+_loaded: list[ctypes.CDLL] = []
+
+
 def _libc() -> ctypes.CDLL:
     import ctypes
 
-    return ctypes.CDLL(None, use_errno=True)
+    if not _loaded:
+        _loaded.append(ctypes.CDLL(None, use_errno=True))
+    return _loaded[0]
 
 
 def start_writeback(descriptor: int, offset: int, length: int) -> None:

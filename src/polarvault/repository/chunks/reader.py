@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from polarvault.errors import ObjectDamaged, ObjectMissing, ObjectTruncated
+from polarvault.errors import IntegrityError, ObjectDamaged, ObjectMissing, ObjectTruncated, PolarvaultError
 from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.envelope import decode
@@ -50,14 +50,36 @@ class ChunkReader:
 
     def read(self, ref: ChunkRef) -> memoryview:
         """Return the raw bytes of a chunk; raise ObjectDamaged that names pack, chunk and offset."""
-        ((_, raw),) = self.read_run([ref])
-        return raw
+        known, (stored,) = self._fetch([ref], [(ref.offset, ref.stored)])
+        return self._raw(self._names.pack(ref.label, ref.pack), known, ref, stored)
 
-    def read_run(self, refs: Sequence[ChunkRef]) -> list[tuple[ChunkRef, memoryview]]:
-        """Return the raw bytes of chunks of one pack, which are fetched together."""
+    def read_run(self, refs: Sequence[ChunkRef]) -> Iterator[tuple[ChunkRef, memoryview | PolarvaultError]]:
+        """Yield the raw bytes of chunks of one pack, or what is wrong with them: IntegrityError, ObjectMissing.
+
+        They are fetched together and decoded when they are asked for, so that the bytes of one are still in the
+        processor's cache when they are used.
+        """
         name = self._names.pack(refs[0].label, refs[0].pack)
-        known, found = self._fetch(refs, [(ref.offset, ref.stored) for ref in refs])
-        return [(ref, self._raw(name, known, ref, stored)) for ref, stored in zip(refs, found, strict=True)]
+        try:
+            known, found = self._fetch(refs, [(ref.offset, ref.stored) for ref in refs])
+        except (IntegrityError, ObjectMissing):
+            # One of them: each for itself tells which.
+            for ref in refs:
+                yield ref, self._read_or_problem(ref)
+            return
+        for ref, stored in zip(refs, found, strict=True):
+            try:
+                raw: memoryview | PolarvaultError = self._raw(name, known, ref, stored)
+            except IntegrityError:
+                # Once more: what was damaged on its way is not damaged where it lies.
+                raw = self._read_or_problem(ref)
+            yield ref, raw
+
+    def _read_or_problem(self, ref: ChunkRef) -> memoryview | PolarvaultError:
+        try:
+            return self.read(ref)
+        except (IntegrityError, ObjectMissing) as problem:
+            return problem
 
     def read_ahead(self, ref: ChunkRef, length: int) -> Window:
         """Return what lies in a pack from a chunk on, to its end if that comes first, for chunks that follow soon."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import zstandard
 
 from polarvault.errors import ObjectDamaged
@@ -28,6 +30,17 @@ class Encoder:
         return unencoded(raw)
 
 
+# A decoder may not be used by two threads at once, and making one takes a tenth of the time of decoding a chunk.
+_OF_THREAD = threading.local()
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    found: zstandard.ZstdDecompressor | None = getattr(_OF_THREAD, "decompressor", None)
+    if found is None:
+        found = _OF_THREAD.decompressor = zstandard.ZstdDecompressor()
+    return found
+
+
 def unencoded(raw: Buffer) -> bytes:
     """Return the envelope's content for what would not become smaller."""
     return b"".join((_RAW, raw))
@@ -49,6 +62,6 @@ def decode(content: Buffer, *, most_bytes: int, what: str) -> memoryview:
         # The decoder allocates what the frame claims, so that it is asked first.
         if parameters.content_size > most_bytes or parameters.window_size > max(most_bytes, limits.ZSTD_WINDOW_BYTES):
             raise ObjectDamaged(f"{what} claims {parameters.content_size} bytes, and at most {most_bytes} are possible")
-        return memoryview(zstandard.ZstdDecompressor().decompress(view[1:], allow_extra_data=False))
+        return memoryview(_decompressor().decompress(view[1:], allow_extra_data=False))
     except zstandard.ZstdError as problem:
         raise ObjectDamaged(f"{what} cannot be decompressed: {problem}") from problem

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _WINDOW_BYTES = 1 << 20
 # Places that are read at the same time: rows, tables and sums of this backup and of those that it builds on.
 _WINDOWS = 8
+# Tables that are kept, because the stretches of a large file ask for theirs again; some 2 MB each.
+_TABLES = 8
 
 
 class IndexReader:
@@ -32,6 +34,7 @@ class IndexReader:
         self._chunks = chunks
         self._lock = threading.Lock()
         self._windows: OrderedDict[tuple[str, int, int], Window] = OrderedDict()
+        self._tables: OrderedDict[ChunkRef, StoredTable] = OrderedDict()
 
     def files(self, chunk: FilesChunk) -> list[FileRow]:
         """Return the rows of a chunk of the table of files."""
@@ -43,6 +46,17 @@ class IndexReader:
 
     def table(self, ref: ChunkRef) -> StoredTable:
         """Return a table, and the whole one that it patches."""
+        with self._lock:
+            found = self._tables.get(ref)
+        if found is None:
+            found = self._read_table(ref)
+            with self._lock:
+                self._tables[ref] = found
+                if len(self._tables) > _TABLES:
+                    self._tables.popitem(last=False)
+        return found
+
+    def _read_table(self, ref: ChunkRef) -> StoredTable:
         parsed = ParsedTable(self._read(ref), _named("table", ref))
         if parsed.below is None:
             whole = parsed.whole()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from polarvault.errors import IntegrityError, ObjectDamaged, ObjectMissing, PolarvaultError
+from polarvault.errors import ObjectDamaged, PolarvaultError
 from polarvault.model import limits
 from polarvault.repository.chunks.reader import ChunkReader, open_pack, runs
 from polarvault.repository.format.chunks import (
@@ -283,14 +283,7 @@ def deliver_extents(
 def _read_run(
     reader: BackupReader, run: Sequence[ChunkRef], extents: Mapping[ChunkRef, Sequence[Extent]]
 ) -> Iterator[tuple[ChunkRef, memoryview]]:
-    try:
-        yield from reader.chunks.read_run(run)
-        return
-    except (IntegrityError, ObjectMissing):
-        pass  # One of them: each for itself tells which.
-    for ref in run:
-        try:
-            raw = reader.chunks.read(ref)
-        except (IntegrityError, ObjectMissing) as problem:
-            raise unreadable(extents[ref][0].row, extents[ref][0], ref, problem) from problem
+    for ref, raw in reader.chunks.read_run(run):
+        if isinstance(raw, PolarvaultError):
+            raise unreadable(extents[ref][0].row, extents[ref][0], ref, raw) from raw
         yield ref, raw

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer
+from polarvault.errors import IntegrityError, ObjectMissing, PolarvaultError, RepositoryNewer
 from polarvault.model import limits
 from polarvault.repository.chunks.reader import runs
 from polarvault.repository.format.chunks import (
@@ -153,16 +153,8 @@ def _verify_table(reader: BackupReader, row: FileRow, number: int, sums: PageSum
 def _read(reader: BackupReader, wanted: dict[ChunkRef, list[Extent]]) -> Iterator[tuple[ChunkRef, memoryview | str]]:
     """Yield the chunks as they lie, each with its raw bytes or with what is wrong with it."""
     for run in runs(list(wanted)):
-        try:
-            yield from reader.chunks.read_run(run)
-        except _WRONG:
-            # One of them: each for itself tells which.
-            for ref in run:
-                try:
-                    raw: memoryview | str = reader.chunks.read(ref)
-                except _WRONG as problem:
-                    raw = problem.message
-                yield ref, raw
+        for ref, raw in reader.chunks.read_run(run):
+            yield ref, raw.message if isinstance(raw, PolarvaultError) else raw
 
 
 def _hash(sums: bytes) -> bytes:

@@ -28,7 +28,9 @@ from polarvault.storage.waiting import run_bounded
 _ZEROS = bytes(1 << 20)
 # Descriptors that one worker holds for files that it goes back to.
 _MOST_OPEN = 32
-_WRITEBACK_BYTES = 64 << 10
+# Blocks are allocated, and the disk is asked, once for so much.
+_WRITEBACK_BYTES = 8 << 20
+_LEAST_WRITEBACK_BYTES = 64 << 10
 
 Progress = Callable[[int], None]
 
@@ -127,7 +129,7 @@ class _Placing:
         self._key: Key = (Area.LOCAL, "")
         self._digest: Digest | None = None
         # Of files whose pieces come in any order: those that were written to last.
-        self._placed: OrderedDict[Entry, int] = OrderedDict()
+        self._placed: OrderedDict[Entry, _PlacedFile] = OrderedDict()
 
     def begin(self, entry: Entry, local: LocalFile | None) -> bool:
         """Make what the entry is; copy a file that is here at once."""
@@ -178,28 +180,20 @@ class _Placing:
     def place(self, entry: Entry, offset: int, view: memoryview) -> None:
         """Write a piece of a file at its place."""
         try:
-            descriptor = self._placed.get(entry)
-            if descriptor is None:
-                descriptor = self._open_placed(entry)
+            placed = self._placed.get(entry)
+            if placed is None:
+                placed = self._open_placed(entry)
             else:
                 self._placed.move_to_end(entry)
-            if descriptor >= 0:
-                at = offset
-                while at < offset + len(view):
-                    at += os.pwrite(descriptor, view[at - offset :], at)
-                if len(view) >= _WRITEBACK_BYTES:
-                    # What is on its way to the disk already is not waited for at the end.
-                    start_writeback(descriptor, offset, len(view))
+            placed.write(offset, view)
             if len(view) == entry.size:
-                self._placed.pop(entry)
-                if descriptor >= 0:
-                    os.close(descriptor)
+                self._placed.pop(entry).close()
         except OSError as problem:
             raise storage_failed(problem, "restore", self._target) from problem
         self._run.advance(len(view))
 
-    def _open_placed(self, entry: Entry) -> int:
-        """Make the file with its whole length; return its descriptor, -1 if it stays behind. Another share may have."""
+    def _open_placed(self, entry: Entry) -> _PlacedFile:
+        """Make the file with its whole length, unless it stays behind. Another share may have made it."""
         run = self._run
         self._target = run.target(entry) or ""
         descriptor = -1
@@ -207,21 +201,20 @@ class _Placing:
             run.make_directory(os.path.dirname(self._target))
             descriptor = run.new_file(self._target, 0)
             os.ftruncate(descriptor, entry.size)
-        self._placed[entry] = descriptor
+        placed = self._placed[entry] = _PlacedFile(descriptor)
         if len(self._placed) > _MOST_OPEN:
-            _, oldest = self._placed.popitem(last=False)
-            if oldest >= 0:
-                os.close(oldest)
-        return descriptor
+            self._placed.popitem(last=False)[1].close()
+        return placed
 
     def close(self) -> None:
         """Close what is open."""
-        descriptors = [self._descriptor, *self._placed.values()]
+        descriptor, placed = self._descriptor, [*self._placed.values()]
         self._descriptor = -1
         self._placed.clear()
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
+        for one in placed:
+            one.close()
 
     def _check_member(self, entry: Entry) -> None:
         self._sparse = os.path.basename(os.path.dirname(self._target)) == "pg_wal"
@@ -256,6 +249,45 @@ class _Placing:
             return False  # Another file system: copied instead, and removed with the rest.
         os.chmod(self._target, self._run.file_mode)
         return True
+
+
+class _PlacedFile:
+    """A file whose pieces come in any order; descriptor: -1 if it stays behind.
+
+    What is on its way to the disk already is not waited for at the end, so that each stretch is sent on when it is
+    long enough, or when another one begins.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._start = self._end = 0
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Write a piece at its place; raise OSError."""
+        if self._descriptor < 0:
+            return
+        end = offset + len(view)
+        at = offset
+        while at < end:
+            at += os.pwrite(self._descriptor, view[at - offset :], at)
+        if offset != self._end:
+            self._send_on()
+            self._start = offset
+        self._end = end
+        if end - self._start >= _WRITEBACK_BYTES:
+            self._send_on()
+
+    def _send_on(self) -> None:
+        if self._end - self._start >= _LEAST_WRITEBACK_BYTES:
+            start_writeback(self._descriptor, self._start, self._end - self._start)
+        self._start = self._end
+
+    def close(self) -> None:
+        """Close it."""
+        if self._descriptor >= 0:
+            self._send_on()
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _write(descriptor: int, views: Sequence[memoryview], *, sparse: bool) -> None:
