@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+import polarvault.repository.reading.difference
 from polarvault.repository.index.files import FileRow
 from polarvault.repository.reading.backup_reader import deliver_extents
 from polarvault.repository.reading.difference import Difference, Found, jobs
@@ -43,7 +44,7 @@ def brought(held: Tree, wanted: Tree, *, rounds: int = 1) -> tuple[Tree, Found]:
     for job in jobs(reader, lambda row: True):
         for row in job.rows:
             content = held.get((row.part, row.path))
-            difference.find(row, job.table, None if content is None else InMemory(content), found)
+            difference.find(row, job.start, None if content is None else InMemory(content), found)
             result[row.part, row.path] = bytearray((content or b"")[: row.size].ljust(row.size, b"\0"))
 
     def put(row: FileRow, offset: int, view: memoryview) -> None:
@@ -101,8 +102,10 @@ def test_a_longer_file_is_compared_up_to_the_size_that_it_is_to_have() -> None:
     assert not found.extents
 
 
+@pytest.mark.parametrize("stretch", [64 << 20, 1 << 20])
 @pytest.mark.parametrize("seed", range(4))
-def test_anything_becomes_the_backup(seed: int) -> None:
+def test_anything_becomes_the_backup(monkeypatch: pytest.MonkeyPatch, seed: int, stretch: int) -> None:
+    monkeypatch.setattr(polarvault.repository.reading.difference, "SHARE_BYTES", stretch)
     chance = random.Random(seed)
     tree, held = tree_of(6), {}
     for key, content in tree.items():

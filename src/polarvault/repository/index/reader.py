@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from polarvault.errors import ObjectDamaged
 from polarvault.repository.chunks.reader import ChunkReader, Window
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
 # With 20 ms for a request, a file of 64 KiB whose table and sums were fetched each for itself would cost 40 ms.
 _WINDOW_BYTES = 1 << 20
 # Places that are read at the same time: rows, tables and sums of this backup and of those that it builds on.
 _WINDOWS = 8
-# Tables that are kept, because the stretches of a large file ask for theirs again; some 2 MB each.
+# Tables, and sums of tables, that are kept, because the stretches of a large file ask for theirs again; some 2 MB each.
 _TABLES = 8
 
 
@@ -34,7 +37,8 @@ class IndexReader:
         self._chunks = chunks
         self._lock = threading.Lock()
         self._windows: OrderedDict[tuple[str, int, int], Window] = OrderedDict()
-        self._tables: OrderedDict[ChunkRef, StoredTable] = OrderedDict()
+        self._tables: _Kept[ChunkRef, StoredTable] = _Kept()
+        self._sums: _Kept[tuple[ChunkRef, ...], NDArray[numpy.uint8]] = _Kept()
 
     def files(self, chunk: FilesChunk) -> list[FileRow]:
         """Return the rows of a chunk of the table of files."""
@@ -46,15 +50,7 @@ class IndexReader:
 
     def table(self, ref: ChunkRef) -> StoredTable:
         """Return a table, and the whole one that it patches."""
-        with self._lock:
-            found = self._tables.get(ref)
-        if found is None:
-            found = self._read_table(ref)
-            with self._lock:
-                self._tables[ref] = found
-                if len(self._tables) > _TABLES:
-                    self._tables.popitem(last=False)
-        return found
+        return self._tables.get(ref, lambda: self._read_table(ref))
 
     def _read_table(self, ref: ChunkRef) -> StoredTable:
         parsed = ParsedTable(self._read(ref), _named("table", ref))
@@ -68,8 +64,13 @@ class IndexReader:
         return StoredTable(ref, parsed.over(whole), parsed.below, whole)
 
     def sums(self, refs: Sequence[ChunkRef], pages: int) -> NDArray[numpy.uint8]:
-        """Return the sums, (pages, 16), of a table."""
-        return parse_sums([(self._read(ref), _named("sums", ref)) for ref in refs], pages)
+        """Return the sums, (pages, 16), of a table; they are shared, and not to be changed."""
+
+        def parsed() -> NDArray[numpy.uint8]:
+            return parse_sums([(self._read(ref), _named("sums", ref)) for ref in refs], pages)
+
+        sums = self._sums.get(tuple(refs), parsed)
+        return sums if len(sums) == pages else parsed()
 
     def _read(self, ref: ChunkRef) -> memoryview:
         """Return a chunk. Small ones lie close to each other in the order in which they are asked for again."""
@@ -90,6 +91,28 @@ class IndexReader:
                 while len(self._windows) > _WINDOWS:
                     self._windows.popitem(last=False)
         return self._chunks.from_window(window, ref)
+
+
+class _Kept(Generic[Key, Value]):
+    """The values that were asked for last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """Return the value of a key; two threads that miss it at the same time both make it."""
+        with self._lock:
+            found = self._values.get(key)
+            if found is not None:
+                self._values.move_to_end(key)
+                return found
+        found = make()
+        with self._lock:
+            self._values[key] = found
+            if len(self._values) > _TABLES:
+                self._values.popitem(last=False)
+        return found
 
 
 def _named(kind: str, ref: ChunkRef) -> str:

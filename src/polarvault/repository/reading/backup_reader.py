@@ -32,7 +32,7 @@ from polarvault.repository.reading.refs import UsedPack, read_refs
 from polarvault.storage.objects.store import ObjectStore
 
 # What one share covers at most: small enough that several fit into memory as indexes, large enough to read forward.
-_SHARE_BYTES = 64 << 20
+SHARE_BYTES = 64 << 20
 _SHARE_ROWS = 4096
 _STREAMED_PIECES = 32
 
@@ -111,11 +111,11 @@ class BackupReader:
         for row in self.rows():
             if not wanted(row) or row.kind is not FileKind.FILE or not row.size:
                 continue
-            if row.size > _SHARE_BYTES:
-                for start in range(0, row.size, _SHARE_BYTES):
+            if row.size > SHARE_BYTES:
+                for start in range(0, row.size, SHARE_BYTES):
                     yield Share(self, [row], start)
                 continue
-            if gathered and (size + row.size > _SHARE_BYTES or len(gathered) == _SHARE_ROWS):
+            if gathered and (size + row.size > SHARE_BYTES or len(gathered) == _SHARE_ROWS):
                 yield Share(self, gathered)
                 gathered, size = [], 0
             gathered.append(row)
@@ -260,7 +260,7 @@ class Share:
             if row.bundle is not None:
                 extents.setdefault(row.bundle, []).append(Extent(row, 0, row.offset, row.size))
             else:
-                end = min(row.size, self._start + _SHARE_BYTES)
+                end = min(row.size, self._start + SHARE_BYTES)
                 self._reader.add_table(extents, row, self._start // TABLE_BYTES, self._start, end)
         deliver_extents(self._reader, extents, deliver, stop)
 

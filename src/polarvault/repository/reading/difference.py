@@ -21,7 +21,7 @@ from polarvault.repository.format.chunks import (
     ChunkRef,
 )
 from polarvault.repository.index.files import FileKind, FileRow
-from polarvault.repository.reading.backup_reader import BackupReader, Extent, add_piece
+from polarvault.repository.reading.backup_reader import SHARE_BYTES, BackupReader, Extent, add_piece
 from polarvault.repository.sums.definition import PageSums
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 # Read and summed at a time; a multiple of a piece.
 _READ_BYTES = 32 * PIECE_BYTES
-_JOB_ROWS = 1024
-_JOB_BYTES = TABLE_BYTES
+_JOB_ROWS = 128
 
 
 class Held(Protocol):
@@ -43,10 +42,15 @@ class Held(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Files whose differences are looked for together: whole ones, or one table of a long one (its number)."""
+    """Files whose differences are looked for together: whole ones, or a stretch of a long one (where it begins)."""
 
     rows: Sequence[FileRow]
-    table: int | None = None
+    start: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many bytes of the backup that is."""
+        return sum(min(row.size - self.start, SHARE_BYTES) for row in self.rows)
 
 
 @dataclass(slots=True)
@@ -74,10 +78,10 @@ def jobs(reader: BackupReader, wanted: Callable[[FileRow], bool]) -> Iterator[Jo
     for row in reader.rows():
         if row.kind is not FileKind.FILE or not wanted(row):
             continue
-        if row.size > _JOB_BYTES:
-            yield from (Job([row], number) for number in range(len(row.tables)))
+        if row.size > SHARE_BYTES:
+            yield from (Job([row], start) for start in range(0, row.size, SHARE_BYTES))
             continue
-        if gathered and (size + row.size > _JOB_BYTES or len(gathered) == _JOB_ROWS):
+        if gathered and (size + row.size > SHARE_BYTES or len(gathered) == _JOB_ROWS):
             yield Job(gathered)
             gathered, size = [], 0
         gathered.append(row)
@@ -93,19 +97,19 @@ class Difference:
         self._reader = reader
         self._sums = PageSums(page_key)
 
-    def find(self, row: FileRow, table: int | None, held: Held | None, into: Found) -> None:
-        """Add what of a file, or of one of its tables, is not as in the backup; held None: the file is not there."""
+    def find(self, row: FileRow, start: int, held: Held | None, into: Found) -> None:
+        """Add what of a file, or of its stretch from start on, is not as in the backup; held None: it is not there."""
         if not row.size:
             return
         if row.bundle is not None:
             if not self._is_same(row, held, into):
                 into.extents.setdefault(row.bundle, []).append(Extent(row, 0, row.offset, row.size))
             return
-        number = table or 0
+        end = min(row.size, start + SHARE_BYTES)
         if held is None:
-            self._reader.add_table(into.extents, row, number, 0, row.size)
+            self._reader.add_table(into.extents, row, start // TABLE_BYTES, start, end)
             return
-        self._compare_table(row, number, held, into)
+        self._compare(row, start, end, held, into)
 
     def _is_same(self, row: FileRow, held: Held | None, into: Found) -> bool:
         if held is None:
@@ -115,21 +119,21 @@ class Difference:
         into.compared_bytes += length
         return length == row.size and blake3(self._sums.of(content).tobytes()).digest(HASH_BYTES) == row.hash
 
-    def _compare_table(self, row: FileRow, number: int, held: Held, into: Found) -> None:
+    def _compare(self, row: FileRow, start: int, end: int, held: Held, into: Found) -> None:
+        number = start // TABLE_BYTES
         first = number * TABLE_BYTES
-        size = min(row.size - first, TABLE_BYTES)
         stored = self._reader.index.table(row.tables[number]).table
         self._reader.check_pieces(row, number, stored)
-        kept = self._reader.index.sums(stored.sums, -(-size // PAGE_BYTES))
-        buffer = memoryview(bytearray(min(size, _READ_BYTES)))
-        for start in range(0, size, _READ_BYTES):
-            wanted = min(_READ_BYTES, size - start)
-            length = held.read(first + start, buffer[:wanted])
+        kept = self._reader.index.sums(stored.sums, -(-min(row.size - first, TABLE_BYTES) // PAGE_BYTES))
+        buffer = memoryview(bytearray(min(end - start, _READ_BYTES)))
+        for offset in range(start, end, _READ_BYTES):
+            wanted = min(_READ_BYTES, end - offset)
+            length = held.read(offset, buffer[:wanted])
             into.compared_bytes += length
-            page = start // PAGE_BYTES
+            page = (offset - first) // PAGE_BYTES
             differing = _differing(self._sums.of(buffer[:length]), kept[page : page + -(-wanted // PAGE_BYTES)])
             for piece, bitmap in differing:
-                slot = start // PIECE_BYTES + piece
+                slot = (offset - first) // PIECE_BYTES + piece
                 add_piece(into.extents, row, first + slot * PIECE_BYTES, stored.pieces[slot], bitmap)
 
 

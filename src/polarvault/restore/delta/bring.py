@@ -71,7 +71,7 @@ class Bringing:
             for row in job.rows:
                 path = self._path(row) or ""
                 with self._files.opened(path, row.size, self._advance) as held:
-                    self._difference.find(row, job.table, held, found)
+                    self._difference.find(row, job.start, held, found)
             self._count(found)
             if self._files.changes:
                 paths: dict[int, str] = {}
@@ -83,7 +83,7 @@ class Bringing:
                     writer.write(path, offset, view)
 
                 deliver_extents(self._source.reader, found.extents, put, self._stop.is_set)
-            self._progress(_size(job) - found.compared_bytes)
+            self._progress(job.size - found.compared_bytes)
         except OSError as problem:
             raise storage_failed(problem, "restore", path) from problem
         finally:
@@ -104,11 +104,3 @@ class Bringing:
                 fetched_bytes=self.counts.fetched_bytes + found.stored_bytes,
                 written_bytes=self.counts.written_bytes + found.differing_bytes,
             )
-
-
-def _size(job: Job) -> int:
-    if job.table is None:
-        return sum(row.size for row in job.rows)
-    from polarvault.repository.format.chunks import TABLE_BYTES
-
-    return min(TABLE_BYTES, job.rows[0].size - job.table * TABLE_BYTES)
