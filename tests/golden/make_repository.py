@@ -10,8 +10,11 @@ from pathlib import Path
 
 import zstandard
 
+from polarvault.config.model import Retention
+from polarvault.retention.expire import ExpireRequest, expire
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.write_once import WriteOnce
+from support.crossing import with_wal
 from support.repositories import PAGE, Tree, back_up, new_repository
 
 
@@ -32,13 +35,19 @@ def golden_trees() -> list[Tree]:
     return [first, second]
 
 
-def main(target: str, *, encrypted: bool) -> None:
-    """Write the objects of the repository into one compressed JSON file."""
+def main(target: str, *, encrypted: bool, compacted: bool) -> None:
+    """Write the objects of the repository into one compressed JSON file. compacted: with one backup and its moves."""
     store = MemoryStore()
     repository = new_repository(WriteOnce(store), seed=42, encrypted=encrypted)
+    if compacted:
+        with_wal(repository)
     first, second = golden_trees()
     full = back_up(repository, first)
     back_up(repository, second, parent=full.label, minutes=1)
+    if compacted:
+        policy = ExpireRequest("shop", Retention(keep=1), safety_s=0, compact_below=0.999)
+        assert expire(repository, policy).compacted.packs
+        assert expire(repository, policy).removed.packs
     objects = {
         one.name: base64.b64encode(store.get(one.name, most_bytes=1 << 26)).decode() for one in store.list_objects()
     }
@@ -46,4 +55,4 @@ def main(target: str, *, encrypted: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], encrypted=len(sys.argv) > 2)
+    main(sys.argv[1], encrypted="encrypted" in sys.argv[2:], compacted="compacted" in sys.argv[2:])

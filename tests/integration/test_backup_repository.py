@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -189,6 +191,17 @@ def test_a_random_workload_comes_back_byte_for_byte(
     # What came later has changed nothing of what was there.
     for label, directory in labels:
         site.assert_same(label, directory)
+    # Nor does it when the older ones are removed, what lives of them is moved, and what is dead goes.
+    for _ in range(2):
+        time.sleep(1.2)  # Longer than the safety time.
+        policy = ["--keep", "2", "--safety-time", "1s", "--compact-below", "95"]
+        done = run_polarvault("expire", "shop", "--repo", site.path, *policy, "--json")
+        (report,) = json.loads(done.stdout)["repositories"]
+        assert report["compacted"]["problem"] == ""
+    assert report["removed"]["packs"]
+    for label, directory in labels[-2:]:
+        site.assert_same(label, directory)
+    assert run_polarvault("repo", "check", site.path, "--read-data", check=False).returncode == 0
     last = site.back_up_twice()[0]
     before = cluster.hashes()
     restored = site.restored(f"shop@{last}", "back")
@@ -223,8 +236,6 @@ def test_each_backup_restores_by_itself_and_what_lies_between_two_needs_archived
 
 
 def _backed_up(site: Site, *options: str) -> dict[str, Any]:
-    import json
-
     done = run_polarvault(
         "backup", "shop", "--repo", site.path, "-d", site.cluster.conninfo(), "--json", *options
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,21 +21,12 @@ from polarvault.repository.reading.verify import verify_backup, verify_objects
 from polarvault.retention.expire import ExpireReport, ExpireRequest, expire
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.write_once import WriteOnce
+from support.crossing import SEGMENT, SYSTEM, crossed, with_wal
 from support.faulty_store import Failure, Fault, FaultyStore, Request
 from support.repositories import NOW, PARTS, Tree, back_up, facts, feed, new_repository, reopened, restore, two_trees
 
-SEGMENT = 16 << 20
-SYSTEM = facts().system_identifier
 KEEP_ONE = ExpireRequest("shop", Retention(keep=1), safety_s=0)
-
-
-def with_wal(repository: Repository) -> Repository:
-    """Add the WAL that all backups of these tests need, and some from before."""
-    repository.ensure_generation("shop", Generation(SYSTEM, 180000, False, SEGMENT, 1 << 30, True))
-    wal = repository.wal("shop", SYSTEM, SEGMENT)
-    for at in range(0, facts().stop_lsn + SEGMENT, SEGMENT):
-        wal.put_range(1, at, bytes(100) if at == 0 else bytes(SEGMENT))
-    return repository
+WITHOUT_COMPACTION = replace(KEEP_ONE, compact_below=0)
 
 
 def trees(count: int) -> list[Tree]:
@@ -86,7 +76,7 @@ def test_what_no_backup_uses_goes_and_the_rest_stays_whole(encrypted: bool) -> N
     dry = expire(repository, ExpireRequest("shop", Retention(keep=1), dry_run=True, safety_s=0))
     assert packs(repository) == before
     assert [verdict.is_kept for _, verdict in dry.backups] == [False, False, True]
-    report = expire(repository, KEEP_ONE)
+    report = expire(repository, WITHOUT_COMPACTION)
     assert [verdict.reasons for _, verdict in report.backups] == [verdict.reasons for _, verdict in dry.backups]
     assert (report.removed.backups, report.removed.packs) == (dry.removed.backups, dry.removed.packs)
     assert report.removed.backups == 2
@@ -97,7 +87,7 @@ def test_what_no_backup_uses_goes_and_the_rest_stays_whole(encrypted: bool) -> N
     assert_sound(repository)
     # Nothing more goes; of what is gone the tombstones are left.
     States(repository, "shop").add(made[1][0], PIN, now=NOW)
-    again = expire(repository, KEEP_ONE)
+    again = expire(repository, WITHOUT_COMPACTION)
     assert {one.name.rpartition("-")[2] for one in repository.store.list_objects("clusters/shop/states")} <= {
         "tombstone", *(["pin"] if any(made[1][0] in name for name in packs(repository)) else [])
     }  # fmt: skip
@@ -221,67 +211,13 @@ def _requests_of_expire() -> int:
     return len(store.requests)
 
 
-class Turns:
-    """Lets two threads work at a store in turns: each may do so many requests, then it is the other's turn."""
-
-    def __init__(self, turns: list[tuple[str, int]]) -> None:
-        self._turns = turns
-        self._left = turns[0][1]
-        self._ended: set[str] = set()
-        self._changed = threading.Condition()
-
-    def hook(self, who: str) -> Callable[[Request], None]:
-        def wait(request: Request) -> None:
-            if request.moment == "after" or request.operation == "next":
-                return
-            with self._changed:
-                while not self._may(who):
-                    assert self._changed.wait(20), "nobody goes on"
-                self._left -= 1
-                self._changed.notify_all()
-
-        return wait
-
-    def _may(self, who: str) -> bool:
-        while self._turns and (self._left == 0 or self._turns[0][0] in self._ended):
-            self._turns.pop(0)
-            self._left = self._turns[0][1] if self._turns else 0
-        return not self._turns or self._turns[0][0] == who
-
-    def end(self, who: str) -> None:
-        with self._changed:
-            self._ended.add(who)
-            self._changed.notify_all()
-
-
 def together(turns: list[tuple[str, int]], jobs: dict[str, Callable[[Repository], object]], seed: int) -> Repository:
     """Run jobs at the same repository, in turns; return it, opened without them."""
     inner = WriteOnce(MemoryStore())
     plain = with_wal(new_repository(inner, seed=seed))
     chain(plain)
-    order = Turns(turns)
-    # Opening a repository changes nothing: it is not what is interleaved.
-    opened = {who: Repository.open(inner) for who in jobs}
-    for who, repository in opened.items():
-        store = FaultyStore(inner, hook=order.hook(who))
-        opened[who] = Repository(store, repository.codec, repository.page_key, new_randomness(seed, who))
-
-    def run(who: str) -> object:
-        try:
-            return jobs[who](opened[who])
-        finally:
-            order.end(who)
-
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        for future in [pool.submit(run, who) for who in jobs]:
-            future.result()
+    crossed(inner, turns, jobs, seed)
     return plain
-
-
-def new_randomness(seed: int, who: str) -> Callable[[int], bytes]:
-    import random
-
-    return random.Random(f"{seed}{who}").randbytes
 
 
 def a_backup(repository: Repository) -> str:

@@ -150,7 +150,7 @@ def test_what_a_killed_backup_left_is_adopted_and_needs_no_record() -> None:
     assert outcome.counts.adopted_bytes >= 60 << 20
     assert outcome.counts.stored_bytes < 22 << 20
     assert restore(repository, outcome.label) == tree
-    used = read_refs(repository.store, repository.codec, ClusterNames("shop"), outcome.label)
+    used = read_refs(repository.store, repository.codec, ClusterNames("shop"), outcome.label).packs
     assert {pack.label for pack in used} == {killed.label, outcome.label}
 
 
@@ -186,7 +186,7 @@ def test_distrusted_chunks_are_stored_anew() -> None:
     feed(writer, tree)
     outcome = writer.commit(facts(3))
     assert outcome.counts.new_bytes == sum(map(len, tree.values()))
-    used = read_refs(repository.store, repository.codec, ClusterNames("shop"), outcome.label)
+    used = read_refs(repository.store, repository.codec, ClusterNames("shop"), outcome.label).packs
     data = {pack.label for pack in used if pack.digest is None}
     assert data <= {full.label}
     assert restore(repository, outcome.label) == tree

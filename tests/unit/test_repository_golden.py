@@ -48,3 +48,17 @@ def test_a_repository_of_format_1_is_read_verified_and_continued(name: str) -> N
     more = back_up(repository, tree, parent=labels[1], minutes=2)
     assert more.counts.new_bytes == 0, "page sums are no longer what they were"
     assert restore(repository, more.label) == tree
+
+
+@pytest.mark.parametrize("name", ["repository-1-compacted-plain.json.zst", "repository-1-compacted-encrypted.json.zst"])
+def test_what_compaction_has_moved_is_found(name: str) -> None:
+    golden_trees: Callable[[], list[Tree]] = runpy.run_path(str(GOLDEN / "make_repository.py"))["golden_trees"]
+    repository = load(name)
+    (label,) = repository.labels("shop")
+    tree = golden_trees()[1]
+    assert [one.name for one in repository.store.list_objects("moves")]
+    assert restore(repository, label) == tree
+    assert list(verify_objects(repository.store, repository.codec, ClusterNames("shop"), label)) == []
+    more = back_up(repository, tree, parent=label, minutes=2)
+    assert more.counts.new_bytes == 0
+    assert restore(repository, more.label) == tree

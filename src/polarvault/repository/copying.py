@@ -7,7 +7,7 @@ has expired by its own policy is not copied again, and neither is WAL from befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.repository.format import documents, frame, names
 from polarvault.repository.format.documents import Fields
 from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.moves.packs import Followed, Moves, PackName, known_moves, parse_moves
 from polarvault.storage.objects.model import StoredObject
 from polarvault.storage.objects.store import ObjectStore
 
@@ -101,6 +102,7 @@ class _Copying:
 
     def _copy_cluster(self, cluster: ClusterNames) -> None:
         self._copy(self._missing(cluster.generations))
+        moves, uncopied = self._copy_moves(cluster)
         expired = {
             one.name.split("/")[-2]
             for one in self._target.list_objects(cluster.states)
@@ -113,7 +115,7 @@ class _Copying:
         }
         here, there = self._recorded(self._source, cluster), self._recorded(self._target, cluster)
         for label in sorted(here - there - expired - gone):
-            self._copy_backup(cluster, label)
+            self._copy_backup(cluster, label, moves, uncopied)
         self._copy_wal(cluster)
         states = [name for name in self._missing(cluster.states) if name.endswith(_COPIED_STATES)]
         self._copy(states)
@@ -122,15 +124,55 @@ class _Copying:
         words = [one.name.split("/") for one in store.list_objects(cluster.backups)]
         return {word[-2] for word in words if word[-1] == "record" and names.is_label(word[-2])}
 
-    def _copy_backup(self, cluster: ClusterNames, label: str) -> None:
+    def _copy_moves(self, cluster: ClusterNames) -> tuple[list[Moves], frozenset[PackName]]:
+        """Copy what compaction has moved, and where; return the moves, and the old packs of those that did not come.
+
+        The last ones first: what they lead to is there before what leads to them.
+        """
+        found, uncopied = [], set[PackName]()
+        for stored in self._source.list_objects(names.MOVES):
+            try:
+                clear = _clear_part(stored.name, self._source.get(stored.name, most_bytes=limits.ROOT_BYTES))
+                one = parse_moves(stored.name.rpartition("/")[2], stored.modified, clear, f'"{stored.name}"')
+            except ObjectMissing:
+                continue
+            except _WRONG as problem:
+                self._report.problems.append(problem.message)
+                continue
+            if one.cluster == cluster.cluster:
+                found.append(one)
+        if not found:
+            return [], frozenset()
+        here = {one.name for one in self._source.list_objects(cluster.all_packs)}
+        there = {one.name for one in self._target.list_objects(cluster.all_packs)}
+        known = {one.name for one in self._target.list_objects(names.MOVES)}
+        for one in sorted(found, key=lambda one: one.modified, reverse=True):
+            name = f"{names.MOVES}/{one.id}"
+            if name in known:
+                continue
+            # Of what was moved once more the packs in between may be gone.
+            targets = {cluster.pack(*target) for of in one.packs.values() for target in of}
+            if uncopied or not self._copy(sorted(targets & here - there)) or not self._copy([name]):
+                uncopied.update(one.packs)
+        return found, frozenset(uncopied)
+
+    def _copy_backup(
+        self, cluster: ClusterNames, label: str, moves: Sequence[Moves], uncopied: frozenset[PackName]
+    ) -> None:
         """Copy one backup; of one that cannot be whole there nothing is recorded."""
         before = len(self._report.problems)
         self._tell(f"copying {cluster.cluster}@{label}")
         try:
-            packs = list(self._packs_of(cluster, label))
+            named, known = self._packs_of(cluster, label)
         except _WRONG as problem:
             self._report.problems.append(f"{cluster.cluster}@{label} is not copied: {problem.message}")
             return
+        if uncopied.intersection(named):
+            self._report.problems.append(f"{cluster.cluster}@{label} is not copied: what was moved is not known")
+            return
+        here = {one.name for one in self._source.list_objects(cluster.all_packs)} if moves else set()
+        followed = Followed(label, known, moves, lambda pack: cluster.pack(*pack) in here)
+        packs = [cluster.pack(*pack) for pack in sorted(followed.needed(named))]
         there = {one.name for one in self._target.list_objects(cluster.all_packs)}
         self._report.present += len(there.intersection(packs))
         self._copy([name for name in packs if name not in there])
@@ -144,12 +186,15 @@ class _Copying:
         if len(self._report.problems) == before and self._copy([cluster.backup(label, "record")]):
             self._report.backups.append(f"{cluster.cluster}@{label}")
 
-    def _packs_of(self, cluster: ClusterNames, label: str) -> Iterator[str]:
+    def _packs_of(self, cluster: ClusterNames, label: str) -> tuple[list[PackName], frozenset[str]]:
+        """Return the packs that a backup names, and the ids of the moves that it knew."""
         name = cluster.backup(label, "refs")
         clear = _clear_part(name, self._source.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES))
+        found = []
         for row in clear.items("packs"):
             fields = Fields(dict(zip(("label", "number"), row if isinstance(row, list) else [], strict=False)), name)
-            yield cluster.pack(names.check_label(fields.text("label")), fields.number("number", most=999_999))
+            found.append((names.check_label(fields.text("label")), fields.number("number", most=999_999)))
+        return found, known_moves(clear)
 
     def _copy_wal(self, cluster: ClusterNames) -> None:
         """Copy WAL from the start of the oldest backup there on, by system identifier."""

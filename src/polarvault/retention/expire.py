@@ -20,23 +20,31 @@ from polarvault.repository.catalogue.states import KEPT, TOMBSTONE, StateName, s
 from polarvault.repository.format import names
 from polarvault.repository.format.names import ClusterNames, pack_number
 from polarvault.repository.format.record import IMPORTED_FROM
-from polarvault.repository.reading.refs import read_refs
-from polarvault.retention.plan import StoredPack, WalNeed, is_wal_needed, packs_that_go, used_packs
+from polarvault.repository.moves.packs import Moves
+from polarvault.repository.moves.reading import FoundMoves, read_moves
+from polarvault.repository.reading.refs import Refs, read_refs
+from polarvault.retention.compact import Compacted, Compaction
+from polarvault.retention.plan import StoredPack, WalNeed, is_wal_needed, packs_that_go, replaced_moves, used_packs
 from polarvault.retention.policy import Kept, Verdict, judge
 
 # A backup's own objects, in the order in which they are removed.
 _PARTS = ("record", "refs", "root", "manifest")
 SAFETY_S = 86_400
+COMPACT_BELOW = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class ExpireRequest:
-    """What is asked for. safety_s: what is younger, by the store's clock, is never removed."""
+    """What is asked for. safety_s: what is younger, by the store's clock, is never removed.
+
+    compact_below: packs of which a smaller part lives are written anew; 0 for none.
+    """
 
     cluster: str
     policy: Retention
     dry_run: bool = False
     safety_s: int = SAFETY_S
+    compact_below: float = COMPACT_BELOW
 
 
 @dataclass(slots=True)
@@ -61,6 +69,7 @@ class ExpireReport:
     backups: Sequence[tuple[ListedBackup, Verdict]]
     removed: Removed
     in_use: Sequence[Intent]
+    compacted: Compacted
 
 
 def expire(repository: Repository, request: ExpireRequest) -> ExpireReport:
@@ -94,8 +103,9 @@ class _Expiry:
         self._removed = Removed()
 
     def run(self) -> ExpireReport:
-        listed = self._catalogue.backups()
         recorded = self._recorded()
+        # Of those that another expire removes at this moment nothing more can be said.
+        listed = [one for one in self._catalogue.backups() if one.label in recorded]
         ranks = self._ranks(listed, recorded)
         living = [one for one in listed if not one.standing.expired]
         verdicts = judge([_kept(one, ranks, recorded[one.label]) for one in living], self._request.policy, self._now)
@@ -106,36 +116,52 @@ class _Expiry:
         going = {one.label for one, verdict in judged if not verdict.is_kept}
         if not self._request.dry_run:
             going -= self._bury(one for one in living if one.label in going)
-        in_use = self._collect(going, judged, ranks)
-        return ExpireReport(self._request, judged, self._removed, in_use)
+        in_use, compacted = self._collect(going, judged, ranks)
+        return ExpireReport(self._request, judged, self._removed, in_use, compacted)
 
     def _collect(
         self, going: Set[str], judged: Sequence[tuple[ListedBackup, Verdict]], ranks: dict[int, int]
-    ) -> list[Intent]:
-        """Remove what nobody uses; return the intents because of which something stays."""
+    ) -> tuple[list[Intent], Compacted]:
+        """Remove what nobody uses; return the intents because of which something stays, and what was compacted."""
         packs = self._packs()
-        orphans = self._orphans(packs)
+        # Packs of a compaction that runs now have its intent, and one that has ended has its moves.
+        orphans = self._orphans(packs) - self._moves().labels
+        known_moves = {one.name for one in self._store.list_objects(names.MOVES)}
         if not self._request.dry_run:
-            for label in sorted(orphans):
+            for label in sorted(orphans - self._repository.expired_labels(self._request.cluster)):
                 self._tombstone(label, "no record was ever written")
+        begun = {one.name.rpartition("/")[2]: one.modified for one in self._repository.intents.stored()}
         intents = [one for one in self._repository.intents.listed() if one.id != self._own]
         intents = [one for one in intents if one.cluster in ("", self._request.cluster)]
+        moves = self._moves()
         refuse_unknown(intents, self._store.address)
         used_labels = frozenset(label for one in intents for label in one.labels)
         # After the intents: a backup that has ended meanwhile has its record.
         kept_labels = {label for label in self._repository.labels(self._request.cluster) if label not in going}
-        refs = {label: self._refs(label) for label in {*kept_labels, *(going & used_labels)}}
+        refs = self._refs_of({*kept_labels, *(going & used_labels)})
         own_refs = {label: self._refs_of_going(label) for label in sorted(going - used_labels)}
         removable = {label for label in own_refs if self._remove_backup(label)}
         # Of one whose record stays, because the store does not let go of it, everything stays.
         refs |= {label: used for label, used in own_refs.items() if label not in removable}
         not_after = self._now - timedelta(seconds=self._request.safety_s)
-        used = used_packs(refs)
-        for pack in packs_that_go(packs, used, used_labels, self._now):
+        others = [begun.get(one.id, self._now) for one in intents]
+
+        def is_settled(one: Moves) -> bool:
+            # Whoever began before it was written may know only what was true until then.
+            was_there = f"{names.MOVES}/{one.id}" in known_moves
+            return was_there and one.modified <= not_after and all(one.modified < begin for begin in others)
+
+        used = used_packs(refs, moves, {(pack.label, pack.number) for pack in packs}, is_settled)
+        if moves.problems:
+            self._removed.refused += moves.problems
+        going_packs = [] if moves.problems else packs_that_go(packs, used, used_labels, self._now)
+        gone: set[StoredPack] = set()
+        for pack in going_packs:
             if pack.modified > not_after:
                 self._removed.young += 1
                 continue
             if self._delete(self._names.pack(pack.label, pack.number)):
+                gone.add(pack)
                 self._removed.packs += 1
                 self._removed.pack_bytes += pack.size_bytes
         needs = [
@@ -148,9 +174,22 @@ class _Expiry:
             self._remove_wal(needs, ranks, not_after)
         if not self._request.dry_run:
             self._forget(not_after)
-        return [one for one in intents if one.labels & (going | orphans)]
+        for old in replaced_moves(moves.moves, refs, is_settled):
+            self._delete(f"{names.MOVES}/{old.id}")
+        compacted = Compacted()
+        if self._request.compact_below and not self._removed.refused:
+            left = [one for one in packs if one not in gone]
+            compaction = Compaction(
+                self._repository, self._request.cluster, left, refs, moves, used_labels, is_settled,
+                self._request.compact_below,
+            )  # fmt: skip
+            compacted = compaction.run(dry_run=self._request.dry_run)
+        return [one for one in intents if one.labels & (going | orphans)], compacted
 
     # What is there
+
+    def _moves(self) -> FoundMoves:
+        return read_moves(self._store, self._repository.codec, self._request.cluster)
 
     def _ranks(self, listed: Sequence[ListedBackup], recorded: Mapping[str, datetime]) -> dict[int, int]:
         """Return the order in which the repository has met the system identifiers, by the store's clock.
@@ -195,22 +234,33 @@ class _Expiry:
         writing = {label for one in self._repository.intents.listed() for label in one.labels}
         return frozenset(labels - writing - set(self._repository.labels(self._request.cluster)))
 
-    def _refs(self, label: str) -> list[tuple[str, int]]:
-        used = read_refs(self._store, self._repository.codec, self._names, label)
-        return [(one.label, one.number) for one in used]
+    def _refs(self, label: str) -> Refs:
+        return read_refs(self._store, self._repository.codec, self._names, label)
 
-    def _refs_of_going(self, label: str) -> list[tuple[str, int]]:
+    def _refs_of(self, labels: Iterable[str]) -> dict[str, Refs]:
+        """Return what backups use, but for those that another expire has removed at the same time."""
+        found = {}
+        for label in labels:
+            try:
+                found[label] = self._refs(label)
+            except ObjectMissing:
+                # A record goes before `refs`.
+                if label in self._repository.labels(self._request.cluster):
+                    raise
+        return found
+
+    def _refs_of_going(self, label: str) -> Refs:
         """Return the same of a backup that goes; nothing if that cannot be read."""
         try:
             return self._refs(label)
         except (IntegrityError, ObjectMissing):
-            return []
+            return Refs([])
 
     def _check_readable(self, kept: Iterable[ListedBackup]) -> None:
         """Raise IntegrityError if it is not known what a backup uses that is kept: then nothing may go."""
         for one in kept:
             try:
-                self._refs(one.label)
+                self._refs_of([one.label])
             except PolarvaultError as problem:
                 raise IntegrityError(
                     f"what {self._request.cluster}@{one.label} uses cannot be read, so that nothing is removed: "

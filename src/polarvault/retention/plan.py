@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
 from polarvault.model.lsn import Lsn
+from polarvault.repository.moves.packs import Moves, PackName
+from polarvault.repository.moves.reading import FoundMoves
+from polarvault.repository.reading.refs import Refs
 from polarvault.repository.wal.ranges import StoredRange
-
-PackName = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,25 @@ def is_wal_needed(one: StoredRange, system_identifier: int, rank: int, needs: Se
     return False
 
 
-def used_packs(refs: Mapping[str, Iterable[PackName]]) -> frozenset[PackName]:
-    """Return all packs that backups refer to."""
-    return frozenset(pack for packs in refs.values() for pack in packs)
+def used_packs(
+    refs: Mapping[str, Refs], moves: FoundMoves, there: Set[PackName], is_settled: Callable[[Moves], bool]
+) -> frozenset[PackName]:
+    """Return all packs that backups need; there: those that exist."""
+    found: set[PackName] = set()
+    for label, of in refs.items():
+        found |= moves.followed_by(label, of.moves, there.__contains__).needed(of.named, is_settled=is_settled)
+    return frozenset(found)
+
+
+def replaced_moves(
+    moves: Sequence[Moves], refs: Mapping[str, Refs], is_settled: Callable[[Moves], bool]
+) -> list[Moves]:
+    """Return the objects of moves of which another one has all that any of the recorded backups may need."""
+    replaced = {
+        number
+        for one in moves
+        if one.replaces and is_settled(one)
+        and all(label in one.considered or one.id in of.moves for label, of in refs.items())
+        for number in one.replaces
+    }  # fmt: skip
+    return [one for one in moves if one.id in replaced]

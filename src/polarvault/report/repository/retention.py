@@ -28,6 +28,7 @@ def expired_text(report: ExpireReport) -> Iterator[str]:
             f"{removed.young} packs and ranges that nobody uses are younger than the safety time of "
             f"{report.request.safety_s} s; a later expire removes them"
         )
+    yield from _compacted_text(report)
     for intent in report.in_use:
         yield printable(
             f"in use: {', '.join(sorted(intent.labels))} by `{intent.command}` on {intent.host}, process {intent.pid}, "
@@ -39,9 +40,23 @@ def expired_text(report: ExpireReport) -> Iterator[str]:
         yield f"and {len(removed.refused) - 5} more could not be removed"
 
 
+def _compacted_text(report: ExpireReport) -> Iterator[str]:
+    compacted = report.compacted
+    if compacted.packs:
+        yield (
+            f"{'would compact' if report.request.dry_run else 'compacted'} {compacted.packs} packs: "
+            f"{format_bytes(compacted.moved_bytes)} of {format_bytes(compacted.pack_bytes)} live and are written anew; "
+            f"an expire after the safety time frees {format_bytes(compacted.freed_bytes)}"
+        )
+    if compacted.left:
+        yield f"{compacted.left} more packs are left for the next expire"
+    if compacted.problem:
+        yield printable(f"not compacted: {compacted.problem}")
+
+
 def expired_json(report: ExpireReport) -> dict[str, Any]:
     """Return the same as --json prints it; sizes are bytes."""
-    removed = report.removed
+    removed, compacted = report.removed, report.compacted
     return {
         "cluster": report.request.cluster,
         "dry_run": report.request.dry_run,
@@ -53,6 +68,10 @@ def expired_json(report: ExpireReport) -> dict[str, Any]:
             "backups": removed.backups, "packs": removed.packs, "pack_bytes": removed.pack_bytes,
             "wal_ranges": removed.wal_ranges, "wal_bytes": removed.wal_bytes, "young": removed.young,
             "refused": list(removed.refused),
+        },
+        "compacted": {
+            "packs": compacted.packs, "pack_bytes": compacted.pack_bytes, "moved_bytes": compacted.moved_bytes,
+            "left": compacted.left, "problem": compacted.problem,
         },
         "in_use": [
             {"id": one.id, "command": one.command, "labels": sorted(one.labels), "host": one.host, "pid": one.pid}

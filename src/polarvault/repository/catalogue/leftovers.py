@@ -52,6 +52,10 @@ class Leftovers:
         """Adopt nothing of these: somebody removes them."""
         self._packs = [pack for pack in self._packs if pack[0] not in labels]
 
+    def leave_out_packs(self, packs: Set[tuple[str, int]]) -> None:
+        """Adopt nothing of these packs: compaction has put elsewhere what lives in them."""
+        self._packs = [pack for pack in self._packs if pack[:2] not in packs]
+
     @property
     def labels(self) -> list[str]:
         """Whose packs they are."""

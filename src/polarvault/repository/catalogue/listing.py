@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer
+from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer, RepositoryNotFound
 from polarvault.model.lsn import Lsn
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.catalogue.states import Standing, States, standings
@@ -54,7 +55,11 @@ class Catalogue:
     def backups(self) -> list[ListedBackup]:
         """Return all backups, oldest first."""
         standing = standings(self.states.listed())
-        found = [self.one(label, standing.get(label, Standing())) for label in self._repository.labels(self._cluster)]
+        found = []
+        for label in self._repository.labels(self._cluster):
+            # One that an expire removes at this moment is there no more.
+            with suppress(RepositoryNotFound):
+                found.append(self.one(label, standing.get(label, Standing())))
         return sorted(found, key=_order)
 
     def find(self, word: str | None) -> ListedBackup:

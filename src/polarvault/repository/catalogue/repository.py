@@ -37,6 +37,7 @@ from polarvault.repository.format.sealing import Plain, Sealer
 from polarvault.repository.keys.ring import KeyRing
 from polarvault.repository.keys.sealing import DataKey
 from polarvault.repository.keys.wrapped import WrappedKey
+from polarvault.repository.moves.reading import read_moves
 from polarvault.repository.reading.records import read_record
 from polarvault.repository.wal.ranges import RepositoryWal
 from polarvault.storage.objects.store import ObjectStore
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     # What reads and writes backups takes numpy: `list` and `wal fetch` must not wait for it.
     from polarvault.repository.format.chunks import ChunkRef
     from polarvault.repository.index.root import Part
-    from polarvault.repository.reading.backup_reader import BackupReader
+    from polarvault.repository.reading.backup_reader import BackupReader, Watch
     from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
 
 _CIPHER = "AES-256-GCM"
@@ -150,8 +151,6 @@ class Repository:
         features = sorted(one.name for one in store.list_objects(names.FEATURES))
         if features:
             raise RepositoryNewer(f"{store.address} needs {features[0]}, which this program does not know")
-        if next(iter(store.list_objects(names.MOVES)), None) is not None:
-            raise RepositoryNewer(f"{store.address} was compacted, and this program cannot follow moved chunks yet")
         return cls(store, codec, Fields(secret, what).hexadecimal("page_key", PAGE_KEY_BYTES), random)
 
     def damaged_keys(self) -> list[str]:
@@ -224,11 +223,13 @@ class Repository:
             hint=f"polarvault list {cluster}",
         )
 
-    def open_backup(self, cluster: str, label: str) -> BackupReader:
-        """Open a backup by its whole label."""
+    def open_backup(self, cluster: str, label: str, *, watch: Watch | None = None) -> BackupReader:
+        """Open a backup by its whole label. watch: see BackupReader.open."""
         from polarvault.repository.reading.backup_reader import BackupReader
 
-        return BackupReader.open(self.store, self.codec, ClusterNames.of(cluster), names.check_label(label))
+        return BackupReader.open(
+            self.store, self.codec, ClusterNames.of(cluster), names.check_label(label), watch=watch
+        )
 
     def ensure_generation(self, cluster: str, generation: Generation) -> None:
         """Note the cluster's system identifier and what does not change with it; RepositoryMismatch if it did."""
@@ -335,6 +336,7 @@ class Repository:
         """
         from polarvault.repository.catalogue.leftovers import Leftovers
         from polarvault.repository.chunks.reader import ChunkReader
+        from polarvault.repository.reading.refs import read_refs
         from polarvault.repository.writing.backup_writer import BackupWriter
         from polarvault.repository.writing.parent import Parent
 
@@ -343,7 +345,9 @@ class Repository:
             # What was killed on this machine is over; where nothing can be removed `repo info` tells of it.
             self.intents.end_those_that_are_over()
         label = self.new_label(started) if label is None else names.check_label(label)
-        leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=set(self.labels(cluster)))
+        compacted = read_moves(self.store, self.codec, cluster).labels
+        owned = {*self.labels(cluster), *compacted}
+        leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=owned)
         self._intents.append(
             self.intents.declare(BACKUP, cluster, label=label, parent=parent, adopts=leftovers.labels, started=started)
         )
@@ -353,9 +357,15 @@ class Repository:
         if parent in expired:
             parent = None
         below = None
+        # After the intent, too: what compaction moves from now on stays where it was until this backup has ended.
+        moves = read_moves(self.store, self.codec, cluster)
+        leftovers.leave_out_packs({pack for one in moves.moves for pack in one.packs})
+        known = {one.id for one in moves.moves}
         if parent is not None:
             reader = self.open_backup(cluster, parent)
             below = Parent(reader.index, reader.root)
+            moves = reader.moves
+            known = moves.understood_by(parent, read_refs(self.store, self.codec, cluster_names, parent).moves)
         leftovers.load(ChunkReader(self.store, self.codec, cluster_names))
         return BackupWriter(
             self.store,
@@ -369,6 +379,7 @@ class Repository:
             settings=settings,
             adopt=leftovers.find_chunk,
             distrust=self._known_damage(cluster),
+            moves=sorted(known),
         )
 
     def _known_damage(self, cluster: str) -> Callable[[ChunkRef], bool]:

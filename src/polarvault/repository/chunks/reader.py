@@ -81,6 +81,14 @@ class ChunkReader:
         except (IntegrityError, ObjectMissing) as problem:
             return problem
 
+    def copy_run(self, refs: Sequence[ChunkRef]) -> Iterator[tuple[ChunkRef, bytes]]:
+        """Yield chunks of one pack as they are encoded, each proved as `read` does; for who writes them elsewhere."""
+        name = self._names.pack(refs[0].label, refs[0].pack)
+        known, found = self._fetch(refs, [(ref.offset, ref.stored) for ref in refs])
+        for ref, stored in zip(refs, found, strict=True):
+            self._raw(name, known, ref, stored)
+            yield ref, bytes(known.open(ref.number, stored))
+
     def read_ahead(self, ref: ChunkRef, length: int) -> Window:
         """Return what lies in a pack from a chunk on, to its end if that comes first, for chunks that follow soon."""
         name = self._names.pack(ref.label, ref.pack)

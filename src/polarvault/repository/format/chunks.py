@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -70,6 +70,8 @@ class Pending:
 
 
 AnyRef: TypeAlias = "ChunkRef | Pending"
+# Tells where a chunk is now that a reference names.
+Moved: TypeAlias = "Callable[[ChunkRef], ChunkRef]"
 
 
 def placed(ref: AnyRef) -> ChunkRef:
@@ -110,7 +112,7 @@ def _array(numbers: Iterable[int], kind: str) -> NDArray[Any]:
     return numpy.fromiter(numbers, kind)
 
 
-def parse_references(columns: Columns, what: str) -> list[ChunkRef]:
+def parse_references(columns: Columns, what: str, moved: Moved | None = None) -> list[ChunkRef]:
     """Return the list of chunks of an index chunk; raise ObjectDamaged for places that cannot be."""
     joined = columns.blob(_LABELS)
     if len(joined) % LABEL_BYTES:
@@ -132,10 +134,11 @@ def parse_references(columns: Columns, what: str) -> list[ChunkRef]:
     ):
         raise ObjectDamaged(f"{what} refers to a chunk that cannot be")
     rows = zip(label.tolist(), *(column.tolist() for column in numbers), strict=True)
-    return [
+    refs = [
         ChunkRef(labels[of], pack, number, offset, kept, size, hashes[32 * index : 32 * index + 32])
         for index, (of, pack, number, offset, kept, size) in enumerate(rows)
     ]
+    return refs if moved is None else [moved(ref) for ref in refs]
 
 
 def referred(refs: Sequence[ChunkRef], position: int, what: str) -> ChunkRef:

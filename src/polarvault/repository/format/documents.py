@@ -70,6 +70,10 @@ class Fields:
         """Return a list."""
         return cast("list[Any]", self._get(name, list))
 
+    def optional_items(self, name: str) -> list[Any]:
+        """Return a list; an empty one if there is none."""
+        return [] if self._content.get(name) is None else self.items(name)
+
     def fields(self, name: str) -> Fields:
         """Return an object."""
         return Fields(self.mapping(name), f"{self._what}: {name}")

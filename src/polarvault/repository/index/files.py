@@ -19,6 +19,7 @@ from polarvault.repository.format.chunks import (
     HASH_BYTES,
     TABLE_BYTES,
     ChunkRef,
+    Moved,
     References,
     parse_references,
     referred,
@@ -128,10 +129,10 @@ def encode_files(rows: Sequence[FileRow]) -> bytes:
     )
 
 
-def parse_files(content: memoryview, what: str) -> list[FileRow]:
+def parse_files(content: memoryview, what: str, moved: Moved | None = None) -> list[FileRow]:
     """Return the rows of a files chunk; raise ObjectDamaged for anything that no backup has."""
     found = columns.Columns(content, what)
-    refs = parse_references(found, what)
+    refs = parse_references(found, what, moved)
     parts = found.numbers(1, 2).tolist()
     count = len(parts)
     if count > _MOST_ROWS:

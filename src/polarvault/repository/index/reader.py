@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from polarvault.errors import ObjectDamaged
 from polarvault.repository.chunks.reader import ChunkReader, Window
-from polarvault.repository.format.chunks import ChunkRef
+from polarvault.repository.format.chunks import ChunkRef, Moved
 from polarvault.repository.index.files import FileRow, parse_files
 from polarvault.repository.index.root import FilesChunk
 from polarvault.repository.index.sums import parse_sums
@@ -33,8 +33,9 @@ _TABLES = 8
 class IndexReader:
     """Reads index chunks of one cluster; may be used by several threads."""
 
-    def __init__(self, chunks: ChunkReader) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: ChunkReader, moved: Moved | None = None) -> None:
+        """moved: tells where chunks are that compaction has put elsewhere."""
+        self._chunks, self._moved = chunks, moved
         self._lock = threading.Lock()
         self._windows: OrderedDict[tuple[str, int, int], Window] = OrderedDict()
         self._tables: _Kept[ChunkRef, StoredTable] = _Kept()
@@ -43,7 +44,7 @@ class IndexReader:
     def files(self, chunk: FilesChunk) -> list[FileRow]:
         """Return the rows of a chunk of the table of files."""
         what = _named("files", chunk.ref)
-        rows = parse_files(self._read(chunk.ref), what)
+        rows = parse_files(self._read(chunk.ref), what, self._moved)
         if len(rows) != chunk.rows:
             raise ObjectDamaged(f"{what} has {len(rows)} rows, and its root says {chunk.rows}")
         return rows
@@ -53,11 +54,11 @@ class IndexReader:
         return self._tables.get(ref, lambda: self._read_table(ref))
 
     def _read_table(self, ref: ChunkRef) -> StoredTable:
-        parsed = ParsedTable(self._read(ref), _named("table", ref))
+        parsed = ParsedTable(self._read(ref), _named("table", ref), self._moved)
         if parsed.below is None:
             whole = parsed.whole()
             return StoredTable(ref, whole, ref, whole)
-        below = ParsedTable(self._read(parsed.below), _named("table", parsed.below))
+        below = ParsedTable(self._read(parsed.below), _named("table", parsed.below), self._moved)
         if below.below is not None:
             raise ObjectDamaged(f"{_named('table', ref)} is a patch on a patch")
         whole = below.whole()

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from polarvault.errors import ObjectDamaged
 from polarvault.repository.format import columns
-from polarvault.repository.format.chunks import ChunkRef, References, parse_references, referred
+from polarvault.repository.format.chunks import ChunkRef, Moved, References, parse_references, referred
 from polarvault.repository.format.documents import Fields, parse_json
 
 _MOST_PARTS = 65_536
@@ -73,10 +73,10 @@ def root_hash(content: bytes | memoryview) -> bytes:
     return blake3(content).digest()
 
 
-def parse_root(content: memoryview, what: str) -> Root:
+def parse_root(content: memoryview, what: str, moved: Moved | None = None) -> Root:
     """Parse a root; raise ObjectDamaged."""
     found = columns.Columns(content, what)
-    refs = parse_references(found, what)
+    refs = parse_references(found, what, moved)
     listed = Fields(parse_json(found.blob(1), f"the parts of {what}"), f"the parts of {what}").items("parts")
     if len(listed) > _MOST_PARTS:
         raise ObjectDamaged(f"{what} has {len(listed)} parts")

@@ -16,6 +16,7 @@ from polarvault.repository.format.chunks import (
     TABLE_PIECES,
     AnyRef,
     ChunkRef,
+    Moved,
     References,
     parse_references,
     placed,
@@ -126,11 +127,11 @@ def _encode(table: Table, whole_ref: ChunkRef | None, whole: Table | None, slots
 class ParsedTable:
     """A table as it was read; `below` is the whole table that it patches, None if it is whole itself."""
 
-    def __init__(self, content: memoryview, what: str) -> None:
+    def __init__(self, content: memoryview, what: str, moved: Moved | None = None) -> None:
         """Parse; raise ObjectDamaged."""
         self._what = what
         found = columns.Columns(content, what)
-        self._refs = parse_references(found, what)
+        self._refs = parse_references(found, what, moved)
         count, below = found.numbers(1, 4, 2).tolist()
         if count > TABLE_PIECES:
             raise ObjectDamaged(f"{what} claims {count} pieces")

@@ -16,6 +16,7 @@ from polarvault.repository.format.chunks import (
     TABLE_BYTES,
     ChunkKind,
     ChunkRef,
+    Moved,
     placed,
 )
 from polarvault.repository.format.codec import Codec
@@ -27,6 +28,8 @@ from polarvault.repository.index.files import FileKind, FileRow
 from polarvault.repository.index.reader import IndexReader
 from polarvault.repository.index.root import Root, parse_root, root_hash
 from polarvault.repository.index.tables import ALL_PAGES, Piece, Table, newest_pages, page_runs
+from polarvault.repository.moves.packs import Followed
+from polarvault.repository.moves.reading import FoundMoves, existing, moved_chunks, read_moves
 from polarvault.repository.reading.records import read_record
 from polarvault.repository.reading.refs import UsedPack, read_refs
 from polarvault.storage.objects.store import ObjectStore
@@ -49,21 +52,39 @@ class Extent:
 
 # Gets the bytes of an extent; each byte of a file comes exactly once, in any order.
 Deliver = Callable[[FileRow, int, memoryview], None]
+# Gets every reference of an index as it stands there, and the one to the place at which its chunk is now.
+Watch = Callable[[ChunkRef, ChunkRef], None]
 
 
 class BackupReader:
     """One backup; may be used by several threads once it is open."""
 
-    def __init__(self, store: ObjectStore, codec: Codec, names: ClusterNames, record: BackupRecord, root: Root) -> None:
+    def __init__(
+        self, store: ObjectStore, codec: Codec, names: ClusterNames, record: BackupRecord, root: Root,
+        *, moves: FoundMoves, moved: Moved | None,
+    ) -> None:  # fmt: skip
         self.record = record
         self.root = root
+        self.moves = moves
         self._store, self._codec, self._names = store, codec, names
         self.chunks = ChunkReader(store, codec, names)
-        self.index = IndexReader(self.chunks)
+        self.index = IndexReader(self.chunks, moved)
 
     @classmethod
-    def open(cls, store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> BackupReader:
-        """Read record and root, and compare them; RepositoryNotFound if there is no such backup."""
+    def open(
+        cls,
+        store: ObjectStore,
+        codec: Codec,
+        names: ClusterNames,
+        label: str,
+        *,
+        watch: Watch | None = None,
+    ) -> BackupReader:
+        """Read record and root, and compare them; RepositoryNotFound if there is no such backup.
+
+        What compaction has moved is found where it is now; an object of moves that is damaged is left out, so that only
+        what it leads to cannot be read.
+        """
         record = read_record(store, codec, names, label)
         name = names.backup(label, "root")
         document = codec.read_document(
@@ -71,11 +92,17 @@ class BackupReader:
         )
         if root_hash(document.sealed) != record.root_hash:
             raise ObjectDamaged(f'"{name}" is not the root that the record of the backup names')
-        return cls(store, codec, names, record, parse_root(document.sealed, f'"{name}"'))
+        moves = read_moves(store, codec, names.cluster)
+        moved = None
+        if moves.moves or watch is not None:
+            known = read_refs(store, codec, names, label).moves if moves.moves else frozenset()
+            moved = _moved(moves, moves.followed_by(label, known, existing(store, names)), watch)
+        root = parse_root(document.sealed, f'"{name}"', moved)
+        return cls(store, codec, names, record, root, moves=moves, moved=moved)
 
     def packs(self) -> list[UsedPack]:
-        """Return the packs that it uses, its own and others'."""
-        return read_refs(self._store, self._codec, self._names, self.record.label)
+        """Return the packs that its `refs` names, its own and others'; some may have been replaced since."""
+        return read_refs(self._store, self._codec, self._names, self.record.label).packs
 
     def rows(self) -> Iterator[FileRow]:
         """Yield all files, directories and links, sorted by part and path; a thousand are in memory."""
@@ -203,6 +230,19 @@ class BackupReader:
             )
 
 
+def _moved(moves: FoundMoves, followed: Followed, watch: Watch | None) -> Moved:
+    resolve = moved_chunks(moves, followed).resolve
+    if watch is None:
+        return resolve
+
+    def seen(ref: ChunkRef) -> ChunkRef:
+        found = resolve(ref)
+        watch(ref, found)
+        return found
+
+    return seen
+
+
 def add_piece(
     found: dict[ChunkRef, list[Extent]], row: FileRow, start: int, piece: Piece, wanted: int = ALL_PAGES
 ) -> None:
@@ -285,5 +325,8 @@ def _read_run(
 ) -> Iterator[tuple[ChunkRef, memoryview]]:
     for ref, raw in reader.chunks.read_run(run):
         if isinstance(raw, PolarvaultError):
-            raise unreadable(extents[ref][0].row, extents[ref][0], ref, raw) from raw
+            damaged = unreadable(extents[ref][0].row, extents[ref][0], ref, raw)
+            if reader.moves.problems:
+                damaged.message += f"; what compaction has moved may be elsewhere, but {reader.moves.problems[0]}"
+            raise damaged from raw
         yield ref, raw

@@ -9,6 +9,7 @@ from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.documents import Fields
 from polarvault.repository.format.frame import DIGEST_BYTES, Kind
 from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.moves.packs import PackName, known_moves
 from polarvault.storage.objects.store import ObjectStore
 
 
@@ -23,12 +24,26 @@ class UsedPack:
     digest: bytes | None
 
 
-def read_refs(store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> list[UsedPack]:
-    """Return the packs that a backup uses; no key is needed."""
+@dataclass(frozen=True, slots=True)
+class Refs:
+    """What `refs` says. moves: ids of objects of moves that the backup understands since it was written."""
+
+    packs: list[UsedPack]
+    moves: frozenset[str] = frozenset()
+
+    @property
+    def named(self) -> list[PackName]:
+        """The packs as they are called."""
+        return [(one.label, one.number) for one in self.packs]
+
+
+def read_refs(store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> Refs:
+    """Return which packs a backup uses; no key is needed."""
     name = names.backup(label, "refs")
     document = codec.read_document(Kind.REFS, name, store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES))
     found = []
-    for row in Fields(document.clear, f'"{name}"').items("packs"):
+    clear = Fields(document.clear, f'"{name}"')
+    for row in clear.items("packs"):
         values = row if isinstance(row, list) else []
         keys = ("label", "number", "live", "size", "digest")
         fields = Fields(dict(zip(keys, values, strict=False)), f'a pack in "{name}"')
@@ -42,4 +57,4 @@ def read_refs(store: ObjectStore, codec: Codec, names: ClusterNames, label: str)
                 fields.hexadecimal("digest", DIGEST_BYTES) if own else None,
             )
         )
-    return found
+    return Refs(found, known_moves(clear))

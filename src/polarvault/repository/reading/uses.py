@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from polarvault.errors import PolarvaultError
 from polarvault.repository.format.chunks import ChunkRef, placed
 from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.moves.reading import existing, read_moves
 from polarvault.repository.reading.backup_reader import BackupReader
 from polarvault.repository.reading.refs import read_refs
 
@@ -41,13 +42,15 @@ def uses_any(reader: BackupReader, chunks: Set[ChunkRef]) -> bool:
 def backups_with(repository: Repository, cluster: str, lost: set[ChunkRef], *, but: str) -> list[str]:
     """Return the labels of the backups that use one of the chunks, but for one; oldest first."""
     packs = {(one.label, one.pack) for one in lost}
+    moves = read_moves(repository.store, repository.codec, cluster)
     found = []
     for other in repository.living_labels(cluster):
         if other == but:
             continue
         try:
             refs = read_refs(repository.store, repository.codec, ClusterNames.of(cluster), other)
-            if not packs & {(one.label, one.number) for one in refs}:
+            followed = moves.followed_by(other, refs.moves, existing(repository.store, ClusterNames.of(cluster)))
+            if not packs & followed.needed(refs.named):
                 continue
             if uses_any(repository.open_backup(cluster, other), lost):
                 found.append(other)

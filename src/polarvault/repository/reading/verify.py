@@ -26,6 +26,7 @@ from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.frame import DIGEST_BYTES, Kind, parse_header
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.index.files import FileKind, FileRow
+from polarvault.repository.moves.reading import existing, read_moves
 from polarvault.repository.reading.backup_reader import BackupReader, Extent, add_piece
 from polarvault.repository.reading.refs import read_refs
 from polarvault.repository.sums.definition import PageSums
@@ -173,14 +174,18 @@ def verify_objects(
         name = names.backup(label, part)
         yield from _verify_object(store, codec, name, [kind], None)
     try:
-        listed = read_refs(store, codec, names, label)
+        refs = read_refs(store, codec, names, label)
     except _WRONG as problem:
         yield FoundDamage(problem.message)
         return
-    for one in listed:
-        name = names.pack(one.label, one.number)
-        if one.digest is not None and (is_drawn is None or is_drawn()):
-            yield from _verify_object(store, codec, name, [Kind.DATA_PACK, Kind.INDEX_PACK], one.digest)
+    moves = read_moves(store, codec, names.cluster)
+    followed = moves.followed_by(label, refs.moves, existing(store, names))
+    own = {(one.label, one.number): one.digest for one in refs.packs}
+    for pack in sorted(followed.needed(refs.named), key=lambda pack: (pack[0] != label, pack)):
+        name = names.pack(*pack)
+        digest = own.get(pack)
+        if digest is not None and (is_drawn is None or is_drawn()):
+            yield from _verify_object(store, codec, name, [Kind.DATA_PACK, Kind.INDEX_PACK], digest)
             continue
         try:
             store.stat(name)

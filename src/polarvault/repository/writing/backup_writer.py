@@ -115,10 +115,12 @@ class BackupWriter:
         settings: WriterSettings | None = None,
         adopt: Adopt = lambda digest: None,
         distrust: Distrust = lambda ref: False,
+        moves: Sequence[str] = (),
     ) -> None:
         self.label = label
         self._store, self._codec, self._names = store, codec, names
         self._parts = tuple(parts)
+        self._moves = list(moves)
         self._parent, self.parent_label = parent, parent_label
         settings = settings or WriterSettings()
         threads = settings.threads or os.cpu_count() or 1
@@ -232,7 +234,9 @@ class BackupWriter:
         self._put("manifest", self._manifest())
         identity = {"cluster": self._names.cluster, "label": self.label}
         self._put("root", self._document(Kind.ROOT, "root", identity, raw))
-        self._put("refs", self._document(Kind.REFS, "refs", {**identity, "packs": self._refs(written)}))
+        self._put(
+            "refs", self._document(Kind.REFS, "refs", {**identity, "packs": self._refs(written), "moves": self._moves})
+        )
         clear, sealed = record_document(identity, facts, outcome.root_hash, self.parent_label, asdict(outcome.counts))
         self._put("record", self._document(Kind.RECORD, "record", clear, sealed))
         return outcome

@@ -13,6 +13,7 @@ from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.format import names
 from polarvault.repository.format.frame import Kind
 from polarvault.repository.format.names import ClusterNames, pack_number
+from polarvault.repository.moves.reading import existing, read_moves
 from polarvault.repository.reading.refs import read_refs
 from polarvault.storage.objects.model import StoredObject
 
@@ -98,16 +99,21 @@ def _pack_users(repository: Repository, found: RepositoryCheck) -> tuple[dict[st
     sizes: dict[str, int] = {}
     for cluster in repository.clusters():
         cluster_names = ClusterNames.of(cluster)
+        # One that is damaged is said when the object itself is looked at.
+        moves = read_moves(repository.store, repository.codec, cluster)
+        for pack, (size, _) in moves.sizes():
+            sizes[cluster_names.pack(*pack)] = size
         for label in repository.labels(cluster):
             try:
                 refs = read_refs(repository.store, repository.codec, cluster_names, label)
             except PolarvaultError:
                 continue  # Said when the object itself is looked at, or missed.
-            for ref in refs:
-                name = cluster_names.pack(ref.label, ref.number)
-                users.setdefault(name, []).append(f"{cluster}@{label}")
+            followed = moves.followed_by(label, refs.moves, existing(repository.store, cluster_names))
+            for pack in followed.needed(refs.named):
+                users.setdefault(cluster_names.pack(*pack), []).append(f"{cluster}@{label}")
+            for ref in refs.packs:
                 if ref.size_bytes is not None:
-                    sizes[name] = ref.size_bytes
+                    sizes[cluster_names.pack(ref.label, ref.number)] = ref.size_bytes
     for message in repository.damaged_keys():
         found.problems.append(Problem(names.KEYS, message))
     return {name: tuple(backups) for name, backups in users.items()}, sizes

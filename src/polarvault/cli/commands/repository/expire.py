@@ -32,17 +32,22 @@ _NUMBER = click.IntRange(1, 100_000)
     "--safety-time", default="1d", show_default=True, metavar="TIME",
     help="Remove no pack and no WAL that is younger, by the clock of the store.",
 )  # fmt: skip
+@click.option(
+    "--compact-below", type=click.IntRange(0, 100), default=50, show_default=True, metavar="PERCENT",
+    help="Write anew what lives in packs of which less than so much lives, so that a later run removes them; 0: never.",
+)  # fmt: skip
 @repository_options
 @json_option
 def command(
     cluster: str, *, window: str | None, keep: int | None, daily: int | None, weekly: int | None, monthly: int | None,
-    yearly: int | None, dry_run: bool, safety_time: str, **options: Any,
+    yearly: int | None, dry_run: bool, safety_time: str, compact_below: int, **options: Any,
 ) -> int:  # fmt: skip
     """Remove the backups of CLUSTER that its policy does not keep.
 
     The policy is that of the configuration; rules on the command line take the place of all of it. The last good backup
     and pinned ones are always kept. Of WAL everything is kept from the first backup of the window, or of those kept by
-    number, on; for older backups what makes them consistent. With several repositories each is looked at by itself.
+    number, on; for older backups what makes them consistent. What lives in packs that are mostly dead is written anew.
+    With several repositories each is looked at by itself.
     """
     import os
 
@@ -56,7 +61,10 @@ def command(
         None if window is None else seconds_of("--window", window), keep, daily, weekly, monthly, yearly
     )  # fmt: skip
     policy = given if given != Retention() else _configured(choice, cluster)
-    request = ExpireRequest(cluster, policy, dry_run=dry_run, safety_s=seconds_of("--safety-time", safety_time))
+    request = ExpireRequest(
+        cluster, policy, dry_run=dry_run, safety_s=seconds_of("--safety-time", safety_time),
+        compact_below=compact_below / 100,
+    )  # fmt: skip
     reports, failed = [], []
     for chosen in choice.repositories(cluster):
         try:
@@ -80,7 +88,7 @@ def command(
             click.echo(f"{cluster} in {address}")
             for line in expired_text(report):
                 click.echo(line)
-    return 1 if failed or any(report.removed.refused for _, report in reports) else 0
+    return 1 if failed or any(report.removed.refused or report.compacted.problem for _, report in reports) else 0
 
 
 def _configured(choice: RepositoryChoice, cluster: str) -> Retention:

@@ -37,7 +37,7 @@ def command(backup: str, *, files: bool, **options: Any) -> None:
             for line in file_lines(reader, as_json=output is not None):
                 click.echo(line)
             return
-        packs = read_refs(repository.store, repository.codec, ClusterNames.of(word.cluster), one.label)
+        packs = read_refs(repository.store, repository.codec, ClusterNames.of(word.cluster), one.label).packs
         if output is not None:
             output.add(**shown_json(word.cluster, one, reader, packs))
             return
