@@ -30,7 +30,7 @@ from polarvault.server.connection import Connection, ConnectionSettings, Connect
 from polarvault.server.identity import ServerIdentity
 from polarvault.taking.take import Taking
 from support.cluster import Cluster
-from support.program import run_polarvault
+from support.program import run_polarvault, start_polarvault
 from support.targets import TeeTarget
 from support.waiting import wait_until
 
@@ -317,3 +317,27 @@ def test_a_client_that_is_killed_leaves_what_the_next_backup_goes_on_with(
         assert restored.hashes() == cluster.hashes()
     finally:
         restored.stop("immediate")
+
+
+def test_a_backup_that_is_nice_waits_while_commits_hang_and_goes_on_when_they_do_not(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(18)
+    site = Site(cluster, workspace)
+    cluster.query("CREATE TABLE large AS SELECT n, repeat('x', 900) AS filler FROM generate_series(1, 100000) n")
+    # A standby that never comes: no commit returns.
+    cluster.query("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    cluster.query("SELECT pg_reload_conf()")
+    options = ["--nice-to-server", "--commit-limit", "20", "--json"]
+    with start_polarvault("backup", "shop", "--repo", site.path, "-d", cluster.conninfo(), *options) as running:
+        time.sleep(5)
+        assert running.poll() is None
+        cluster.query("ALTER SYSTEM RESET synchronous_standby_names")
+        cluster.query("SELECT pg_reload_conf()")
+        found = json.loads(running.communicate(timeout=60)[0])
+    assert found["exit_status"] == 0
+    (note,) = [note for note in found["notes"] if "to be nice" in note]
+    assert float(note.split()[1]) > 2
+    # Without a reason there is no wait.
+    again = _backed_up(site, *options[:1])
+    assert not [note for note in again["notes"] if "to be nice" in note]

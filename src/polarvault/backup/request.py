@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polarvault.taking.request import ServerRequest
+from polarvault.taking.request import CourtesyLimits, ServerRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,7 @@ class BackupJob:
     checkpoint_fast: bool = True
     level: int | None = None
     max_rate: int | None = None
+    courtesy: CourtesyLimits | None = None
     estimate_size: bool = False
     slot: str | None = None
     checkpoint_timeout_s: float = 60.0
@@ -29,6 +30,7 @@ class BackupJob:
         """What the server is asked for."""
         return ServerRequest(
             max_rate_kb=None if self.max_rate is None else max(32, self.max_rate // 1024),
+            courtesy=self.courtesy,
             checkpoint_fast=self.checkpoint_fast,
             label=f"polarvault {self.cluster}",
             slot=self.slot,

@@ -24,6 +24,7 @@ from polarvault.server.transport import Transport
 from polarvault.server.wal_stream import WalStream
 from polarvault.taking.absences import Absences
 from polarvault.taking.archive import ArchiveInput, MemberLog, Stage
+from polarvault.taking.courtesy import Courtesy
 from polarvault.taking.facts import ArchiveNames, BackupFacts, ReceivedBackup
 from polarvault.taking.manifest_spool import ManifestSpool
 from polarvault.taking.node_role import replica_refusal
@@ -166,8 +167,9 @@ class Receiver:
 
 
 def receive(
-    receiver: Receiver, backup: BaseBackup, transport: Transport, wal: WalStream | None, check: Callable[[], None]
-) -> None:
+    receiver: Receiver, backup: BaseBackup, transport: Transport, wal: WalStream | None, check: Callable[[], None],
+    courtesy: Courtesy | None = None,
+) -> None:  # fmt: skip
     """Run the stream to its end; the WAL stream's failure ends it at once, and so does what `check` raises."""
 
     def tick() -> None:
@@ -182,6 +184,8 @@ def receive(
                 receiver.accept(event)
             batch.release()
             tick()
+            if courtesy is not None:
+                courtesy.pause(receiver.done_bytes, tick)
     receiver.report(final=True)
 
 

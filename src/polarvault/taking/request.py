@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 from polarvault.model.compression import Compression
 
 
+@dataclass(frozen=True, slots=True)
+class CourtesyLimits:
+    """Above these the backup slows down: how long a commit may take, how far standbys may be behind; seconds."""
+
+    commit_s: float = 0.05
+    lag_s: float = 10.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRequest:
     """The server's part of a backup; field names follow pg_basebackup's long options.
@@ -14,6 +22,7 @@ class ServerRequest:
     target: where the server itself is to store the backup, None if it is to be sent. max_rate_kb: kB a second.
     incremental: path of the earlier backup's manifest. compression counts here where its location is the server.
     refuses_bad_pages: raise ChecksumFailure instead of leaving it to the target what becomes of damaged pages.
+    courtesy: slow down while the server is slower than this.
     server_verifies: the server verifies page checksums as well where they are verified here as they pass.
     """
 
@@ -37,3 +46,4 @@ class ServerRequest:
     checkpoint_timeout_s: float = 60.0
     refuses_bad_pages: bool = True
     server_verifies: bool = True
+    courtesy: CourtesyLimits | None = None

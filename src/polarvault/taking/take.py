@@ -23,6 +23,7 @@ from polarvault.server.wal_stream import SlotPlan, WalStream
 from polarvault.storage import files
 from polarvault.taking.absences import Absences, explain_refusal
 from polarvault.taking.checkpoint_watch import CheckpointWatch
+from polarvault.taking.courtesy import Courtesy
 from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
 from polarvault.taking.receive import Receiver, name_bad_pages, receive, refuse_bad_pages
 from polarvault.taking.reporter import BackupReporter
@@ -93,6 +94,8 @@ class Taking:
                 transport, base_backup_options(request, identity), identity.version_num,
                 shared_storage=identity.shared_storage,
             )  # fmt: skip
+            # The wait for the checkpoint is long enough for a first measurement.
+            courtesy = self._courtesy(closing)
             start, page_check = self._begin(backup, identity, connection)
             absences.raise_if_any(connector)
             facts = BackupFacts(identity, start, request.label, self._started, request.wal_method, wal is not None)
@@ -106,7 +109,7 @@ class Taking:
             )
             closing.callback(receiver.close)
             try:
-                receive(receiver, backup, transport, wal, lambda: absences.raise_if_any(connector))
+                receive(receiver, backup, transport, wal, lambda: absences.raise_if_any(connector), courtesy)
             except ServerError as error:
                 if error.sqlstate != _DATA_CORRUPTED:
                     raise
@@ -127,6 +130,14 @@ class Taking:
                 wal.close(failed=failed)
         reporter.step("base backup completed")
         return TakenBackup(received, stored)
+
+    def _courtesy(self, closing: ExitStack) -> Courtesy | None:
+        if self._request.courtesy is None:
+            return None
+        courtesy = Courtesy(self._connector, self._reporter, self._request.courtesy)
+        closing.callback(courtesy.close)
+        courtesy.start()
+        return courtesy
 
     def _open_wal(self, identity: ServerIdentity) -> WalStream | None:
         """Open the second connection, over which WAL is streamed, if the WAL comes that way.

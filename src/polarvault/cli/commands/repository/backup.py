@@ -33,6 +33,18 @@ _MIN_RATE, _MAX_RATE = 32 << 10, 1 << 30
 )  # fmt: skip
 @click.option("--max-rate", metavar="RATE", help="Bytes a second from the server at most, with suffix k, M or G.")
 @click.option(
+    "--nice-to-server", is_flag=True,
+    help="Slow down, to 1 MB a second at least, while a commit or the server's standbys take longer than the limits.",
+)  # fmt: skip
+@click.option(
+    "--commit-limit", type=click.FloatRange(0.1, 60_000), default=50.0, show_default=True, metavar="MS",
+    help="With --nice-to-server: how long a commit may take, in milliseconds.",
+)  # fmt: skip
+@click.option(
+    "--lag-limit", type=click.FloatRange(0.1, 86_400), default=10.0, show_default=True, metavar="SECS",
+    help="With --nice-to-server: how far standbys may be behind.",
+)  # fmt: skip
+@click.option(
     "-S", "--slot", metavar="SLOTNAME", help="Replication slot to use for the WAL, instead of a temporary one."
 )
 @click.option(
@@ -45,8 +57,9 @@ _MIN_RATE, _MAX_RATE = 32 << 10, 1 << 30
 @progress_option
 @json_option
 def command(
-    cluster: str, *, full: bool, note: str | None, checkpoint: str, max_rate: str | None, slot: str | None,
-    checkpoint_timeout: float, verbose: bool, config: str | None, repo: str | None, **options: Any,
+    cluster: str, *, full: bool, note: str | None, checkpoint: str, max_rate: str | None, nice_to_server: bool,
+    commit_limit: float, lag_limit: float, slot: str | None, checkpoint_timeout: float, verbose: bool,
+    config: str | None, repo: str | None, **options: Any,
 ) -> int:  # fmt: skip
     """Take a backup of a running cluster into its repository.
 
@@ -66,6 +79,7 @@ def command(
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.repository.format.names import check_word
     from polarvault.server.connection import Connector
+    from polarvault.taking.request import CourtesyLimits
 
     check_word(cluster, "a cluster")
     configuration = load(config)
@@ -80,6 +94,7 @@ def command(
         checkpoint_fast=checkpoint == "fast",
         level=configured.compression,
         max_rate=configured.max_rate if max_rate is None else _rate(max_rate),
+        courtesy=CourtesyLimits(commit_limit / 1000, lag_limit) if nice_to_server else None,
         estimate_size=True,
         slot=slot,
         checkpoint_timeout_s=checkpoint_timeout,
