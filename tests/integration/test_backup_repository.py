@@ -341,3 +341,43 @@ def test_a_backup_that_is_nice_waits_while_commits_hang_and_goes_on_when_they_do
     # Without a reason there is no wait.
     again = _backed_up(site, *options[:1])
     assert not [note for note in again["notes"] if "to be nice" in note]
+
+
+def test_a_torn_page_that_the_wal_repairs_is_no_damage_and_a_new_looking_one_that_it_does_not_is(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(18, settings={"full_page_writes": "off"})
+    cluster.query("CREATE TABLE pages AS SELECT n, repeat('x', 700) AS filler FROM generate_series(1, 1000) n")
+    cluster.query("VACUUM pages")
+    cluster.query("CHECKPOINT")
+    ((path,),) = cluster.query("SELECT pg_relation_filepath('pages')")
+    # They stay in the server's memory as they are: only who reads the files sees what becomes of them.
+    assert cluster.query("SELECT count(*) FROM pages") == [(1000,)]
+    before = cluster.hashes()
+    torn, new_looking = 20, 40
+    with (cluster.data / path).open("r+b") as file:
+        file.seek(torn * 8192 + 4096)
+        file.write(bytes(4096))
+        # An LSN of the future: WAL would rewrite the page, if anything in it did.
+        file.seek(new_looking * 8192)
+        file.write(bytes([0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0x7F]))
+    site = Site(cluster, workspace)
+    options = ["--repo", site.path, "-d", cluster.conninfo(), "--max-rate", "8M", "--json"]
+    with start_polarvault("backup", "shop", *options) as running:
+        # The backup forces whole pages into the WAL, whatever full_page_writes says.
+        wait_until(lambda: bool(cluster.query(_STREAMING)), "the backup streams")
+        cluster.query(f"UPDATE pages SET n = n WHERE ctid IN ('({torn},1)', '({torn},2)')")
+        found = json.loads(running.communicate(timeout=60)[0])
+    assert found["exit_status"] == 1
+    assert [(one["path"], one["block"]) for one in found["damage"]] == [(path, new_looking)]
+    # The block that is damaged is known; all others are as they were, the torn one too.
+    restored = site.restored(f"shop@{found['label']}", "torn")
+    try:
+        of_page = f"ctid >= '({torn},0)' AND ctid < '({torn + 1},0)'"
+        assert restored.query(f"SELECT count(*) > 5 FROM pages WHERE {of_page}") == [(True,)]
+    finally:
+        restored.stop("immediate")
+    assert cluster.hashes() == before
+
+
+_STREAMING = "SELECT 1 FROM pg_stat_progress_basebackup WHERE phase = 'streaming database files'"

@@ -22,10 +22,9 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.relation import BlockId, RelationFile
 from polarvault.pgfiles.manifest import checksum
 from polarvault.verify.facts.backup import WalRange
-from polarvault.verify.pages.fates import PageFates
-from polarvault.verify.pages.findings import Fate
 from polarvault.verify.wal.check import check_wal
 from polarvault.wal.compiled.reader import CompiledReader
+from polarvault.wal.page_fates import Fate, PageFates
 from polarvault.wal.scan import PlainReader
 from polarvault.walfiles.directory import WalDirectory
 from support.backups import run_program

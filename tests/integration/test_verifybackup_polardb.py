@@ -16,11 +16,10 @@ import pytest
 from polarvault.instance.model import Binaries
 from polarvault.model.lsn import Lsn
 from polarvault.model.relation import BlockId
+from polarvault.pgfiles.relation_paths import relation_of
 from polarvault.verify.facts.backup import WalRange
-from polarvault.verify.pages.fates import PageFates
-from polarvault.verify.pages.findings import Fate
-from polarvault.verify.pages.relation_paths import relation_of
 from polarvault.verify.wal.check import check_wal
+from polarvault.wal.page_fates import Fate, PageFates
 from polarvault.walfiles.directory import WalDirectory
 from support.backups import back_up
 from support.cluster import Cluster

@@ -13,11 +13,11 @@ from polarvault.model.finding import Finding
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.manifest import checksum
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage, load_kernel, page_checksum
+from polarvault.pgfiles.relation_paths import relation_of, unlogged_path
 from polarvault.storage.below import Below
 from polarvault.verify.files.reading import KEPT_PAGES, FileReading, FileTask, read_files, read_in_this_thread
 from polarvault.verify.files.trees import IgnoreRules, is_layout_link, list_tree
 from polarvault.verify.pages.findings import PageJudge
-from polarvault.verify.pages.relation_paths import relation_of, unlogged_path
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from polarvault.pgfiles.pages import PAGE_BYTES, BadPage
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberKind, TarEvent
 
 # The server names at most this many pages per file; more would bury the message.
-_NAMED_PER_FILE = 5
+NAMED_PER_FILE = 5
+# Of more wrong pages than these there is no doubt that something is wrong.
+_SUSPECTS = 10_000
 _CAPACITY = 4096
 
 
@@ -37,6 +39,9 @@ class PageFindings:
     bad_files: list[BadFile] = field(default_factory=list)
     # Wrong pages newer than the start LSN that full-page images in the WAL overwrite at recovery.
     repaired_by_wal: int = 0
+    suspects: list[tuple[str, BadPage]] = field(default_factory=list)
+    """All wrong pages by file, whatever their LSN, for who has the WAL of the backup to look them up in."""
+    suspects_left_out: int = 0
 
 
 class PageCheck:
@@ -135,13 +140,18 @@ class PageCheck:
 
     def _judge(self, block: int, page: memoryview) -> None:
         lsn, stored, _ = pages.read_page_header(page)
+        bad = BadPage(block, pages.page_checksum(page, block), stored, lsn)
+        if len(self.findings.suspects) < _SUSPECTS:
+            self.findings.suspects.append((self._path, bad))
+        else:
+            self.findings.suspects_left_out += 1
         if lsn >= self._start_lsn and self._wal_repairs:
             # Read while the server was writing it; the WAL of this backup holds the whole page.
             self.findings.repaired_by_wal += 1
             return
         self._wrong_count += 1
-        if len(self._wrong) < _NAMED_PER_FILE:
-            self._wrong.append(BadPage(block, pages.page_checksum(page, block), stored, lsn))
+        if len(self._wrong) < NAMED_PER_FILE:
+            self._wrong.append(bad)
 
     def _finish_file(self) -> None:
         self._active = False

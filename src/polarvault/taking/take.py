@@ -118,6 +118,11 @@ class Taking:
             if identity.shared_storage or wal is not None:
                 finish_wal(received, connector, reporter, wal, sink)
             absences.raise_if_any(connector)
+            if sink is not None and received.pages is not None and received.pages.suspects:
+                # The WAL reader takes its time to load, and most backups have no bad page.
+                from polarvault.taking.torn_pages import settle_pages
+
+                settle_pages(received, sink, reporter, identity.segment_size_bytes)
             name_bad_pages(received, reporter)
             if request.refuses_bad_pages:
                 refuse_bad_pages(received)

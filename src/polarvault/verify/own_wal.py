@@ -18,8 +18,8 @@ from polarvault.verify.small_files import NEWER, SmallFiles
 
 if TYPE_CHECKING:
     from polarvault.backupset.wal.tars import SpooledWal
-    from polarvault.verify.pages.fates import PageFates
     from polarvault.verify.wal.check import WalVerdict
+    from polarvault.wal.page_fates import PageFates
     from polarvault.wal.source import WalSource
 
 
@@ -72,7 +72,7 @@ class OwnWal:
         """Look up in the WAL what becomes of pages; None when it is not to be read. Tell whether all of it could be."""
         if self.why_not is not None:
             return None, False
-        from polarvault.verify.pages.fates import PageFates
+        from polarvault.wal.page_fates import PageFates
 
         fates = PageFates(pages)
         verdict = self._read_wal(self._wal_source(), fates, lambda: False)

@@ -16,6 +16,7 @@ from polarvault.backupset.model import Form
 from polarvault.backupset.unfinished import MARKER_NAME
 from polarvault.model.finding import Finding, Severity
 from polarvault.pgfiles.manifest import ManifestFile
+from polarvault.pgfiles.relation_paths import unlogged_path
 from polarvault.verify.beyond import BeyondThread
 from polarvault.verify.files.comparison import compare_names, compare_reading, judge_settings
 from polarvault.verify.files.contents import SETTINGS, Contents, judge_tars, list_beside_tars, list_plain, list_tars
@@ -29,7 +30,6 @@ from polarvault.verify.manifest.manifests import Expected, Manifests, manifests_
 from polarvault.verify.own_wal import OwnWal
 from polarvault.verify.pages.checked import first_block_of, page_judge_of, pages_not_checked, usual_blocks_per_segment
 from polarvault.verify.pages.findings import PageJudge, in_damaged_copy, partial_page
-from polarvault.verify.pages.relation_paths import unlogged_path
 from polarvault.verify.request import VerifyRequest
 from polarvault.verify.small_files import SmallFiles
 

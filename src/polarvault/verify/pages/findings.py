@@ -1,7 +1,7 @@
 """Judge pages with wrong checksums: torn ones that WAL repairs at the restore are no damage, all others are. Pure.
 
 Most backups have none. Where there are some, they are kept until all files were read, and then looked up in the WAL
-(`fates`). Without that WAL there is only their LSN: a page that was written during the backup lies between its
+(`wal.page_fates`). Without that WAL there is only their LSN: a page that was written during the backup lies between its
 start and its end, and PostgreSQL writes full pages to the WAL while a backup runs, whatever full_page_writes says.
 PolarDB does not with full_page_writes off (facts 5.4).
 """
@@ -10,30 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import TYPE_CHECKING
 
 from polarvault.model.finding import Finding, Severity
 from polarvault.model.lsn import Lsn
 from polarvault.model.relation import BlockId
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage
+from polarvault.pgfiles.relation_paths import relation_of
 from polarvault.verify.files.reading import FileReading
-from polarvault.verify.pages.relation_paths import relation_of
-
-if TYPE_CHECKING:
-    from polarvault.verify.pages.fates import PageFates
+from polarvault.wal.page_fates import Fate, PageFates
 
 _NAMED = 5
-
-
-class Fate(Enum):
-    """What becomes of a bad page when the backup is restored."""
-
-    # Written whole, removed, or of a relation that does not exist yet.
-    REPAIRED = "repaired"
-    # A record changes it without writing it whole.
-    CHANGED = "changed"
-    UNTOUCHED = "untouched"
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ from polarvault.verify.wal.spans import is_segment_of, last_byte, range_problem
 from polarvault.wal.source import WalSource
 
 if TYPE_CHECKING:
-    from polarvault.verify.pages.fates import PageFates
+    from polarvault.wal.page_fates import PageFates
 
 
 @dataclass(frozen=True, slots=True)

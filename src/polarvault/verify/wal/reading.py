@@ -23,7 +23,7 @@ from polarvault.wal.source import WalCopy, WalSource, segment_numbers
 from polarvault.walfiles.choice import choose
 
 if TYPE_CHECKING:
-    from polarvault.verify.pages.fates import PageFates
+    from polarvault.wal.page_fates import PageFates
 
 # A segment full of rubbish has a damaged record on every page: after some of them it is given up.
 _MAX_DAMAGE_IN_SEGMENT = 10

@@ -9,6 +9,7 @@ Any other record makes it read the page, and recovery stops with "invalid page i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 
 from polarvault.model.relation import (
     FREE_SPACE_FORK,
@@ -17,7 +18,6 @@ from polarvault.model.relation import (
     BlockId,
     RelationFile,
 )
-from polarvault.verify.pages.findings import Fate
 from polarvault.wal.blocks import (
     KeptRecord,
     block_references,
@@ -35,6 +35,16 @@ from polarvault.wal.marks import Marks
 _ZEROED_FORKS = (FREE_SPACE_FORK, VISIBILITY_FORK)
 # To look for more block numbers than these is slower than to look at every record of the relation.
 _MANY = 16
+
+
+class Fate(Enum):
+    """What becomes of a bad page when the backup is restored."""
+
+    # Written whole, removed, or of a relation that does not exist yet.
+    REPAIRED = "repaired"
+    # A record changes it without writing it whole.
+    CHANGED = "changed"
+    UNTOUCHED = "untouched"
 
 
 class PageFates:
