@@ -189,3 +189,86 @@ def test_a_push_loads_nothing_that_takes_long(workspace: Path) -> None:
     # There is no pg_control beside it, so that nobody knows whose it is; all that a push needs was loaded.
     assert "no pg_control beside" in done.stderr
     assert done.stdout.strip() == "1 []"
+
+
+def test_one_call_archives_what_waits_and_the_next_ones_answer_by_its_marks(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    site = Archived(make_cluster(15, wal_segment_mb=1), workspace)
+    site.switch()
+    # The archiver is held up while a good deal of WAL is written.
+    works = site.cluster.query("SHOW archive_command")[0][0]
+    site.cluster.configure({"archive_command": "false"})
+    site.cluster.query("SELECT pg_reload_conf()")
+    site.cluster.query("CREATE TABLE much AS SELECT n, repeat('x', 100) t FROM generate_series(1, 100000) n")
+    site.cluster.query("SELECT pg_switch_wal()")
+    status = site.cluster.data / "pg_wal" / "archive_status"
+    ready = sorted(path.name.removesuffix(".ready") for path in status.glob("*.ready"))
+    assert len(ready) > 8
+    state = server_account().make_directory(workspace / "state")
+    push = ["wal", "push", site.cluster.data / "pg_wal" / ready[0], "--cluster", "shop", "--repo", site.repository]
+    environment = {"XDG_STATE_HOME": str(state)}
+
+    def pushed(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        push[2] = site.cluster.data / "pg_wal" / name
+        return run_polarvault(
+            *map(str, push), *more, as_server=True, check=False, directory=workspace, environment=environment
+        )
+
+    assert pushed(ready[0], "--one").returncode == ARCHIVED
+    assert list(state.rglob("0000*")) == []
+    assert pushed(ready[0]).returncode == ARCHIVED
+    marks = sorted(path.name for path in state.rglob("0000*"))
+    assert marks == ready[1:65]
+    there = {
+        path.parent.name for path in (site.repository / "clusters" / "shop" / "wal").rglob("*-*") if path.is_file()
+    }
+    assert set(marks) <= there
+    # Answered by the mark: what is in the repository is not looked at, and the mark is gone.
+    (lost,) = (site.repository / "clusters" / "shop" / "wal").rglob(f"{ready[1]}/*")
+    content = lost.read_bytes()
+    lost.unlink()
+    assert pushed(ready[1]).returncode == ARCHIVED
+    assert not lost.exists()
+    assert pushed(ready[1]).returncode == ARCHIVED
+    assert lost.read_bytes() == content
+    # The archiver itself, in the end.
+    site.cluster.configure({"archive_command": works})
+    site.cluster.query("SELECT pg_reload_conf()")
+    site.switch()
+    checked = json.loads(site.run("repo", "check", "--read-data", "--repo", site.repository, "--json").stdout)
+    assert checked["problems"] == []
+
+
+def test_a_server_that_was_promoted_elsewhere_is_refused(make_cluster: Callable[..., Cluster], workspace: Path) -> None:
+    site = Archived(make_cluster(15, wal_segment_mb=1), workspace)
+    first = site.switch()
+    repository = site.repository / "clusters" / "shop" / "wal"
+    wal = server_account().make_directory(workspace / "copy")
+    (timeline,) = repository.glob("*/00000001")
+
+    def history(name: str, text: str) -> subprocess.CompletedProcess[str]:
+        (wal / name).write_text(text)
+        server_account().own(wal / name)
+        return site.push(wal / name)
+
+    assert history("00000002.history", "1\t0/5000000\tone\n").returncode == ARCHIVED
+    assert history("00000002.history", "1\t0/5000000\tone\n").returncode == ARCHIVED
+    other = history("00000002.history", "1\t0/4000000\ttwo\n")
+    assert other.returncode == FAILED
+    assert "began at 0/4000000 of timeline 1 here, and at 0/5000000 of timeline 1 there" in other.stderr
+    # Its segments do not come either, although the server would ask for them one by one.
+    segment = bytearray((site.cluster.data / "pg_wal" / first).read_bytes())
+    segment[4:8] = (2).to_bytes(4, "little")
+    path = wal / f"00000002{first[8:]}"
+    path.write_bytes(segment)
+    server_account().own(path)
+    refused = site.push(path)
+    assert refused.returncode == FAILED
+    assert "two servers were promoted" in refused.stderr
+    assert not (timeline.parent / "00000002" / path.name).exists()
+    # A third timeline that names other ancestors does not continue what is there.
+    refused = history("00000003.history", "1\t0/4000000\ttwo\n2\t0/6000000\tthree\n")
+    assert refused.returncode == FAILED
+    assert "there timeline 2 has other ancestors" in refused.stderr
+    assert history("00000003.history", "1\t0/3000000\tfrom a backup\n").returncode == ARCHIVED

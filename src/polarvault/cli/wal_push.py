@@ -11,16 +11,22 @@ import os
 from polarvault.cli.messages import say_error
 from polarvault.errors import PolarvaultError, UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polarvault.walarchive.pushing.destinations import Destinations
+
 ARCHIVED, FAILED, INTERRUPTED = 0, 1, 100
-# Option: metavar and help. The click command of the same name shows them.
-OPTIONS: dict[str, tuple[str, str]] = {
+# Option: metavar and help; None: a flag. The click command of the same name shows them.
+OPTIONS: dict[str, tuple[str | None, str]] = {
     "--cluster": ("NAME", "The cluster's name in the repository; default: the only one of the configuration."),
     "--repo": ("NAME|ADDRESS", "The repository; default: those of the cluster in the configuration."),
     "--config": ("FILE", "The configuration file, instead of the user's own or the system's."),
     "--key-file": ("FILE", "A key file that opens the repository."),
     "--passphrase-file": ("FILE", "A file whose first line is the passphrase that opens it."),
     "--passphrase-command": ("COMMAND", "A shell command that prints the passphrase."),
+    "--one": (None, "Push this file only, not what else the server wants archived."),
 }
+_KEYS = ("--passphrase-file", "--passphrase-command", "--key-file")
 
 
 def run(arguments: list[str]) -> int:
@@ -44,14 +50,50 @@ def _push(arguments: list[str]) -> None:
         raise UsageError(
             f"one path is expected, not {len(words)} words", hint="archive_command = 'polarvault wal push %p'"
         )
+    _into_repositories(values, words[0])
+
+
+def _into_repositories(values: dict[str, str], path: str) -> None:
+    from polarvault.config.places import candidate_files
+    from polarvault.walarchive.pushing.marks import data_directories, open_marks
+
+    named = [values.get(option) for option in _KEYS]
+    if sum(value is not None for value in named) > 1:
+        raise UsageError("only one of --key-file, --passphrase-file and --passphrase-command can be meant")
+    # What the marks of this command line are bound to: relative paths mean what they mean in this directory.
+    told = repr((sorted(values.items()), os.getcwd(), _first(candidate_files(values.get("--config"), os.environ))))
+    marks = None if "--one" in values else open_marks(os.environ, told, outside=data_directories(path))
+    if marks is not None and marks.take(path):
+        return
+    from polarvault.walarchive.pushing.ahead import Ahead, waiting_beside
+
+    destinations = _destinations(values)
+    ahead = None
+    try:
+        if marks is not None and (beside := waiting_beside(path)):
+            marks.forget_others(map(os.path.basename, beside))
+            ahead = Ahead(destinations.push, marks, destinations.places)
+            ahead.begin(beside)
+        destinations.push(path)
+    except BaseException:
+        if ahead is not None:
+            ahead.stop()
+        raise
+    finally:
+        if ahead is not None:
+            ahead.join()
+        destinations.close()
+
+
+def _destinations(values: dict[str, str]) -> Destinations:
+    """Return the cluster's repositories, not yet opened."""
     from dataclasses import replace
 
     from polarvault.config.choice import choose_repositories
     from polarvault.config.load import load_configuration
     from polarvault.config.model import KeySource
-    from polarvault.repository.catalogue.opening import open_repository
     from polarvault.repository.format.names import check_word
-    from polarvault.walarchive.push import Pusher
+    from polarvault.walarchive.pushing.destinations import Destinations
 
     configuration = load_configuration(values.get("--config"), os.environ, check_connection=lambda text: None)
     cluster = values.get("--cluster")
@@ -60,16 +102,16 @@ def _push(arguments: list[str]) -> None:
             raise UsageError("which cluster this is is not said", hint="write --cluster NAME")
         cluster = next(iter(configuration.clusters))
     check_word(cluster, "a cluster")
-    key = [values.get(option) for option in ("--passphrase-file", "--passphrase-command", "--key-file")]
-    if sum(value is not None for value in key) > 1:
-        raise UsageError("only one of --key-file, --passphrase-file and --passphrase-command can be meant")
-    # Archived is what is durable in every repository of the cluster.
-    for chosen in choose_repositories(configuration, cluster, values.get("--repo")):
-        opened = open_repository(replace(chosen, key=KeySource(*key)) if any(key) else chosen, os.environ)
-        try:
-            Pusher(opened.repository, cluster).push(words[0])
-        finally:
-            opened.close()
+    key = KeySource(*(values.get(option) for option in _KEYS))
+    chosen = [
+        one if key == KeySource() else replace(one, key=key)
+        for one in choose_repositories(configuration, cluster, values.get("--repo"))
+    ]
+    return Destinations(chosen, cluster, os.environ, configuration=configuration.path)
+
+
+def _first(candidates: list[str]) -> str | None:
+    return next((path for path in candidates if os.path.lexists(path)), None)
 
 
 def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -85,6 +127,9 @@ def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
             option, equals, value = word.partition("=")
             if option not in OPTIONS:
                 raise UsageError(f"no such option: {option}", hint="try: polarvault wal push --help")
+            if OPTIONS[option][0] is None:
+                values[option] = ""
+                continue
             value = value if equals else next(waiting, "")
             if not value:
                 raise UsageError(f"option {option} needs a value", hint="try: polarvault wal push --help")

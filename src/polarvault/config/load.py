@@ -20,6 +20,7 @@ from polarvault.config.model import (
     ShownSetting,
     SourceKind,
 )
+from polarvault.config.places import SYSTEM_FILE, candidate_files
 from polarvault.config.positions import Place, key_lines
 from polarvault.config.schema import CLUSTER, PASSPHRASE_VARIABLE, REPOSITORY, RETENTION, RETENTION_FIELD, Setting
 from polarvault.config.values import is_name
@@ -30,7 +31,6 @@ from polarvault.storage.files import open_regular
 from polarvault.storage.objects.address import Scheme, parse_address
 from polarvault.storage.objects.settings import StoreSettings
 
-SYSTEM_FILE = "/etc/polarvault/polarvault.toml"
 _SECTIONS = ("repository", "cluster")
 _SHOWN_CHARACTERS = 80
 _KEY_FIELDS = {"passphrase_file", "passphrase_command", "key_file"}
@@ -49,7 +49,7 @@ def load_configuration(
 
     check_connection raises for a connection string that libpq does not take. Raises ConfigurationError.
     """
-    candidates = [named] if named is not None else [*_own_file(environment), system_file]
+    candidates = candidate_files(named, environment, system_file=system_file)
     found = [path for path in candidates if named is not None or os.path.lexists(path)]
     if not found:
         return Configuration(None, looked_at=tuple(candidates))
@@ -62,15 +62,6 @@ def load_configuration(
         warning = f'"{path}" holds a secret ({secret[0].field}) and others may read it: chmod 600 {path}'
         return _with_warning(configuration, warning)
     return configuration
-
-
-def _own_file(environment: Mapping[str, str]) -> Iterator[str]:
-    # The XDG Base Directory Specification: a relative path there is to be ignored.
-    directory = environment.get("XDG_CONFIG_HOME", "")
-    if not directory.startswith("/") and environment.get("HOME", "").startswith("/"):
-        directory = os.path.join(environment["HOME"], ".config")
-    if directory.startswith("/"):
-        yield os.path.join(directory, "polarvault", "polarvault.toml")
 
 
 def _read(path: str) -> tuple[bytes, int]:

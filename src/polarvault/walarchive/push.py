@@ -11,14 +11,15 @@ segment is given as much of it as there is.
 from __future__ import annotations
 
 import os
+import threading
 
-from polarvault.errors import BackupUnusable, IntegrityError, RepositoryNotFound, UsageError
+from polarvault.errors import BackupUnusable, IntegrityError, RepositoryNotFound, TimelineDiverged
 from polarvault.model import limits
 from polarvault.model.segment import WalSegment
 from polarvault.repository.wal.ranges import RANGE_BYTES
 from polarvault.storage.files import open_regular, storage_failed
-from polarvault.wal.names import is_backup_history_name, is_history_name, is_segment_name
-from polarvault.wal.segment_header import LONG_HEADER_BYTES, judge_place, parse_segment_header, valid_bytes
+from polarvault.wal.names import is_history_name
+from polarvault.walarchive.pushing.files import PARTIAL, is_segment, look_at_segment, read_small
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from polarvault.repository.wal.ranges import RepositoryWal, StoredRange
     from polarvault.wal.segment_header import SegmentHeader
 
-_PARTIAL = ".partial"
+_TWO_SERVERS = (
+    "see which of them is the cluster (a restored copy, an old primary that still runs?); let the other one archive "
+    "under another cluster name; nothing was overwritten"
+)
 
 
 class Pusher:
@@ -37,49 +41,88 @@ class Pusher:
     def __init__(self, repository: Repository, cluster: str, *, control: str | None = None) -> None:
         self._repository, self._cluster, self._control = repository, cluster, control
         self._address = repository.store.address
+        self._lock = threading.Lock()
+        self._known: dict[int, RepositoryWal] = {}
+        self._continued: set[int] = set()
 
     def push(self, path: str) -> int:
         """Push a segment, a partial one, a history or a backup history file; return how many bytes were new.
 
         Raises UsageError for what is none of them, IntegrityError for a segment that is not what its name says and for
-        other bytes than are there, StorageFailed.
+        other bytes than are there, TimelineDiverged for a history that does not continue what is there, StorageFailed.
+        May be called by several threads.
         """
         name = os.path.basename(path)
-        if is_segment_name(name.removesuffix(_PARTIAL)):
-            return self._push_segment(path, name)
-        if is_history_name(name) or is_backup_history_name(name):
-            return self._push_small(path, name)
-        raise UsageError(
-            f'"{name}" is not the name of a WAL segment, a history file or a backup history file',
-            hint="archive_command = 'polarvault wal push %p'",
-        )
+        return self._push_segment(path, name) if is_segment(name) else self._push_small(path, name)
 
     def _push_small(self, path: str, name: str) -> int:
-        try:
-            with open_regular(path) as stream:
-                content = stream.read(limits.HISTORY_BYTES + 1)
-        except OSError as problem:
-            raise storage_failed(problem, "read", path) from problem
-        if len(content) > limits.HISTORY_BYTES or not content or b"\0" in content:
-            raise IntegrityError(
-                f'"{path}" is no file that a server writes under this name', hint=f"see it: less {path}"
-            )
+        content = read_small(path)
         known = self._repository.generations(self._cluster)
         # Such a file does not say whose it is: the pg_control beside it does.
         identifier = self._of_control(path).system_identifier if len(known) != 1 else known[0]
         wal = self._repository.wal_of(self._cluster, identifier)
-        timeline_id = int(name[:8], 16)
-        before = wal.read_file(timeline_id, name)
+        if is_history_name(name):
+            return self._put_history(wal, path, content)
+        before = wal.read_file(int(name[:8], 16), name)
         if before == content:
             return 0
         if before is not None:
             raise IntegrityError(
                 f'{self._address} has another "{name}" of {self._cluster} than "{path}": two servers write the same '
-                f"timeline {timeline_id}",
-                hint="see which of them is the cluster; let the other one archive under another cluster name",
+                f"timeline {int(name[:8], 16)}",
+                hint=_TWO_SERVERS,
             )
+        wal.put_file(int(name[:8], 16), name, content)
+        return len(content)
+
+    def _put_history(self, wal: RepositoryWal, path: str, content: bytes) -> int:
+        """Write a timeline's history if it continues those that are there."""
+        from polarvault.wal.history import TimelineHistory, history_file_name
+
+        name = os.path.basename(path)
+        timeline_id = int(name[:8], 16)
+        history = TimelineHistory.parse(content, timeline_id)
+        before = wal.read_file(timeline_id, name)
+        if before == content:
+            return 0
+        if before is not None:
+            there = TimelineHistory.parse(before, timeline_id)
+            raise TimelineDiverged(
+                f'"{path}" and what {self._address} has of {name} of {self._cluster} differ: timeline {timeline_id} '
+                f"began at {history.start} of timeline {history.entries[-1].timeline_id} here, and at {there.start} of "
+                f"timeline {there.entries[-1].timeline_id} there: two servers were promoted",
+                hint=_TWO_SERVERS,
+            )
+        for number, entry in enumerate(history.entries):
+            older = (
+                wal.read_file(entry.timeline_id, history_file_name(entry.timeline_id))
+                if entry.timeline_id > 1
+                else None
+            )
+            if older is None:
+                continue
+            known = [
+                (one.timeline_id, one.switch_lsn) for one in TimelineHistory.parse(older, entry.timeline_id).entries
+            ]
+            if known != [(one.timeline_id, one.switch_lsn) for one in history.entries[:number]]:
+                raise TimelineDiverged(
+                    f'"{path}" does not continue what {self._address} has of {self._cluster}: there timeline '
+                    f"{entry.timeline_id} has other ancestors",
+                    hint=_TWO_SERVERS,
+                )
         wal.put_file(timeline_id, name, content)
         return len(content)
+
+    def _continue(self, wal: RepositoryWal, path: str) -> None:
+        """See that the server's timeline is the one that is there, and have its history durable before its WAL."""
+        timeline_id = int(os.path.basename(path)[:8], 16)
+        with self._lock:
+            if timeline_id == 1 or timeline_id in self._continued:
+                return
+            beside = os.path.join(os.path.dirname(os.path.abspath(path)), f"{timeline_id:08X}.history")
+            if os.path.lexists(beside):
+                self._put_history(wal, beside, read_small(beside))
+            self._continued.add(timeline_id)
 
     def _push_segment(self, path: str, name: str) -> int:
         try:
@@ -89,24 +132,10 @@ class Pusher:
             raise storage_failed(problem, "read", path) from problem
 
     def _push_open(self, stream: BinaryIO, path: str, name: str) -> int:
-        header = parse_segment_header(os.pread(stream.fileno(), LONG_HEADER_BYTES, 0))
-        if header is None:
-            raise IntegrityError(
-                f'"{path}" does not begin with a WAL page', hint="it is not archived; see the server's log"
-            )
-        look = judge_place(name, header)
-        if look.problem is not None:
-            raise IntegrityError(f'"{path}" {look.problem}', hint=look.hint)
-        size = os.fstat(stream.fileno()).st_size
-        is_partial = name.endswith(_PARTIAL)
-        if size != header.segment_size_bytes and not is_partial:
-            raise IntegrityError(
-                f'"{path}" has {size} bytes, a segment of this server has {header.segment_size_bytes}',
-                hint="it is not archived; see whether the disk of the server is full",
-            )
+        header, end = look_at_segment(stream, path)
         wal = self._wal(path, header)
-        segment = WalSegment.parse(name.removesuffix(_PARTIAL), wal.segment_bytes)
-        end = _useful_bytes(stream, header, size) if is_partial else size
+        self._continue(wal, path)
+        segment = WalSegment.parse(name.removesuffix(PARTIAL), wal.segment_bytes)
         return self._put(wal, segment, stream, end, path)
 
     def _put(self, wal: RepositoryWal, segment: WalSegment, stream: BinaryIO, end: int, path: str) -> int:
@@ -141,15 +170,27 @@ class Pusher:
         raise IntegrityError(
             f'"{path}" and what {self._address} has of {one.segment.file_name} of {self._cluster} differ from LSN '
             f"{one.first + differs} on, on timeline {one.segment.timeline_id}: two servers write the same timeline",
-            hint="see which of them is the cluster (a restored copy that was not promoted, an old primary that still "
-            "runs?); let the other one archive under another cluster name; nothing was overwritten",
+            hint=_TWO_SERVERS,
         )
 
     def _wal(self, path: str, header: SegmentHeader) -> RepositoryWal:
         """Return the WAL of the segment's own system identifier; the first push makes its generation."""
+        with self._lock:
+            if header.system_identifier not in self._known:
+                self._known[header.system_identifier] = self._find_wal(path, header)
+            wal = self._known[header.system_identifier]
+        if wal.segment_bytes != header.segment_size_bytes:
+            raise IntegrityError(
+                f'"{path}" is a segment of {header.segment_size_bytes} bytes, and those of {self._cluster} in '
+                f"{self._address} have {wal.segment_bytes}",
+                hint="two clusters with one name? give this one another name in the repository",
+            )
+        return wal
+
+    def _find_wal(self, path: str, header: SegmentHeader) -> RepositoryWal:
         identifier = header.system_identifier
         try:
-            wal = self._repository.wal_of(self._cluster, identifier)
+            return self._repository.wal_of(self._cluster, identifier)
         except RepositoryNotFound:
             found = self._of_control(path)
             if found.system_identifier != identifier:
@@ -159,14 +200,7 @@ class Pusher:
                     hint="it is not archived; see how this file came here",
                 ) from None
             self._repository.ensure_generation(self._cluster, found)
-            wal = self._repository.wal_of(self._cluster, identifier)
-        if wal.segment_bytes != header.segment_size_bytes:
-            raise IntegrityError(
-                f'"{path}" is a segment of {header.segment_size_bytes} bytes, and those of {self._cluster} in '
-                f"{self._address} have {wal.segment_bytes}",
-                hint="two clusters with one name? give this one another name in the repository",
-            )
-        return wal
+            return self._repository.wal_of(self._cluster, identifier)
 
     def _of_control(self, path: str) -> Generation:
         """Read what a generation says from the pg_control that belongs to the pg_wal in which the file lies."""
@@ -198,11 +232,3 @@ class Pusher:
             control.relation_segment_blocks * control.block_size,
             control.has_data_checksums,
         )
-
-
-def _useful_bytes(stream: BinaryIO, header: SegmentHeader, size: int) -> int:
-    """Return how much of a partial segment is WAL: whole pages by their headers, the last one up to its zeros."""
-    descriptor = stream.fileno()
-    end = valid_bytes(lambda at, length: os.pread(descriptor, length, at), header, size)
-    start_of_last = max(0, end - 1) // header.page_bytes * header.page_bytes
-    return start_of_last + len(os.pread(descriptor, end - start_of_last, start_of_last).rstrip(b"\0"))

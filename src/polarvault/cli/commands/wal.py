@@ -59,11 +59,15 @@ def push(**_: object) -> None:
     every repository. The same bytes again are a success, so that several nodes may push (a standby with archive_mode =
     always); other bytes under the same name are refused, and nothing is overwritten.
 
+    One call pushes what else waits in archive_status as well, in parallel, and leaves marks in the directory for state,
+    so that the next calls answer at once.
+
     Exit status: 0, it is archived; 1, it is not, for the reason that is said: the server tries again.
     """
     raise AssertionError("the command's own parser has run it")
 
 
 push.params += [
-    click.Option([option], metavar=metavar, help=text) for option, (metavar, text) in wal_push.OPTIONS.items()
+    click.Option([option], metavar=metavar, is_flag=metavar is None, help=text)
+    for option, (metavar, text) in wal_push.OPTIONS.items()
 ]

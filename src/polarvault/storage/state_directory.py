@@ -1,0 +1,64 @@
+"""A place on this machine for what the program remembers between two runs; it can always be made again.
+
+$XDG_STATE_HOME/polarvault, or /var/lib/polarvault where its owner has made it, or ~/.local/state/polarvault. What is
+in it is believed, so a directory that anybody else can write is not used. `wal push` and `wal fetch` import this for
+every segment: nothing heavy may be imported at the top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SYSTEM_DIRECTORY = "/var/lib/polarvault"
+_MODE = 0o700
+
+
+def state_directory(
+    environment: Mapping[str, str], *parts: str, outside: Sequence[str], system: str = _SYSTEM_DIRECTORY
+) -> str | None:
+    """Return a directory below the one for state, made if it is missing; None if there can be none.
+
+    outside: data directories of servers, in which it must not lie: it would be backed up and restored with them.
+    """
+    base = _base(environment, system)
+    if base is None or any(_lies_in(base, directory) for directory in outside):
+        return None
+    path = base
+    try:
+        os.makedirs(base, _MODE, exist_ok=True)
+        for part in parts:
+            path = os.path.join(path, part)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, _MODE)
+            if not _is_ours(path):
+                return None
+    except OSError:
+        return None
+    return path
+
+
+def _base(environment: Mapping[str, str], system: str) -> str | None:
+    named = environment.get("XDG_STATE_HOME", "")
+    # The XDG Base Directory Specification: a relative path there is to be ignored.
+    if named.startswith("/"):
+        return os.path.join(named, "polarvault")
+    if os.access(system, os.W_OK | os.X_OK):
+        return system
+    home = environment.get("HOME") or os.path.expanduser("~")
+    return os.path.join(home, ".local", "state", "polarvault") if home.startswith("/") else None
+
+
+def _lies_in(path: str, directory: str) -> bool:
+    real, outer = os.path.realpath(path), os.path.realpath(directory)
+    return real == outer or real.startswith(outer.rstrip("/") + "/")
+
+
+def _is_ours(path: str) -> bool:
+    found = os.lstat(path)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022

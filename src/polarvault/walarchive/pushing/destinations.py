@@ -1,0 +1,62 @@
+"""The repositories of a cluster, opened when the first file is pushed; archived is what is durable in each of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from polarvault.storage.objects.address import Scheme, parse_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from polarvault.config.model import RepositoryConfiguration
+    from polarvault.repository.catalogue.opening import OpenedRepository
+    from polarvault.walarchive.push import Pusher
+
+_IDENTITY = "polarvault.json"
+
+
+class Destinations:
+    """Pushes into every repository; may be used by several threads."""
+
+    def __init__(
+        self,
+        chosen: Sequence[RepositoryConfiguration],
+        cluster: str,
+        environment: Mapping[str, str],
+        *,
+        configuration: str | None,
+    ) -> None:
+        self._chosen, self._cluster, self._environment = tuple(chosen), cluster, environment
+        self._configuration = configuration
+        self._lock = threading.Lock()
+        self._opened: list[OpenedRepository] = []
+        self._pushers: list[Pusher] = []
+
+    def push(self, path: str) -> int:
+        """Push a file; return how many bytes were new, in all repositories together."""
+        return sum(pusher.push(path) for pusher in self._open())
+
+    def places(self) -> Sequence[str]:
+        """Return the files that say which repositories these are; while they stay the same, so do they."""
+        addresses = [parse_address(one.address) for one in self._chosen]
+        local = [os.path.join(one.place, _IDENTITY) for one in addresses if one.scheme is Scheme.FILE]
+        return [*local, *([self._configuration] if self._configuration is not None else [])]
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for one in self._opened:
+            one.close()
+
+    def _open(self) -> Sequence[Pusher]:
+        from polarvault.repository.catalogue.opening import open_repository
+        from polarvault.walarchive.push import Pusher
+
+        with self._lock:
+            for one in self._chosen[len(self._pushers) :]:
+                opened = open_repository(one, self._environment)
+                self._opened.append(opened)
+                self._pushers.append(Pusher(opened.repository, self._cluster))
+            return self._pushers

@@ -1,0 +1,118 @@
+"""Marks of files that a push has archived ahead of the server's asking, so that the next calls answer at once.
+
+A mark says: this very file is durable in these very places. It is used once. Recovery gives old names to new WAL, so
+the name says nothing: a mark holds the file's inode, size, times and the start of its first page (system identifier,
+timeline, position), what the command was told, and what its configuration and the identity files of local
+repositories were. Anything else than the same to the last byte, a mark that was cut by a crash included, is no mark:
+then the file is pushed, and found to be there. Losing marks costs time, so they are not synced.
+
+A bucket is known by its address only. If another repository is made there meanwhile, its first backup begins behind
+everything that has a mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+
+from polarvault.storage.below import Below
+from polarvault.storage.files import open_regular, storage_failed
+from polarvault.storage.state_directory import state_directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_HEAD, _END = "polarvault mark 1", "end"
+_FIRST_BYTES = 40
+_MARK_BYTES = 64 << 10
+
+
+class Marks:
+    """The marks of one command line. told: what it was told, apart from the path."""
+
+    def __init__(self, directory: str, told: str) -> None:
+        self._below = Below(directory)
+        self._told = told
+
+    def take(self, path: str) -> bool:
+        """Tell whether a file is archived already, and remove its mark: it is used once."""
+        name = os.path.basename(path)
+        try:
+            lines = self._below.read(name, _MARK_BYTES).decode().split("\n")
+            self._below.unlink(name, missing_ok=True)
+            return self._holds(lines, file_identity(path))
+        except (OSError, ValueError):
+            return False
+
+    def has(self, path: str) -> bool:
+        """Tell whether there is a mark that holds."""
+        try:
+            lines = self._below.read(os.path.basename(path), _MARK_BYTES).decode().split("\n")
+            return self._holds(lines, file_identity(path))
+        except (OSError, ValueError):
+            return False
+
+    def leave(self, path: str, identity: str, places: Sequence[str]) -> None:
+        """Mark a file that is durable everywhere. identity: from before it was read; places: files that must stay."""
+        if file_identity(path) != identity or any("\n" in place or "\t" in place for place in places):
+            return
+        lines = [_HEAD, self._told, identity, *map(_place, places), _END]
+        # Where there is no room for a mark, the file is pushed once more.
+        with contextlib.suppress(OSError):
+            self._below.write(os.path.basename(path), "\n".join(lines).encode(), 0o600, sync=False, replace=True)
+
+    def forget_others(self, names: Iterable[str]) -> None:
+        """Remove the marks of what the server will not ask for any more."""
+        try:
+            for name in set(self._below.names()) - set(names):
+                self._below.unlink(name, missing_ok=True)
+        except OSError:
+            pass  # Somebody else cleans up as well, or the next call does.
+
+    def close(self) -> None:
+        """Close the directory."""
+        self._below.close()
+
+    def _holds(self, lines: list[str], identity: str) -> bool:
+        if lines[:3] != [_HEAD, self._told, identity] or lines[-1] != _END:
+            return False
+        return all(_place(line.partition("\t")[0]) == line for line in lines[3:-1])
+
+
+def open_marks(environment: Mapping[str, str], told: str, *, outside: Sequence[str]) -> Marks | None:
+    """Open the marks of a command line; None if this account has no place for them."""
+    told = told.replace("\n", "\\n")
+    directory = state_directory(environment, "pushed", f"{zlib.crc32(told.encode()):08x}", outside=outside)
+    try:
+        return None if directory is None else Marks(directory, told)
+    except OSError:
+        return None
+
+
+def data_directories(path: str) -> list[str]:
+    """Return the data directories to which a file of pg_wal may belong."""
+    # A server runs its archive_command in its data directory; pg_wal may be a link to elsewhere.
+    candidates = os.path.dirname(os.path.dirname(os.path.abspath(path))), os.getcwd()
+    return [one for one in candidates if os.path.exists(os.path.join(one, "global", "pg_control"))]
+
+
+def file_identity(path: str) -> str:
+    """Return what tells a file from every other that has or had its name; raise StorageFailed if it cannot be read."""
+    try:
+        with open_regular(path) as stream:
+            found = os.fstat(stream.fileno())
+            first = os.pread(stream.fileno(), _FIRST_BYTES, 0).hex()
+    except OSError as problem:
+        raise storage_failed(problem, "read", path) from problem
+    times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+    return f"{os.path.basename(path)} {found.st_dev} {found.st_ino} {found.st_size} {times} {first}"
+
+
+def _place(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return f"{path}\tmissing"
+    return f"{path}\t{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
