@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from polarvault.backup.checksums import ReceivedFiles
+from polarvault.backup.checksums import ALGORITHM, ReceivedFiles
+from polarvault.backup.increments import (
+    LABEL_NAME,
+    MOST_LABEL_BYTES,
+    ChangedFile,
+    WholeFile,
+    label_without_parent,
+    whole_label,
+)
+from polarvault.pgfiles.incremental_file import full_name
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberKind, TarEvent, has_protocol
 from polarvault.pipeline.member_sinks import LeftOut
 from polarvault.repository.index.files import FileKind
+from polarvault.repository.reading.backup_reader import BackupReader
 from polarvault.repository.writing import backup_writer
 from polarvault.repository.writing.backup_writer import BackupWriter
 
@@ -17,6 +28,15 @@ _KINDS = {
     MemberKind.DIRECTORY: FileKind.DIRECTORY,
     MemberKind.SYMLINK: FileKind.SYMLINK,
 }
+
+
+@dataclass(slots=True)
+class Increments:
+    """Of a backup of which the server sends what changed: the parent, and what became of files, by their sent paths."""
+
+    reader: BackupReader
+    segment_blocks: int
+    whole: dict[str, WholeFile] = field(default_factory=dict)
 
 
 class ArchiveSink:
@@ -34,8 +54,14 @@ class ArchiveSink:
         received: ReceivedFiles,
         prefix: bytes = b"",
         keep: Callable[[Member], bool],
+        increments: Increments | None = None,
     ) -> None:
         self.left_out = LeftOut()
+        self._increments = increments
+        self._changed: ChangedFile | None = None
+        self._label: bytearray | None = None
+        self._member: Member | None = None
+        self._stored: backup_writer.Member | None = None
         self._writer, self._part = writer, part
         self._received, self._prefix, self._keep = received, prefix, keep
         self._is_file = self._is_kept = False
@@ -44,16 +70,24 @@ class ArchiveSink:
         """Take the next event of the archive."""
         if isinstance(event, MemberData):
             self._received.data(event.views)
-            if self._is_kept:
+            if self._changed is not None:
+                self._changed.data(event.views)
+            elif self._label is not None:
+                for view in event.views:
+                    self._label += view
+            elif self._is_kept:
                 self._writer.data(event.views)
         elif isinstance(event, MemberBegins):
             self._begin(event.member)
         else:
             if self._is_file:
                 self._received.end()
-            if self._is_kept:
+            if self._changed is not None or self._label is not None:
+                self._end_increment()
+            elif self._is_kept:
                 self._writer.end()
             self._is_file = self._is_kept = False
+            self._changed = self._label = None
 
     def finish(self) -> None:
         """The archive is complete; the writer goes on."""
@@ -73,15 +107,54 @@ class ArchiveSink:
             if self._is_file:
                 self.left_out.add(member)
             return
-        self._is_kept = True
-        self._writer.begin(
-            backup_writer.Member(
-                self._part,
-                path,
-                _KINDS[member.kind],
-                member.size if self._is_file else 0,
-                member.mode & _MODE_BITS,
-                member.mtime,
-                member.link.encode("utf-8", "surrogateescape") if member.kind is MemberKind.SYMLINK else b"",
-            )
+        stored = backup_writer.Member(
+            self._part,
+            path,
+            _KINDS[member.kind],
+            member.size if self._is_file else 0,
+            member.mode & _MODE_BITS,
+            member.mtime,
+            member.link.encode("utf-8", "surrogateescape") if member.kind is MemberKind.SYMLINK else b"",
         )
+        if self._increments is not None and self._is_file and self._begin_increment(member, stored):
+            return
+        self._is_kept = True
+        self._writer.begin(stored)
+
+    def _begin_increment(self, member: Member, stored: backup_writer.Member) -> bool:
+        """Begin a file that is not stored as it comes; tell whether it is one."""
+        increments = self._increments
+        assert increments is not None
+        whole = full_name(member.name)
+        if whole is not None:
+            path = whole.encode("utf-8", "surrogateescape")
+            full_path = self._prefix.decode() + whole
+            self._changed = ChangedFile(
+                self._writer, increments.reader, replace(stored, path=path), member.size, full_path=full_path,
+                segment_blocks=increments.segment_blocks,
+            )  # fmt: skip
+        elif member.name == LABEL_NAME and member.size <= MOST_LABEL_BYTES:
+            self._label = bytearray()
+        self._member = member
+        self._stored = stored
+        return self._changed is not None or self._label is not None
+
+    def _end_increment(self) -> None:
+        increments, member = self._increments, self._member
+        assert increments is not None
+        assert member is not None
+        assert self._stored is not None
+        prefix = self._prefix.decode()
+        if self._changed is not None:
+            self._changed.end()
+            path = prefix + (full_name(member.name) or "")
+            increments.whole[prefix + member.name] = WholeFile(
+                path, self._changed.size, is_parents=self._changed.is_parents
+            )
+            return
+        assert self._label is not None
+        content = label_without_parent(bytes(self._label))
+        self._writer.begin(replace(self._stored, size=len(content)))
+        self._writer.data([content])
+        self._writer.end()
+        increments.whole[prefix + member.name] = whole_label(prefix + member.name, content, ALGORITHM)

@@ -27,6 +27,7 @@ class SeveralTargets:
     def __init__(self, targets: Sequence[RepositoryTarget], reporter: BackupReporter) -> None:
         self.targets = tuple(targets)
         self.failed: dict[RepositoryTarget, PolarvaultError] = {}
+        self.has_begun = False
         self._reporter = reporter
 
     def each(self, do: Callable[[RepositoryTarget], Result]) -> list[tuple[RepositoryTarget, Result]]:
@@ -53,8 +54,20 @@ class SeveralTargets:
         """Ask each."""
         self.each(RepositoryTarget.claim)
 
+    def offer_parent(self) -> bytes | None:
+        """Return the manifest of the backup that is the parent everywhere, and build on it; None if there is none."""
+        found = self.each(RepositoryTarget.parent_with_manifest)
+        labels = {offer[0] if offer is not None else None for _, offer in found}
+        first = found[0][1]
+        if len(labels) > 1 or first is None:
+            return None
+        for target, _ in found:
+            target.given_parent = first[0]
+        return first[1]
+
     def begin(self, facts: BackupFacts) -> None:
         """Begin in each; each chooses a parent of its own, because one may lack what another has."""
+        self.has_begun = True
         self.each(lambda target: target.begin(facts))
 
     def wal(self) -> _Wal | None:

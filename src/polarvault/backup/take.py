@@ -12,11 +12,12 @@ from polarvault.backup.request import BackupJob
 from polarvault.backup.several import SeveralTargets
 from polarvault.backup.target import Recorded, RepositoryTarget
 from polarvault.backupset.saved_configuration import SavedConfiguration, configuration_documents
-from polarvault.errors import PolarvaultError
+from polarvault.errors import PolarvaultError, ServerError
+from polarvault.model import versions
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.reading.as_backup import ATTACHED_CONFIGURATION
 from polarvault.server.connection import Connection, Connector, is_on_this_machine
-from polarvault.server.identity import ServerIdentity
+from polarvault.server.identity import ServerIdentity, show
 from polarvault.server.wal_connection import fetch_history
 from polarvault.storage.objects.model import RequestCounts
 from polarvault.taking.configuration.server import read_server_configuration
@@ -114,6 +115,7 @@ def take_backup(
     opened, by address.
     """
     opened: list[SeveralTargets] = []
+    summarizes: list[bool] = []
 
     def open_target(identity: ServerIdentity, connection: Connection) -> SeveralTargets:
         history = ""
@@ -128,11 +130,26 @@ def take_backup(
             )
             for repository in repositories
         ]
+        # Before BASE_BACKUP: a connection that streams can be asked nothing.
+        summarizes.append(
+            versions.of_server(identity.version_num).makes_incremental_backups
+            and not identity.is_newer
+            and show(connection, "summarize_wal") == "on"
+        )
         opened.append(SeveralTargets(targets, reporter))
-        return opened[0]
+        return opened[-1]
 
-    taken = Taking(job.server_request, connector, reporter).into(open_target)
-    [several] = opened
+    def offer() -> bytes | None:
+        return opened[-1].offer_parent() if summarizes[-1] else None
+
+    try:
+        taken = Taking(job.server_request, connector, reporter, earlier_manifest=offer).into(open_target)
+    except ServerError as problem:
+        if not opened or opened[-1].has_begun or opened[-1].targets[0].given_parent is None:
+            raise
+        reporter.note(f"the server cannot tell what has changed, and sends everything: {problem.message}")
+        taken = Taking(job.server_request, connector, reporter).into(open_target)
+    several = opened[-1]
     results = [
         BackupResult(job.cluster, target.address, taken.received, taken.stored, target.recorded, target.requests)
         for target in several.targets

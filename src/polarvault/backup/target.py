@@ -8,14 +8,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from polarvault.backup.checksums import ReceivedFiles
-from polarvault.backup.members import ArchiveSink
+from polarvault.backup.increments import whole_manifest
+from polarvault.backup.members import ArchiveSink, Increments
 from polarvault.backup.parent import ParentChoice, ServerState, choose_parent
 from polarvault.backup.request import BackupJob
 from polarvault.errors import PolarvaultError, RemoteProtocolError
 from polarvault.model.lsn import Lsn
+from polarvault.pgfiles.manifest import parse_manifest
+from polarvault.pgfiles.pages import PAGE_BYTES
 from polarvault.pgfiles.tar import Member
 from polarvault.polardb.layout import KeepRules, keep_everything
 from polarvault.repository.catalogue.repository import Generation, Repository
+from polarvault.repository.catalogue.states import Standing, States, standings
 from polarvault.repository.format.record import Damage, RecordFacts
 from polarvault.repository.index.root import Part, PartArea
 from polarvault.repository.wal.sink import RepositoryWalSink
@@ -28,6 +32,8 @@ from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
 from polarvault.taking.reporter import BackupReporter
 
 MANIFEST = "backup_manifest"
+SENT_MANIFEST = "sent_manifest"
+"""What the server has sent, where that was what had changed since the parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,9 @@ class RepositoryTarget:
         self._label = label
         self.wal_failure: PolarvaultError | None = None
         """What ended the WAL into this place, if others went on."""
+        self.given_parent: str | None = None
+        """The backup of which the server knows what changed since."""
+        self._increments: Increments | None = None
         self._writer: BackupWriter | None = None
         self._wal: RepositoryWalSink | None = None
         self.recorded: Recorded | None = None
@@ -101,14 +110,37 @@ class RepositoryTarget:
             ),
         )
 
+    def parent_with_manifest(self) -> tuple[str, bytes] | None:
+        """Return the label and the manifest of the backup that would be the parent; None if there is none to build on.
+
+        It must lie on one timeline, this server's: of what lies before a switch summaries may tell too little. What
+        a verification found damaged cannot be taken unread.
+        """
+        identity, cluster = self._identity, self._job.cluster
+        records = self._repository.records(cluster)
+        choice = choose_parent(records, self._state(identity.timeline_id, identity.flush_lsn), full=self._job.full)
+        record = next((one for one in records if one.label == choice.label), None)
+        if record is None or record.facts.timeline_id != record.facts.stop_timeline_id:
+            return None
+        standing = standings(States(self._repository, cluster).listed(record.label)).get(record.label, Standing())
+        if standing.is_damaged:
+            return None
+        manifest = self._repository.open_backup(cluster, record.label).attachment(MANIFEST)
+        return None if manifest is None else (record.label, manifest)
+
+    def _state(self, timeline_id: int, lsn: Lsn) -> ServerState:
+        return ServerState(
+            int(self._identity.system_identifier), timeline_id, lsn, self._history,
+            self._identity.data_checksums, self._identity.relation_segment_bytes,
+        )  # fmt: skip
+
     def begin(self, facts: BackupFacts) -> None:
         """Choose the parent, say in the repository what is about to be done, and open the writer."""
         job, start = self._job, facts.start
-        state = ServerState(
-            int(self._identity.system_identifier), start.timeline_id, start.start_lsn, self._history,
-            self._identity.data_checksums, self._identity.relation_segment_bytes,
-        )  # fmt: skip
+        state = self._state(start.timeline_id, start.start_lsn)
         self._parent = choose_parent(self._repository.records(job.cluster), state, full=job.full)
+        if self.given_parent is not None:
+            self._check_given_parent(self.given_parent)
         if self._parent.label is None:
             self._reporter.step(f"full backup: {self._parent.reason}")
         else:
@@ -122,6 +154,10 @@ class RepositoryTarget:
             label=self._label,
             settings=WriterSettings() if job.level is None else WriterSettings(level=job.level),
         )
+        if self.given_parent is not None:
+            self._check_given_parent(self._writer.parent_label)
+            reader = self._repository.open_backup(job.cluster, self.given_parent)
+            self._increments = Increments(reader, self._identity.relation_segment_bytes // PAGE_BYTES)
         if self._writer.parent_label != self._parent.label:
             self._parent = ParentChoice(None, f"{self._parent.label} has expired at this moment")
         self._reporter.step(f"writing backup {self._writer.label}")
@@ -131,6 +167,15 @@ class RepositoryTarget:
                     job.cluster, int(self._identity.system_identifier), self._identity.segment_size_bytes
                 )
             )
+
+    def _check_given_parent(self, label: str | None) -> None:
+        """Raise if another backup would be the parent than the one of which the server was told."""
+        if label != self.given_parent or self._parent.label != self.given_parent:
+            raise PolarvaultError(
+                f"{self.given_parent}, on which this backup is to build, is not the parent any more",
+                hint="another backup or an expire has come between: take the backup again",
+            )
+        self._parent = ParentChoice(label, "the last backup on this timeline; the server sends what has changed since")
 
     def wal(self) -> RepositoryWalSink | None:
         """Return what writes WAL into the repository, beside all other WAL of the cluster."""
@@ -149,6 +194,7 @@ class RepositoryTarget:
             received=self._received,
             prefix=b"pg_tblspc/%b/" % tablespace.oid.encode() if tablespace.oid else b"",
             keep=keep,
+            increments=self._increments,
         )
         self._sinks.append(sink)
         return sink
@@ -164,6 +210,11 @@ class RepositoryTarget:
         manifest = received.manifest.content()
         listed = self._received.compare(manifest)
         finished = datetime.now(UTC)
+        if self._increments is not None:
+            parent = self._increments.reader.attachment(MANIFEST)
+            assert parent is not None
+            writer.attach(SENT_MANIFEST, [manifest])
+            manifest = whole_manifest(parse_manifest(manifest), self._increments.whole, parse_manifest(parent))
         writer.attach(MANIFEST, [manifest])
         writer.attach(DESCRIPTION, [describe_backup(received, shared_half=None, finished=finished)])
         for name, content in self._outside.items():
@@ -215,6 +266,7 @@ class RepositoryTarget:
             "left_out_bytes": stored.left_out_bytes,
             "checked_pages": pages.checked_pages if pages is not None else None,
             "bad_pages": sum(bad.count for bad in pages.bad_files) if pages is not None else None,
+            "by_server": self.given_parent is not None,
             "note": self._job.note,
             "databases": self._databases,
         }

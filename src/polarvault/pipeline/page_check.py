@@ -11,6 +11,7 @@ import ctypes
 from dataclasses import dataclass, field
 
 from polarvault.pgfiles import pages
+from polarvault.pgfiles.incremental_file import IncrementalReader, full_name
 from polarvault.pgfiles.pages import PAGE_BYTES, BadPage
 from polarvault.pgfiles.tar import MemberBegins, MemberData, MemberKind, TarEvent
 
@@ -67,7 +68,8 @@ class PageCheck:
         self._filled = 0
         self._path = ""
         self._active = False
-        self._block = 0
+        self._block = self._first_block = 0
+        self._changes: IncrementalReader | None = None
         self._wrong: list[BadPage] = []
         self._wrong_count = 0
 
@@ -78,18 +80,33 @@ class PageCheck:
     def accept(self, event: TarEvent) -> None:
         """Take the next event of the archive."""
         if isinstance(event, MemberData):
-            if self._active:
+            if self._changes is not None:
+                self._check_changes(self._changes, event.views)
+            elif self._active:
                 self._check_views(event.views)
         elif isinstance(event, MemberBegins):
             member = event.member
-            segment = pages.relation_segment(member.name) if member.kind is MemberKind.FILE else None
+            whole = full_name(member.name) if member.kind is MemberKind.FILE else None
+            name = whole or member.name
+            segment = pages.relation_segment(name) if member.kind is MemberKind.FILE else None
             # A file of a size that is no multiple of a page holds something else; the server warns and skips it.
-            self._active = segment is not None and member.size % PAGE_BYTES == 0
+            self._active = segment is not None and (member.size % PAGE_BYTES == 0 or whole is not None)
+            self._changes = None
             if self._active:
-                self._path = self._prefix + member.name
-                self._block = (segment or 0) * self._blocks_per_segment
+                self._path = self._prefix + name
+                self._block = self._first_block = (segment or 0) * self._blocks_per_segment
+                if whole is not None:
+                    self._changes = IncrementalReader(member.name, member.size, segment_blocks=self._blocks_per_segment)
         elif self._active:
             self._finish_file()
+
+    def _check_changes(self, changes: IncrementalReader, views: list[memoryview]) -> None:
+        """Check the blocks of a file of which the server sends only those that changed."""
+        for view in views:
+            for block, page in changes.feed(view):
+                self._block = self._first_block + block
+                writable = memoryview(bytearray(page)) if page.readonly else page
+                self._check_runs(_address(writable), 1, 1, PAGE_BYTES, [writable])
 
     def _check_views(self, views: list[memoryview]) -> None:
         """Check the pages in the views; the middle ones in one call, if they lie as a receive buffer has them."""

@@ -20,7 +20,7 @@ class ServerRequest:
     """The server's part of a backup; field names follow pg_basebackup's long options.
 
     target: where the server itself is to store the backup, None if it is to be sent. max_rate_kb: kB a second.
-    incremental: path of the earlier backup's manifest. compression counts here where its location is the server.
+    incremental: the earlier backup's manifest, or its path. compression counts here where its location is the server.
     refuses_bad_pages: raise ChecksumFailure instead of leaving it to the target what becomes of damaged pages.
     courtesy: slow down while the server is slower than this.
     server_verifies: the server verifies page checksums as well where they are verified here as they pass.
@@ -41,7 +41,7 @@ class ServerRequest:
     manifest_force_encode: bool = False
     estimate_size: bool = True
     verify_checksums: bool = True
-    incremental: str | None = None
+    incremental: str | bytes | None = None
     status_interval_s: float = 10.0
     checkpoint_timeout_s: float = 60.0
     refuses_bad_pages: bool = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from polarvault.errors import ServerError
@@ -48,8 +48,13 @@ class TakenBackup:
 class Taking:
     """One backup being taken: the server, what is asked of it, who is told."""
 
-    def __init__(self, request: ServerRequest, connector: Connector, reporter: BackupReporter) -> None:
+    def __init__(
+        self, request: ServerRequest, connector: Connector, reporter: BackupReporter, *,
+        earlier_manifest: Callable[[], bytes | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """earlier_manifest: asked once the target is open, for the backup since which the server is to send changes."""
         self._request = request
+        self._earlier_manifest = earlier_manifest
         self._connector = connector
         self._reporter = reporter
         self._started = datetime.now(UTC)
@@ -77,6 +82,9 @@ class Taking:
     ) -> TakenBackup:
         request, connector, reporter = self._request, self._connector, self._reporter
         target.claim()
+        earlier = self._earlier_manifest()
+        if earlier is not None:
+            request = replace(request, incremental=earlier)
         absences = Absences(identity.shared_data_directory)
         wal = self._open_wal(identity)
         failed = True
@@ -89,7 +97,7 @@ class Taking:
             transport = open_transport(connection, pass_on)
             closing.callback(transport.close)
             if request.incremental is not None:
-                transport.upload("UPLOAD_MANIFEST", _file_parts(request.incremental))
+                transport.upload("UPLOAD_MANIFEST", _parts(request.incremental))
             backup = BaseBackup(
                 transport, base_backup_options(request, identity), identity.version_num,
                 shared_storage=identity.shared_storage,
@@ -208,7 +216,12 @@ class Taking:
         )
 
 
-def _file_parts(path: str) -> Iterator[bytes]:
+def _parts(manifest: str | bytes) -> Iterator[bytes]:
+    """Yield a manifest, given itself or by its path, in parts."""
+    if isinstance(manifest, bytes):
+        yield from (manifest[at : at + (1 << 16)] for at in range(0, len(manifest), 1 << 16))
+        return
+    path = manifest
     try:
         with files.open_regular(path) as source:
             while part := source.read(1 << 16):

@@ -115,6 +115,12 @@ class Assembly:
         """Take a full buffer."""
         self._queue.append(self._pool.submit(self._worker.process, batch))
 
+    def kept(self, work: TableWork) -> None:
+        """A piece of a table was filled in as the parent has it."""
+        work.left -= 1
+        if not work.left:
+            self._finish_table(work)
+
     def take_ended(self) -> None:
         """Take what has ended, without waiting."""
         while self._queue and self._future(self._queue[0]).done():

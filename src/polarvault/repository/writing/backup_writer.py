@@ -28,9 +28,11 @@ from polarvault.repository.format.chunks import (
     BUNDLED_BYTES,
     PAGE_BYTES,
     PIECE_BYTES,
+    PIECE_PAGES,
     TABLE_BYTES,
     AnyRef,
     ChunkKind,
+    placed,
 )
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.documents import encode_json
@@ -149,13 +151,14 @@ class BackupWriter:
         self._parent_row: FileRow | None = None
         self._left = 0
         self._at = 0
+        self._by_pieces = False
         self._tables: list[TableWork] = []
         self._room = 0
 
     # Members
 
-    def begin(self, member: Member) -> None:
-        """Take the next member; its bytes follow."""
+    def begin(self, member: Member, *, by_pieces: bool = False) -> None:
+        """Take the next member; its bytes follow. by_pieces: or `keep_piece` instead of some of them."""
         if self._row is not None:
             raise ValueError("the member before has not ended")
         problem = name_problem(member.path.decode("utf-8", "surrogateescape"))
@@ -165,6 +168,45 @@ class BackupWriter:
         row = OpenRow(member.part, member.path, member.kind, member.mode, member.size, member.mtime, member.link)
         self._row, self._left, self._at, self._room, self._tables = row, member.size, 0, 0, []
         self._parent_row = self._find_parent(row) if member.size else None
+        self._by_pieces = by_pieces
+
+    def parent_row(self, part: int, path: bytes) -> FileRow | None:
+        """Return the row of a file in the parent; None if it is not there, or is no file."""
+        if self._parent is None:
+            return None
+        number = self._parent.part_number(self._parts[part])
+        found = None if number is None else self._parent.find(row_key(number, path))
+        return found if found is not None and found.kind is FileKind.FILE else None
+
+    def keep_piece(self) -> bool:
+        """Take the next piece of the member as the parent has it, unread; False if it has none that is evidence."""
+        row, parent, at = self._row, self._parent_row, self._at
+        if row is None or parent is None or row.size <= BUNDLED_BYTES or self._room:
+            return False
+        length = min(PIECE_BYTES, row.size - at)
+        work = self._table_at(row, at)
+        slot = at % TABLE_BYTES // PIECE_BYTES
+        stored = work.parent
+        if stored is None or slot >= len(stored.table.pieces) or min(PIECE_BYTES, parent.size - at) != length:
+            return False
+        piece, sums = stored.table.pieces[slot], work.parent_sums()
+        chunks = [piece.base, *(overlay.chunk for overlay in piece.overlays)]
+        if sums is None or any(self._distrust(placed(chunk)) for chunk in chunks):
+            return False
+        first = slot * PIECE_PAGES
+        pages = -(-length // PAGE_BYTES)
+        work.sums[first : first + pages] = sums[first : first + pages]
+        work.pieces[slot] = piece
+        self._at += length
+        self._left -= length
+        self._assembly.kept(work)
+        return True
+
+    def _table_at(self, row: OpenRow, at: int) -> TableWork:
+        number = at // TABLE_BYTES
+        if number == len(self._tables):
+            self._tables.append(self._begin_table(row, number))
+        return self._tables[-1]
 
     def data(self, views: Iterable[Buffer]) -> None:
         """Take the next bytes of the member; the views may be reused when it returns."""
@@ -265,10 +307,9 @@ class BackupWriter:
             evidence = parent.hash if parent is not None else None
             self._batch.slices.append(SmallSlice(self._batch.filled, row.size, number, evidence))
             return
-        table, offset = divmod(self._at, TABLE_BYTES)
-        if not offset:
-            self._tables.append(self._begin_table(row, table))
-        rest = min(TABLE_BYTES - offset, row.size - self._at)
+        work = self._table_at(row, self._at)
+        offset = self._at % TABLE_BYTES
+        rest = min(PIECE_BYTES if self._by_pieces else TABLE_BYTES - offset, row.size - self._at)
         room = len(self._batch.buffer) - self._batch.filled
         if room < rest:
             room = room // PIECE_BYTES * PIECE_BYTES
@@ -276,7 +317,7 @@ class BackupWriter:
             self._flush_batch()
             room = len(self._batch.buffer)
         self._room = min(room, rest)
-        self._batch.slices.append(PieceSlice(self._batch.filled, self._room, self._tables[-1], offset // PIECE_BYTES))
+        self._batch.slices.append(PieceSlice(self._batch.filled, self._room, work, offset // PIECE_BYTES))
 
     def _begin_table(self, row: OpenRow, number: int) -> TableWork:
         pages = _pages(row.size, number)

@@ -1,0 +1,161 @@
+"""Backups of which PostgreSQL 17 and later sends what changed: what is restored is what the server has."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polarvault.repository.catalogue.repository import Repository
+from polarvault.repository.index.files import FileKind
+from polarvault.repository.index.root import PartArea
+from polarvault.storage.objects.local import LocalStore
+from polarvault.storage.objects.write_once import WriteOnce
+from support.cluster import Cluster
+from support.program import run_polarvault
+
+SETTINGS = {"summarize_wal": "on", "autovacuum": "off", "wal_level": "replica"}
+# Of two copies of a server that rests these differ, or mean nothing to a restored one.
+_VOLATILE = (
+    "backup_label", "backup_manifest", "global/pg_control", "polarvault_backup", "pg_wal/", "pg_stat", "pg_logical/",
+)  # fmt: skip
+
+
+def backed_up(cluster: Cluster, path: Path, *options: str) -> dict[str, Any]:
+    done = run_polarvault("backup", "shop", "--repo", path, "-d", cluster.conninfo(), "--json", *options)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def assert_equal(cluster: Cluster, path: Path, label: str, directory: Path) -> int:
+    """Compare a backup with a full copy of the resting server; return how many files of maps have lost bits."""
+    run_polarvault(
+        "basebackup", "-D", directory, "-d", cluster.conninfo(), "-c", "fast",
+        *(word for space, place in tablespaces(cluster) for word in ("-T", f"{place}={directory}-{space}")),
+    )  # fmt: skip
+    reader = Repository.open(WriteOnce(LocalStore(str(path)))).open_backup("shop", label)
+    lost = 0
+    names = set()
+    for row in reader.rows():
+        part = reader.root.parts[row.part]
+        root = directory if part.area is PartArea.LOCAL else directory / "pg_tblspc" / str(part.oid)
+        if row.kind is not FileKind.FILE or row.name.startswith(_VOLATILE):
+            continue
+        names.add((row.part, row.name))
+        mine, theirs = b"".join(map(bytes, reader.stream(row))), (root / row.name).read_bytes()
+        if row.name.endswith("_vm") and mine != theirs:
+            # Bits may be missing, and none may be there that the server does not have.
+            assert len(mine) <= len(theirs) or not any(mine[len(theirs) :])
+            pages = [(mine[at : at + 8192], theirs[at : at + 8192]) for at in range(0, len(mine), 8192)]
+            assert all(one == other or not any(one) for one, other in pages), row.name
+            lost += 1
+        else:
+            assert mine == theirs, row.name
+    assert len(names) > 900
+    return lost
+
+
+def tablespaces(cluster: Cluster) -> list[tuple[str, str]]:
+    rows = cluster.query("SELECT spcname, pg_tablespace_location(oid) FROM pg_tablespace WHERE oid > 16000")
+    return [(name, place) for name, place in rows]
+
+
+def churn(cluster: Cluster, rng: random.Random, number: int) -> None:
+    steps: list[Callable[[], Any]] = [
+        lambda: cluster.query(f"UPDATE plain SET grp = grp + 1 WHERE id % {rng.randrange(40, 90)} = 0"),
+        lambda: cluster.query("DELETE FROM plain WHERE id > 15000"),
+        lambda: cluster.query("INSERT INTO plain SELECT n, n, repeat('y', 500) FROM generate_series(15001, 19000) n"),
+        lambda: cluster.query("TRUNCATE emptied"),
+        lambda: cluster.query("INSERT INTO emptied SELECT n FROM generate_series(1, 30000) n"),
+        lambda: cluster.query("VACUUM (FREEZE) plain"),
+        lambda: cluster.query("VACUUM FULL plain"),
+        lambda: cluster.query("REINDEX TABLE plain"),
+        lambda: cluster.query(f"CREATE DATABASE d{number} STRATEGY = {rng.choice(['wal_log', 'file_copy'])}"),
+        lambda: cluster.query(f"ALTER TABLE moving SET TABLESPACE {rng.choice(['pg_default', 'far'])}"),
+        lambda: cluster.query("SELECT count(*) FROM plain"),
+    ]
+    for step in rng.sample(steps, 5):
+        step()
+
+
+@pytest.mark.parametrize(("major", "checksums"), [(17, True), (18, True), (18, False), (19, True)])
+def test_what_the_server_sends_of_changes_makes_the_whole(
+    make_cluster: Callable[..., Cluster], workspace: Path, major: int, checksums: bool
+) -> None:
+    # Hint bits that no WAL tells of would make two copies of a resting server differ.
+    hints = {} if checksums else {"wal_log_hints": "on"}
+    cluster = make_cluster(major, checksums=checksums, settings=SETTINGS | hints)
+    rng = random.Random(major)
+    path = workspace / "repository"
+    run_polarvault("repo", "init", path)
+    cluster.query(
+        "CREATE TABLE plain AS SELECT n AS id, n % 7 AS grp, repeat('x', 500) AS filler "
+        "FROM generate_series(1, 20000) n"
+    )
+    cluster.query("CREATE INDEX ON plain (id)")
+    cluster.query("CREATE TABLE emptied (n int)")
+    cluster.add_tablespace("far")
+    cluster.query("CREATE TABLE moving AS SELECT n FROM generate_series(1, 20000) n")
+    cluster.query("CREATE UNLOGGED TABLE lost AS SELECT 1 AS n")
+    first = backed_up(cluster, path)
+    assert first["parent"] is None
+    label = first["label"]
+    for number in range(5):
+        churn(cluster, rng, number)
+        cluster.query("CHECKPOINT")
+        found = backed_up(cluster, path)
+        assert (found["parent"], found["notes"]) == (label, [])
+        assert "the server sends what has changed" in found["reason"]
+        assert found["received_bytes"] < first["received_bytes"]
+        label = found["label"]
+        assert_equal(cluster, path, label, workspace / f"copy{number}")
+    before = cluster.hashes()
+    target = workspace / "back"
+    restored = Cluster(cluster.installation, workspace)
+    restored.data = target
+    mapping = [word for name, place in tablespaces(cluster) for word in ("-T", f"{place}={workspace / name}-back")]
+    run_polarvault(
+        "restore", "shop", "--repo", path, "-D", target, "--port", str(restored.port), "--bindir",
+        cluster.installation.directory, "--set", f"unix_socket_directories={workspace}", "--set", "fsync=off", "-N",
+        "--start", *mapping,
+    )  # fmt: skip
+    try:
+        assert restored.hashes() == before
+    finally:
+        restored.stop("immediate")
+    out = workspace / "out"
+    places = [word for name, place in tablespaces(cluster) for word in ("-T", f"{place}={workspace / name}-out")]
+    run_polarvault("export", "shop", "--repo", path, "-D", out, *places)
+    program = Path(cluster.installation.directory) / "pg_verifybackup"
+    assert subprocess.run([program, "-n", out], check=False, capture_output=True).returncode == 0
+    assert run_polarvault("repo", "check", path, "--read-data", check=False).returncode == 0
+    assert run_polarvault("verify", "shop", "--repo", path, check=False).returncode == 0
+
+
+def test_where_the_server_has_no_summaries_it_sends_everything_and_the_backup_says_so(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(18, settings={"summarize_wal": "off"})
+    path = workspace / "repository"
+    run_polarvault("repo", "init", path)
+    first = backed_up(cluster, path)
+    for number in range(3):
+        # WAL that is not there any more cannot be summarized.
+        cluster.query(f"CREATE TABLE later{number} AS SELECT 1 AS one")
+        cluster.query("SELECT pg_switch_wal()")
+        cluster.query("CHECKPOINT")
+    cluster.query("ALTER SYSTEM SET summarize_wal = on")
+    cluster.query("SELECT pg_reload_conf()")
+    second = backed_up(cluster, path)
+    assert second["parent"] == first["label"]
+    (note,) = second["notes"]
+    assert "the server cannot tell what has changed, and sends everything" in note
+    assert second["reason"] == "the last backup on this timeline"
+    third = backed_up(cluster, path)
+    assert "the server sends what has changed" in third["reason"]
+    assert backed_up(cluster, path, "--full")["parent"] is None
