@@ -272,3 +272,37 @@ def test_a_server_that_was_promoted_elsewhere_is_refused(make_cluster: Callable[
     assert refused.returncode == FAILED
     assert "there timeline 2 has other ancestors" in refused.stderr
     assert history("00000003.history", "1\t0/3000000\tfrom a backup\n").returncode == ARCHIVED
+
+
+def test_wal_written_while_the_repository_is_away_comes_later_and_completely(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    site = Archived(make_cluster(15, wal_segment_mb=1), workspace)
+    site.switch()
+    site.back_up()
+    spool = server_account().make_directory(workspace / "spool")
+    how = ["--cluster", "shop", "--repo", site.repository, "--spool", spool, "--spool-max", "200MB"]
+    site.cluster.configure({"archive_command": " ".join(command_line("wal", "push", "%p", *map(str, how)))})
+    site.cluster.query("SELECT pg_reload_conf()")
+    away = site.repository.rename(workspace / "away")
+    for number in range(4):
+        site.cluster.query(f"CREATE TABLE t{number} AS SELECT n, repeat('x', 100) t FROM generate_series(1, 20000) n")
+    last = site.switch()
+    kept = sorted(path.name for path in (spool / "shop").glob("0000*"))
+    assert len(kept) > 8
+    assert kept[-1] == last
+    assert site.cluster.query("SELECT failed_count FROM pg_stat_archiver") == [(0,)]
+    # Away for good: the timer's call says so, and everything stays.
+    failed = site.run("wal", "push", "--flush-spool", *how, check=False)
+    assert failed.returncode == FAILED
+    assert str(site.repository) in failed.stderr
+    assert sorted(path.name for path in (spool / "shop").glob("0000*")) == kept
+    away.rename(site.repository)
+    assert site.run("wal", "push", "--flush-spool", *how).returncode == ARCHIVED
+    assert list((spool / "shop").glob("0000*")) == []
+    wanted = site.cluster.hashes()
+    server = site.restored("end", "--target", "latest")
+    try:
+        assert server.hashes() == wanted
+    finally:
+        server.stop("immediate")

@@ -329,6 +329,27 @@ write_durably(WORK + "/report.json", b"[]")
 """
 
 
+# Archived files, into a directory and into a spool.
+_PUSHED = """
+from polarvault.walarchive.pushing.directory import DirectoryPusher
+from polarvault.walarchive.pushing.spool import Spool
+names = sorted(os.listdir(WORK + "/pg_wal"))
+for name in names:
+    DirectoryPusher(WORK + "/archive").push(f"{WORK}/pg_wal/{name}")
+spool = Spool(WORK + "/spool", "shop", 1 << 30)
+for name in names[:1]:
+    spool.keep(f"{WORK}/pg_wal/{name}")
+"""
+
+
+def _wal_to_push(worker: Worker, work: Path) -> None:
+    for name in ("pg_wal", "archive"):
+        (work / name).mkdir()
+    (work / "pg_wal" / "00000002.history").write_text("1\t0/5000000\tpromoted\n")
+    segment = WalSegment(1, 5, SEGMENT_BYTES)
+    (work / "pg_wal" / segment.file_name).write_bytes(segment_content(segment))
+
+
 @cache
 def scenarios() -> Mapping[str, Scenario]:
     """Return every scenario by name."""
@@ -429,6 +450,9 @@ def scenarios() -> Mapping[str, Scenario]:
                 scratch=(".incoming",),
             ),
             script=_OBJECTS,
+        ),
+        "pushed WAL": Scenario(
+            Rules(renames=True, news=(".polarvault-push.lock",)), script=_PUSHED, prepare=_wal_to_push
         ),
         "document": Scenario(Rules(renames=True), script=_DOCUMENT),
     }

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 
-from polarvault.cli.messages import say_error
+from polarvault.cli.messages import say_error, say_warning
 from polarvault.errors import PolarvaultError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polarvault.walarchive.pushing.destinations import Destinations
+    from polarvault.walarchive.pushing.spool import Spool
 
 ARCHIVED, FAILED, INTERRUPTED = 0, 1, 100
 # Option: metavar and help; None: a flag. The click command of the same name shows them.
@@ -24,6 +25,10 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "--key-file": ("FILE", "A key file that opens the repository."),
     "--passphrase-file": ("FILE", "A file whose first line is the passphrase that opens it."),
     "--passphrase-command": ("COMMAND", "A shell command that prints the passphrase."),
+    "--to": ("DIR", "A plain directory instead of a repository; it gets the files that receivewal would write."),
+    "--spool": ("DIR", "Keep the file here while a repository is away; later pushes upload it."),
+    "--spool-max": ("SIZE", "What the spool may take, as 20GB; when it is full, the push fails."),
+    "--flush-spool": (None, "Upload what is in the spool, all of it, and push no other file: for a timer."),
     "--one": (None, "Push this file only, not what else the server wants archived."),
 }
 _KEYS = ("--passphrase-file", "--passphrase-command", "--key-file")
@@ -46,11 +51,49 @@ def run(arguments: list[str]) -> int:
 
 def _push(arguments: list[str]) -> None:
     values, words = _parse(arguments)
+    if ("--spool" in values) != ("--spool-max" in values):
+        raise UsageError("--spool and --spool-max are named together", hint="as --spool DIR --spool-max 20GB")
+    if "--flush-spool" in values and not words:
+        _flush(values)
+        return
     if len(words) != 1:
         raise UsageError(
             f"one path is expected, not {len(words)} words", hint="archive_command = 'polarvault wal push %p'"
         )
+    if "--to" in values:
+        if more := sorted(values.keys() - {"--to", "--one"}):
+            raise UsageError(f"--to names a directory, for which {more[0]} means nothing")
+        from polarvault.walarchive.pushing.directory import DirectoryPusher
+
+        DirectoryPusher(values["--to"]).push(words[0])
+        return
+    if "--flush-spool" in values:
+        raise UsageError("--flush-spool pushes no other file", hint="leave out the path")
     _into_repositories(values, words[0])
+
+
+def _flush(values: dict[str, str]) -> None:
+    destinations = _destinations(values)
+    spool = _spool(values, destinations.cluster)
+    if spool is None:
+        raise UsageError("--flush-spool needs --spool DIR and --spool-max SIZE")
+    try:
+        spool.upload(destinations.push, within_s=None)
+    finally:
+        destinations.close()
+
+
+def _spool(values: dict[str, str], cluster: str) -> Spool | None:
+    if "--spool" not in values:
+        return None
+    from polarvault.config.values import size_bytes
+    from polarvault.walarchive.pushing.spool import Spool
+
+    try:
+        most_bytes = size_bytes(values["--spool-max"])
+    except ValueError as problem:
+        raise UsageError(f"--spool-max {problem}") from None
+    return Spool(values["--spool"], cluster, most_bytes)
 
 
 def _into_repositories(values: dict[str, str], path: str) -> None:
@@ -68,13 +111,19 @@ def _into_repositories(values: dict[str, str], path: str) -> None:
     from polarvault.walarchive.pushing.ahead import Ahead, waiting_beside
 
     destinations = _destinations(values)
+    spool = _spool(values, destinations.cluster)
     ahead = None
     try:
-        if marks is not None and (beside := waiting_beside(path)):
+        # What has waited longest goes first.
+        is_free = spool is None or not spool.waiting()
+        if is_free and marks is not None and (beside := waiting_beside(path)):
             marks.forget_others(map(os.path.basename, beside))
             ahead = Ahead(destinations.push, marks, destinations.places)
             ahead.begin(beside)
-        destinations.push(path)
+        if spool is None:
+            destinations.push(path)
+        else:
+            _push_or_keep(path, destinations, spool)
     except BaseException:
         if ahead is not None:
             ahead.stop()
@@ -83,6 +132,16 @@ def _into_repositories(values: dict[str, str], path: str) -> None:
         if ahead is not None:
             ahead.join()
         destinations.close()
+
+
+def _push_or_keep(path: str, destinations: Destinations, spool: Spool) -> None:
+    from polarvault.walarchive.pushing.spool import push_or_keep
+
+    is_kept, why = push_or_keep(path, destinations.push, spool)
+    if is_kept and why is not None:
+        say_warning(f'{why.message}; "{path}" is kept in "{spool.path}"')
+    elif why is not None:
+        say_warning(f"what is in the spool is refused: {why.message}")
 
 
 def _destinations(values: dict[str, str]) -> Destinations:

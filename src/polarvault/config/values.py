@@ -125,6 +125,11 @@ def rate(value: object) -> int:
     return size
 
 
+def size_bytes(value: object) -> int:
+    """A size such as 20GB, in bytes."""
+    return _amount(value, _SIZES, "a size such as 512MB or 20GB")
+
+
 def _amount(value: object, units: dict[str, int], expected: str) -> int:
     found = _AMOUNT.fullmatch(value) if isinstance(value, str) else None
     if found is None or found[2] not in units:

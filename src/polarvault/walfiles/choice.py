@@ -84,10 +84,10 @@ def longest(copies: Sequence[WalCopy]) -> WalCopy | None:
     """Return the copy with the longest valid content; the first of equal ones, None of none."""
     if len(copies) < 2:
         return copies[0] if copies else None
-    return max(copies, key=_valid_end)
+    return max(copies, key=valid_end)
 
 
-def _valid_end(copy: WalCopy) -> int:
+def valid_end(copy: WalCopy) -> int:
     """Return how many bytes of valid WAL a copy holds: whole pages by their headers, the last one up to its zeros."""
     header = parse_segment_header(first_bytes(copy))
     if header is None:

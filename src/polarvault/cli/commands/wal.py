@@ -48,9 +48,9 @@ fetch.params += [
 
 
 @command.command("push", cls=_QuickCommand, context_settings={"help_option_names": ["-?", "--help"]})
-@click.argument("path", metavar="%p")
+@click.argument("path", metavar="%p", required=False)
 def push(**_: object) -> None:
-    """Archive a WAL file into the repositories of a cluster: an archive_command.
+    """Archive a WAL file into the repositories of a cluster, or a directory: an archive_command.
 
     \b
     archive_command = 'polarvault wal push %p --cluster shop --repo /srv/backups'
@@ -60,7 +60,7 @@ def push(**_: object) -> None:
     always); other bytes under the same name are refused, and nothing is overwritten.
 
     One call pushes what else waits in archive_status as well, in parallel, and leaves marks in the directory for state,
-    so that the next calls answer at once.
+    so that the next calls answer at once. With --spool it is kept locally while a repository is away.
 
     Exit status: 0, it is archived; 1, it is not, for the reason that is said: the server tries again.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
+from polarvault.errors import PolarvaultError
 from polarvault.storage.objects.address import Scheme, parse_address
 
 TYPE_CHECKING = False
@@ -29,11 +30,12 @@ class Destinations:
         *,
         configuration: str | None,
     ) -> None:
-        self._chosen, self._cluster, self._environment = tuple(chosen), cluster, environment
+        self._chosen, self.cluster, self._environment = tuple(chosen), cluster, environment
         self._configuration = configuration
         self._lock = threading.Lock()
         self._opened: list[OpenedRepository] = []
         self._pushers: list[Pusher] = []
+        self._failed: PolarvaultError | None = None
 
     def push(self, path: str) -> int:
         """Push a file; return how many bytes were new, in all repositories together."""
@@ -55,8 +57,15 @@ class Destinations:
         from polarvault.walarchive.push import Pusher
 
         with self._lock:
-            for one in self._chosen[len(self._pushers) :]:
-                opened = open_repository(one, self._environment)
-                self._opened.append(opened)
-                self._pushers.append(Pusher(opened.repository, self._cluster))
+            # One that is away is waited for once, not by each thread in turn.
+            if self._failed is not None:
+                raise self._failed
+            try:
+                for one in self._chosen[len(self._pushers) :]:
+                    opened = open_repository(one, self._environment)
+                    self._opened.append(opened)
+                    self._pushers.append(Pusher(opened.repository, self.cluster))
+            except PolarvaultError as problem:
+                self._failed = problem
+                raise
             return self._pushers
