@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 
@@ -32,6 +32,13 @@ class MemoryBackup:
 
     def saved_configuration(self) -> None:
         return None
+
+    def speeds(self) -> Sequence[float]:
+        """Return nothing."""
+        return ()
+
+    def note_speed(self, size_bytes: int, seconds: float) -> None:
+        """Do nothing."""
 
     def parts_of(self, area: Area) -> list[Part]:
         return []

@@ -9,6 +9,7 @@ from datetime import timedelta
 from polarvault.report.repository.catalogue import listed_json, listed_text
 from polarvault.repository.catalogue.listing import Catalogue
 from polarvault.repository.catalogue.repository import Generation
+from polarvault.repository.catalogue.speeds import RestoreSpeeds
 from polarvault.repository.catalogue.states import (
     CLUSTER,
     DAMAGED,
@@ -135,3 +136,15 @@ def test_the_list_loads_nothing_that_takes_long() -> None:
         "print([m for m in ('numpy', 'rich', 'obstore', 'psycopg', 'llvmlite', 'blake3') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_speeds_of_the_last_restores_are_kept_and_no_more() -> None:
+    repository = new_repository()
+    speeds = RestoreSpeeds(repository, "shop")
+    assert speeds.last() == []
+    speeds.note(1000, 0.1)
+    assert speeds.last() == []
+    for number in range(1, 9):
+        speeds.note(number * 100_000_000, 2.0)
+    assert speeds.last() == [number * 50_000_000 for number in range(4, 9)]
+    assert len(list(repository.store.list_objects("clusters/shop/states"))) == 5

@@ -126,6 +126,12 @@ class Backup(Protocol):
     def fetched_bytes(self) -> int | None:
         """How much is read of a store for all of its files, WAL apart; None for what lies in files here."""
 
+    def speeds(self) -> Sequence[float]:
+        """Return how many bytes of files a second the last restores from here laid out; nothing where none is known."""
+
+    def note_speed(self, size_bytes: int, seconds: float) -> None:
+        """Remember a restore that laid out so many bytes, for those that are planned later."""
+
     def parts_of(self, area: Area) -> list[Part]:
         """Return the parts that hold an area."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -39,6 +39,13 @@ class BackupOnDisk(BackupSource):
     def fetched_bytes(self) -> None:
         """Nothing: it is here."""
         return None
+
+    def speeds(self) -> Sequence[float]:
+        """Return nothing: where files lie says nothing about the next ones."""
+        return ()
+
+    def note_speed(self, size_bytes: int, seconds: float) -> None:
+        """Do nothing."""
 
     @property
     def archives(self) -> tuple[WalSource, ...]:

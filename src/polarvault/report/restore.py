@@ -69,6 +69,7 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     yield f"  files             {plan.inventory.file_count}, {format_bytes(plan.inventory.total_bytes)}"
     if plan.facts.host.existing is None and plan.source.fetched_bytes is not None:
         yield f"  to fetch          {format_bytes(plan.source.fetched_bytes)}, and WAL"
+        yield f"  time              {_time_line(plan)}"
     yield from delta_text(plan, is_done=False)
     for need in plan.space:
         verdict = "" if need.needed <= need.available else "   NOT ENOUGH"
@@ -87,6 +88,22 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     yield "settings to change"
     yield from settings_table(plan.changes, plan.layout.local)
     yield "nothing was written"
+
+
+def expected_s(plan: RestorePlan) -> float | None:
+    """Return how long it takes to lay the files out, by the median of the last restores from there; seconds."""
+    speeds = sorted(plan.source.speeds()) if plan.facts.host.existing is None else []
+    return round(plan.inventory.total_bytes / speeds[len(speeds) // 2], 1) if speeds else None
+
+
+def _time_line(plan: RestorePlan) -> str:
+    expected = expected_s(plan)
+    if expected is None:
+        return "not known: nothing was restored from this repository yet"
+    count = len(plan.source.speeds())
+    last = "the last restore" if count == 1 else f"the last {count} restores"
+    shown = f"{expected / 60:.0f} min" if expected >= 120 else f"{max(expected, 1):.0f} s"
+    return f"about {shown} until the files are in place, by {last} from there; WAL comes on top"
 
 
 def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> Iterator[str]:
@@ -196,6 +213,7 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "files": plan.inventory.file_count,
         "bytes": plan.inventory.total_bytes,
         "fetch_bytes": plan.source.fetched_bytes if plan.delta is None else plan.delta.fetched_bytes,
+        "expected_s": expected_s(plan),
         "delta": _delta_json(plan),
         "space": [{"path": n.path, "needed": n.needed, "available": n.available} for n in plan.space],
         "missing_wal": missing_wal(plan.inventory, plan.label) if plan.label else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -126,12 +127,15 @@ def restore_backup(
     check_space(plan)
     # The slot first: from then on the primary keeps the WAL that it writes while files are copied.
     with held_slot(plan):
+        began = time.monotonic()
         try:
             plan, warnings = write_files(plan, host, progress, targets=targets)
         except IntegrityError as problem:
             # Of a chain every link was needed: older means before the first.
             first = plan.chain[0].path if plan.chain else plan.source.path
             raise name_older_backup(problem, first, plan.request.shelf) from problem
+    if plan.delta is None:
+        plan.source.note_speed(plan.inventory.total_bytes, time.monotonic() - began)
     result = RestoreResult(plan, (*plan.warnings, *warnings), None)
     if not plan.request.start or plan.binaries is None:
         return result

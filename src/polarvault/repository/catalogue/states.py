@@ -97,6 +97,10 @@ class States:
                 return written
         raise ObjectDamaged(f"no number of a state of {subject} could be had in {_MOST_TRIES} tries")
 
+    def remove(self, name: StateName) -> None:
+        """Remove a state that nobody needs any more; a success if it is gone."""
+        self._repository.store.delete(self._object(name))
+
     def read(self, name: StateName) -> State | None:
         """Return a state; None if it is gone."""
         object_name = self._object(name)

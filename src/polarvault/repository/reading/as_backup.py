@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from polarvault.backupset.backup import DeliveryStopped, Entry, FileSink
 from polarvault.backupset.backup import Share as BackupShare
@@ -47,14 +47,28 @@ _KINDS = {
 }
 
 
+class SpeedLog(Protocol):
+    """Knows how fast restores were; bytes a second."""
+
+    def note(self, size_bytes: int, seconds: float) -> None:
+        """Remember a restore."""
+
+    def last(self) -> Sequence[float]:
+        """Return the speeds of the last ones."""
+
+
 class BackupInRepository:
     """One backup of a repository. name: what messages call it; archive: all WAL of its cluster.
 
     page_key: the repository's, which tells whether files at hand are those of the backup.
     """
 
-    def __init__(self, reader: BackupReader, archive: RepositoryWalSource, *, name: str, page_key: bytes) -> None:
+    def __init__(
+        self, reader: BackupReader, archive: RepositoryWalSource, *, name: str, page_key: bytes,
+        speed_log: SpeedLog | None = None,
+    ) -> None:  # fmt: skip
         self.path = name
+        self._speed_log = speed_log
         self.page_key = page_key
         self.form = Form.REPOSITORY
         self.parts: tuple[SourcePart, ...] = ()
@@ -97,6 +111,15 @@ class BackupInRepository:
         except (IntegrityError, ObjectMissing):
             # A restore does not need them.
             return None
+
+    def speeds(self) -> Sequence[float]:
+        """Return those of the last restores out of this repository."""
+        return self._speed_log.last() if self._speed_log is not None else ()
+
+    def note_speed(self, size_bytes: int, seconds: float) -> None:
+        """Remember one, in the repository."""
+        if self._speed_log is not None:
+            self._speed_log.note(size_bytes, seconds)
 
     @property
     def archives(self) -> tuple[WalSource, ...]:

@@ -9,6 +9,7 @@ from polarvault.backupset.backup import Concerned
 from polarvault.config.model import RepositoryConfiguration
 from polarvault.errors import IntegrityError, ObjectDamaged, PolarvaultError, UsageError
 from polarvault.repository.catalogue.opening import OpenedRepository
+from polarvault.repository.catalogue.speeds import RestoreSpeeds
 from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.reading.as_backup import BackupInRepository
 from polarvault.repository.reading.uses import backups_with
@@ -44,8 +45,9 @@ class RepositoryShelf:
             reader = self._opened.repository.open_backup(self.cluster, word.partition("@")[2])
             identifier = reader.record.facts.system_identifier
             self._found[word] = BackupInRepository(
-                reader, self._archive(identifier), name=word, page_key=self._opened.repository.page_key
-            )
+                reader, self._archive(identifier), name=word, page_key=self._opened.repository.page_key,
+                speed_log=RestoreSpeeds(self._opened.repository, self.cluster),
+            )  # fmt: skip
         return self._found[word]
 
     def several(self, word: str) -> Sequence[str]:
