@@ -8,6 +8,7 @@ of its own shutdown.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from polarvault.cli.messages import say_error, say_warning
@@ -18,18 +19,24 @@ from polarvault.walfiles.directory import wal_sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from polarvault.wal.source import WalSource
+    from polarvault.walarchive.fetching.ahead import Ahead
 
 SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 200, 130
 # Option: metavar and help; None: a flag. The click command of the same name shows them.
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "--wal": ("DIR", "A WAL directory; repeat it for more, which are searched in this order."),
-    "--repo": ("NAME|ADDRESS", "A repository; it is searched after the directories."),
+    "--from": ("DIR", "The same."),
+    "--spool": ("DIR", "The spool of `wal push`; it is searched behind the directories."),
+    "--repo": ("NAME|ADDRESS", "A repository; repeat it for more. They are searched behind the directories."),
     "--cluster": ("NAME", "The cluster's name in the repository."),
     "--config": ("FILE", "The configuration file, instead of the user's own or the system's."),
     "--key-file": ("FILE", "A key file that opens the repository."),
     "--passphrase-file": ("FILE", "A file whose first line is the passphrase that opens it."),
     "--passphrase-command": ("COMMAND", "A shell command that prints the passphrase."),
+    "--no-prefetch": (None, "Fetch no segment from a repository before the server asks for it."),
     "--system-identifier": ("N", "Refuse WAL of any other cluster (pg_controldata shows a cluster's identifier)."),
     "--refuse-empty": (
         None,
@@ -41,6 +48,11 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
         f"How long to wait for a file that is too short and does not grow.  [default: {DEFAULT_GRACE_S:g}]",
     ),
 }
+# Those that may be repeated.
+PLACES = ("--wal", "--from", "--spool", "--repo")
+_KEYS = ("--passphrase-file", "--passphrase-command", "--key-file")
+# What a fetch starts in the background; nobody else has a use for it.
+_PREFETCH = "--prefetch-into"
 
 
 def run(arguments: list[str]) -> int:
@@ -79,51 +91,108 @@ def _failed(message: str, *, hint: str | None = None) -> int:
 
 
 def _fetch(arguments: list[str]) -> int:
-    directories, values, names = _parse(arguments)
-    sources = [*wal_sources(directories), *_repository(values)]
+    places, values, names = _parse(arguments)
+    sources = _sources(places, values)
     if not sources:
         raise UsageError("no WAL directory is named", hint="add --wal DIR, or --repo REPOSITORY --cluster NAME")
+    if _PREFETCH in values:
+        _prefetch(values, sources)
+        return SERVED
     if len(names) != 2:
         raise UsageError(
             f"a file name and a target path are expected, not {len(names)} words",
             hint="restore_command = 'polarvault wal fetch --wal DIR %f \"%p\"'",
         )
-    fetcher = Fetcher(
+    ahead = _ahead(places, values, names, make=False)
+    if ahead is not None and ahead.take(*names):
+        return SERVED
+    if not _fetcher(values, sources, say_warning).fetch(*names):
+        return NOT_THERE
+    ahead = _ahead(places, values, names, make=True)
+    if ahead is not None:
+        # It has its full size, whatever of it is filled.
+        ahead.ask(names[0], os.stat(names[1]).st_size)
+        ahead.start([option if value == "" else f"{option}={value}" for option, value in [*places, *values.items()]])
+    return SERVED
+
+
+def _fetcher(values: dict[str, str], sources: list[WalSource], warn: Callable[[str], None]) -> Fetcher:
+    return Fetcher(
         sources,
         system_identifier=_number("--system-identifier", values),
         refuse_empty="--refuse-empty" in values,
         grace_s=DEFAULT_GRACE_S if (grace := _number("--grace", values)) is None else grace,
         last_segment=_segment("--last-segment", values),
-        warn=say_warning,
+        warn=warn,
     )
-    return SERVED if fetcher.fetch(*names) else NOT_THERE
 
 
-def _repository(values: dict[str, str]) -> list[WalSource]:
-    """Return the WAL in the repository that is named, if one is."""
-    word, cluster = values.get("--repo"), values.get("--cluster")
-    if word is None and cluster is None:
-        return []
-    if word is None or cluster is None:
-        raise UsageError("--repo and --cluster are named together", hint="add --repo REPOSITORY --cluster NAME")
-    import os
+def _ahead(places: list[tuple[str, str]], values: dict[str, str], names: list[str], *, make: bool) -> Ahead | None:
+    """Return where segments are found that were fetched ahead; only a repository is worth that."""
+    is_repository = any(option == "--repo" for option, _ in places)
+    if not is_repository or "--no-prefetch" in values or not is_segment_name(names[0]):
+        return None
+    from polarvault.walarchive.fetching.ahead import open_ahead
 
+    told = repr((places, sorted(values.items()), os.getcwd()))
+    number = _number("--system-identifier", values)
+    return open_ahead(os.environ, told, names[1], system_identifier=number, make=make)
+
+
+def _prefetch(values: dict[str, str], sources: list[WalSource]) -> None:
+    from polarvault.walarchive.fetching.ahead import Prefetcher, refuse_to_warn, server_runs
+
+    # What takes long to arrive is left to the fetch that needs it.
+    fetcher = _fetcher(values | {"--grace": "0"}, sources, refuse_to_warn)
+    Prefetcher(values[_PREFETCH], sources, fetcher, is_wanted=server_runs()).run()
+
+
+def _sources(places: list[tuple[str, str]], values: dict[str, str]) -> list[WalSource]:
+    """Return the places in the order in which they are searched: directories, spools, repositories."""
+    directories = [word for option, word in places if option in ("--wal", "--from")]
+    spools = [word for option, word in places if option == "--spool"]
+    repositories = [word for option, word in places if option == "--repo"]
+    cluster = values.get("--cluster")
+    if cluster is None and (spools or repositories):
+        raise UsageError("--repo and --spool need --cluster", hint="add --cluster NAME")
+    if cluster is not None and not (spools or repositories):
+        raise UsageError("--cluster needs --repo or --spool", hint="add --repo REPOSITORY")
+    named = [values.get(option) for option in _KEYS]
+    if sum(value is not None for value in named) > 1:
+        raise UsageError("only one of --key-file, --passphrase-file and --passphrase-command can be meant")
+    if cluster is None:
+        return wal_sources(directories)
+    from polarvault.walarchive.fetching.places import OpenedLater
+
+    if "/" in cluster or cluster.startswith("."):
+        raise UsageError(f"{cluster!r} is not a cluster's name")
+    spooled = wal_sources([os.path.join(word, cluster) for word in spools])
+    later: list[WalSource] = [
+        OpenedLater(f"the WAL of {cluster} in {word}", _opener(word, cluster, values)) for word in repositories
+    ]
+    return [*wal_sources(directories), *spooled, *later]
+
+
+def _opener(word: str, cluster: str, values: dict[str, str]) -> Callable[[], WalSource]:
+    # functools takes longer to import than this to write.
+    return lambda: _open_repository(word, cluster, values)
+
+
+def _open_repository(word: str, cluster: str, values: dict[str, str]) -> WalSource:
     from polarvault.config.load import load_configuration
     from polarvault.config.model import KeySource
     from polarvault.repository.wal.opened import open_wal
 
-    named = [values.get(option) for option in ("--passphrase-file", "--passphrase-command", "--key-file")]
-    if sum(value is not None for value in named) > 1:
-        raise UsageError("only one of --key-file, --passphrase-file and --passphrase-command can be meant")
     configuration = load_configuration(values.get("--config"), os.environ, check_connection=lambda text: None)
+    named = [values.get(option) for option in _KEYS]
     key = KeySource(*named) if any(named) else None
     number = _number("--system-identifier", values)
-    return [open_wal(configuration, word, cluster, key, os.environ, system_identifier=number)]
+    return open_wal(configuration, word, cluster, key, os.environ, system_identifier=number)
 
 
-def _parse(arguments: list[str]) -> tuple[list[str], dict[str, str], list[str]]:
-    """Return the directories, the other options and the words that are no options."""
-    directories: list[str] = []
+def _parse(arguments: list[str]) -> tuple[list[tuple[str, str]], dict[str, str], list[str]]:
+    """Return the places, each with its option; the other options; and the words that are no options."""
+    places: list[tuple[str, str]] = []
     values: dict[str, str] = {}
     names: list[str] = []
     waiting = iter(arguments)
@@ -134,17 +203,18 @@ def _parse(arguments: list[str]) -> tuple[list[str], dict[str, str], list[str]]:
             names.append(word)
         else:
             option, equals, value = word.partition("=")
-            if option not in OPTIONS:
+            if option not in OPTIONS and option != _PREFETCH:
                 raise UsageError(f"no such option: {option}", hint="try: polarvault wal fetch --help")
-            if OPTIONS[option][0] is not None and not equals:
+            has_value = option == _PREFETCH or OPTIONS[option][0] is not None
+            if has_value and not equals:
                 value = next(waiting, "")
-            if OPTIONS[option][0] is not None and not value:
+            if has_value and not value:
                 raise UsageError(f"option {option} needs a value", hint="try: polarvault wal fetch --help")
-            if option == "--wal":
-                directories.append(value)
+            if option in PLACES:
+                places.append((option, value))
             else:
                 values[option] = value
-    return directories, values, names
+    return places, values, names
 
 
 def _segment(option: str, values: dict[str, str]) -> str | None:

@@ -98,7 +98,8 @@ def _spool(values: dict[str, str], cluster: str) -> Spool | None:
 
 def _into_repositories(values: dict[str, str], path: str) -> None:
     from polarvault.config.places import candidate_files
-    from polarvault.walarchive.pushing.marks import data_directories, open_marks
+    from polarvault.storage.state_directory import data_directories
+    from polarvault.walarchive.pushing.marks import open_marks
 
     named = [values.get(option) for option in _KEYS]
     if sum(value is not None for value in named) > 1:

@@ -20,27 +20,41 @@ _MODE = 0o700
 
 
 def state_directory(
-    environment: Mapping[str, str], *parts: str, outside: Sequence[str], system: str = _SYSTEM_DIRECTORY
+    environment: Mapping[str, str],
+    *parts: str,
+    outside: Sequence[str],
+    make: bool = True,
+    system: str = _SYSTEM_DIRECTORY,
 ) -> str | None:
-    """Return a directory below the one for state, made if it is missing; None if there can be none.
+    """Return a directory below the one for state; None if there can be none.
 
-    outside: data directories of servers, in which it must not lie: it would be backed up and restored with them.
+    make: make it if it is missing. outside: data directories of servers, in which it must not lie: it would be backed
+    up and restored with it.
     """
     base = _base(environment, system)
     if base is None or any(_lies_in(base, directory) for directory in outside):
         return None
     path = base
     try:
-        os.makedirs(base, _MODE, exist_ok=True)
+        if make:
+            os.makedirs(base, _MODE, exist_ok=True)
         for part in parts:
             path = os.path.join(path, part)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path, _MODE)
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path, _MODE)
             if not _is_ours(path):
                 return None
     except OSError:
         return None
     return path
+
+
+def data_directories(path: str) -> list[str]:
+    """Return the data directories to which a file of pg_wal may belong."""
+    # A server runs its commands in its data directory; pg_wal may be a link to elsewhere.
+    candidates = os.path.dirname(os.path.dirname(os.path.abspath(path))), os.getcwd()
+    return [one for one in candidates if os.path.exists(os.path.join(one, "global", "pg_control"))]
 
 
 def _base(environment: Mapping[str, str], system: str) -> str | None:

@@ -100,7 +100,7 @@ class Fetcher:
         for source in self._sources:
             try:
                 forms = self._judged(source.copies(name))
-            except StorageFailed as problem:
+            except (StorageFailed, IntegrityError) as problem:
                 problems.append(problem)
                 continue
             if self._serve_finished(forms, target, problems):

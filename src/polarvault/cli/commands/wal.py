@@ -42,7 +42,7 @@ def fetch(**_: object) -> None:
 
 
 fetch.params += [
-    click.Option([option], metavar=metavar, is_flag=metavar is None, multiple=option == "--wal", help=text)
+    click.Option([option], metavar=metavar, is_flag=metavar is None, multiple=option in wal_fetch.PLACES, help=text)
     for option, (metavar, text) in wal_fetch.OPTIONS.items()
 ]
 

@@ -91,13 +91,6 @@ def open_marks(environment: Mapping[str, str], told: str, *, outside: Sequence[s
         return None
 
 
-def data_directories(path: str) -> list[str]:
-    """Return the data directories to which a file of pg_wal may belong."""
-    # A server runs its archive_command in its data directory; pg_wal may be a link to elsewhere.
-    candidates = os.path.dirname(os.path.dirname(os.path.abspath(path))), os.getcwd()
-    return [one for one in candidates if os.path.exists(os.path.join(one, "global", "pg_control"))]
-
-
 def file_identity(path: str) -> str:
     """Return what tells a file from every other that has or had its name; raise StorageFailed if it cannot be read."""
     try:
