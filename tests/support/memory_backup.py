@@ -33,6 +33,10 @@ class MemoryBackup:
     def saved_configuration(self) -> None:
         return None
 
+    def remarks(self) -> Sequence[str]:
+        """Return nothing."""
+        return ()
+
     def speeds(self) -> Sequence[float]:
         """Return nothing."""
         return ()

@@ -9,9 +9,11 @@ import pytest
 
 from polarvault.errors import IntegrityError, ObjectDamaged, PolarvaultError
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.format.chunks import ChunkKind
+from polarvault.repository.format.chunks import ChunkKind, ChunkRef, placed
 from polarvault.repository.format.frame import Kind
 from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.index.files import FileKind, FileRow
+from polarvault.repository.reading.rescue import Rescue
 from polarvault.repository.reading.verify import verify_backup, verify_objects
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.write_once import WriteOnce
@@ -185,3 +187,52 @@ def test_a_damaged_index_of_the_parent_is_no_evidence_and_no_obstacle() -> None:
         assert f"{ref.label}/{ref.pack:06}" in outcome.unusable[0]
         assert restore(repository, outcome.label) == tree
         store._objects = before
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_pages_that_another_backup_has_elsewhere_are_taken_from_there(encrypted: bool) -> None:
+    store = MemoryStore()
+    repository = new_repository(WriteOnce(store), encrypted=encrypted)
+    chance = random.Random(5)
+    content = chance.randbytes(300 * PAGE + 100)
+    tree: Tree = {(0, b"base/5/1"): content, (0, b"small"): b"s" * 999}
+    first = back_up(repository, tree).label
+    # A full one: it has everything once more, in packs of its own, but for the first page.
+    second = back_up(repository, {**tree, (0, b"base/5/1"): b"other" + content[5:]}, minutes=1).label
+    reader = repository.open_backup("shop", first)
+    rows = {row.path: row for row in reader.rows()}
+    pieces = reader.index.table(rows[b"base/5/1"].tables[0]).table.pieces
+
+    def flip(chunk: ChunkRef) -> None:
+        name = ClusterNames("shop").pack(chunk.label, chunk.pack)
+        kept, modified = store._objects[name]
+        flipped = bytearray(kept)
+        flipped[chunk.offset + chunk.stored // 2] ^= 1
+        store._objects[name] = bytes(flipped), modified
+
+    def restored() -> tuple[Tree, Rescue]:
+        again = reopened(repository)
+        opened = again.open_backup("shop", first)
+        rescue = opened.rescue = Rescue(again, "shop", opened)
+        found = {(row.part, row.path): bytearray(row.size) for row in opened.rows() if row.kind is FileKind.FILE}
+
+        def put(row: FileRow, offset: int, view: memoryview) -> None:
+            found[row.part, row.path][offset : offset + len(view)] = view
+
+        for share in opened.shares():
+            share.deliver(put)
+        return {key: bytes(into) for key, into in found.items()}, rescue
+
+    for chunk in (rows[b"small"].bundle, pieces[3].base, pieces[-1].base):
+        flip(placed(chunk) if chunk is not None else pieces[1].base)
+    with pytest.raises(ObjectDamaged):
+        restore(reopened(repository), first)
+    found, rescue = restored()
+    assert found == tree
+    assert {label for _, label in rescue.taken} == {second}
+    assert rescue.taken["base/5/1", second] == 32 + 13
+    assert [note for note in rescue.notes() if "'small'" in note and f"shop@{second}" in note]
+    # The first page is another one there: nothing is made up.
+    flip(placed(pieces[0].base))
+    with pytest.raises(ObjectDamaged, match="at block 0:"):
+        restored()

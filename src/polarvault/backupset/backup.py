@@ -126,6 +126,9 @@ class Backup(Protocol):
     def fetched_bytes(self) -> int | None:
         """How much is read of a store for all of its files, WAL apart; None for what lies in files here."""
 
+    def remarks(self) -> Sequence[str]:
+        """Return what there is to say about what was delivered so far: what was damaged, and taken from elsewhere."""
+
     def speeds(self) -> Sequence[float]:
         """Return how many bytes of files a second the last restores from here laid out; nothing where none is known."""
 

@@ -40,6 +40,10 @@ class BackupOnDisk(BackupSource):
         """Nothing: it is here."""
         return None
 
+    def remarks(self) -> Sequence[str]:
+        """Return nothing."""
+        return ()
+
     def speeds(self) -> Sequence[float]:
         """Return nothing: where files lie says nothing about the next ones."""
         return ()

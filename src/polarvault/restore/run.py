@@ -136,7 +136,7 @@ def restore_backup(
             raise name_older_backup(problem, first, plan.request.shelf) from problem
     if plan.delta is None:
         plan.source.note_speed(plan.inventory.total_bytes, time.monotonic() - began)
-    result = RestoreResult(plan, (*plan.warnings, *warnings), None)
+    result = RestoreResult(plan, (*plan.warnings, *warnings, *plan.source.remarks()), None)
     if not plan.request.start or plan.binaries is None:
         return result
     from polarvault.instance.start import naming_the_server

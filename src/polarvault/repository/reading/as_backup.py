@@ -29,6 +29,7 @@ from polarvault.repository.reading.backup_reader import BackupReader, Share
 from polarvault.repository.wal.of_backup import BackupWal
 
 if TYPE_CHECKING:
+    from polarvault.repository.reading.rescue import Rescue
     from polarvault.repository.wal.source import RepositoryWalSource
     from polarvault.wal.source import WalSource
 
@@ -65,8 +66,9 @@ class BackupInRepository:
 
     def __init__(
         self, reader: BackupReader, archive: RepositoryWalSource, *, name: str, page_key: bytes,
-        speed_log: SpeedLog | None = None,
+        speed_log: SpeedLog | None = None, rescue: Rescue | None = None,
     ) -> None:  # fmt: skip
+        self._rescue = reader.rescue = rescue
         self.path = name
         self._speed_log = speed_log
         self.page_key = page_key
@@ -111,6 +113,10 @@ class BackupInRepository:
         except (IntegrityError, ObjectMissing):
             # A restore does not need them.
             return None
+
+    def remarks(self) -> Sequence[str]:
+        """Say which damaged pages were taken from other backups."""
+        return self._rescue.notes() if self._rescue is not None else ()
 
     def speeds(self) -> Sequence[float]:
         """Return those of the last restores out of this repository."""

@@ -52,6 +52,8 @@ class Extent:
 
 # Gets the bytes of an extent; each byte of a file comes exactly once, in any order.
 Deliver = Callable[[FileRow, int, memoryview], None]
+# Returns bytes of a file that are damaged in this backup, from wherever the same ones are; None: from nowhere.
+Rescuer = Callable[[FileRow, int, int], "bytes | None"]
 # Gets every reference of an index as it stands there, and the one to the place at which its chunk is now.
 Watch = Callable[[ChunkRef, ChunkRef], None]
 
@@ -66,6 +68,8 @@ class BackupReader:
         self.record = record
         self.root = root
         self.moves = moves
+        self.rescue: Rescuer | None = None
+        """Where `deliver_extents` looks for what is damaged."""
         self._store, self._codec, self._names = store, codec, names
         self.chunks = ChunkReader(store, codec, names)
         self.index = IndexReader(self.chunks, moved)
@@ -315,9 +319,28 @@ def deliver_extents(
     for run in runs(list(extents)):
         if stop():
             return
-        for ref, raw in _read_run(reader, run, extents):
+        for ref, raw in reader.chunks.read_run(run):
             for extent in extents[ref]:
-                deliver(extent.row, extent.file_offset, _cut(raw, extent.chunk_offset, extent.length, ref))
+                if isinstance(raw, PolarvaultError):
+                    deliver(extent.row, extent.file_offset, _rescued(reader, extent, ref, raw))
+                else:
+                    deliver(extent.row, extent.file_offset, _cut(raw, extent.chunk_offset, extent.length, ref))
+
+
+def _rescued(reader: BackupReader, extent: Extent, ref: ChunkRef, problem: PolarvaultError) -> memoryview:
+    found = None
+    if reader.rescue is not None:
+        found = reader.rescue(extent.row, extent.file_offset, extent.length)
+    if found is None:
+        raise _damaged(reader, extent, ref, problem) from problem
+    return memoryview(found)
+
+
+def _damaged(reader: BackupReader, extent: Extent, ref: ChunkRef, problem: PolarvaultError) -> ObjectDamaged:
+    damaged = unreadable(extent.row, extent, ref, problem)
+    if reader.moves.problems:
+        damaged.message += f"; what compaction has moved may be elsewhere, but {reader.moves.problems[0]}"
+    return damaged
 
 
 def _read_run(
@@ -325,8 +348,5 @@ def _read_run(
 ) -> Iterator[tuple[ChunkRef, memoryview]]:
     for ref, raw in reader.chunks.read_run(run):
         if isinstance(raw, PolarvaultError):
-            damaged = unreadable(extents[ref][0].row, extents[ref][0], ref, raw)
-            if reader.moves.problems:
-                damaged.message += f"; what compaction has moved may be elsewhere, but {reader.moves.problems[0]}"
-            raise damaged from raw
+            raise _damaged(reader, extents[ref][0], ref, raw) from raw
         yield ref, raw

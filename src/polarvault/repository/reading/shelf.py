@@ -12,6 +12,7 @@ from polarvault.repository.catalogue.opening import OpenedRepository
 from polarvault.repository.catalogue.speeds import RestoreSpeeds
 from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.reading.as_backup import BackupInRepository
+from polarvault.repository.reading.rescue import Rescue
 from polarvault.repository.reading.uses import backups_with
 from polarvault.repository.wal.opened import wal_source
 from polarvault.repository.wal.source import RepositoryWalSource
@@ -47,6 +48,7 @@ class RepositoryShelf:
             self._found[word] = BackupInRepository(
                 reader, self._archive(identifier), name=word, page_key=self._opened.repository.page_key,
                 speed_log=RestoreSpeeds(self._opened.repository, self.cluster),
+                rescue=Rescue(self._opened.repository, self.cluster, reader),
             )  # fmt: skip
         return self._found[word]
 
