@@ -164,3 +164,33 @@ def test_both_halves_are_brought_to_a_backup_in_place(polardb: PolarCluster, wor
         assert server.hashes() == wanted
     finally:
         server.stop("immediate")
+
+
+def test_one_database_comes_back_alone_where_whole_pages_are_in_the_wal(polardb: PolarCluster, workspace: Path) -> None:
+    repository = workspace / "repository"
+    run_polarvault("repo", "init", repository)
+    polardb.query("CREATE DATABASE apart")
+    polardb.query("CREATE TABLE filled AS SELECT n FROM generate_series(1, 20000) n", dbname="apart")
+    back_up(polardb, repository)
+    wanted = polardb.hashes()
+    ((writes,),) = polardb.query("SHOW full_page_writes")
+    server = Cluster(polardb.installation, workspace)
+    server.data = workspace / "local"
+    done = run_polarvault(
+        "restore", "shop", "--repo", repository, "-D", server.data, "--polardata", workspace / "shared", "--port",
+        str(server.port), "--bindir", polardb.installation.directory, "--set",
+        f"unix_socket_directories={workspace}", "--set", "fsync=off", "-N", "--start", "--only", "postgres",
+        check=False,
+    )  # fmt: skip
+    polardb.query("DROP DATABASE apart")
+    if writes == "off":
+        assert "with full_page_writes off" in done.stderr
+        assert not server.data.exists()
+        return
+    try:
+        assert done.returncode == 0, done.stderr
+        assert 'database "apart" was left out and refuses connections' in done.stdout
+        assert server.hashes() == wanted
+        server.query("DROP DATABASE apart")
+    finally:
+        server.stop("immediate")

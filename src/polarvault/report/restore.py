@@ -17,6 +17,7 @@ from polarvault.restore.plan.backup import missing_wal
 if TYPE_CHECKING:
     from polarvault.instance.model import Account
     from polarvault.instance.start import StartedServer
+    from polarvault.restore.only.model import LeftOut
     from polarvault.restore.run import RestoreResult
 
 _EXPANDED = '$`"\\'
@@ -70,6 +71,7 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     if plan.facts.host.existing is None and plan.source.fetched_bytes is not None:
         yield f"  to fetch          {format_bytes(plan.source.fetched_bytes)}, and WAL"
         yield f"  time              {_time_line(plan)}"
+    yield from left_out_text(plan.left_out)
     yield from delta_text(plan, is_done=False)
     for need in plan.space:
         verdict = "" if need.needed <= need.available else "   NOT ENOUGH"
@@ -93,7 +95,7 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
 def expected_s(plan: RestorePlan) -> float | None:
     """Return how long it takes to lay the files out, by the median of the last restores from there; seconds."""
     speeds = sorted(plan.source.speeds()) if plan.facts.host.existing is None else []
-    return round(plan.inventory.total_bytes / speeds[len(speeds) // 2], 1) if speeds else None
+    return round(plan.laid_out_bytes / speeds[len(speeds) // 2], 1) if speeds else None
 
 
 def _time_line(plan: RestorePlan) -> str:
@@ -113,6 +115,7 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
     yield f"restored {plan.inventory.file_count} files ({format_bytes(plan.inventory.total_bytes)}) to " + (
         plan.layout.local + halves
     )
+    yield from left_out_text(plan.left_out)
     yield from delta_text(plan, is_done=True)
     yield "settings changed"
     yield from settings_table(plan.changes, plan.layout.local)
@@ -121,6 +124,7 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
         yield from server_text(result.server)
         yield from follow_text(result)
         yield from subscriptions_text(result)
+    yield from closed_text(result)
     if result.recovery is not None:
         server = result.server
         connect = f"psql -h {server.host} -p {server.port}" if server else None
@@ -129,6 +133,34 @@ def result_text(result: RestoreResult, account: Account, *, is_root: bool) -> It
         return
     yield "start it with:"
     yield "  " + start_command(plan, account, is_root=is_root)
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def left_out_text(out: LeftOut | None) -> Iterator[str]:
+    """Yield what is left out, and what it is then."""
+    if out is None:
+        return
+    names = ", ".join(sorted(out.databases.values())) or "nothing"
+    yield printable(f"  left out          {names}: {out.files} files, {format_bytes(out.bytes)}, as files of zeros")
+
+
+def closed_text(result: RestoreResult) -> Iterator[str]:
+    """Yield what became of the databases that were left out, or how they are closed once that is possible."""
+    for one in result.closed:
+        if one.problem is None:
+            yield printable(f"database {quoted(one.name)} was left out and refuses connections; it can be dropped")
+        else:
+            yield printable(f"database {quoted(one.name)} was left out, and is not closed: {one.problem}")
+    out = result.plan.left_out
+    if out is None or result.closed or not out.databases:
+        return
+    yield "pg_hba.conf lets nobody into what was left out; as soon as the server can be written, drop it or close it:"
+    for name in sorted(out.databases.values()):
+        yield printable(f"  ALTER DATABASE {quoted(name)} ALLOW_CONNECTIONS false;")
 
 
 def delta_text(plan: RestorePlan, *, is_done: bool) -> Iterator[str]:
@@ -214,6 +246,13 @@ def plan_json(plan: RestorePlan) -> dict[str, Any]:
         "bytes": plan.inventory.total_bytes,
         "fetch_bytes": plan.source.fetched_bytes if plan.delta is None else plan.delta.fetched_bytes,
         "expected_s": expected_s(plan),
+        "left_out": None
+        if plan.left_out is None
+        else {
+            "databases": sorted(plan.left_out.databases.values()),
+            "files": plan.left_out.files,
+            "bytes": plan.left_out.bytes,
+        },
         "delta": _delta_json(plan),
         "space": [{"path": n.path, "needed": n.needed, "available": n.available} for n in plan.space],
         "missing_wal": missing_wal(plan.inventory, plan.label) if plan.label else None,

@@ -15,6 +15,7 @@ from polarvault.backupset.source import OnDisk
 from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.recovery.target import RecoveryRequest
+from polarvault.restore.only.model import LeftOut
 
 if TYPE_CHECKING:
     from polarvault.instance.debian import DebianCluster
@@ -88,6 +89,8 @@ class RestoreRequest:
     """The target may be a stopped cluster, which is brought to the backup in place."""
     yes_shared: bool = False
     """Its shared half may be changed as well: no node has it open."""
+    only: tuple[str, ...] = ()
+    """Databases that are restored, beside those that every cluster has; empty: all."""
     recovery: RecoveryRequest = field(default_factory=RecoveryRequest)
     superuser: str | None = None
     """Who to log in as when the server is asked what it is; None tries the likely ones."""
@@ -184,8 +187,15 @@ class RestorePlan:
     warnings: tuple[str, ...]
     recovery: RecoveryPlan | None = None
     disagreements: tuple[Disagreement, ...] = ()
+    left_out: LeftOut | None = None
+    """Databases that become files of zeros; None: all are restored."""
     delta: DeltaCounts | None = None
     """None: nothing was compared, or not yet."""
+
+    @property
+    def laid_out_bytes(self) -> int:
+        """The size of the files that get content."""
+        return self.inventory.total_bytes - (self.left_out.bytes if self.left_out is not None else 0)
 
     @property
     def layout(self) -> Layout:

@@ -18,6 +18,7 @@ from polarvault.instance.start import StartedServer, start_server
 from polarvault.pgfiles.control import system_identifier_of
 from polarvault.restore.facts import RestoreFacts
 from polarvault.restore.model import RestorePlan, RestoreRequest
+from polarvault.restore.only.leaving_out import check_only, leave_out
 from polarvault.restore.plan.candidates import candidates_in, choose_backup, name_older_backup, refuse_several
 from polarvault.restore.plan.gather import complete, gather
 from polarvault.restore.plan.incremental import order_backups
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from polarvault.instance.subscriptions import Subscription
     from polarvault.recovery.survey import ScanProgress
     from polarvault.recovery.watch import RecoveryOutcome, Watch
+    from polarvault.restore.only.closing import Closed
     from polarvault.restore.standby.follow import FollowReport, Show
 
 
@@ -56,6 +58,7 @@ class RestoreResult:
     follow: FollowReport | None = None
     recovery: RecoveryOutcome | None = None
     subscriptions: tuple[Subscription, ...] = ()
+    closed: tuple[Closed, ...] = ()
     """Those of the source that are disabled in the copy, because it was started as a primary."""
 
 
@@ -72,6 +75,7 @@ def prepare(
     settle: what the caller adds to the request once the facts are known.
     """
     check_request(request)
+    check_only(request)
     if request.older:
         newest, older = order_backups([request.backup, *request.older], force=request.force)
         request = replace(request, backup=newest, older=older)
@@ -88,7 +92,7 @@ def prepare(
     plan = plan_restore(settle(request, facts), facts)
     if request.start:
         check_startable(plan)
-    return plan
+    return leave_out(plan) if request.only else plan
 
 
 def check_request(request: RestoreRequest) -> None:
@@ -135,7 +139,7 @@ def restore_backup(
             first = plan.chain[0].path if plan.chain else plan.source.path
             raise name_older_backup(problem, first, plan.request.shelf) from problem
     if plan.delta is None:
-        plan.source.note_speed(plan.inventory.total_bytes, time.monotonic() - began)
+        plan.source.note_speed(plan.laid_out_bytes, time.monotonic() - began)
     result = RestoreResult(plan, (*plan.warnings, *warnings, *plan.source.remarks()), None)
     if not plan.request.start or plan.binaries is None:
         return result
@@ -143,7 +147,7 @@ def restore_backup(
 
     try:
         with naming_the_server(plan.instance):
-            return _without_subscriptions(start_restored(result, show, watch))
+            return _with_closed_databases(_without_subscriptions(start_restored(result, show, watch)))
     except StartFailed as problem:
         if plan.request.create_slot:
             kept = f'slot "{plan.request.slot}" is kept on the primary for it'
@@ -154,6 +158,17 @@ def restore_backup(
             f'interrupted while the restored server in "{plan.layout.local}" was starting; it is left as it is',
             hint=f"{plan.binaries.program('pg_ctl')} -D {shlex.quote(plan.layout.local)} status",
         ) from None
+
+
+def _with_closed_databases(result: RestoreResult) -> RestoreResult:
+    """Forbid connections to what was left out, in a copy that can be written."""
+    plan, server = result.plan, result.server
+    if plan.left_out is None or server is None or server.in_recovery is not False:
+        return result
+    from polarvault.restore.only.closing import close_databases
+
+    names = plan.left_out.databases.values()
+    return replace(result, closed=tuple(close_databases(plan.instance, plan.account, server.host, server.port, names)))
 
 
 def _without_subscriptions(result: RestoreResult) -> RestoreResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from polarvault.model import versions
@@ -97,6 +97,20 @@ def records_about(marks: Marks, relations: Mapping[RelationFile, Sequence[int]],
         lsn, _, _, _, code, more, at, length = words[number * ENTRY_WORDS : (number + 1) * ENTRY_WORDS].tolist()
         body = bodies[at : at + length]
         yield KeptRecord(lsn, code >> 8, code & 0xFF, more & 0xFFFF or magic, more >> 16, body)
+
+
+def records_holding(marks: Marks, needles: Iterable[bytes], *, magic: int) -> Iterator[KeptRecord]:
+    """Yield the records in which one of some byte strings stands, and those about databases, as `records_about`."""
+    words, bodies = marks.words, bytes(marks.bodies)
+    starts, ends = words[_BODY::ENTRY_WORDS].tolist(), words[_BODY_BYTES::ENTRY_WORDS].tolist()
+    ends = [start + length for start, length in zip(starts, ends, strict=True)]
+    codes = words[_CODE::ENTRY_WORDS].tolist()
+    numbers = {number for number, code in enumerate(codes) if code >> 8 == RMGR_DATABASE}
+    for needle in needles:
+        numbers.update(_holding(bodies, needle, starts, ends))
+    for number in sorted(numbers):
+        lsn, _, _, _, code, more, at, length = words[number * ENTRY_WORDS : (number + 1) * ENTRY_WORDS].tolist()
+        yield KeptRecord(lsn, code >> 8, code & 0xFF, more & 0xFFFF or magic, more >> 16, bodies[at : at + length])
 
 
 def _holding(content: bytes, needle: bytes, starts: list[int], ends: list[int]) -> Iterator[int]:
@@ -192,6 +206,14 @@ def copied_database(record: KeptRecord) -> tuple[int, int] | None:
         return None
     database, tablespace = struct.unpack_from("<II", main)
     return tablespace, database
+
+
+def source_of_copy(record: KeptRecord) -> int | None:
+    """Return the database of which a record copies the files; None for every other record."""
+    if record.rmgr != RMGR_DATABASE or record.info & RMGR_INFO_MASK != _DATABASE_COPY:
+        return None
+    main = _main(record)
+    return int(struct.unpack_from("<I", main, 8)[0]) if len(main) >= 16 else None
 
 
 def changed_database(record: KeptRecord) -> int | None:

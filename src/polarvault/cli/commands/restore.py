@@ -57,6 +57,8 @@ _DEFAULT_TIMEOUT_S = 3600.0
               help="Put the tablespace at OLD into NEW.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting; wins over all others.")
 @recovery_options
+@click.option("--only", metavar="DATABASE[,DATABASE]", help="Out of a repository: only these databases, with postgres "
+              "and the templates; the others become empty files, which can be dropped.")  # fmt: skip
 @click.option("--merge", is_flag=True, help="PolarDB: both halves into -D, an instance without shared storage.")
 @click.option("--plan", "plan_only", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--delta", is_flag=True, help="Bring a stopped cluster in -D to the backup: only what differs is fetched "
@@ -95,6 +97,7 @@ def command(
     host_id: int | None,
     mappings: tuple[str, ...],
     settings: tuple[str, ...],
+    only: str | None,
     merge: bool,
     plan_only: bool,
     delta: bool,
@@ -155,6 +158,7 @@ def command(
         host_id=host_id,
         tablespace_mapping=dict(mapping(text) for text in mappings),
         settings=assignments,
+        only=() if only is None else _databases(only),
         merge=merge,
         delta=delta,
         yes_shared=yes_shared,
@@ -177,6 +181,13 @@ def command(
         _run_of_repository(request, choice, word, plan_only=plan_only)
     else:
         _run(request, plan_only=plan_only)
+
+
+def _databases(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    if "" in names:
+        raise UsageError(f'--only "{text}" names no database', hint="write names with commas between: --only shop,app")
+    return names
 
 
 def _run_of_repository(request: RestoreRequest, choice: RepositoryChoice, word: BackupWord, *, plan_only: bool) -> None:

@@ -83,7 +83,22 @@ class LayOut:
             if target is not None:
                 self.make_directory(target)
             return False
+        if self._plan.left_out is not None and self._plan.left_out.covers(entry):
+            self._make_hole(target, entry.size)
+            return False
         return True
+
+    def _make_hole(self, target: str, size: int) -> None:
+        """Make a file of zeros that takes no room: one of a database that is left out."""
+        try:
+            self.make_directory(os.path.dirname(target))
+            descriptor = self.new_file(target, os.O_TRUNC)
+            try:
+                os.ftruncate(descriptor, size)
+            finally:
+                os.close(descriptor)
+        except OSError as problem:
+            raise storage_failed(problem, "restore", target) from problem
 
     def target(self, entry: Entry) -> str | None:
         """Return the path that an entry goes to; None for one that stays behind."""
