@@ -13,6 +13,7 @@ import pytest
 from support.cluster import Cluster
 from support.polar_cluster import PolarCluster
 from support.program import run_polarvault
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.polardb
 
@@ -166,14 +167,18 @@ def test_both_halves_are_brought_to_a_backup_in_place(polardb: PolarCluster, wor
         server.stop("immediate")
 
 
-def test_one_database_comes_back_alone_where_whole_pages_are_in_the_wal(polardb: PolarCluster, workspace: Path) -> None:
+@pytest.mark.parametrize("writes", ["off", "on"])
+def test_one_database_comes_back_alone_where_whole_pages_are_in_the_wal(
+    polardb: PolarCluster, workspace: Path, writes: str
+) -> None:
+    ((before,),) = polardb.query("SHOW full_page_writes")
+    _set_whole_pages(polardb, writes)
     repository = workspace / "repository"
     run_polarvault("repo", "init", repository)
     polardb.query("CREATE DATABASE apart")
     polardb.query("CREATE TABLE filled AS SELECT n FROM generate_series(1, 20000) n", dbname="apart")
     back_up(polardb, repository)
     wanted = polardb.hashes()
-    ((writes,),) = polardb.query("SHOW full_page_writes")
     server = Cluster(polardb.installation, workspace)
     server.data = workspace / "local"
     done = run_polarvault(
@@ -183,6 +188,7 @@ def test_one_database_comes_back_alone_where_whole_pages_are_in_the_wal(polardb:
         check=False,
     )  # fmt: skip
     polardb.query("DROP DATABASE apart")
+    _set_whole_pages(polardb, before)
     if writes == "off":
         assert "with full_page_writes off" in done.stderr
         assert not server.data.exists()
@@ -194,3 +200,9 @@ def test_one_database_comes_back_alone_where_whole_pages_are_in_the_wal(polardb:
         server.query("DROP DATABASE apart")
     finally:
         server.stop("immediate")
+
+
+def _set_whole_pages(polardb: PolarCluster, value: str) -> None:
+    polardb.query(f"ALTER SYSTEM SET full_page_writes = {value}")
+    polardb.query("SELECT pg_reload_conf()")
+    wait_until(lambda: polardb.query("SHOW full_page_writes") == [(value,)], "the setting is in force")
