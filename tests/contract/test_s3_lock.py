@@ -10,12 +10,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from polarvault.errors import ObjectDiffers, ObjectMissing, StoreForbidden, StoreUnreachable
+from polarvault.repository.format.names import ClusterNames
+from polarvault.repository.reading.refs import read_refs
 from polarvault.storage.objects.address import parse_address
 from polarvault.storage.objects.cloud.s3 import open_s3
 from polarvault.storage.objects.cloud.s3_lock import S3Account, S3Lock, signed_headers
 from polarvault.storage.objects.write_once import WriteOnce, prove_write_once
 from support.object_servers import BUCKET, ObjectServer
 from support.ports import hold_port
+from support.repositories import back_up, new_repository, restore, two_trees
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +68,28 @@ def test_retention_is_extended_and_never_shortened(locked: ObjectServer) -> None
     store.extend_retention("packs/1", datetime.now(UTC) + timedelta(days=3))
     assert lock.read("folder/a/packs/1") == (mode, second)
     assert store.get("packs/1", most_bytes=10) == b"content"
+
+
+def test_what_a_backup_is_made_of_is_locked_before_it_is_recorded(locked: ObjectServer) -> None:
+    store = WriteOnce(open_s3(parse_address(f"s3://{LOCKED}/folder/d"), locked.settings, {}))
+    lock = S3Lock(_account(locked), f"s3://{LOCKED}")
+    repository = new_repository(store)
+    first, second = two_trees()
+    full = back_up(repository, first).label
+    packs = [one.name for one in store.list_objects(f"clusters/shop/packs/{full}")]
+    before = {name: lock.read(f"folder/d/{name}") for name in packs}
+    assert all(found is not None and found[1] < datetime.now(UTC) + timedelta(days=2) for found in before.values())
+    repository.lock_s = 20 * 86_400
+    label = back_up(repository, second, parent=full, minutes=1).label
+    named = read_refs(store, repository.codec, ClusterNames("shop"), label).named
+    assert {one for one, _ in named} == {full, label}
+    objects = [ClusterNames("shop").pack(*place) for place in named]
+    objects += [f"clusters/shop/backups/{label}/{part}" for part in ("root", "refs", "manifest")]
+    for name in objects:
+        found = lock.read(f"folder/d/{name}")
+        assert found is not None
+        assert found[1] > datetime.now(UTC) + timedelta(days=19)
+    assert restore(repository, label) == second
 
 
 def test_a_locked_bucket_replaces_nothing(locked: ObjectServer) -> None:

@@ -178,6 +178,7 @@ class _Reading:
             given.get("encrypted"),
             KeySource(given.get("passphrase_file"), given.get("passphrase_command"), given.get("key_file")),
             StoreSettings(**store),
+            given.get("lock"),
         )
         for wrong, why in repository_problems(repository, given):
             self._mistake((*place, wrong), why, table[wrong])

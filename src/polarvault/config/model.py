@@ -22,7 +22,10 @@ class KeySource:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryConfiguration:
-    """A repository by its name. id: the one it must have; encrypted: what it must be, None where nothing is said."""
+    """A repository by its name. id: the one it must have; encrypted: what it must be, None where nothing is said.
+
+    lock_s: for how long the objects of a new backup are to be locked, None for as long as the store says itself.
+    """
 
     name: str
     address: str
@@ -30,6 +33,7 @@ class RepositoryConfiguration:
     encrypted: bool | None = None
     key: KeySource = KeySource()
     store: StoreSettings = field(default_factory=StoreSettings)
+    lock_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

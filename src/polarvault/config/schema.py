@@ -81,6 +81,10 @@ REPOSITORY = (
         "deadline", values.duration_s, "how long requests that are not answered are repeated", "5min", schemes=_CLOUDS
     ),
     Setting("max_rate", values.rate, "bytes per second in each direction", "no limit"),
+    Setting(
+        "lock", values.duration_s, "with object lock: nothing that a new backup is made of can be removed for so long",
+        "the bucket's own rule alone", schemes=(Scheme.S3,),
+    ),
 )  # fmt: skip
 
 RETENTION = (

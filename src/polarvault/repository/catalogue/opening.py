@@ -64,6 +64,7 @@ def open_repository(configured: RepositoryConfiguration, environment: Mapping[st
             encrypted=expects,
             unlock=find_keys,
         )
+        repository.lock_s = configured.lock_s
     except BaseException:
         store.close()
         raise

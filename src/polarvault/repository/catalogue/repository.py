@@ -79,6 +79,8 @@ class Repository:
         self._random = random
         self.intents = Intents(store, codec, random)
         self._intents: list[str] = []
+        self.lock_s: int | None = None
+        """For how long what a new backup is made of must not be removable, by the store's object lock."""
 
     # Making and opening
 
@@ -380,6 +382,7 @@ class Repository:
             adopt=leftovers.find_chunk,
             distrust=self._known_damage(cluster),
             moves=sorted(known),
+            lock_s=self.lock_s,
         )
 
     def _known_damage(self, cluster: str) -> Callable[[ChunkRef], bool]:

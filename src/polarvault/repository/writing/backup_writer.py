@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 from blake3 import blake3
 
@@ -61,6 +62,8 @@ from polarvault.repository.writing.work import (
 from polarvault.storage.objects.store import ObjectStore
 
 _BUFFER_BYTES = 2 << 20
+# A request for each pack: one after the other they would take as long as the backup.
+_LOCKED_AT_ONCE = 8
 # Of files of a few bytes a buffer would hold a hundred thousand, and what is known of each takes more than they do.
 _MOST_SLICES = 512
 
@@ -118,11 +121,12 @@ class BackupWriter:
         adopt: Adopt = lambda digest: None,
         distrust: Distrust = lambda ref: False,
         moves: Sequence[str] = (),
+        lock_s: int | None = None,
     ) -> None:
         self.label = label
         self._store, self._codec, self._names = store, codec, names
         self._parts = tuple(parts)
-        self._moves = list(moves)
+        self._moves, self._lock_s = list(moves), lock_s
         self._parent, self.parent_label = parent, parent_label
         settings = settings or WriterSettings()
         threads = settings.threads or os.cpu_count() or 1
@@ -279,6 +283,7 @@ class BackupWriter:
         self._put(
             "refs", self._document(Kind.REFS, "refs", {**identity, "packs": self._refs(written), "moves": self._moves})
         )
+        self._lock()
         clear, sealed = record_document(identity, facts, outcome.root_hash, self.parent_label, asdict(outcome.counts))
         self._put("record", self._document(Kind.RECORD, "record", clear, sealed))
         return outcome
@@ -406,6 +411,17 @@ class BackupWriter:
                 f'the pack "{self._names.pack(*missing[0])}", which this backup would build on, is missing',
                 hint="see who removed it; take a full backup with --full",
             )
+
+    def _lock(self) -> None:
+        """Have the store keep all that the backup is made of, what it builds on as well, before it is valid."""
+        if self._lock_s is None:
+            return
+        until = datetime.now(UTC) + timedelta(seconds=self._lock_s)
+        names = [self._names.pack(*place) for place in sorted(self._assembly.usage.live)]
+        names += [self._names.backup(self.label, part) for part in ("manifest", "root", "refs")]
+        with ThreadPoolExecutor(_LOCKED_AT_ONCE, thread_name_prefix="lock") as pool:
+            for _ in pool.map(lambda name: self._store.extend_retention(name, until), names):
+                pass
 
     def _refs(self, written: Sequence[WrittenPack]) -> list[list[object]]:
         live = self._assembly.usage.live
