@@ -7,6 +7,7 @@ not, and the server tries again; above that the archiver itself would end.
 from __future__ import annotations
 
 import os
+import sys
 
 from polarvault.cli.messages import say_error, say_warning
 from polarvault.errors import PolarvaultError, UsageError
@@ -72,7 +73,16 @@ def _push(arguments: list[str]) -> None:
     _into_repositories(values, words[0])
 
 
+def _add_site_packages() -> None:
+    """Make importable what compresses, where the program was started without (-S), like a restore_command."""
+    if sys.flags.no_site:
+        import site
+
+        site.main()
+
+
 def _flush(values: dict[str, str]) -> None:
+    _add_site_packages()
     destinations = _destinations(values)
     spool = _spool(values, destinations.cluster)
     if spool is None:
@@ -109,6 +119,7 @@ def _into_repositories(values: dict[str, str], path: str) -> None:
     marks = None if "--one" in values else open_marks(os.environ, told, outside=data_directories(path))
     if marks is not None and marks.take(path):
         return
+    _add_site_packages()
     from polarvault.walarchive.pushing.ahead import Ahead, waiting_beside
 
     destinations = _destinations(values)

@@ -7,7 +7,6 @@ every segment: nothing heavy may be imported at the top.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 
@@ -40,9 +39,9 @@ def state_directory(
             os.makedirs(base, _MODE, exist_ok=True)
         for part in parts:
             path = os.path.join(path, part)
-            if make:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(path, _MODE)
+            if make and not os.path.lexists(path):
+                # Who loses a race for it does without this time: contextlib would take longer to import.
+                os.mkdir(path, _MODE)
             if not _is_ours(path):
                 return None
     except OSError:

@@ -152,10 +152,12 @@ class Pusher:
         begin = at
         while at < end:
             length = min(RANGE_BYTES, end - at)
-            content = os.pread(stream.fileno(), length, at)
-            if len(content) != length:
-                raise IntegrityError(f"the segment {segment.file_name} became shorter while it was read")
-            wal.put_range(segment.timeline_id, segment.start + at, content)
+
+            def read(view: memoryview, at: int = at) -> None:
+                if os.preadv(stream.fileno(), [view], at) != len(view):
+                    raise IntegrityError(f"the segment {segment.file_name} became shorter while it was read")
+
+            wal.put_filled(segment.timeline_id, segment.start + at, length, read)
             at += length
         return max(0, at - begin)
 

@@ -12,11 +12,9 @@ everything that has a mark.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import zlib
 
-from polarvault.storage.below import Below
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.storage.state_directory import state_directory
 
@@ -33,47 +31,51 @@ class Marks:
     """The marks of one command line. told: what it was told, apart from the path."""
 
     def __init__(self, directory: str, told: str) -> None:
-        self._below = Below(directory)
+        self._directory = directory
         self._told = told
 
     def take(self, path: str) -> bool:
         """Tell whether a file is archived already, and remove its mark: it is used once."""
-        name = os.path.basename(path)
-        try:
-            lines = self._below.read(name, _MARK_BYTES).decode().split("\n")
-            self._below.unlink(name, missing_ok=True)
-            return self._holds(lines, file_identity(path))
-        except (OSError, ValueError):
+        if not self.has(path):
             return False
+        try:
+            os.unlink(self._path(path))
+        except OSError:
+            return False  # Another call has used it.
+        return True
 
     def has(self, path: str) -> bool:
         """Tell whether there is a mark that holds."""
         try:
-            lines = self._below.read(os.path.basename(path), _MARK_BYTES).decode().split("\n")
-            return self._holds(lines, file_identity(path))
+            with open_regular(self._path(path)) as stream:
+                lines = stream.read(_MARK_BYTES).decode().split("\n")
         except (OSError, ValueError):
             return False
+        return self._holds(lines, file_identity(path))
 
     def leave(self, path: str, identity: str, places: Sequence[str]) -> None:
         """Mark a file that is durable everywhere. identity: from before it was read; places: files that must stay."""
         if file_identity(path) != identity or any("\n" in place or "\t" in place for place in places):
             return
         lines = [_HEAD, self._told, identity, *map(_place, places), _END]
-        # Where there is no room for a mark, the file is pushed once more.
-        with contextlib.suppress(OSError):
-            self._below.write(os.path.basename(path), "\n".join(lines).encode(), 0o600, sync=False, replace=True)
+        from polarvault.storage.below import Below
+
+        try:
+            with Below(self._directory) as below:
+                below.write(os.path.basename(path), "\n".join(lines).encode(), 0o600, sync=False, replace=True)
+        except OSError:
+            return  # Where there is no room for a mark, the file is pushed once more.
 
     def forget_others(self, names: Iterable[str]) -> None:
         """Remove the marks of what the server will not ask for any more."""
         try:
-            for name in set(self._below.names()) - set(names):
-                self._below.unlink(name, missing_ok=True)
+            for name in set(os.listdir(self._directory)) - set(names):
+                os.unlink(os.path.join(self._directory, name))
         except OSError:
-            pass  # Somebody else cleans up as well, or the next call does.
+            return  # Somebody else cleans up as well, or the next call does.
 
-    def close(self) -> None:
-        """Close the directory."""
-        self._below.close()
+    def _path(self, path: str) -> str:
+        return os.path.join(self._directory, os.path.basename(path))
 
     def _holds(self, lines: list[str], identity: str) -> bool:
         if lines[:3] != [_HEAD, self._told, identity] or lines[-1] != _END:
@@ -85,10 +87,7 @@ def open_marks(environment: Mapping[str, str], told: str, *, outside: Sequence[s
     """Open the marks of a command line; None if this account has no place for them."""
     told = told.replace("\n", "\\n")
     directory = state_directory(environment, "pushed", f"{zlib.crc32(told.encode()):08x}", outside=outside)
-    try:
-        return None if directory is None else Marks(directory, told)
-    except OSError:
-        return None
+    return None if directory is None else Marks(directory, told)
 
 
 def file_identity(path: str) -> str:
