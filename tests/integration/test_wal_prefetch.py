@@ -16,7 +16,8 @@ from polarvault.repository.catalogue.repository import Generation
 from polarvault.storage.objects.local import LocalStore
 from polarvault.storage.objects.write_once import WriteOnce
 from polarvault.walarchive.fetch import Fetcher
-from polarvault.walarchive.fetching.ahead import Ahead, Prefetcher, refuse_to_warn
+from polarvault.walarchive.fetching.ahead import Ahead
+from polarvault.walarchive.fetching.prefetcher import Prefetcher, refuse_to_warn
 from polarvault.walarchive.push import Pusher
 from polarvault.walfiles.directory import wal_sources
 from support.program import run_polarvault

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+import polarvault
 from polarvault.cli.wal_push import ARCHIVED, FAILED
 from polarvault.instance.account import server_account
+from polarvault.model.segment import WalSegment
 from support.cluster import Cluster
 from support.program import command_line, program_environment, run_polarvault
 from support.waiting import wait_until
+from support.wal_segments import segment_content
 
 pytestmark = pytest.mark.postgres
 
@@ -306,3 +309,34 @@ def test_wal_written_while_the_repository_is_away_comes_later_and_completely(
         assert server.hashes() == wanted
     finally:
         server.stop("immediate")
+
+
+def test_a_call_that_a_mark_answers_loads_next_to_nothing(workspace: Path) -> None:
+    repository, wal = workspace / "repository", workspace / "pg_wal"
+    run_polarvault("repo", "init", repository)
+    wal.mkdir()
+    segment = WalSegment(1, 3, 1 << 20)
+    path = wal / segment.file_name
+    path.write_bytes(segment_content(segment))
+    words = [str(path), "--cluster", "shop", "--repo", str(repository)]
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from polarvault.cli import wal_push; words = sys.argv[2:]; "
+        "from polarvault.storage.state_directory import data_directories; "
+        "from polarvault.walarchive.pushing.marks import file_identity, open_marks; "
+        "from polarvault.config.places import candidate_files; "
+        "told = repr((sorted(wal_push._parse(words)[0].items()), os.getcwd(), "
+        "wal_push._first(candidate_files(None, os.environ)))); "
+        "marks = open_marks(os.environ, told, outside=data_directories(words[0])); "
+        "marks.leave(words[0], file_identity(words[0]), []); "
+        "status = wal_push.run(words); "
+        "heavy = ('dataclasses', 'typing', 'tomllib', 'inspect', 'polarvault.repository', 'zstandard', 'blake3'); "
+        "print(status, [m for m in heavy if m in sys.modules])"
+    )
+    environment = program_environment() | {"XDG_STATE_HOME": str(workspace / "state")}
+    source = str(Path(polarvault.__file__).parents[1])
+    # Without site-packages, as the docs advise it for many small segments: their startup hooks are not ours.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, source, *words],
+        capture_output=True, text=True, check=True, env=environment, cwd=workspace,
+    )  # fmt: skip
+    assert done.stdout.strip() == "0 []", done.stderr

@@ -19,7 +19,7 @@ from polarvault.cli.main import run as run_program
 from polarvault.errors import IntegrityError, StorageFailed, UsageError
 from polarvault.model.segment import WalSegment
 from polarvault.walarchive import output as output_module
-from polarvault.walarchive.fetch import Fetcher
+from polarvault.walarchive.fetch import DEFAULT_GRACE_S, Fetcher
 from polarvault.walfiles.choice import find
 from polarvault.walfiles.directory import WalDirectory, wal_sources
 from polarvault.walfiles.files import wal_file
@@ -486,3 +486,7 @@ def test_a_directory_without_wal_is_told_by_its_layout(
 def test_a_directory_with_any_file_of_an_archive_is_recognised(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     assert WalDirectory(str(tmp_path)).lack() is None
+
+
+def test_the_help_says_how_long_a_short_file_is_waited_for() -> None:
+    assert f"[default: {DEFAULT_GRACE_S:g}]" in wal_fetch.OPTIONS["--grace"][1]

@@ -14,14 +14,13 @@ import sys
 from polarvault.cli.messages import say_error, say_warning
 from polarvault.errors import PolarvaultError, UsageError
 from polarvault.wal.names import is_segment_name
-from polarvault.walarchive.fetch import DEFAULT_GRACE_S, Fetcher
-from polarvault.walfiles.directory import wal_sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from polarvault.wal.source import WalSource
+    from polarvault.walarchive.fetch import Fetcher
     from polarvault.walarchive.fetching.ahead import Ahead
 
 SERVED, NOT_THERE, FAILED, INTERRUPTED = 0, 1, 200, 130
@@ -45,7 +44,7 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "--last-segment": ("SEGMENT", "Let recovery end in this segment, whatever is wrong with it and whatever follows."),
     "--grace": (
         "SECONDS",
-        f"How long to wait for a file that is too short and does not grow.  [default: {DEFAULT_GRACE_S:g}]",
+        "How long to wait for a file that is too short and does not grow.  [default: 10]",
     ),
 }
 # Those that may be repeated.
@@ -92,11 +91,9 @@ def _failed(message: str, *, hint: str | None = None) -> int:
 
 def _fetch(arguments: list[str]) -> int:
     places, values, names = _parse(arguments)
-    sources = _sources(places, values)
-    if not sources:
-        raise UsageError("no WAL directory is named", hint="add --wal DIR, or --repo REPOSITORY --cluster NAME")
+    _check(places, values)
     if _PREFETCH in values:
-        _prefetch(values, sources)
+        _prefetch(places, values)
         return SERVED
     if len(names) != 2:
         raise UsageError(
@@ -106,7 +103,7 @@ def _fetch(arguments: list[str]) -> int:
     ahead = _ahead(places, values, names, make=False)
     if ahead is not None and ahead.take(*names):
         return SERVED
-    if not _fetcher(values, sources, say_warning).fetch(*names):
+    if not _fetcher(_sources(places, values), values, say_warning).fetch(*names):
         return NOT_THERE
     ahead = _ahead(places, values, names, make=True)
     if ahead is not None:
@@ -116,7 +113,9 @@ def _fetch(arguments: list[str]) -> int:
     return SERVED
 
 
-def _fetcher(values: dict[str, str], sources: list[WalSource], warn: Callable[[str], None]) -> Fetcher:
+def _fetcher(sources: list[WalSource], values: dict[str, str], warn: Callable[[str], None]) -> Fetcher:
+    from polarvault.walarchive.fetch import DEFAULT_GRACE_S, Fetcher
+
     return Fetcher(
         sources,
         system_identifier=_number("--system-identifier", values),
@@ -139,33 +138,40 @@ def _ahead(places: list[tuple[str, str]], values: dict[str, str], names: list[st
     return open_ahead(os.environ, told, names[1], system_identifier=number, make=make)
 
 
-def _prefetch(values: dict[str, str], sources: list[WalSource]) -> None:
-    from polarvault.walarchive.fetching.ahead import Prefetcher, refuse_to_warn, server_runs
+def _prefetch(places: list[tuple[str, str]], values: dict[str, str]) -> None:
+    from polarvault.walarchive.fetching.prefetcher import Prefetcher, refuse_to_warn, server_runs
 
     # What takes long to arrive is left to the fetch that needs it.
-    fetcher = _fetcher(values | {"--grace": "0"}, sources, refuse_to_warn)
+    sources = _sources(places, values)
+    fetcher = _fetcher(sources, values | {"--grace": "0"}, refuse_to_warn)
     Prefetcher(values[_PREFETCH], sources, fetcher, is_wanted=server_runs()).run()
 
 
-def _sources(places: list[tuple[str, str]], values: dict[str, str]) -> list[WalSource]:
-    """Return the places in the order in which they are searched: directories, spools, repositories."""
-    directories = [word for option, word in places if option in ("--wal", "--from")]
-    spools = [word for option, word in places if option == "--spool"]
-    repositories = [word for option, word in places if option == "--repo"]
+def _check(places: list[tuple[str, str]], values: dict[str, str]) -> None:
+    if not places:
+        raise UsageError("no WAL directory is named", hint="add --wal DIR, or --repo REPOSITORY --cluster NAME")
     cluster = values.get("--cluster")
-    if cluster is None and (spools or repositories):
+    are_of_cluster = any(option in ("--spool", "--repo") for option, _ in places)
+    if cluster is None and are_of_cluster:
         raise UsageError("--repo and --spool need --cluster", hint="add --cluster NAME")
-    if cluster is not None and not (spools or repositories):
+    if cluster is not None and not are_of_cluster:
         raise UsageError("--cluster needs --repo or --spool", hint="add --repo REPOSITORY")
     named = [values.get(option) for option in _KEYS]
     if sum(value is not None for value in named) > 1:
         raise UsageError("only one of --key-file, --passphrase-file and --passphrase-command can be meant")
-    if cluster is None:
-        return wal_sources(directories)
-    from polarvault.walarchive.fetching.places import OpenedLater
-
-    if "/" in cluster or cluster.startswith("."):
+    if cluster is not None and ("/" in cluster or cluster.startswith(".")):
         raise UsageError(f"{cluster!r} is not a cluster's name")
+
+
+def _sources(places: list[tuple[str, str]], values: dict[str, str]) -> list[WalSource]:
+    """Return the places in the order in which they are searched: directories, spools, repositories."""
+    from polarvault.walarchive.fetching.places import OpenedLater
+    from polarvault.walfiles.directory import wal_sources
+
+    directories = [word for option, word in places if option in ("--wal", "--from")]
+    spools = [word for option, word in places if option == "--spool"]
+    repositories = [word for option, word in places if option == "--repo"]
+    cluster = values.get("--cluster", "")
     spooled = wal_sources([os.path.join(word, cluster) for word in spools])
     later: list[WalSource] = [
         OpenedLater(f"the WAL of {cluster} in {word}", _opener(word, cluster, values)) for word in repositories
