@@ -13,7 +13,7 @@ valid before the record is; a writer that is abandoned, or killed, leaves packs 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,9 +23,8 @@ from blake3 import blake3
 from polarvault.errors import IntegrityError, ObjectMissing, RemoteProtocolError
 from polarvault.model.names import name_problem, shown_name
 from polarvault.repository.chunks.reader import ChunkReader
-from polarvault.repository.chunks.writer import PackWriter, WrittenPack, seal_pack
+from polarvault.repository.chunks.writer import PackWriter, WrittenPack
 from polarvault.repository.format.chunks import (
-    ATTACHMENT_BYTES,
     BUNDLED_BYTES,
     PAGE_BYTES,
     PIECE_BYTES,
@@ -36,24 +35,21 @@ from polarvault.repository.format.chunks import (
     placed,
 )
 from polarvault.repository.format.codec import Codec
-from polarvault.repository.format.documents import encode_json
-from polarvault.repository.format.envelope import Encoder
-from polarvault.repository.format.frame import HEADER_BYTES, Buffer, Kind
+from polarvault.repository.format.frame import Buffer, Kind
 from polarvault.repository.format.names import ClusterNames
-from polarvault.repository.format.packs import PackedChunk
 from polarvault.repository.format.record import RecordFacts, record_document
 from polarvault.repository.index.files import FileKind, FileRow, cut_rows, encode_files, row_key, table_count
 from polarvault.repository.index.reader import IndexReader
 from polarvault.repository.index.root import FilesChunk, Part, encode_root, root_hash
 from polarvault.repository.sums.definition import PageSums
 from polarvault.repository.writing.assembly import Assembly, Counts
+from polarvault.repository.writing.attachments import Attachments
 from polarvault.repository.writing.parent import Parent
 from polarvault.repository.writing.rows import OpenRow, Rows
 from polarvault.repository.writing.work import (
     Adopt,
     Batch,
     Distrust,
-    Encoded,
     PieceSlice,
     SmallSlice,
     TableWork,
@@ -145,10 +141,9 @@ class BackupWriter:
             give_back=self._free.append,
             small=self._place_small,
         )
-        self._level = settings.level
         self._distrust = distrust
         self._batch = self._new_batch()
-        self._attachments: list[tuple[str, list[Encoded], int, str]] = []
+        self._attachments = Attachments(settings.level)
         self._next_row = 0
         # The member that is being received.
         self._row: OpenRow | None = None
@@ -247,14 +242,7 @@ class BackupWriter:
 
     def attach(self, name: str, parts: Iterable[Buffer]) -> None:
         """Keep a manifest, or another file that describes the backup and is no member of it."""
-        encoder = Encoder(self._level)
-        whole, size = blake3(), 0
-        chunks: list[Encoded] = []
-        for piece in _pieces(parts, ATTACHMENT_BYTES):
-            whole.update(piece)
-            size += len(piece)
-            chunks.append(Encoded(encoder.encode(piece), len(piece), blake3(piece).digest()))
-        self._attachments.append((name, chunks, size, whole.hexdigest()))
+        self._attachments.add(name, parts)
 
     # The end
 
@@ -277,7 +265,7 @@ class BackupWriter:
             self._store.counts().puts - puts,
             (*(self._parent.unusable if self._parent is not None else ()), *self._assembly.unusable),
         )
-        self._put("manifest", self._manifest())
+        self._put("manifest", self._attachments.seal(self._codec, self._names.backup(self.label, "manifest")))
         identity = {"cluster": self._names.cluster, "label": self.label}
         self._put("root", self._document(Kind.ROOT, "root", identity, raw))
         self._put(
@@ -431,27 +419,6 @@ class BackupWriter:
         ]
         return own + [[label, number, count] for (label, number), count in sorted(live.items()) if label != self.label]
 
-    def _manifest(self) -> list[Buffer]:
-        envelopes: list[bytes] = []
-        chunks: list[PackedChunk] = []
-        at = HEADER_BYTES
-        listed = []
-
-        def add(kind: ChunkKind, one: Encoded) -> None:
-            nonlocal at
-            stored = len(one.envelope) + self._codec.sealer.overhead
-            envelopes.append(one.envelope)
-            chunks.append(PackedChunk(kind, at, stored, one.raw, one.digest))
-            at += stored
-
-        for name, encoded, size, digest in self._attachments:
-            listed.append({"name": name, "size": size, "blake3": digest, "chunks": len(encoded)})
-            for one in encoded:
-                add(ChunkKind.ATTACHMENT, one)
-        raw = encode_json({"attachments": listed})
-        add(ChunkKind.ATTACHMENTS, Encoded(Encoder(self._level).encode(raw), len(raw), blake3(raw).digest()))
-        return seal_pack(self._codec, Kind.MANIFEST, self._names.backup(self.label, "manifest"), envelopes, chunks)
-
     def _document(self, kind: Kind, part: str, clear: Mapping[str, object], sealed: bytes = b"") -> list[Buffer]:
         return self._codec.document(kind, self._names.backup(self.label, part), clear, sealed)
 
@@ -461,14 +428,3 @@ class BackupWriter:
 
 def _pages(size: int, table: int) -> int:
     return -(-min(size - table * TABLE_BYTES, TABLE_BYTES) // PAGE_BYTES)
-
-
-def _pieces(parts: Iterable[Buffer], length: int) -> Iterator[bytes]:
-    gathered = bytearray()
-    for part in parts:
-        gathered += part
-        while len(gathered) >= length:
-            yield bytes(gathered[:length])
-            del gathered[:length]
-    if gathered:
-        yield bytes(gathered)
