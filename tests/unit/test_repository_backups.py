@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from polarvault.errors import PolarvaultError, RemoteProtocolError, RepositoryMismatch, RepositoryNotFound, UsageError
+from polarvault.repository.catalogue import beginning
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.index.files import FileKind
@@ -177,11 +178,11 @@ def test_a_full_backup_of_other_content_under_a_parent_is_right() -> None:
     assert restore(repository, back_up(repository, tree, parent=one.label, minutes=1).label) == tree
 
 
-def test_distrusted_chunks_are_stored_anew() -> None:
+def test_distrusted_chunks_are_stored_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     repository = new_repository()
     tree = first_tree(random.Random(9))
     full = back_up(repository, tree)
-    repository._known_damage = lambda cluster: lambda ref: True  # type: ignore[method-assign]
+    monkeypatch.setattr(beginning, "_known_damage", lambda repository, cluster: lambda ref: True)
     writer = repository.begin_backup("shop", started=NOW, parts=PARTS, parent=full.label)
     feed(writer, tree)
     outcome = writer.commit(facts(3))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +13,6 @@ from polarvault.errors import (
     ObjectDamaged,
     ObjectDiffers,
     ObjectMissing,
-    PolarvaultError,
     RepositoryMismatch,
     RepositoryNewer,
     RepositoryNotFound,
@@ -24,7 +22,7 @@ from polarvault.errors import (
 from polarvault.model import limits
 from polarvault.model.names import shown_name
 from polarvault.model.segment import is_segment_size
-from polarvault.repository.catalogue.intents import BACKUP, Intents
+from polarvault.repository.catalogue.intents import Intents
 from polarvault.repository.catalogue.stored_keys import StoredKeys
 from polarvault.repository.format import names
 from polarvault.repository.format.codec import Codec
@@ -37,7 +35,6 @@ from polarvault.repository.format.sealing import Plain, Sealer
 from polarvault.repository.keys.ring import KeyRing
 from polarvault.repository.keys.sealing import DataKey
 from polarvault.repository.keys.wrapped import WrappedKey
-from polarvault.repository.moves.reading import read_moves
 from polarvault.repository.reading.records import read_record
 from polarvault.repository.wal.ranges import RepositoryWal
 from polarvault.storage.objects.store import ObjectStore
@@ -45,7 +42,6 @@ from polarvault.storage.objects.write_once import prove_write_once
 
 if TYPE_CHECKING:
     # What reads and writes backups takes numpy: `list` and `wal fetch` must not wait for it.
-    from polarvault.repository.format.chunks import ChunkRef
     from polarvault.repository.index.root import Part
     from polarvault.repository.reading.backup_reader import BackupReader, Watch
     from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
@@ -78,7 +74,8 @@ class Repository:
         self.page_key = page_key
         self._random = random
         self.intents = Intents(store, codec, random)
-        self._intents: list[str] = []
+        self.begun_intents: list[str] = []
+        """Of backups that were begun here and have not ended."""
         self.lock_s: int | None = None
         """For how long what a new backup is made of must not be removable, by the store's object lock."""
 
@@ -336,74 +333,15 @@ class Repository:
         What a verification has found to be damaged is no evidence: it is stored anew. label: the one that the backup
         has in other places, None for a new one.
         """
-        from polarvault.repository.catalogue.leftovers import Leftovers
-        from polarvault.repository.chunks.reader import ChunkReader
-        from polarvault.repository.reading.refs import read_refs
-        from polarvault.repository.writing.backup_writer import BackupWriter
-        from polarvault.repository.writing.parent import Parent
+        from polarvault.repository.catalogue.beginning import begin_backup
 
-        cluster_names = ClusterNames.of(cluster)
-        with suppress(PolarvaultError):
-            # What was killed on this machine is over; where nothing can be removed `repo info` tells of it.
-            self.intents.end_those_that_are_over()
-        label = self.new_label(started) if label is None else names.check_label(label)
-        compacted = read_moves(self.store, self.codec, cluster).labels
-        owned = {*self.labels(cluster), *compacted}
-        leftovers = Leftovers.find(self.store, self.codec, cluster_names, with_record=owned)
-        self._intents.append(
-            self.intents.declare(BACKUP, cluster, label=label, parent=parent, adopts=leftovers.labels, started=started)
-        )
-        # After the intent: an `expire` that had not seen it has written its tombstones by now.
-        expired = self.expired_labels(cluster)
-        leftovers.leave_out(expired)
-        if parent in expired:
-            parent = None
-        below = None
-        # After the intent, too: what compaction moves from now on stays where it was until this backup has ended.
-        moves = read_moves(self.store, self.codec, cluster)
-        leftovers.leave_out_packs({pack for one in moves.moves for pack in one.packs})
-        known = {one.id for one in moves.moves}
-        if parent is not None:
-            reader = self.open_backup(cluster, parent)
-            below = Parent(reader.index, reader.root)
-            moves = reader.moves
-            known = moves.understood_by(parent, read_refs(self.store, self.codec, cluster_names, parent).moves)
-        leftovers.load(ChunkReader(self.store, self.codec, cluster_names))
-        return BackupWriter(
-            self.store,
-            self.codec,
-            cluster_names,
-            label,
-            parts=parts,
-            page_key=self.page_key,
-            parent=below,
-            parent_label=parent,
-            settings=settings,
-            adopt=leftovers.find_chunk,
-            distrust=self._known_damage(cluster),
-            moves=sorted(known),
-            lock_s=self.lock_s,
-        )
-
-    def _known_damage(self, cluster: str) -> Callable[[ChunkRef], bool]:
-        from polarvault.repository.catalogue.states import States, standings
-
-        states = States(self, cluster)
-        damaged: set[tuple[str, int, int]] = set()
-        for standing in standings(states.listed()).values():
-            verdict = standing.verdict
-            if not standing.is_damaged or verdict is None or (state := states.read(verdict)) is None:
-                continue
-            for place in state.finding.get("chunks") or []:
-                if isinstance(place, list) and list(map(type, place)) == [str, int, int]:
-                    damaged.add((place[0], place[1], place[2]))
-        return lambda ref: (ref.label, ref.pack, ref.number) in damaged
+        return begin_backup(self, cluster, started=started, parts=parts, parent=parent, settings=settings, label=label)
 
     def end_intents(self) -> None:
         """Take back what this object declared; a store that forbids removing keeps it."""
-        for number in self._intents:
+        for number in self.begun_intents:
             self.intents.end(number)
-        self._intents = []
+        self.begun_intents = []
 
 
 def read_identity(store: ObjectStore, *, expected_id: bytes | None, encrypted: bool | None) -> tuple[Header, bytes]:
