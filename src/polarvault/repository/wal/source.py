@@ -132,7 +132,7 @@ class SegmentCopy:
     ) -> None:
         self._wal, self._segment, self._end, self._place = wal, segment, end, place
         self.is_final = end == segment.end if is_final is None else is_final
-        self._first: tuple[StoredRange, bytes] | None = None
+        self._first: tuple[StoredRange, memoryview] | None = None
 
     @property
     def name(self) -> str:
@@ -152,7 +152,7 @@ class SegmentCopy:
     def views(self, *, piece_bytes: int = READ_BYTES) -> Iterator[memoryview]:
         """Yield the content; one range is in memory."""
         at, looks = self._segment.start, 0
-        before: tuple[StoredRange, bytes] | None = None
+        before: tuple[StoredRange, memoryview] | None = None
         listed = self._wal.segment_ranges(self._segment)
         while at < self._end:
             candidates = [one for one in listed if one.first <= at < one.last]
@@ -174,12 +174,12 @@ class SegmentCopy:
             if before is not None:
                 self._compare(before, (chosen, content))
             before = chosen, content
-            rest = memoryview(content)[at - chosen.first : self._end - chosen.first]
+            rest = content[at - chosen.first : self._end - chosen.first]
             for offset in range(0, len(rest), piece_bytes):
                 yield rest[offset : offset + piece_bytes]
             at = Lsn(at + len(rest))
 
-    def _read(self, one: StoredRange) -> bytes:
+    def _read(self, one: StoredRange) -> memoryview:
         if self._first is not None and self._first[0] == one:
             return self._first[1]
         content = self._wal.read_range(one)
@@ -187,7 +187,7 @@ class SegmentCopy:
             self._first = one, content
         return content
 
-    def _compare(self, before: tuple[StoredRange, bytes], after: tuple[StoredRange, bytes]) -> None:
+    def _compare(self, before: tuple[StoredRange, memoryview], after: tuple[StoredRange, memoryview]) -> None:
         """Raise IntegrityError where two ranges that overlap differ: two servers have written here."""
         (first, content), (second, other) = before, after
         start, end = max(first.first, second.first), min(first.last, second.last)
