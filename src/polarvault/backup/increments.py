@@ -1,9 +1,9 @@
 """Files of which the server sent only what has changed since the parent: PostgreSQL 17 and later, `summarize_wal`.
 
-Pieces of which nothing came are the parent's and are not even read; of the others the parent's content is read, and
-what came is laid over it. **Nothing of a visibility map is taken from the parent**: clearing one of its bits registers
-no block of it in the WAL of all releases (and truncation not in any so far), so that summaries miss it. What the server
-did not send of it becomes zeros, which only means that a vacuum has to look again.
+Pieces of which nothing came are the parent's, and of most others what came is laid over them; neither is read. What has
+to be stored anew as a whole is read from the parent. **Nothing of a visibility map is taken from it**: clearing one of
+its bits registers no block of it in the WAL of all releases (and truncation not in any so far), so that summaries miss
+it. What the server did not send of it becomes zeros, which only means that a vacuum has to look again.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class ChangedFile:
     def _fill_until(self, end: int) -> None:
         while self._at < end:
             length = min(PIECE_BYTES, self.size - self._at)
-            if self._pages or self._parent is None or not self._writer.keep_piece():
+            if self._parent is None or not self._writer.keep_piece(self._pages):
                 self._writer.data([self._piece(length)])
-                self._pages = {}
+            self._pages = {}
             self._at += length
 
     def _piece(self, length: int) -> bytes:

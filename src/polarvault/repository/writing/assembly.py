@@ -115,8 +115,10 @@ class Assembly:
         """Take a full buffer."""
         self._queue.append(self._pool.submit(self._worker.process, batch))
 
-    def kept(self, work: TableWork) -> None:
-        """A piece of a table was filled in as the parent has it."""
+    def take_piece(self, work: TableWork, number: int, outcome: PieceOutcome, length: int) -> None:
+        """Take a piece of a table that no worker had to look at."""
+        self.counts.read_bytes += length
+        work.pieces[number] = self._piece(outcome)
         work.left -= 1
         if not work.left:
             self._finish_table(work)

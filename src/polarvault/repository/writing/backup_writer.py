@@ -32,7 +32,6 @@ from polarvault.repository.format.chunks import (
     TABLE_BYTES,
     AnyRef,
     ChunkKind,
-    placed,
 )
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.frame import Buffer, Kind
@@ -177,28 +176,28 @@ class BackupWriter:
         found = None if number is None else self._parent.find(row_key(number, path))
         return found if found is not None and found.kind is FileKind.FILE else None
 
-    def keep_piece(self) -> bool:
-        """Take the next piece of the member as the parent has it, unread; False if it has none that is evidence."""
+    def keep_piece(self, pages: Mapping[int, bytes]) -> bool:
+        """Take the next piece of the member as the parent has it, but for some pages, without reading it.
+
+        pages: whole ones, by their number in the piece. False: its bytes have to be given.
+        """
         row, parent, at = self._row, self._parent_row, self._at
         if row is None or parent is None or row.size <= BUNDLED_BYTES or self._room:
             return False
         length = min(PIECE_BYTES, row.size - at)
+        if min(PIECE_BYTES, parent.size - at) != length:
+            return False
         work = self._table_at(row, at)
         slot = at % TABLE_BYTES // PIECE_BYTES
-        stored = work.parent
-        if stored is None or slot >= len(stored.table.pieces) or min(PIECE_BYTES, parent.size - at) != length:
+        count = -(-length // PAGE_BYTES)
+        found = self._worker.unread(work, slot, pages, count)
+        if found is None:
             return False
-        piece, sums = stored.table.pieces[slot], work.parent_sums()
-        chunks = [piece.base, *(overlay.chunk for overlay in piece.overlays)]
-        if sums is None or any(self._distrust(placed(chunk)) for chunk in chunks):
-            return False
-        first = slot * PIECE_PAGES
-        pages = -(-length // PAGE_BYTES)
-        work.sums[first : first + pages] = sums[first : first + pages]
-        work.pieces[slot] = piece
+        outcome, sums = found
+        work.sums[slot * PIECE_PAGES : slot * PIECE_PAGES + count] = sums
         self._at += length
         self._left -= length
-        self._assembly.kept(work)
+        self._assembly.take_piece(work, slot, outcome, length)
         return True
 
     def _table_at(self, row: OpenRow, at: int) -> TableWork:

@@ -6,7 +6,7 @@ Nothing here is shared between two buffers but what only grows or is read: the k
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -210,6 +210,34 @@ class Worker:
             return NewPiece(self.encode(content), digest, changed.bit_count())
         assert isinstance(piece.base, ChunkRef)
         return ChangedPiece(piece.base, kept, needed, _gather(content, needed), digest, changed.bit_count())
+
+    def unread(
+        self, table: TableWork, number: int, pages: Mapping[int, bytes], count: int
+    ) -> tuple[PieceOutcome, NDArray[numpy.uint8]] | None:
+        """Return what becomes of a piece of which the parent has all but some pages, without reading it, and its sums.
+
+        count: how many pages the piece has, in the parent as well. None: it has to be read, or is no evidence.
+        """
+        parent = table.parent
+        if parent is None or number >= len(parent.table.pieces) or self._is_damaged(parent.table.pieces[number]):
+            return None
+        earlier = table.parent_sums()
+        if earlier is None:
+            return None
+        piece = parent.table.pieces[number]
+        first = number * PIECE_PAGES
+        sums = earlier[first : first + count].copy()
+        for page, content in pages.items():
+            sums[page] = self._sums.of(bytearray(content))[0]
+        digest = _hash(sums)
+        if digest == piece.hash:
+            return KeptPiece(piece), sums
+        changed = _changed(sums, earlier[first : first + count])
+        needed, kept = merge_overlays(piece.overlays, changed, (1 << count) - 1)
+        if needed != changed or needed.bit_count() > _MOST_CHANGED or not isinstance(piece.base, ChunkRef):
+            return None
+        content = b"".join(pages[page] for page in range(count) if needed >> page & 1)
+        return ChangedPiece(piece.base, kept, needed, content, digest, changed.bit_count()), sums
 
     def _is_damaged(self, piece: Piece) -> bool:
         refs = [piece.base, *(overlay.chunk for overlay in piece.overlays)]
