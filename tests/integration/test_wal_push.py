@@ -91,6 +91,10 @@ def test_every_moment_behind_a_backup_is_reached_from_the_repository_alone(
     ends = [one["wal_end"] for one in listed["clusters"][0]["backups"]]
     # No hole behind the first backup: both lead to the same end.
     assert ends[0] == ends[1]
+    status = json.loads(site.run("wal", "status", "shop", "--repo", site.repository, "--json").stdout)
+    (line,) = status["clusters"][0]["generations"][0]["timelines"]
+    assert [len(window["backups"]) for window in line["windows"]] == [2]
+    assert (line["windows"][0]["end"], line["gaps"]) == (ends[1], [])
     for name, target, hashes in (
         ("named", ["--target-name", "here"], wanted),
         ("end", ["--target", "latest"], at_the_end),

@@ -1,10 +1,16 @@
-"""`polarvault wal`: fetch and push. Running them belongs to `wal_fetch` and `wal_push`; here is their help."""
+"""`polarvault wal`: status; and the help of fetch and push, which `wal_fetch` and `wal_push` run."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
 from polarvault.cli import wal_fetch, wal_push
+from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.options.backups import RepositoryChoice
+from polarvault.cli.options.repository import repository_options
+from polarvault.errors import RepositoryNotFound
 
 
 class _QuickCommand(click.Command):
@@ -19,7 +25,7 @@ class _QuickCommand(click.Command):
 
 @click.group("wal", context_settings={"help_option_names": ["-?", "--help"]})
 def command() -> None:
-    """WAL: archive it into a repository, and give it to a recovery."""
+    """WAL: archive it into a repository, see what is there, and give it to a recovery."""
 
 
 @command.command("fetch", cls=_QuickCommand, context_settings={"help_option_names": ["-?", "--help"]})
@@ -71,3 +77,35 @@ push.params += [
     click.Option([option], metavar=metavar, is_flag=metavar is None, help=text)
     for option, (metavar, text) in wal_push.OPTIONS.items()
 ]
+
+
+@command.command("status", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("cluster", metavar="[CLUSTER]", required=False)
+@repository_options
+@json_option
+def status(cluster: str | None, **options: Any) -> int:
+    """Show what WAL of a cluster, or of all clusters, is in the repository, and which moments it reaches.
+
+    By timeline: stretches and gaps, where it branched off, and the windows in which every moment can be restored, with
+    the backups that lead into them. Exit status: 0; 1, WAL is missing behind a backup.
+    """
+    from polarvault.report.repository.wal import wal_json, wal_text
+    from polarvault.repository.catalogue.wal_windows import look_at_wal
+
+    choice = RepositoryChoice.of(**options)
+    with choice.opened(cluster or "") as (opened, chosen):
+        names = [cluster] if cluster is not None else opened.repository.clusters()
+        found = {name: look_at_wal(opened.repository, name) for name in names}
+        for name, generations in found.items():
+            if not generations:
+                raise RepositoryNotFound(
+                    f"{chosen.address} holds nothing of a cluster {name}", hint="polarvault list shows what is there"
+                )
+    output = current_output()
+    if output is not None:
+        output.add(clusters=[wal_json(name, chosen.address, generations) for name, generations in found.items()])
+    else:
+        for name, generations in found.items():
+            for line in wal_text(name, chosen.address, generations):
+                click.echo(line)
+    return int(any(one.lost_gaps for generations in found.values() for one in generations))

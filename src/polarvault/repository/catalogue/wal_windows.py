@@ -1,0 +1,155 @@
+"""What WAL of a cluster is in a repository, by timeline: stretches, gaps, and the windows of moments that are reached.
+
+A window begins where a backup is consistent and ends where the WAL behind it has a gap. It goes on from a timeline to
+those that branch from it, as long as the WAL reaches the switch. Times are not known without reading the WAL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from polarvault.errors import IntegrityError, ObjectMissing
+from polarvault.model.lsn import Lsn
+from polarvault.repository.catalogue.listing import Catalogue, ListedBackup
+from polarvault.repository.catalogue.repository import Repository
+from polarvault.repository.wal.ranges import RepositoryWal
+from polarvault.wal.history import TimelineHistory, history_file_name
+from polarvault.wal.source import HeldRange, joined
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Every moment from start to end is reached, from these backups; the oldest first."""
+
+    start: Lsn
+    end: Lsn
+    backups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineWal:
+    """WAL of one timeline. parent, switch_lsn: where it branched off; None for the first, or if that is not known.
+
+    problem: why its history is not known, "" if it is.
+    """
+
+    timeline_id: int
+    parent: int | None
+    switch_lsn: Lsn | None
+    held: Sequence[HeldRange]
+    objects: int
+    stored_bytes: int
+    windows: Sequence[Window]
+    problem: str = ""
+
+    @property
+    def gaps(self) -> list[HeldRange]:
+        """What is missing between two stretches."""
+        return [HeldRange(one.end, other.start) for one, other in pairwise(self.held)]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationWal:
+    """WAL of a cluster under one system identifier; timelines from the first on."""
+
+    system_identifier: int
+    timelines: Sequence[TimelineWal]
+
+    @property
+    def lost_gaps(self) -> list[tuple[int, HeldRange]]:
+        """The gaps behind a backup, with their timelines: moments in them are not reached."""
+        return [
+            (one.timeline_id, gap)
+            for one in self.timelines
+            for gap in one.gaps
+            if any(window.end <= gap.start for window in one.windows)
+        ]
+
+
+def look_at_wal(repository: Repository, cluster: str) -> list[GenerationWal]:
+    """Return what there is of every system identifier, in the order of their numbers."""
+    backups = [one for one in Catalogue(repository, cluster).backups() if one.state in ("good", "damaged")]
+    found = []
+    for identifier in repository.generations(cluster):
+        wal = repository.wal_of(cluster, identifier)
+        own = [one for one in backups if one.record and one.record.facts.system_identifier == identifier]
+        found.append(GenerationWal(identifier, _timelines(wal, own)))
+    return found
+
+
+def _timelines(wal: RepositoryWal, backups: Sequence[ListedBackup]) -> list[TimelineWal]:
+    numbers = wal.timelines()
+    stored = {number: list(wal.stored(number)) for number in numbers}
+    held = {
+        number: joined(HeldRange(one.first, one.last) for one, _ in ranges) for number, ranges in stored.items()
+    }  # fmt: skip
+    found = []
+    for number in numbers:
+        history, problem = _history(wal, number)
+        entry = history.entries[-1] if history.entries else None
+        found.append(
+            TimelineWal(
+                number,
+                entry.timeline_id if entry is not None else None,
+                entry.switch_lsn if entry is not None else None,
+                held[number],
+                len(stored[number]),
+                sum(one.size_bytes for _, one in stored[number]),
+                _windows(history, held, backups),
+                problem,
+            )
+        )
+    return found
+
+
+def _history(wal: RepositoryWal, timeline_id: int) -> tuple[TimelineHistory, str]:
+    if timeline_id == 1:
+        return TimelineHistory(1), ""
+    try:
+        content = wal.read_file(timeline_id, history_file_name(timeline_id))
+        if content is None:
+            return TimelineHistory(timeline_id), f"{history_file_name(timeline_id)} is missing"
+        return TimelineHistory.parse(content, timeline_id), ""
+    except (IntegrityError, ObjectMissing) as problem:
+        return TimelineHistory(timeline_id), problem.message
+
+
+def _windows(
+    history: TimelineHistory, held: Mapping[int, Sequence[HeldRange]], backups: Sequence[ListedBackup]
+) -> list[Window]:
+    """Return the windows on the last timeline of a history."""
+    reached: dict[Lsn, list[tuple[Lsn, str]]] = {}
+    for one in backups:
+        assert one.record is not None
+        facts = one.record.facts
+        end = _reach(history, held, facts.stop_timeline_id, facts.start_lsn, facts.stop_lsn)
+        if end is not None:
+            start = facts.stop_lsn if facts.stop_timeline_id == history.timeline_id else history.start
+            reached.setdefault(end, []).append((start, one.label))
+    return [
+        Window(min(start for start, _ in leading), end, tuple(label for _, label in sorted(leading)))
+        for end, leading in sorted(reached.items())
+    ]
+
+
+def _reach(
+    history: TimelineHistory, held: Mapping[int, Sequence[HeldRange]], timeline_id: int, start: Lsn, stop: Lsn
+) -> Lsn | None:
+    """Return how far WAL leads on the last timeline from a backup on; None if it does not get there."""
+    own = history.range_of(timeline_id)
+    if own is None or (own.end is not None and stop > own.end):
+        return None
+    at, needed = start, stop
+    for stretch in history.ranges:
+        if stretch.timeline_id < timeline_id:
+            continue
+        span = next((one for one in held.get(stretch.timeline_id, ()) if one.start <= at < one.end), None)
+        goal = needed if stretch.end is None else max(needed, stretch.end)
+        if span is None or span.end < goal:
+            return None
+        if stretch.end is None:
+            return span.end
+        at = stretch.end
+    return None
