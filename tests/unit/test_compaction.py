@@ -13,6 +13,7 @@ import pytest
 import polarvault.retention.compact
 from polarvault.config.model import Retention
 from polarvault.repository.catalogue.intents import RESTORE
+from polarvault.repository.catalogue.rebuild import rebuild
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.catalogue.states import PIN, States
 from polarvault.repository.copying import copy_repository
@@ -183,6 +184,27 @@ def test_moves_that_gather_are_merged_and_copies_follow(monkeypatch: pytest.Monk
                 )
             assert_whole(copy, known)
     assert 1 < most < 8
+
+
+def test_refs_that_are_lost_keep_nobody_from_what_was_moved_and_are_made_again() -> None:
+    repository = with_wal(new_repository())
+    trees = grown(6, 9)
+    made = chain(repository, trees[:-1])
+    for _ in range(2):
+        expire(repository, replace(KEEP_ONE, compact_below=0.95))
+    (kept,) = repository.labels("shop")
+    later = back_up(repository, trees[-1], parent=kept, minutes=300).label
+    known = made | {later: trees[-1]}
+    for label in (kept, later):
+        repository.store.delete(f"clusters/shop/backups/{label}/refs")
+        assert restore(repository, label) == known[label]
+    after = back_up(repository, trees[0], parent=later, minutes=400).label
+    assert restore(repository, after) == trees[0]
+    assert [one.problem for one in rebuild(repository)] == ["", ""]
+    for _ in range(3):
+        assert_whole(repository, known | {after: trees[0]})
+        expire(repository, ExpireRequest("shop", Retention(keep=2), safety_s=0, compact_below=0.95))
+    assert_whole(repository, known | {after: trees[0]})
 
 
 class Killed(BaseException):

@@ -17,7 +17,7 @@ from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.index.root import Part
 from polarvault.repository.moves.reading import read_moves
-from polarvault.repository.reading.refs import read_refs
+from polarvault.repository.reading.refs import understood_moves
 from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
 from polarvault.repository.writing.parent import Parent
 
@@ -57,7 +57,8 @@ def begin_backup(
         reader = repository.open_backup(cluster, parent)
         below = Parent(reader.index, reader.root)
         moves = reader.moves
-        known = moves.understood_by(parent, read_refs(repository.store, repository.codec, cluster_names, parent).moves)
+        told = understood_moves(repository.store, repository.codec, cluster_names, parent, moves)
+        known = moves.understood_by(parent, told)
     leftovers.load(ChunkReader(repository.store, repository.codec, cluster_names))
     return BackupWriter(
         repository.store,

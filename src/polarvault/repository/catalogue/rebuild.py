@@ -17,6 +17,7 @@ from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.repository.format.frame import DIGEST_BYTES, Kind, parse_header
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.format.record import BackupRecord
+from polarvault.repository.moves.reading import read_moves
 from polarvault.repository.reading.backup_reader import BackupReader
 from polarvault.repository.reading.refs import read_refs
 from polarvault.repository.writing.usage import Usage
@@ -77,7 +78,9 @@ def _made_again(
 def _refs_object(repository: Repository, names: ClusterNames, label: str) -> Callable[[], None]:
     name = names.backup(label, "refs")
     rows = _refs(repository, names, label)
-    document = repository.codec.document(Kind.REFS, name, {"cluster": names.cluster, "label": label, "packs": rows})
+    moves = sorted(read_moves(repository.store, repository.codec, names.cluster).assumed_by(label))
+    clear = {"cluster": names.cluster, "label": label, "packs": rows, "moves": moves}
+    document = repository.codec.document(Kind.REFS, name, clear)
     return lambda: repository.store.put_new(name, [memoryview(part) for part in document])
 
 

@@ -43,6 +43,15 @@ class FoundMoves:
         """Return the ids of the objects that a backup understands, and what builds on it; known: what `refs` says."""
         return {one.id for one in self.moves if label in one.considered or one.id in known}
 
+    def assumed_by(self, label: str) -> frozenset[str]:
+        """Return what a backup understands of which nobody can say it any more, because its `refs` is lost.
+
+        What is moved is the same wherever it is read, so that following too much does no harm. Not assumed is that an
+        object has all of those that it replaces, as long as these are there.
+        """
+        there = {one.id for one in self.moves}
+        return frozenset(one.id for one in self.moves if label in one.considered or not one.replaces & there)
+
     def followed_by(self, label: str, known: frozenset[str], exists: Callable[[PackName], bool]) -> Followed:
         """Return the moves as a backup follows them."""
         return Followed(label, known, self.moves, exists)

@@ -31,7 +31,7 @@ from polarvault.repository.index.tables import ALL_PAGES, Piece, Table, newest_p
 from polarvault.repository.moves.packs import Followed
 from polarvault.repository.moves.reading import FoundMoves, existing, moved_chunks, read_moves
 from polarvault.repository.reading.records import read_record
-from polarvault.repository.reading.refs import UsedPack, read_refs
+from polarvault.repository.reading.refs import UsedPack, read_refs, understood_moves
 from polarvault.storage.objects.store import ObjectStore
 
 # What one share covers at most: small enough that several fit into memory as indexes, large enough to read forward.
@@ -99,7 +99,7 @@ class BackupReader:
         moves = read_moves(store, codec, names.cluster)
         moved = None
         if moves.moves or watch is not None:
-            known = read_refs(store, codec, names, label).moves if moves.moves else frozenset()
+            known = understood_moves(store, codec, names, label, moves)
             moved = _moved(moves, moves.followed_by(label, known, existing(store, names)), watch)
         root = parse_root(document.sealed, f'"{name}"', moved)
         return cls(store, codec, names, record, root, moves=moves, moved=moved)

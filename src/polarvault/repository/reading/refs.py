@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer
 from polarvault.model import limits
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.documents import Fields
 from polarvault.repository.format.frame import DIGEST_BYTES, Kind
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.moves.packs import PackName, known_moves
+from polarvault.repository.moves.reading import FoundMoves
 from polarvault.storage.objects.store import ObjectStore
 
 
@@ -35,6 +37,18 @@ class Refs:
     def named(self) -> list[PackName]:
         """The packs as they are called."""
         return [(one.label, one.number) for one in self.packs]
+
+
+def understood_moves(
+    store: ObjectStore, codec: Codec, names: ClusterNames, label: str, moves: FoundMoves
+) -> frozenset[str]:
+    """Return the ids of the moves that a backup understands since it was written, also where its `refs` is lost."""
+    if not moves.moves:
+        return frozenset()
+    try:
+        return read_refs(store, codec, names, label).moves
+    except (IntegrityError, ObjectMissing, RepositoryNewer):
+        return moves.assumed_by(label)
 
 
 def read_refs(store: ObjectStore, codec: Codec, names: ClusterNames, label: str) -> Refs:
