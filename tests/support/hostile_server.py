@@ -8,7 +8,6 @@ of the test's own that does not end as the protocol wants, the server closes its
 from __future__ import annotations
 
 import re
-import select
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ from contextlib import suppress
 from typing import BinaryIO, Self
 
 from polarvault.model.lsn import Lsn
+from polarvault.server.readable import wait_readable
 from support import backend_messages as wire
 from support.small_recording import Recording, base_backup_answer, encode, load_recording, wal_answer
 
@@ -118,7 +118,7 @@ class HostileServer:
                 if command.startswith("START_REPLICATION"):
                     return self._end_stream(client, requests)
                 # A client that has taken it for a whole answer goes on at once; one that waits for more is let go.
-                return last == wire.READY and bool(select.select([client], [], [], _LINGER_S)[0])
+                return last == wire.READY and wait_readable(client.fileno(), _LINGER_S)
         if command.startswith("START_REPLICATION"):
             found = re.search(r"([0-9A-F]+/[0-9A-F]+)", command)
             assert found is not None
@@ -155,7 +155,7 @@ class HostileServer:
 
     def _end_stream(self, client: socket.socket, requests: BinaryIO) -> bool:
         """Answer the client's status messages until it ends the stream; close if it does not."""
-        while select.select([client], [], [], self.linger_s)[0]:
+        while wait_readable(client.fileno(), self.linger_s):
             kind, _ = wire.read_message(requests)
             if kind == b"c":
                 done = wire.message(b"C", b"START_STREAMING\0") + wire.message(b"C", b"START_REPLICATION\0")

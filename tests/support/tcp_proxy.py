@@ -6,7 +6,7 @@ and holds for existing and for new connections. Byte counts are of what the serv
 
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 import struct
 import threading
@@ -182,7 +182,7 @@ class _Pair:
         if not self._to_client and not stalled:
             reading.append(self._server)
         writing = [s for s, waiting in ((self._client, self._to_client), (self._server, self._to_server)) if waiting]
-        readable, writable, _ = select.select(reading, writing, [])
+        readable, writable = _wait(reading, writing)
         if self._wake_read in readable:
             self._wake_read.recv(100)
         if self._client in readable:
@@ -211,3 +211,14 @@ class _Pair:
             self._to_client = self._to_client.replace(*self._proxy.said_instead)
         self._sent_by_server += len(self._to_client)
         return bool(self._to_client)
+
+
+def _wait(reading: list[socket.socket], writing: list[socket.socket]) -> tuple[set[object], set[object]]:
+    """Do what select(2) does, for descriptors of any number: a long run of tests may have many open."""
+    with selectors.DefaultSelector() as selector:
+        for one in {*reading, *writing}:
+            wanted = (selectors.EVENT_READ if one in reading else 0) | (selectors.EVENT_WRITE if one in writing else 0)
+            selector.register(one, wanted)
+        found = selector.select()
+    readable = {key.fileobj for key, events in found if events & selectors.EVENT_READ}
+    return readable, {key.fileobj for key, events in found if events & selectors.EVENT_WRITE}

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import select
 import socket
 import sys
 import termios
@@ -27,6 +26,7 @@ from polarvault.model.names import shown_text
 from polarvault.server.conninfo import ResolvedOption, default_options, parse_conninfo, resolved_options
 from polarvault.server.login import LoginFailed, log_in
 from polarvault.server.login_hints import connection_failed
+from polarvault.server.readable import wait_readable
 from polarvault.server.session_settings import (
     later_settings,
     later_statement,
@@ -297,7 +297,7 @@ def next_result(pgconn: pq.abc.PGconn, timeout_s: float | None = None) -> pq.abc
     received = 0
     try:
         while pgconn.is_busy():
-            if select.select([pgconn.socket], [], [], timeout_s) == ([], [], []):
+            if not wait_readable(pgconn.socket, timeout_s):
                 # The kernel would wait for hours: nothing is under way that could be refused.
                 raise ConnectionLost(
                     f"lost the connection to the server: nothing has come from it for {timeout_s:g} s",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import psycopg
 from polarvault.errors import ConnectionLost, RemoteProtocolError, ServerError
 from polarvault.model import limits
 from polarvault.server.connection import Connection, connection_lost
+from polarvault.server.readable import wait_readable
 from polarvault.wire import messages
 from polarvault.wire.messages import ResultSet
 
@@ -60,7 +60,7 @@ class RawConnection:
         """Wait until the server has sent something, or the time is over."""
         if self._end > self._start:
             return True
-        return bool(select.select([self._socket], [], [], timeout_s)[0])
+        return wait_readable(self._socket.fileno(), timeout_s)
 
     def next_result(self) -> ResultSet | CopyBegins | None:
         """Return the next result, or None at ReadyForQuery."""
@@ -113,7 +113,7 @@ class RawConnection:
                     break
                 except BlockingIOError:
                     # SO_RCVTIMEO is over and nothing has come: sleep until something does.
-                    select.select([self._socket], [], [])
+                    wait_readable(self._socket.fileno())
         except OSError as problem:
             raise lost(problem.strerror or str(problem)) from problem
         if count == 0:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import queue
-import select
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from polarvault.server.connection import (
     server_error,
 )
 from polarvault.server.raw_connection import BUFFER_BYTES, CopyBegins, RawConnection
+from polarvault.server.readable import wait_readable
 from polarvault.wire import messages
 from polarvault.wire.copy_scanner import Control, CopyScanner, DataRun, Piece
 from polarvault.wire.messages import ResultSet
@@ -198,7 +198,7 @@ class LibpqTransport:
         try:
             if not self._pgconn.is_busy():
                 return True
-            if select.select([self._pgconn.socket], [], [], timeout_s)[0]:
+            if wait_readable(self._pgconn.socket, timeout_s):
                 self._pgconn.consume_input()
             return not self._pgconn.is_busy()
         except (psycopg.Error, OSError, ValueError):
@@ -251,10 +251,10 @@ class LibpqTransport:
                 length, message = self._pgconn.get_copy_data(1)
                 if length:
                     return length, memoryview(message)
-                if not wait and not select.select([self._pgconn.socket], [], [], 0)[0]:
+                if not wait and not wait_readable(self._pgconn.socket, 0):
                     return 0, memoryview(b"")
                 # libpq's own wait would keep the GIL, and with it the thread that writes.
-                select.select([self._pgconn.socket], [], [])
+                wait_readable(self._pgconn.socket)
                 received = count_received(self._pgconn, received)
                 self._pgconn.consume_input()
         except (psycopg.Error, OSError, ValueError):

@@ -30,6 +30,7 @@ from polarvault.server.connection import (
     server_error,
 )
 from polarvault.server.raw_connection import CopyBegins, RawConnection
+from polarvault.server.readable import wait_readable
 from polarvault.wal.history import history_file_name
 from polarvault.wire import messages
 from polarvault.wire.messages import ResultSet
@@ -308,7 +309,7 @@ class LibpqWalConnection:
                 length, _ = self._pgconn.get_copy_data(1)
                 if length < 0:
                     return
-                if length == 0 and select.select([self._pgconn.socket], [], [], left)[0]:
+                if length == 0 and wait_readable(self._pgconn.socket, left):
                     self._pgconn.consume_input()
 
     def query(self, sql: str) -> ResultSet:

@@ -10,7 +10,6 @@ segment. `stop_at` names the LSN to stop at; `join` waits for it. A temporary sl
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity
+from polarvault.server.readable import wait_readable
 from polarvault.server.wal_connection import (
     StreamShutDown,
     TimelineEnds,
@@ -323,5 +323,5 @@ class WalStream:
         )
 
     def _drain_wake(self) -> None:
-        if select.select([self._wake_reader], [], [], 0)[0]:
+        if wait_readable(self._wake_reader, 0):
             os.read(self._wake_reader, 16)

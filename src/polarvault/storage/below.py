@@ -91,6 +91,11 @@ class Below:
                 if descriptor >= 0:
                     os.close(descriptor)
 
+    def __del__(self) -> None:
+        # Whoever was ended in the middle has closed nothing; where the root could not be opened there is nothing.
+        if hasattr(self, "_recent"):
+            self.close()
+
     def path(self, name: str) -> str:
         """Return what to call a name in messages; never to be opened."""
         return os.path.join(self.root, name) if name else self.root

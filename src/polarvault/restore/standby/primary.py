@@ -7,7 +7,6 @@ pg_hba.conf may refuse; what could not be asked is None.
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from polarvault.server.connection import (
 )
 from polarvault.server.conninfo import format_conninfo
 from polarvault.server.identity import ServerIdentity, read_identity, show
+from polarvault.server.readable import wait_readable
 from polarvault.wal.history import TimelineHistory
 from polarvault.wire.commands import quote_identifier, start_replication_command
 
@@ -214,7 +214,7 @@ def _first_refusal(connection: Connection) -> str | None:
         try:
             length, content = pgconn.get_copy_data(1)
             if length == 0:
-                if select.select([pgconn.socket], [], [], remaining)[0]:
+                if wait_readable(pgconn.socket, remaining):
                     pgconn.consume_input()
                 continue
         except psycopg.Error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 from collections.abc import Iterator
+
+from polarvault.server.readable import wait_readable
 
 
 class StopRequest:
@@ -19,6 +20,11 @@ class StopRequest:
         os.set_blocking(self.wake_descriptor, False)
         os.set_blocking(self._writer, False)
         self._interruptible = False
+
+    def __del__(self) -> None:
+        for descriptor in (self.wake_descriptor, self._writer):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def request(self) -> None:
         """Stop as soon as what was received is safe; in the middle of connecting, at once."""
@@ -56,6 +62,6 @@ class StopRequest:
     def wait(self, timeout_s: float) -> bool:
         """Sleep until a stop is requested or the time is over; return whether it was requested."""
         if not self.requested:
-            select.select([self.wake_descriptor], [], [], timeout_s)
+            wait_readable(self.wake_descriptor, timeout_s)
             self.drain()
         return self.requested
