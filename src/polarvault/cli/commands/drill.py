@@ -21,6 +21,7 @@ from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
     from polarvault.drill.model import Assertion, DrillReport, DrillRequest
+    from polarvault.repository.reading.shelf import RepositoryShelf
 
 _DEFAULT_TIMEOUT_S = 3600.0
 _MOST_JOBS = 4
@@ -128,14 +129,26 @@ def command(
         force=force,
     )
     if not isinstance(word, BackupWord):
-        return _run(request, report_prefix)
+        return _run(request, report_prefix).exit_status
     refuse_others(backups[1:], word.cluster)
     with shelved(choice, word, "drill", request.recovery) as found:
         request = replace(request, backup=found.backup, shelf=found.shelf, recovery=found.recovery)
-        return _run(request, report_prefix)
+        report = _run(request, report_prefix)
+        _remember(report, found.shelf)
+        return report.exit_status
 
 
-def _run(request: DrillRequest, prefix: str) -> int:
+def _remember(report: DrillReport, shelf: RepositoryShelf) -> None:
+    """Write down in the repository how it ended: `status` tells."""
+    from polarvault.report.drill import verdict
+
+    path = report.facts.path if report.facts is not None else report.backup
+    shelf.drill_log.note(
+        path.partition("@")[2], held=report.held, verdict=verdict(report), restore_s=report.recovery_time_s
+    )  # fmt: skip
+
+
+def _run(request: DrillRequest, prefix: str) -> DrillReport:
     import secrets
 
     from polarvault.drill.run import run_drill
@@ -157,7 +170,7 @@ def _run(request: DrillRequest, prefix: str) -> int:
     else:
         for line in drill_text(report, files):
             click.echo(line)
-    return report.exit_status
+    return report
 
 
 def _write_reports(report: DrillReport, prefix: str) -> list[str]:

@@ -24,6 +24,8 @@ from polarvault.repository.format.record import TIME
 PIN, UNPIN, NOTE, VERIFIED, DAMAGED = "pin", "unpin", "note", "verified", "damaged"
 TOMBSTONE, KEPT = "tombstone", "kept"
 """Expired, and about to be removed; taken back, because it was pinned at the same time."""
+DRILLED, GAP_ACKNOWLEDGED = "drilled", "gap-acknowledged"
+"""Of the cluster: how a drill ended; WAL that is known to be missing."""
 CLUSTER = "cluster"
 """The subject of what concerns no single backup."""
 _WORD = re.compile(r"(\d{6})-([a-z][a-z-]{0,31})\Z", re.ASCII)
@@ -38,6 +40,15 @@ class StateName:
     subject: str
     number: int
     kind: str
+
+
+def state_name(words: str) -> StateName | None:
+    """Return what SUBJECT/NNNNNN-KIND says; None for what is no state of ours."""
+    subject, _, word = words.partition("/")
+    match = _WORD.match(word)
+    if match is None or not (subject == CLUSTER or is_label(subject)):
+        return None
+    return StateName(subject, int(match[1]), match[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +72,10 @@ class States:
         """Return the names of all states, or of one subject's, in order; nothing is read."""
         folder = self._names.states
         below = folder if subject is None else f"{folder}/{subject}"
-        found = []
-        for one in self._repository.store.list_objects(below):
-            words = one.name.removeprefix(f"{folder}/").split("/")
-            match = _WORD.match(words[1]) if len(words) == 2 else None
-            if match is not None and (words[0] == CLUSTER or is_label(words[0])):
-                found.append(StateName(words[0], int(match[1]), match[2]))
-        return sorted(found)
+        found = (
+            state_name(one.name.removeprefix(f"{folder}/")) for one in self._repository.store.list_objects(below)
+        )  # fmt: skip
+        return sorted(one for one in found if one is not None)
 
     def add(
         self,

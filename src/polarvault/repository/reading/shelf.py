@@ -8,6 +8,7 @@ from contextlib import suppress
 from polarvault.backupset.backup import Concerned
 from polarvault.config.model import RepositoryConfiguration
 from polarvault.errors import IntegrityError, ObjectDamaged, PolarvaultError, UsageError
+from polarvault.repository.catalogue.drills import DrillLog
 from polarvault.repository.catalogue.opening import OpenedRepository
 from polarvault.repository.catalogue.speeds import RestoreSpeeds
 from polarvault.repository.format.chunks import ChunkRef
@@ -31,6 +32,11 @@ class RepositoryShelf:
         self.cluster = cluster
         self._found: dict[str, BackupInRepository] = {}
         self._archives: dict[int, RepositoryWalSource] = {}
+
+    @property
+    def drill_log(self) -> DrillLog:
+        """Where it is written how drills of its backups ended."""
+        return DrillLog(self._opened.repository, self.cluster)
 
     def whole_word(self, label: str | None) -> str:
         """Return the word with the whole label of what a user means; None: the last backup."""
