@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polarvault.config.load import load_configuration
-from polarvault.config.schema import CLUSTER, REPOSITORY, RETENTION, Setting
+from polarvault.config.schema import CLUSTER, DEFAULTS, REPOSITORY, RETENTION, Setting
 from polarvault.storage.objects.address import Scheme
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -24,7 +24,12 @@ def _row(setting: Setting) -> str:
 
 @pytest.mark.parametrize(
     ("heading", "settings"),
-    [("[repository.NAME]", REPOSITORY), ("[cluster.NAME]", CLUSTER), ("[cluster.NAME.retention]", RETENTION)],
+    [
+        ("[repository.NAME]", REPOSITORY),
+        ("[cluster.NAME]", CLUSTER),
+        ("[cluster.NAME.retention]", RETENTION),
+        ("[defaults]", DEFAULTS),
+    ],
 )
 def test_every_setting_has_its_row_and_no_other_has_one(heading: str, settings: tuple[Setting, ...]) -> None:
     section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]

@@ -9,8 +9,9 @@ import pytest
 
 from polarvault.config import values
 from polarvault.config.load import load_configuration
-from polarvault.config.model import Configuration, KeySource, Retention, SourceKind
+from polarvault.config.model import Configuration, KeySource, Limits, Retention, SourceKind
 from polarvault.errors import ConfigurationError, UsageError
+from polarvault.report.configuration import configuration_text
 from support.program import run_polarvault
 
 GOOD = """\
@@ -137,6 +138,9 @@ service = "x"
         ("[repository.a]\naddress = '/x'\nmax_rate = '10B'", "at least 1kB"),
         ("[cluster.a]\nretention = { window = '14m' }", "a time such as"),
         ("[cluster.a]\nretention = { window = '0d' }", "more than nothing"),
+        ("[cluster.a]\nmax_wal_lag = 'never'", 'or "off"'),
+        ("defaults = 3", "must be a table: [defaults]"),
+        ("[defaults]\nmax_wal_lags = '1h'", 'did you mean "max_wal_lag"'),
         ("[cluster.a]\nrepositories = []", "a list of names"),
         ("[cluster.a]\nrepositories = ['b', 'b']", "a name twice"),
     ],
@@ -318,3 +322,17 @@ def test_times(text: str, seconds: int) -> None:
 @pytest.mark.parametrize(("text", "size"), [("512kB", 512 << 10), ("1.5MB", 1536 << 10), ("2GB", 2 << 30)])
 def test_rates(text: str, size: int) -> None:
     assert values.rate(text) == size
+
+
+def test_limits_come_from_the_cluster_then_from_the_defaults(tmp_path: Path) -> None:
+    text = (
+        '[defaults]\nmax_backup_age = "2d"\nmax_verify_age = "off"\n[cluster.a]\nmax_backup_age = "3h"\n[cluster.b]\n'
+    )
+    found = _load(tmp_path, text)
+    assert found.clusters["a"].limits == Limits(max_backup_age_s=3 * 3600, max_verify_age_s=0)
+    assert found.clusters["b"].limits == found.limits == Limits(max_backup_age_s=2 * 86_400, max_verify_age_s=0)
+    shown = {(one.name, one.field): (one.value, one.line) for one in found.settings}
+    assert shown["a", "max_backup_age"] == ("3h", 5)
+    assert shown["b", "max_backup_age"] == ("2d", 2)
+    assert shown["", "max_verify_age"] == ("off", 3)
+    assert "[defaults]" in configuration_text(found)

@@ -70,7 +70,9 @@ def outputs_for(group: click.Group, arguments: list[str]) -> Outputs:
         return Outputs()
     given = _given(command, arguments[1:])
     document = events = None
-    if {"--json", "--status"} & given.keys():
+    # `status` has a format for each kind of reader.
+    as_json = command.name == "status" and given.get("--format") == "json"
+    if {"--json", "--status"} & given.keys() or as_json:
         to_stdout = command.name == "basebackup" and "-" in (given.get("--pgdata"), given.get("-D"))
         document = JsonOutput(command.name, is_on_stderr=to_stdout)
     if "--progress-json" in given or given.get("--progress") == "json":

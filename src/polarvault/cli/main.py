@@ -24,6 +24,7 @@ _COMMANDS = {
     "verifybackup": "Check a backup: every option of pg_verifybackup, both halves, pages and WAL.",
     "wal": "WAL: archive it into a repository, give it to a recovery.",
     "backup": "Take a backup into a repository.",
+    "status": "Show how all clusters stand, for people and for monitoring.",
     "list": "List the backups in a repository.",
     "show": "Show everything about a backup in a repository.",
     "pin": "Keep a backup in a repository, whatever the policy says.",
@@ -42,9 +43,11 @@ _COMMANDS = {
 }
 # Modules in `commands/repository`; the marks share one.
 _MARKS = ("pin", "unpin", "note")
-_IN_REPOSITORY = frozenset({"backup", "list", "show", "verify", "expire", "export", "import", "repo"})
+_IN_REPOSITORY = frozenset({"backup", "status", "list", "show", "verify", "expire", "export", "import", "repo"})
 # These promise the exit status of the tools that they replace: 1 for every failure.
 DROP_IN = {"basebackup", "receivewal", "verifybackup"}
+# Of a monitoring plugin 2 means that something is wrong: whatever keeps it from an answer is "unknown".
+_PLUGIN, _UNKNOWN, _SIGNALLED = "status", 3, 128
 # Ids of what has no class of ours: who must act, what it means, what to do.
 OTHER_ERRORS = {
     "system": (
@@ -135,7 +138,7 @@ def _fail(problem: BaseException, arguments: list[str], outputs: Outputs) -> int
             number = signal.Signals(signals.received() or signal.SIGINT)
             if not isinstance(problem, Interrupted):
                 problem = Interrupted(f"interrupted by {number.name}")
-            status = 128 + number
+            status = _SIGNALLED + number
         case PolarvaultError():
             status = 1 if drop_in else problem.exit_code
         case OSError():
@@ -146,6 +149,8 @@ def _fail(problem: BaseException, arguments: list[str], outputs: Outputs) -> int
         case _:
             # A fault of ours: whoever wants JSON gets it all the same.
             traceback.print_exception(problem)
+    if arguments[:1] == [_PLUGIN] and not isinstance(problem, Interrupted) and status < _SIGNALLED:
+        status = _UNKNOWN
     error = error_json(problem)
     if outputs.events is not None:
         outputs.events.error(error)

@@ -15,6 +15,7 @@ from polarvault.config.model import (
     ClusterConfiguration,
     Configuration,
     KeySource,
+    Limits,
     RepositoryConfiguration,
     Retention,
     ShownSetting,
@@ -22,7 +23,16 @@ from polarvault.config.model import (
 )
 from polarvault.config.places import SYSTEM_FILE, candidate_files
 from polarvault.config.positions import Place, key_lines
-from polarvault.config.schema import CLUSTER, PASSPHRASE_VARIABLE, REPOSITORY, RETENTION, RETENTION_FIELD, Setting
+from polarvault.config.schema import (
+    CLUSTER,
+    DEFAULTS,
+    LIMITS,
+    PASSPHRASE_VARIABLE,
+    REPOSITORY,
+    RETENTION,
+    RETENTION_FIELD,
+    Setting,
+)
 from polarvault.config.values import is_name
 from polarvault.errors import ConfigurationError, PolarvaultError
 from polarvault.model import limits
@@ -31,7 +41,7 @@ from polarvault.storage.files import open_regular
 from polarvault.storage.objects.address import Scheme, parse_address
 from polarvault.storage.objects.settings import StoreSettings
 
-_SECTIONS = ("repository", "cluster")
+_SECTIONS = ("repository", "defaults", "cluster")
 _SHOWN_CHARACTERS = 80
 _KEY_FIELDS = {"passphrase_file", "passphrase_command", "key_file"}
 # Whose variables they are.
@@ -112,6 +122,7 @@ class _Reading:
     lines: dict[Place, int]
     mistakes: list[Mistake] = field(default_factory=list)
     shown: list[ShownSetting] = field(default_factory=list)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def finish(self, *, passed_over: str | None) -> Configuration:
         """Check everything; return the configuration or raise all mistakes."""
@@ -123,10 +134,13 @@ class _Reading:
         }
         known = self.document.get("repository")
         names = list(known) if isinstance(known, dict) else []
+        self.defaults = self._defaults()
         clusters = {name: self._cluster(name, table, names) for name, table in self._tables("cluster")}
         if self.mistakes:
             raise self._error()
-        return Configuration(self.path, repositories, clusters, tuple(self.shown), passed_over=passed_over)
+        return Configuration(
+            self.path, repositories, clusters, tuple(self.shown), limits=_limits(self.defaults), passed_over=passed_over
+        )
 
     def _error(self) -> ConfigurationError:
         mistakes = sorted(self.mistakes, key=lambda one: one.line)
@@ -135,6 +149,18 @@ class _Reading:
             "\n  ".join([f'{count} in "{self.path}":', *map(str, mistakes)]),
             hint="nothing was done; docs/configuration.md lists every setting",
         )
+
+    def _defaults(self) -> dict[str, Any]:
+        """Return what holds for every cluster that does not say it itself."""
+        table = self.document.get("defaults")
+        if table is None:
+            return {}
+        if not isinstance(table, dict):
+            self._mistake(("defaults",), "must be a table: [defaults]")
+            return {}
+        given = self._values(("defaults",), table, DEFAULTS)
+        self._show(("defaults",), DEFAULTS, given)
+        return given
 
     def _tables(self, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
         tables = self.document.get(section, {})
@@ -203,6 +229,7 @@ class _Reading:
             Retention(kept.pop("window", None), **kept),
             given.get("compression"),
             given.get("max_rate"),
+            _limits(self.defaults | given),
         )
         for wrong, why in cluster_problems(cluster, repositories):
             self._mistake((*place, wrong), why, table[wrong])
@@ -234,14 +261,16 @@ class _Reading:
 
     def _show(self, place: Place, settings: Sequence[Setting], given: Mapping[str, Any]) -> None:
         """Note every setting of a table with where its value comes from."""
-        section, name, *below = map(str, place)
+        section, name, *below = (*map(str, place), "") if len(place) == 1 else map(str, place)
         for setting in settings:
             shown = ".".join([*below, setting.field])
-            if setting.field in given:
+            inherited = section == "cluster" and not below and setting.field in self.defaults
+            if setting.field in given or inherited:
+                where = place if setting.field in given else ("defaults",)
                 raw: Any = self.document
-                for step in (*place, setting.field):
+                for step in (*where, setting.field):
                     raw = raw[step]
-                line = self.lines.get((*place, setting.field), 0)
+                line = self.lines.get((*where, setting.field), 0)
                 value = HIDDEN if setting.is_secret else _without_secrets(raw)
                 self.shown.append(ShownSetting(section, name, shown, value, SourceKind.FILE, line=line))
                 continue
@@ -269,6 +298,10 @@ def _for(setting: Setting, place: Place, document: dict[str, Any]) -> list[str]:
         return []
     scheme = parse_address(document["repository"][place[1]]["address"]).scheme
     return [name for name in setting.variables if name.startswith(_PREFIXES[scheme])]
+
+
+def _limits(given: Mapping[str, Any]) -> Limits:
+    return Limits(**{f"{one.field}_s": given[one.field] for one in LIMITS if one.field in given})
 
 
 def _without_secrets(value: object) -> object:

@@ -49,6 +49,16 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """When `status` warns, in seconds; 0: never."""
+
+    max_backup_age_s: int = 26 * 3600
+    max_wal_lag_s: int = 3600
+    max_verify_age_s: int = 8 * 86_400
+    max_drill_age_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterConfiguration:
     """A cluster by its name. compression: zstd's level, 0 for none; max_rate: bytes a second from the server."""
 
@@ -59,6 +69,7 @@ class ClusterConfiguration:
     retention: Retention = Retention()
     compression: int | None = None
     max_rate: int | None = None
+    limits: Limits = Limits()
 
 
 class SourceKind(Enum):
@@ -73,7 +84,7 @@ class SourceKind(Enum):
 class ShownSetting:
     """A setting with its value as it may be shown, secrets hidden; value None: nothing is said, and that is a default.
 
-    line: of the file; variable: of the environment.
+    name: "" for what holds for every cluster. line: of the file; variable: of the environment.
     """
 
     section: str
@@ -94,5 +105,7 @@ class Configuration:
     clusters: dict[str, ClusterConfiguration] = field(default_factory=dict)
     settings: tuple[ShownSetting, ...] = ()
     warnings: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    """Of clusters that the file does not name."""
     passed_over: str | None = None
     looked_at: tuple[str, ...] = ()

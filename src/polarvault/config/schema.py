@@ -96,6 +96,16 @@ RETENTION = (
     Setting("yearly", values.number(1, 100_000), "of each of N years"),
 )
 
+LIMITS = (
+    Setting("max_backup_age", values.limit_s, "`status` warns when the last good backup is older, or `off`", "26h"),
+    Setting(
+        "max_wal_lag", values.limit_s, "`status` warns when the last moment that can be restored is older, or `off`",
+        "1h",
+    ),
+    Setting("max_verify_age", values.limit_s, "`status` warns when the last `verify` was earlier, or `off`", "8d"),
+    Setting("max_drill_age", values.limit_s, "`status` warns when the last `drill` was earlier, or `off`", "off"),
+)  # fmt: skip
+
 CLUSTER = (
     Setting(
         "connection", values.text, "a connection string or URI, as `-d` takes it; passwords belong into `~/.pgpass`"
@@ -104,7 +114,10 @@ CLUSTER = (
     Setting("repositories", values.names, "the names of one or several repositories"),
     Setting("compression", values.number(0, 19), "zstd's level, 0 for none", "1"),
     Setting("max_rate", values.rate, "bytes per second from the server", "no limit"),
+    *LIMITS,
 )
+DEFAULTS = LIMITS
+"""What holds for every cluster that does not say it itself."""
 # A table in a cluster's table.
 RETENTION_FIELD = "retention"
 PASSPHRASE_VARIABLE = "POLARVAULT_PASSPHRASE"

@@ -117,6 +117,16 @@ def duration_s(value: object) -> int:
     return seconds
 
 
+def limit_s(value: object) -> int:
+    """A time in seconds after which `status` warns, 0 for `"off"`."""
+    if value == "off":
+        return 0
+    try:
+        return duration_s(value)
+    except ValueError as problem:
+        raise ValueError(f'{problem}, or "off"') from None
+
+
 def rate(value: object) -> int:
     """A rate such as 50MB, in bytes per second."""
     size = _amount(value, _SIZES, "a rate such as 512kB or 50MB, each second")

@@ -11,3 +11,16 @@ def format_bytes(size: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a length of time in its largest unit, as people read it: 40 s, 12 min, 26 h, 3.5 d."""
+    seconds = max(0.0, seconds)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds / 3600:.0f} h"
+    days = f"{seconds / 86_400:.1f}"
+    return f"{days.removesuffix('.0')} d"

@@ -21,7 +21,7 @@ def configuration_text(configuration: Configuration) -> Iterator[str]:
     for (section, name), group in groupby(configuration.settings, key=lambda one: (one.section, one.name)):
         settings = list(group)
         yield ""
-        yield f"[{section}.{name}]"
+        yield f"[{section}.{name}]" if name else f"[{section}]"
         written = [
             f"{one.field} = {_value(one.value)}" if one.kind is not SourceKind.DEFAULT else f"# {one.field}"
             for one in settings
@@ -40,7 +40,7 @@ def configuration_json(configuration: Configuration) -> dict[str, Any]:
         "settings": [
             {
                 "section": one.section,
-                "name": one.name,
+                "name": one.name or None,
                 "setting": one.field,
                 "value": one.value if one.kind is not SourceKind.DEFAULT else None,
                 "source": one.kind.value,

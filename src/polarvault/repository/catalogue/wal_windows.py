@@ -87,7 +87,7 @@ def _timelines(wal: RepositoryWal, backups: Sequence[ListedBackup]) -> list[Time
     }  # fmt: skip
     found = []
     for number in numbers:
-        history, problem = _history(wal, number)
+        history, problem = read_history(wal, number)
         entry = history.entries[-1] if history.entries else None
         found.append(
             TimelineWal(
@@ -104,7 +104,8 @@ def _timelines(wal: RepositoryWal, backups: Sequence[ListedBackup]) -> list[Time
     return found
 
 
-def _history(wal: RepositoryWal, timeline_id: int) -> tuple[TimelineHistory, str]:
+def read_history(wal: RepositoryWal, timeline_id: int) -> tuple[TimelineHistory, str]:
+    """Return a timeline's history, and why it is not known; then it stands alone."""
     if timeline_id == 1:
         return TimelineHistory(1), ""
     try:
@@ -124,7 +125,7 @@ def _windows(
     for one in backups:
         assert one.record is not None
         facts = one.record.facts
-        end = _reach(history, held, facts.stop_timeline_id, facts.start_lsn, facts.stop_lsn)
+        end = reach(history, held, facts.stop_timeline_id, facts.start_lsn, facts.stop_lsn)
         if end is not None:
             start = facts.stop_lsn if facts.stop_timeline_id == history.timeline_id else history.start
             reached.setdefault(end, []).append((start, one.label))
@@ -134,7 +135,7 @@ def _windows(
     ]
 
 
-def _reach(
+def reach(
     history: TimelineHistory, held: Mapping[int, Sequence[HeldRange]], timeline_id: int, start: Lsn, stop: Lsn
 ) -> Lsn | None:
     """Return how far WAL leads on the last timeline from a backup on; None if it does not get there."""

@@ -24,7 +24,7 @@ from polarvault.storage.objects.store import ObjectStore
 # What a writer gathers for one object; readers take up to limits.WAL_RANGE_BYTES.
 RANGE_BYTES = 16 << 20
 _HEADER = struct.Struct("<QQIIII")
-_RANGE = re.compile(r"([0-9A-F]{16})-([0-9A-F]{16})\Z")
+RANGE_NAME = re.compile(r"([0-9A-F]{16})-([0-9A-F]{16})\Z")
 _TIMELINE = re.compile(r"[0-9A-F]{8}\Z")
 _FILE = re.compile(r"[0-9A-F]{8}\.history\Z|[0-9A-F]{24}(?:\.partial|\.[0-9A-F]{8}\.backup)\Z")
 
@@ -102,7 +102,7 @@ class RepositoryWal:
         folder = self._names.wal_timeline(self._system_identifier, timeline_id)
         for one in self._store.list_objects(below):
             words = one.name.removeprefix(f"{folder}/").split("/")
-            match = _RANGE.match(words[-1]) if len(words) == 2 else None
+            match = RANGE_NAME.match(words[-1]) if len(words) == 2 else None
             if match is None:
                 continue
             try:
