@@ -67,10 +67,14 @@ class FileSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Concerned:
-    """Backups beside a damaged one, newest first: others that need the same bytes, and older ones that do not."""
+    """Backups beside a damaged one, newest first: others that need the same bytes, and older ones that do not.
+
+    way: a backup, and the options with which its restore leads to where the damaged one ends; None: no WAL leads there.
+    """
 
     others: Sequence[str]
     spared: Sequence[str]
+    way: str | None = None
 
 
 class Shelf(Protocol):

@@ -42,12 +42,14 @@ class RecordLayout:
     """How WAL records are laid out, where versions differ.
 
     last_resource_manager: the last of PostgreSQL's own; extensions take 128 and more. image_is_compressed: the bits of
-    a page image's flags, any of which says so. image_applies: the bit of an image that replay puts in place.
+    a page image's flags, any of which says so, and image_methods what each of them means. image_applies: the bit of an
+    image that replay puts in place.
     dropped_statistics_bytes: the size of one of these entries in a commit.
     """
 
     last_resource_manager: int = 21
     image_is_compressed: int = 0x02
+    image_methods: tuple[tuple[int, str], ...] = ((0x02, "pglz"),)
     image_applies: int = 0x04
     dropped_statistics_bytes: int = 12
 
@@ -138,7 +140,12 @@ _15 = replace(
     catalog_version=202209061,
     page_magic=0xD110,
     # Each compression method has a bit of its own now, and pglz gave up the one that means "apply".
-    records=replace(_14.records, image_is_compressed=0x1C, image_applies=0x02),
+    records=replace(
+        _14.records,
+        image_is_compressed=0x1C,
+        image_methods=((0x04, "pglz"), (0x08, "lz4"), (0x10, "zstd")),
+        image_applies=0x02,
+    ),
     # The names of the locale, 64 bytes each, went behind them.
     database_columns=DatabaseColumns(datconnlimit=80, dattablespace=92),
     takes_option_lists=True,

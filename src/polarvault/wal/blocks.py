@@ -51,10 +51,14 @@ _CODE, _BODY, _BODY_BYTES = 4, 6, 7
 
 @dataclass(frozen=True, slots=True)
 class BlockReference:
-    """A page that a record touches; is_written_whole: replay does not look at what stands there."""
+    """A page that a record touches; is_written_whole: replay does not look at what stands there.
+
+    has_image: it is because the record holds the whole page, as it is afterwards.
+    """
 
     page: BlockId
     is_written_whole: bool
+    has_image: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +146,14 @@ def block_references(record: KeptRecord) -> list[BlockReference]:
             flags = body[at + 1]
             (block_bytes,) = struct.unpack_from("<H", body, at + 2)
             at += 4
-            is_whole = bool(flags & _BLOCK_WILL_INIT)
+            is_whole, has_image = bool(flags & _BLOCK_WILL_INIT), False
             if flags & BLOCK_HAS_IMAGE:
                 image_bytes, _, image = struct.unpack_from("<HHB", body, at)
                 layout = versions.record_layout(record.magic)
                 at += 7 if image & layout.image_is_compressed and image & IMAGE_HAS_HOLE else 5
                 block_bytes += image_bytes
-                is_whole |= bool(image & layout.image_applies)
+                has_image = bool(image & layout.image_applies)
+                is_whole |= has_image
             if not flags & BLOCK_SAME_RELATION:
                 relation = RelationFile(*_RELATION.unpack_from(body, at))
                 at += _RELATION.size
@@ -157,7 +162,7 @@ def block_references(record: KeptRecord) -> list[BlockReference]:
             data_bytes += block_bytes
             if relation is None:
                 break
-            found.append(BlockReference(BlockId(relation, flags & _FORK_MASK, block), is_whole))
+            found.append(BlockReference(BlockId(relation, flags & _FORK_MASK, block), is_whole, has_image))
     except (IndexError, struct.error):
         pass
     return found

@@ -52,8 +52,9 @@ class Extent:
 
 # Gets the bytes of an extent; each byte of a file comes exactly once, in any order.
 Deliver = Callable[[FileRow, int, memoryview], None]
-# Returns bytes of a file that are damaged in this backup, from wherever the same ones are; None: from nowhere.
-Rescuer = Callable[[FileRow, int, int], "bytes | None"]
+# Returns for each extent of a damaged chunk bytes to take instead, or why there are none; exactly: the same ones only,
+# not others that a recovery makes the same.
+Rescuer = Callable[[Sequence[Extent], bool], "Sequence[bytes | str]"]
 # Gets every reference of an index as it stands there, and the one to the place at which its chunk is now.
 Watch = Callable[[ChunkRef, ChunkRef], None]
 
@@ -123,13 +124,13 @@ class BackupReader:
             return b""
         result = bytearray(end - offset)
         extents = self._extents(row, offset, end)
-        for run in runs(list(extents)):
-            for chunk, raw in _read_run(self, run, extents):
-                for extent in extents[chunk]:
-                    first, last = max(extent.file_offset, offset), min(extent.file_offset + extent.length, end)
-                    if first < last:
-                        start = extent.chunk_offset + first - extent.file_offset
-                        result[first - offset : last - offset] = _cut(raw, start, last - first, chunk)
+
+        def put(row: FileRow, at: int, view: memoryview) -> None:
+            first, last = max(at, offset), min(at + len(view), end)
+            if first < last:
+                result[first - offset : last - offset] = view[first - at : last - at]
+
+        deliver_extents(self, extents, put, exactly=True)
         return bytes(result)
 
     def shares(self, wanted: Callable[[FileRow], bool] = lambda row: True) -> Iterator[Share]:
@@ -181,7 +182,7 @@ class BackupReader:
         def put(row: FileRow, offset: int, view: memoryview) -> None:
             content[offset - start : offset - start + len(view)] = view
 
-        deliver_extents(self, extents, put)
+        deliver_extents(self, extents, put, exactly=True)
         return memoryview(content)
 
     def attachment(self, name: str) -> bytes | None:
@@ -314,26 +315,37 @@ def deliver_extents(
     extents: Mapping[ChunkRef, Sequence[Extent]],
     deliver: Deliver,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    exactly: bool = False,
 ) -> None:
-    """Hand out what chunks are needed for, in the order in which they lie; ObjectDamaged names file and block."""
+    """Hand out what chunks are needed for, in the order in which they lie; ObjectDamaged names file and block.
+
+    exactly: only the very same bytes may replace damaged ones, because it is no recovering server that gets them.
+    """
     for run in runs(list(extents)):
         if stop():
             return
         for ref, raw in reader.chunks.read_run(run):
+            if isinstance(raw, PolarvaultError):
+                for extent, content in zip(
+                    extents[ref], _rescued(reader, extents[ref], ref, raw, exactly=exactly), strict=True
+                ):
+                    deliver(extent.row, extent.file_offset, content)
+                continue
             for extent in extents[ref]:
-                if isinstance(raw, PolarvaultError):
-                    deliver(extent.row, extent.file_offset, _rescued(reader, extent, ref, raw))
-                else:
-                    deliver(extent.row, extent.file_offset, _cut(raw, extent.chunk_offset, extent.length, ref))
+                deliver(extent.row, extent.file_offset, _cut(raw, extent.chunk_offset, extent.length, ref))
 
 
-def _rescued(reader: BackupReader, extent: Extent, ref: ChunkRef, problem: PolarvaultError) -> memoryview:
-    found = None
-    if reader.rescue is not None:
-        found = reader.rescue(extent.row, extent.file_offset, extent.length)
-    if found is None:
-        raise _damaged(reader, extent, ref, problem) from problem
-    return memoryview(found)
+def _rescued(
+    reader: BackupReader, extents: Sequence[Extent], ref: ChunkRef, problem: PolarvaultError, *, exactly: bool
+) -> list[memoryview]:
+    found = reader.rescue(extents, exactly) if reader.rescue is not None else [""] * len(extents)
+    for extent, content in zip(extents, found, strict=True):
+        if isinstance(content, str):
+            damaged = _damaged(reader, extent, ref, problem)
+            damaged.message += f"; {content}" if content else ""
+            raise damaged from problem
+    return [memoryview(content) for content in found if not isinstance(content, str)]
 
 
 def _damaged(reader: BackupReader, extent: Extent, ref: ChunkRef, problem: PolarvaultError) -> ObjectDamaged:
@@ -341,12 +353,3 @@ def _damaged(reader: BackupReader, extent: Extent, ref: ChunkRef, problem: Polar
     if reader.moves.problems:
         damaged.message += f"; what compaction has moved may be elsewhere, but {reader.moves.problems[0]}"
     return damaged
-
-
-def _read_run(
-    reader: BackupReader, run: Sequence[ChunkRef], extents: Mapping[ChunkRef, Sequence[Extent]]
-) -> Iterator[tuple[ChunkRef, memoryview]]:
-    for ref, raw in reader.chunks.read_run(run):
-        if isinstance(raw, PolarvaultError):
-            raise _damaged(reader, extents[ref][0], ref, raw) from raw
-        yield ref, raw

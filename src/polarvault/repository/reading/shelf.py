@@ -12,9 +12,11 @@ from polarvault.repository.catalogue.drills import DrillLog
 from polarvault.repository.catalogue.opening import OpenedRepository
 from polarvault.repository.catalogue.speeds import RestoreSpeeds
 from polarvault.repository.format.chunks import ChunkRef
+from polarvault.repository.format.record import RecordFacts
 from polarvault.repository.reading.as_backup import BackupInRepository
 from polarvault.repository.reading.rescue import Rescue
 from polarvault.repository.reading.uses import backups_with
+from polarvault.repository.reading.wal_stretch import is_held, read_history
 from polarvault.repository.wal.opened import wal_source
 from polarvault.repository.wal.source import RepositoryWalSource
 
@@ -54,7 +56,7 @@ class RepositoryShelf:
             self._found[word] = BackupInRepository(
                 reader, self._archive(identifier), name=word, page_key=self._opened.repository.page_key,
                 speed_log=RestoreSpeeds(self._opened.repository, self.cluster),
-                rescue=Rescue(self._opened.repository, self.cluster, reader),
+                rescue=Rescue(self._opened.repository, self.cluster, reader, self._archive(identifier)),
             )  # fmt: skip
         return self._found[word]
 
@@ -83,10 +85,26 @@ class RepositoryShelf:
             if own is not None and one.facts.system_identifier == own.system_identifier
             and one.facts.start_lsn < own.start_lsn
         ]  # fmt: skip
+        spared = [one for one in older if one not in lost]
+        leading = next(
+            (one for one in records if own is not None and one.label in spared and self._leads(one.facts, own)), None
+        )
         return Concerned(
             [f"{self.cluster}@{one.label}" for one in records if one.label in lost],
-            [f"{self.cluster}@{one}" for one in older if one not in lost],
+            [f"{self.cluster}@{one}" for one in spared],
+            None if leading is None or own is None else f"{self.cluster}@{leading.label} --target-lsn {own.stop_lsn}",
         )
+
+    def _leads(self, older: RecordFacts, own: RecordFacts) -> bool:
+        """Tell whether all WAL from an older backup to the end of another one is there, on its history."""
+        archive = self._archive(own.system_identifier)
+        try:
+            history = read_history(archive, own.stop_timeline_id)
+            return history.contains_up_to(older.stop_timeline_id, older.stop_lsn) and is_held(
+                archive, history, older.start_lsn, own.stop_lsn
+            )
+        except PolarvaultError:
+            return False
 
     def _archive(self, system_identifier: int) -> RepositoryWalSource:
         if system_identifier not in self._archives:

@@ -185,6 +185,9 @@ def _with_concerned(problem: IntegrityError, concerned: Concerned) -> IntegrityE
         problem.message += f"; damaged by the same are {shown}{more}"
     if concerned.spared:
         line = f"older, and without that damage: polarvault restore {concerned.spared[0]} -D DIRECTORY"
+        if concerned.way is not None:
+            line = "older, without that damage, and its WAL leads to where this one ends, or on: polarvault restore "
+            line += f"{concerned.way} -D DIRECTORY"
         problem.hint = f"{line}; {problem.hint}" if problem.hint else line
     return problem
 
