@@ -9,7 +9,7 @@ import pytest
 
 from polarvault.config import values
 from polarvault.config.load import load_configuration
-from polarvault.config.model import Configuration, KeySource, Limits, Retention, SourceKind
+from polarvault.config.model import Configuration, Hooks, KeySource, Limits, Retention, SourceKind
 from polarvault.errors import ConfigurationError, UsageError
 from polarvault.report.configuration import configuration_text
 from support.program import run_polarvault
@@ -139,6 +139,9 @@ service = "x"
         ("[cluster.a]\nretention = { window = '14m' }", "a time such as"),
         ("[cluster.a]\nretention = { window = '0d' }", "more than nothing"),
         ("[cluster.a]\nmax_wal_lag = 'never'", 'or "off"'),
+        ("[defaults]\non_failure = '/bin/page dba'", "must be a list of words"),
+        ("[cluster.a]\non_success = ['page', 'dba']", "the absolute path of a program"),
+        ("[cluster.a]\non_success = ['/bin/page', 3]", "a list of texts"),
         ("defaults = 3", "must be a table: [defaults]"),
         ("[defaults]\nmax_wal_lags = '1h'", 'did you mean "max_wal_lag"'),
         ("[cluster.a]\nrepositories = []", "a list of names"),
@@ -335,4 +338,8 @@ def test_limits_come_from_the_cluster_then_from_the_defaults(tmp_path: Path) -> 
     assert shown["a", "max_backup_age"] == ("3h", 5)
     assert shown["b", "max_backup_age"] == ("2d", 2)
     assert shown["", "max_verify_age"] == ("off", 3)
+    text = '[defaults]\non_failure = ["/p", "a b"]\nhook_timeout = "5s"\n[cluster.a]\non_failure = []\n[cluster.b]\n'
+    hooks = _load(tmp_path, text)
+    assert hooks.hooks_of("a") == Hooks(timeout_s=5)
+    assert hooks.hooks_of("b") == hooks.hooks_of(None) == Hooks(on_failure=("/p", "a b"), timeout_s=5)
     assert "[defaults]" in configuration_text(found)

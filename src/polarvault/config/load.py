@@ -14,6 +14,7 @@ from polarvault.config.checks import Mistake, cluster_problems, did_you_mean, re
 from polarvault.config.model import (
     ClusterConfiguration,
     Configuration,
+    Hooks,
     KeySource,
     Limits,
     RepositoryConfiguration,
@@ -26,6 +27,7 @@ from polarvault.config.positions import Place, key_lines
 from polarvault.config.schema import (
     CLUSTER,
     DEFAULTS,
+    HOOKS,
     LIMITS,
     PASSPHRASE_VARIABLE,
     REPOSITORY,
@@ -139,8 +141,9 @@ class _Reading:
         if self.mistakes:
             raise self._error()
         return Configuration(
-            self.path, repositories, clusters, tuple(self.shown), limits=_limits(self.defaults), passed_over=passed_over
-        )
+            self.path, repositories, clusters, tuple(self.shown), limits=_limits(self.defaults),
+            hooks=_hooks(self.defaults), passed_over=passed_over,
+        )  # fmt: skip
 
     def _error(self) -> ConfigurationError:
         mistakes = sorted(self.mistakes, key=lambda one: one.line)
@@ -230,6 +233,7 @@ class _Reading:
             given.get("compression"),
             given.get("max_rate"),
             _limits(self.defaults | given),
+            _hooks(self.defaults | given),
         )
         for wrong, why in cluster_problems(cluster, repositories):
             self._mistake((*place, wrong), why, table[wrong])
@@ -302,6 +306,11 @@ def _for(setting: Setting, place: Place, document: dict[str, Any]) -> list[str]:
 
 def _limits(given: Mapping[str, Any]) -> Limits:
     return Limits(**{f"{one.field}_s": given[one.field] for one in LIMITS if one.field in given})
+
+
+def _hooks(given: Mapping[str, Any]) -> Hooks:
+    names = {one.field: "timeout_s" if one.field == "hook_timeout" else one.field for one in HOOKS}
+    return Hooks(**{name: given[setting] for setting, name in names.items() if setting in given})
 
 
 def _without_secrets(value: object) -> object:

@@ -59,6 +59,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Hooks:
+    """Programs with their arguments that are told what happened; () for none. on_warning (): that of on_success."""
+
+    on_success: tuple[str, ...] = ()
+    on_warning: tuple[str, ...] = ()
+    on_failure: tuple[str, ...] = ()
+    timeout_s: int = 60
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterConfiguration:
     """A cluster by its name. compression: zstd's level, 0 for none; max_rate: bytes a second from the server."""
 
@@ -70,6 +80,7 @@ class ClusterConfiguration:
     compression: int | None = None
     max_rate: int | None = None
     limits: Limits = Limits()
+    hooks: Hooks = Hooks()
 
 
 class SourceKind(Enum):
@@ -106,6 +117,17 @@ class Configuration:
     settings: tuple[ShownSetting, ...] = ()
     warnings: tuple[str, ...] = ()
     limits: Limits = Limits()
-    """Of clusters that the file does not name."""
+    hooks: Hooks = Hooks()
+    """Of clusters that the file does not name, as the limits."""
     passed_over: str | None = None
     looked_at: tuple[str, ...] = ()
+
+    def limits_of(self, cluster: str) -> Limits:
+        """Return the limits of a cluster, whether the file names it or not."""
+        named = self.clusters.get(cluster)
+        return self.limits if named is None else named.limits
+
+    def hooks_of(self, cluster: str | None) -> Hooks:
+        """Return the hooks of a cluster; None: of what concerns no cluster."""
+        named = self.clusters.get(cluster or "")
+        return self.hooks if named is None else named.hooks

@@ -106,6 +106,16 @@ LIMITS = (
     Setting("max_drill_age", values.limit_s, "`status` warns when the last `drill` was earlier, or `off`", "off"),
 )  # fmt: skip
 
+HOOKS = (
+    Setting("on_success", values.command_words, "a program, as a list of words, that is told what went well"),
+    Setting(
+        "on_warning", values.command_words, "that is told what went well and has something to say",
+        "that of `on_success`",
+    ),
+    Setting("on_failure", values.command_words, "that is told what failed"),
+    Setting("hook_timeout", values.duration_s, "how long each of them may take", "60s"),
+)  # fmt: skip
+
 CLUSTER = (
     Setting(
         "connection", values.text, "a connection string or URI, as `-d` takes it; passwords belong into `~/.pgpass`"
@@ -115,8 +125,9 @@ CLUSTER = (
     Setting("compression", values.number(0, 19), "zstd's level, 0 for none", "1"),
     Setting("max_rate", values.rate, "bytes per second from the server", "no limit"),
     *LIMITS,
+    *HOOKS,
 )
-DEFAULTS = LIMITS
+DEFAULTS = (*LIMITS, *HOOKS)
 """What holds for every cluster that does not say it itself."""
 # A table in a cluster's table.
 RETENTION_FIELD = "retention"

@@ -20,6 +20,7 @@ _AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", re.ASCII)
 # As PostgreSQL writes units of memory: powers of 1024 ("Setting Parameters", manual).
 _SIZES = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_MOST_WORDS = 100
 _MOST_SECONDS = 100 * 366 * 86_400
 
 
@@ -95,6 +96,19 @@ def names(value: object) -> tuple[str, ...]:
     if len(set(given)) != len(given):
         raise ValueError("holds a name twice")
     return tuple(given)
+
+
+def command_words(value: object) -> tuple[str, ...]:
+    """A program by its path and its arguments; nothing for an empty list. No shell will read it."""
+    if isinstance(value, str):
+        raise ValueError('must be a list of words, as ["/usr/local/bin/page", "dba"]')
+    if not isinstance(value, list) or len(value) > _MOST_WORDS:
+        raise ValueError(f"must be a list of at most {_MOST_WORDS} words")
+    if not all(isinstance(word, str) and "\0" not in word for word in value):
+        raise ValueError("must be a list of texts")
+    if value and not value[0].startswith("/"):
+        raise ValueError("must begin with the absolute path of a program")
+    return tuple(value)
 
 
 def number(least: int, most: int) -> Parser:

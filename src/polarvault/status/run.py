@@ -151,5 +151,4 @@ class _Place:
         return ClusterStatus(cluster, where.name, where.address, self._limits(cluster), None, error)
 
     def _limits(self, cluster: str) -> Limits:
-        configured = self.configuration.clusters.get(cluster)
-        return configured.limits if configured is not None else self.configuration.limits
+        return self.configuration.limits_of(cluster)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli.hooks import Told, told_to_hooks
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.options.backups import RepositoryChoice, refuse_others, shelved
 from polarvault.cli.options.recovery import drill_recovery_options, recovery_request
@@ -129,13 +130,29 @@ def command(
         force=force,
     )
     if not isinstance(word, BackupWord):
-        return _run(request, report_prefix).exit_status
+        with told_to_hooks(choice.configuration, None, "drill") as told:
+            return _tell(_run(request, report_prefix), told)
     refuse_others(backups[1:], word.cluster)
-    with shelved(choice, word, "drill", request.recovery) as found:
+    with (
+        told_to_hooks(choice.configuration, word.cluster, "drill") as told,
+        shelved(choice, word, "drill", request.recovery) as found,
+    ):
         request = replace(request, backup=found.backup, shelf=found.shelf, recovery=found.recovery)
         report = _run(request, report_prefix)
         _remember(report, found.shelf)
-        return report.exit_status
+        return _tell(report, told)
+
+
+def _tell(report: DrillReport, told: Told) -> int:
+    """Hand a drill to the hooks; return the exit status."""
+    from polarvault.model.finding import Severity
+    from polarvault.report.drill import report_json
+
+    # The times of the drill are the report's own.
+    told.add(**report_json(report))
+    told.warnings += [one.message for one in report.findings if one.severity is Severity.WARNING]
+    told.exit_status = report.exit_status
+    return report.exit_status
 
 
 def _remember(report: DrillReport, shelf: RepositoryShelf) -> None:

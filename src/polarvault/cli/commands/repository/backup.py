@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli import signals
+from polarvault.cli.hooks import told_to_hooks
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.options.configuration import load
 from polarvault.cli.options.drop_in import connection_options, connection_settings
@@ -83,53 +84,57 @@ def command(
 
     check_word(cluster, "a cluster")
     configuration = load(config)
-    configured = configuration.clusters.get(cluster, ClusterConfiguration(cluster))
-    chosen = choose_repositories(configuration, cluster, repo)
-    key = key_source(**{name: options[name] for name in _KEYS})
-    output, events = current_output(), current_events()
-    job = BackupJob(
-        cluster=cluster,
-        full=full,
-        note=note,
-        checkpoint_fast=checkpoint == "fast",
-        level=configured.compression,
-        max_rate=configured.max_rate if max_rate is None else _rate(max_rate),
-        courtesy=CourtesyLimits(commit_limit / 1000, lag_limit) if nice_to_server else None,
-        estimate_size=True,
-        slot=slot,
-        checkpoint_timeout_s=checkpoint_timeout,
-    )
-    connection = {name: options[name] for name in _CONNECTION}
-    if connection["dbname"] is None:
-        connection["dbname"] = _configured_connection(configured)
-    connector = Connector(connection_settings(**connection), on_connected=signals.interrupt)
-    with ExitStack() as stack:
-        repositories, unopened = [], {}
-        for one in chosen:
-            try:
-                opened = open_repository(one if key is None else replace(one, key=key), os.environ)
-            except PolarvaultError as problem:
-                # One of several that is away must not keep the backup from the others.
-                unopened[one.address] = problem
-                continue
-            stack.callback(opened.close)
-            repositories.append(opened.repository)
-        if not repositories:
-            raise next(iter(unopened.values()))
-        reporter = (
-            BackupEvents(events)
-            if events is not None
-            else stack.enter_context(TextReporter(verbose=verbose, progress=output is None and os.isatty(2)))
+    with told_to_hooks(configuration, cluster, "backup") as told:
+        configured = configuration.clusters.get(cluster, ClusterConfiguration(cluster))
+        chosen = choose_repositories(configuration, cluster, repo)
+        key = key_source(**{name: options[name] for name in _KEYS})
+        output, events = current_output(), current_events()
+        job = BackupJob(
+            cluster=cluster,
+            full=full,
+            note=note,
+            checkpoint_fast=checkpoint == "fast",
+            level=configured.compression,
+            max_rate=configured.max_rate if max_rate is None else _rate(max_rate),
+            courtesy=CourtesyLimits(commit_limit / 1000, lag_limit) if nice_to_server else None,
+            estimate_size=True,
+            slot=slot,
+            checkpoint_timeout_s=checkpoint_timeout,
         )
+        connection = {name: options[name] for name in _CONNECTION}
+        if connection["dbname"] is None:
+            connection["dbname"] = _configured_connection(configured)
+        connector = Connector(connection_settings(**connection), on_connected=signals.interrupt)
+        with ExitStack() as stack:
+            repositories, unopened = [], {}
+            for one in chosen:
+                try:
+                    opened = open_repository(one if key is None else replace(one, key=key), os.environ)
+                except PolarvaultError as problem:
+                    # One of several that is away must not keep the backup from the others.
+                    unopened[one.address] = problem
+                    continue
+                stack.callback(opened.close)
+                repositories.append(opened.repository)
+            if not repositories:
+                raise next(iter(unopened.values()))
+            reporter = (
+                BackupEvents(events)
+                if events is not None
+                else stack.enter_context(TextReporter(verbose=verbose, progress=output is None and os.isatty(2)))
+            )
+            if output is not None:
+                told.warnings, told.notes = output.warnings, output.notes
+            reporter.warnings, reporter.notes = told.warnings, told.notes
+            taken = take_backup(job, repositories, connector, reporter, unopened=unopened)
+        told.add(**taken_json(taken))
+        told.exit_status = taken.exit_status
         if output is not None:
-            reporter.warnings, reporter.notes = output.warnings, output.notes
-        taken = take_backup(job, repositories, connector, reporter, unopened=unopened)
-    if output is not None:
-        output.add(**taken_json(taken))
-    else:
-        for line in taken_text(taken):
-            click.echo(line)
-    return taken.exit_status
+            output.add(**taken_json(taken))
+        else:
+            for line in taken_text(taken):
+                click.echo(line)
+        return taken.exit_status
 
 
 def _configured_connection(configured: ClusterConfiguration) -> str | None:

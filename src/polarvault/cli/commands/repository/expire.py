@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli.hooks import told_to_hooks
 from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.messages import say_error
 from polarvault.cli.options.backups import RepositoryChoice
 from polarvault.cli.options.durations import seconds_of
 from polarvault.cli.options.repository import repository_options
 from polarvault.errors import StorageFailed
+from polarvault.report.json_document import error_json
 
 if TYPE_CHECKING:
     from polarvault.config.model import Retention
@@ -57,38 +59,44 @@ def command(
     from polarvault.retention.expire import ExpireRequest, expire
 
     choice = RepositoryChoice.of(**options)
-    given = Retention(
-        None if window is None else seconds_of("--window", window), keep, daily, weekly, monthly, yearly
-    )  # fmt: skip
-    policy = given if given != Retention() else _configured(choice, cluster)
-    request = ExpireRequest(
-        cluster, policy, dry_run=dry_run, safety_s=seconds_of("--safety-time", safety_time),
-        compact_below=compact_below / 100,
-    )  # fmt: skip
-    reports, failed = [], []
-    for chosen in choice.repositories(cluster):
-        try:
-            opened = open_repository(chosen, os.environ)
-        except StorageFailed as problem:
-            # One of several that is away keeps nothing in the others.
-            failed.append(problem)
-            say_error(problem.message, hint=problem.hint)
-            continue
-        try:
-            reports.append((chosen.address, expire(opened.repository, request)))
-        finally:
-            opened.close()
-    if not reports:
-        raise failed[0]
-    output = current_output()
-    if output is not None:
-        output.add(repositories=[{"repository": address, **expired_json(report)} for address, report in reports])
-    else:
-        for address, report in reports:
-            click.echo(f"{cluster} in {address}")
-            for line in expired_text(report):
-                click.echo(line)
-    return 1 if failed or any(report.removed.refused or report.compacted.problem for _, report in reports) else 0
+    with told_to_hooks(choice.configuration, cluster, "expire") as told:
+        given = Retention(
+            None if window is None else seconds_of("--window", window), keep, daily, weekly, monthly, yearly
+        )  # fmt: skip
+        policy = given if given != Retention() else _configured(choice, cluster)
+        request = ExpireRequest(
+            cluster, policy, dry_run=dry_run, safety_s=seconds_of("--safety-time", safety_time),
+            compact_below=compact_below / 100,
+        )  # fmt: skip
+        reports, failed = [], []
+        for chosen in choice.repositories(cluster):
+            try:
+                opened = open_repository(chosen, os.environ)
+            except StorageFailed as problem:
+                # One of several that is away keeps nothing in the others.
+                failed.append(problem)
+                told.error = error_json(problem)
+                say_error(problem.message, hint=problem.hint)
+                continue
+            try:
+                reports.append((chosen.address, expire(opened.repository, request)))
+            finally:
+                opened.close()
+        if not reports:
+            raise failed[0]
+        output = current_output()
+        document = [{"repository": address, **expired_json(report)} for address, report in reports]
+        told.add(repositories=document)
+        if output is not None:
+            output.add(repositories=document)
+        else:
+            for address, report in reports:
+                click.echo(f"{cluster} in {address}")
+                for line in expired_text(report):
+                    click.echo(line)
+        if failed or any(report.removed.refused or report.compacted.problem for _, report in reports):
+            told.exit_status = 1
+        return told.exit_status
 
 
 def _configured(choice: RepositoryChoice, cluster: str) -> Retention:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polarvault.cli.hooks import told_to_hooks
 from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.options.backups import RepositoryChoice
 from polarvault.cli.options.repository import repository_options
@@ -36,6 +37,7 @@ def command(
     A PATH is verified as `polarvault verifybackup` does, which has more options for it. Exit status 0: all good.
     """
     from polarvault.config.words import PathWord
+    from polarvault.report.repository.stored import verified_json
 
     choice = RepositoryChoice.of(**options)
     word = None if backup is None else choice.word(backup)
@@ -51,15 +53,17 @@ def command(
     with choice.opened("" if word is None else word.cluster) as (opened, _):
         repository = opened.repository
         clusters = repository.clusters() if word is None else [word.cluster]
-        found = []
+        found: list[VerifiedBackup] = []
         for cluster in clusters:
             label = None if word is None else word.label
-            for one in _labels(repository, cluster, label, everything=everything, older_than=older_than):
-                found.append(_verified(repository, cluster, one, part, jobs))
+            with told_to_hooks(choice.configuration, cluster, "verify") as told:
+                labels = _labels(repository, cluster, label, everything=everything, older_than=older_than)
+                own = [_verified(repository, cluster, one, part, jobs) for one in labels]
+                told.add(verified=[verified_json(one) for one in own])
+                told.exit_status = int(not all(one.is_good for one in own))
+            found += own
     output = current_output()
     if output is not None:
-        from polarvault.report.repository.stored import verified_json
-
         output.add(verified=[verified_json(one) for one in found])
     elif not found:
         click.echo("no backup has to be verified")
