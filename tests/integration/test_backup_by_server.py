@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,10 @@ from polarvault.repository.index.files import FileKind
 from polarvault.repository.index.root import PartArea
 from polarvault.storage.objects.local import LocalStore
 from polarvault.storage.objects.write_once import WriteOnce
+from support.backups import run_program
 from support.cluster import Cluster
 from support.program import run_polarvault
+from support.servers import has_program
 
 SETTINGS = {"summarize_wal": "on", "autovacuum": "off", "wal_level": "replica"}
 # Of two copies of a server that rests these differ, or mean nothing to a restored one.
@@ -38,6 +41,11 @@ def assert_equal(cluster: Cluster, path: Path, label: str, directory: Path) -> i
         "basebackup", "-D", directory, "-d", cluster.conninfo(), "-c", "fast",
         *(word for space, place in tablespaces(cluster) for word in ("-T", f"{place}={directory}-{space}")),
     )  # fmt: skip
+    return assert_same_files(path, label, directory)
+
+
+def assert_same_files(path: Path, label: str, directory: Path) -> int:
+    """Compare a backup with a directory; return how many files of maps have lost bits."""
     reader = Repository.open(WriteOnce(LocalStore(str(path)))).open_backup("shop", label)
     lost = 0
     names = set()
@@ -65,6 +73,51 @@ def tablespaces(cluster: Cluster) -> list[tuple[str, str]]:
     return [(name, place) for name, place in rows]
 
 
+class Chain:
+    """The backups that pg_basebackup takes of the same server: a full one, and what changed since."""
+
+    def __init__(self, cluster: Cluster, workspace: Path) -> None:
+        self._cluster, self._workspace = cluster, workspace
+        self._parts: list[Path] = []
+
+    def back_up(self) -> None:
+        """Take the next one."""
+        target = self._workspace / f"part{len(self._parts)}"
+        earlier = [f"--incremental={self._parts[-1] / 'backup_manifest'}"] if self._parts else []
+        spaces = [f"--tablespace-mapping={place}={target}-{name}" for name, place in tablespaces(self._cluster)]
+        self._run("pg_basebackup", "-D", target, "-d", self._cluster.conninfo(), "-c", "fast", *earlier, *spaces)
+        self._parts.append(target)
+
+    def put_together(self, target: Path) -> Path:
+        """Have pg_combinebackup make a full one of all of them."""
+        last = self._parts[-1]
+        spaces = [f"--tablespace-mapping={last}-{name}={target}-{name}" for name, _ in tablespaces(self._cluster)]
+        self._run("pg_combinebackup", "--no-sync", "-o", target, *spaces, *self._parts)
+        return target
+
+    def _run(self, program: str, *words: str | Path) -> None:
+        finished = run_program(self._cluster.installation, program, *map(str, words))
+        assert finished.returncode == 0, finished.stderr
+
+
+def remove_copies(workspace: Path, name: str) -> None:
+    """Remove a copy and its tablespaces, which would take much room together."""
+    for found in workspace.glob(f"{name}*"):
+        shutil.rmtree(found)
+
+
+def fill(cluster: Cluster) -> None:
+    cluster.query(
+        "CREATE TABLE plain AS SELECT n AS id, n % 7 AS grp, repeat('x', 500) AS filler "
+        "FROM generate_series(1, 20000) n"
+    )
+    cluster.query("CREATE INDEX ON plain (id)")
+    cluster.query("CREATE TABLE emptied (n int)")
+    cluster.add_tablespace("far")
+    cluster.query("CREATE TABLE moving AS SELECT n FROM generate_series(1, 20000) n")
+    cluster.query("CREATE UNLOGGED TABLE lost AS SELECT 1 AS n")
+
+
 def churn(cluster: Cluster, rng: random.Random, number: int) -> None:
     steps: list[Callable[[], Any]] = [
         lambda: cluster.query(f"UPDATE plain SET grp = grp + 1 WHERE id % {rng.randrange(40, 90)} = 0"),
@@ -83,9 +136,11 @@ def churn(cluster: Cluster, rng: random.Random, number: int) -> None:
         step()
 
 
-@pytest.mark.parametrize(("major", "checksums"), [(17, True), (18, True), (18, False), (19, True)])
+@pytest.mark.parametrize(
+    ("major", "checksums", "rounds"), [(17, True, 5), (18, True, 5), (18, False, 10), (19, True, 5)]
+)
 def test_what_the_server_sends_of_changes_makes_the_whole(
-    make_cluster: Callable[..., Cluster], workspace: Path, major: int, checksums: bool
+    make_cluster: Callable[..., Cluster], workspace: Path, major: int, checksums: bool, rounds: int
 ) -> None:
     # Hint bits that no WAL tells of would make two copies of a resting server differ.
     hints = {} if checksums else {"wal_log_hints": "on"}
@@ -93,19 +148,11 @@ def test_what_the_server_sends_of_changes_makes_the_whole(
     rng = random.Random(major)
     path = workspace / "repository"
     run_polarvault("repo", "init", path)
-    cluster.query(
-        "CREATE TABLE plain AS SELECT n AS id, n % 7 AS grp, repeat('x', 500) AS filler "
-        "FROM generate_series(1, 20000) n"
-    )
-    cluster.query("CREATE INDEX ON plain (id)")
-    cluster.query("CREATE TABLE emptied (n int)")
-    cluster.add_tablespace("far")
-    cluster.query("CREATE TABLE moving AS SELECT n FROM generate_series(1, 20000) n")
-    cluster.query("CREATE UNLOGGED TABLE lost AS SELECT 1 AS n")
+    fill(cluster)
     first = backed_up(cluster, path)
     assert first["parent"] is None
     label = first["label"]
-    for number in range(5):
+    for number in range(rounds):
         churn(cluster, rng, number)
         cluster.query("CHECKPOINT")
         found = backed_up(cluster, path)
@@ -113,7 +160,9 @@ def test_what_the_server_sends_of_changes_makes_the_whole(
         assert "the server sends what has changed" in found["reason"]
         assert found["received_bytes"] < first["received_bytes"]
         label = found["label"]
-        assert_equal(cluster, path, label, workspace / f"copy{number}")
+        copy = workspace / f"copy{number}"
+        assert_equal(cluster, path, label, copy)
+        remove_copies(workspace, copy.name)
     before = cluster.hashes()
     target = workspace / "back"
     restored = Cluster(cluster.installation, workspace)
@@ -135,6 +184,34 @@ def test_what_the_server_sends_of_changes_makes_the_whole(
     assert subprocess.run([program, "-n", out], check=False, capture_output=True).returncode == 0
     assert run_polarvault("repo", "check", path, "--read-data", check=False).returncode == 0
     assert run_polarvault("verify", "shop", "--repo", path, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("major", [17, 18, 19])
+def test_what_the_server_sends_of_changes_makes_what_pg_combinebackup_makes_of_them(
+    make_cluster: Callable[..., Cluster], workspace: Path, major: int
+) -> None:
+    cluster = make_cluster(major, settings=SETTINGS)
+    for program in ("pg_basebackup", "pg_combinebackup"):
+        if not has_program(cluster.installation, program):
+            pytest.skip(f"there is no {program} beside PostgreSQL {major}: {cluster.installation.directory}")
+    rng = random.Random(major)
+    path = workspace / "repository"
+    run_polarvault("repo", "init", path)
+    fill(cluster)
+    chain = Chain(cluster, workspace)
+    label = backed_up(cluster, path)["label"]
+    chain.back_up()
+    for number in range(10):
+        churn(cluster, rng, number)
+        cluster.query("CHECKPOINT")
+        found = backed_up(cluster, path)
+        assert (found["parent"], found["notes"]) == (label, [])
+        assert "the server sends what has changed" in found["reason"]
+        label = found["label"]
+        chain.back_up()
+        if number % 3 == 0:
+            assert_same_files(path, label, chain.put_together(workspace / f"combined{number}"))
+            remove_copies(workspace, f"combined{number}")
 
 
 def test_where_the_server_has_no_summaries_it_sends_everything_and_the_backup_says_so(
