@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -97,11 +96,9 @@ def test_after_its_time_it_is_ended_with_all_that_it_has_started(tmp_path: Path)
     pids = tmp_path / "pids"
     # It ignores the polite signal, and so does what it has started.
     body = f"trap '' TERM; sleep 600 & echo $$ $! > {pids}; wait; sleep 600"
-    began = time.monotonic()
     warning = run(Hooks(on_success=told(tmp_path / "hook", body), timeout_s=1), PATH=os.environ["PATH"])
     assert warning is not None
     assert "was ended after 1 s, its time limit" in warning
-    assert time.monotonic() - began < 60
     for pid in map(int, pids.read_text().split()):
         wait_until(lambda pid=pid: not running(pid), f"process {pid} is gone")  # type: ignore[misc]
 
