@@ -404,5 +404,5 @@ def test_a_server_that_was_put_back_to_an_older_state_is_not_received_from(
     contents = {name: content_of(archive / name) for name in received}
     # A new receiver, which did not see the server when it was behind.
     with receiver(archive, server.conninfo(), "-n") as running:
-        assert "does not continue what the directory holds up to there" in running.ended(1)
+        assert "does not continue what is kept up to there" in running.ended(1)
     assert {name: content_of(archive / name) for name in segments(archive)} == contents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from polarvault.errors import DiskFull, TimelineDiverged, UsageError
 from polarvault.model.lsn import Lsn
@@ -19,6 +19,9 @@ from support.memory_wal import MemoryWal
 @dataclass
 class MemoryStore:
     """Implements `wal.store.WalStore`. Only what is durable is in `kept`; room_bytes: what fits in."""
+
+    gap_hint: ClassVar[str] = "receive into another one"
+    diverged_hint: ClassVar[str] = "receive into another one"
 
     kept: MemoryWal = field(default_factory=MemoryWal)
     room_bytes: int = 1 << 40
@@ -42,6 +45,7 @@ class MemoryStore:
         warn: Callable[[str], None],
         *,
         counts: Callable[[WalSegment], bool] = lambda segment: True,
+        held_from: Lsn | None = None,
     ) -> StartPoint | None:
         size = cluster.segment_size_bytes
         header = self.kept.first_header()
@@ -108,6 +112,8 @@ class MemoryLock:
 @dataclass
 class MemoryWriter:
     """Implements `wal.store.WalWriter`."""
+
+    begins_anywhere: ClassVar[bool] = False
 
     store: MemoryStore
     segment_size_bytes: int

@@ -22,7 +22,7 @@ _COMMANDS = {
     "basebackup": "Take a base backup: every option of pg_basebackup and polar_basebackup.",
     "receivewal": "Stream WAL into a directory: every option of pg_receivewal.",
     "verifybackup": "Check a backup: every option of pg_verifybackup, both halves, pages and WAL.",
-    "wal": "WAL: archive it into a repository, give it to a recovery.",
+    "wal": "WAL: stream or archive it into a repository, give it to a recovery.",
     "backup": "Take a backup into a repository.",
     "status": "Show how all clusters stand, for people and for monitoring.",
     "list": "List the backups in a repository.",

@@ -234,6 +234,9 @@ class _Reading:
             given.get("max_rate"),
             _limits(self.defaults | given),
             _hooks(self.defaults | given),
+            given.get("slot"),
+            given.get("spool"),
+            given.get("spool_max"),
         )
         for wrong, why in cluster_problems(cluster, repositories):
             self._mistake((*place, wrong), why, table[wrong])

@@ -70,7 +70,10 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfiguration:
-    """A cluster by its name. compression: zstd's level, 0 for none; max_rate: bytes a second from the server."""
+    """A cluster by its name. compression: zstd's level, 0 for none; max_rate: bytes a second from the server.
+
+    spool_max: bytes.
+    """
 
     name: str
     connection: str | None = None
@@ -81,6 +84,9 @@ class ClusterConfiguration:
     max_rate: int | None = None
     limits: Limits = Limits()
     hooks: Hooks = Hooks()
+    slot: str | None = None
+    spool: str | None = None
+    spool_max: int | None = None
 
 
 class SourceKind(Enum):

@@ -126,6 +126,9 @@ CLUSTER = (
     Setting("max_rate", values.rate, "bytes per second from the server", "no limit"),
     *LIMITS,
     *HOOKS,
+    Setting("slot", values.text, "the replication slot of `wal stream`, made where it is missing", "none"),
+    Setting("spool", values.absolute_path, "the directory in which `wal stream` keeps what is not uploaded", "none"),
+    Setting("spool_max", values.size_bytes, "what may wait in the spool, as `20GB`; needed with `spool`"),
 )
 DEFAULTS = (*LIMITS, *HOOKS)
 """What holds for every cluster that does not say it itself."""

@@ -137,6 +137,14 @@ def status_json(status: ReceiverStatus) -> dict[str, Any]:
         "lag_bytes": status.lag_bytes,
         "lag_seconds": None if status.lag_s is None else round(status.lag_s, 3),
         "lag_since": iso(status.lag_since),
+        "upload": None
+        if status.upload is None
+        else {
+            "waiting_bytes": status.upload.waiting_bytes,
+            "most_bytes": status.upload.most_bytes,
+            "away_since": iso(status.upload.away_since),
+            "message": status.upload.message,
+        },
         "slot": status.slot,
         "slot_state": None
         if slot is None
@@ -156,6 +164,26 @@ def status_json(status: ReceiverStatus) -> dict[str, Any]:
         "is_old": status.is_old,
         "findings": findings_json(status.findings),
     }
+
+
+def status_text(status: ReceiverStatus) -> list[str]:
+    """Return the same for people."""
+    lag = "unknown"
+    if status.lag_s is not None:
+        size = "" if status.lag_bytes is None else f"{status.lag_bytes / (1 << 20):.1f} MB, "
+        lag = f"{size}{status.lag_s:.0f} s"
+    process = f", process {status.process_id}" if status.running else ""
+    found = [
+        f"{status.state}{process}: timeline {status.timeline_id or '-'}, received {status.received or '-'}, "
+        f"durable {status.flushed or '-'}, server {status.server_end or '-'}, lag {lag}"
+    ]
+    if status.server is not None:
+        found.append(f"server: {status.server}" + (f", slot {status.slot}" if status.slot else ", no slot"))
+    if status.upload is not None and status.upload.waiting_bytes:
+        found.append(f"waiting for the repository: {status.upload.waiting_bytes / (1 << 20):.1f} MB")
+    for one in status.findings:
+        found += [f"{one.severity.value}: {one.message}", f"  {one.advice}"]
+    return found
 
 
 def _moment(found: object) -> str | None:

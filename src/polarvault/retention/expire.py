@@ -8,7 +8,7 @@ removed goes in the order opposite to that in which it was made: a record first,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from polarvault.config.model import Retention
@@ -24,8 +24,9 @@ from polarvault.repository.moves.packs import Moves
 from polarvault.repository.moves.reading import FoundMoves, read_moves
 from polarvault.repository.reading.refs import Refs, read_refs
 from polarvault.retention.compact import Compacted, Compaction
-from polarvault.retention.plan import StoredPack, WalNeed, is_wal_needed, packs_that_go, replaced_moves, used_packs
+from polarvault.retention.plan import StoredPack, WalNeed, packs_that_go, replaced_moves, used_packs
 from polarvault.retention.policy import Kept, Verdict, judge
+from polarvault.retention.wal import Removed, WalKeeper
 
 # A backup's own objects, in the order in which they are removed.
 _PARTS = ("record", "refs", "root", "manifest")
@@ -45,20 +46,6 @@ class ExpireRequest:
     dry_run: bool = False
     safety_s: int = SAFETY_S
     compact_below: float = COMPACT_BELOW
-
-
-@dataclass(slots=True)
-class Removed:
-    """How much went, or would go, and what could not be removed."""
-
-    backups: int = 0
-    packs: int = 0
-    pack_bytes: int = 0
-    wal_ranges: int = 0
-    wal_bytes: int = 0
-    refused: list[str] = field(default_factory=list)
-    young: int = 0
-    """Packs and ranges that nobody uses and that are younger than the safety time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +158,10 @@ class _Expiry:
         ]
         # What cannot be read needs WAL as well, and nobody knows which; new backups need what they have just written.
         if all(one.record is not None for one, _ in judged if one.label not in removable):
-            self._remove_wal(needs, ranks, not_after)
+            keeper = WalKeeper(self._repository, self._request.cluster, self._delete, self._removed)
+            keeper.remove(needs, ranks, not_after)
+            if not self._request.dry_run:
+                keeper.merge(ranks)
         if not self._request.dry_run:
             self._forget(not_after)
         for old in replaced_moves(moves.moves, refs, is_settled):
@@ -291,19 +281,6 @@ class _Expiry:
             self._delete(self._names.backup(label, part))
         self._removed.backups += 1
         return True
-
-    def _remove_wal(self, needs: Sequence[WalNeed], ranks: dict[int, int], not_after: datetime) -> None:
-        for system_identifier, rank in ranks.items():
-            wal = self._repository.wal_of(self._request.cluster, system_identifier)
-            for timeline_id in wal.timelines():
-                for one, stored in wal.stored(timeline_id):
-                    if is_wal_needed(one, system_identifier, rank, needs):
-                        continue
-                    if stored.modified > not_after:
-                        self._removed.young += 1
-                    elif self._delete(stored.name):
-                        self._removed.wal_ranges += 1
-                        self._removed.wal_bytes += stored.size_bytes
 
     def _forget(self, not_after: datetime) -> None:
         """Remove the states of what is gone, but for tombstones: a copy from another place must not bring it back."""

@@ -40,6 +40,8 @@ class WalWriter(Protocol):
     """0 before the first `begin`."""
     received: Lsn
     """Where the next byte belongs."""
+    begins_anywhere: bool
+    """Whether `begin` may be within a segment of which the bytes before are kept."""
 
     @property
     def flushed(self) -> Lsn:
@@ -56,7 +58,7 @@ class WalWriter(Protocol):
         ...
 
     def begin(self, lsn: Lsn, timeline_id: int) -> None:
-        """Start over at the first byte of a segment."""
+        """Start over at the first byte of a segment; `begins_anywhere`: or behind what is kept of it."""
         ...
 
     def write(self, views: list[memoryview]) -> None:
@@ -111,6 +113,11 @@ class StoreLock(Protocol):
 class WalStore(Protocol):
     """A place that WAL is received into. Methods raise StorageFailed."""
 
+    gap_hint: str
+    """What to do when the server no longer has the WAL that comes next."""
+    diverged_hint: str
+    """What to do when the server's WAL does not continue what is kept."""
+
     def lock(self) -> StoreLock:
         """Keep other receivers out; raise UsageError when one is at work."""
         ...
@@ -125,10 +132,12 @@ class WalStore(Protocol):
         warn: Callable[[str], None],
         *,
         counts: Callable[[WalSegment], bool] = lambda segment: True,
+        held_from: Lsn | None = None,
     ) -> StartPoint | None:
         """Return where the kept WAL ends, None if there is none; raise UsageError for that of another cluster.
 
-        counts chooses the segments that are looked at.
+        counts chooses the segments that are looked at. held_from: the server has everything from there on; a store in
+        which others write as well returns the first gap behind it.
         """
         ...
 

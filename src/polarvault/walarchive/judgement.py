@@ -24,8 +24,20 @@ _OLD_AFTER_S, _OLD_WHILE_WAITING_S = 10.0, 60.0
 _SHORT_S = 30.0
 # WAL is synced every ten seconds.
 _SLOW_DISK_S = 60.0
+# So much of what may wait for the repository, and somebody has to act.
+_NEARLY = 0.5
 _STREAMING, _STOPPED = "streaming", "stopped"
 _NO_SILENCE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class UploadState:
+    """What waits for the repositories of `wal stream`; away_since: seconds since 1970, None while they answer."""
+
+    waiting_bytes: int
+    most_bytes: int
+    away_since: float | None
+    message: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +72,7 @@ class ReceiverStatus:
     updated_at: float | None
     age_s: float
     is_old: bool
+    upload: UploadState | None = None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -128,6 +141,7 @@ def judge(found: dict[str, Any], directory: str, around: Surroundings) -> Receiv
         started_at=_number(found, "started_at"),
         updated_at=updated_at,
         age_s=age_s,
+        upload=_upload(found),
         is_old=age_s > (_OLD_AFTER_S if written == _STREAMING else _OLD_WHILE_WAITING_S),
     )
     status = _with_lag(status, found, around.now)
@@ -199,6 +213,9 @@ def _findings(
     went = _finding_of_state(status, found, process, around)
     if went is not None:
         yield went
+    upload = _upload_finding(status)
+    if upload is not None:
+        yield upload
     slot = _slot_finding(status)
     if slot is not None:
         yield slot
@@ -209,20 +226,21 @@ def _finding_of_state(
 ) -> Finding | None:
     error = f": {status.last_error['message']}" if status.last_error else ""
     pid, age = status.process_id, f"{status.age_s:.0f} s"
+    again = _text(found, "command") or f"polarvault receivewal -D {shlex.quote(status.directory)} ..."
     match status.state:
         case "streaming":
             return None
         case "stopped" if found["state"] == _STOPPED:
             return _problem(
                 status, "receiver-running", f"no receiver runs; the last one ended {age} ago" + error,
-                _hint(status) or f"start it again: polarvault receivewal -D {shlex.quote(status.directory)} ...",
+                _hint(status) or f"start it again: {again}",
             )  # fmt: skip
         case "stopped":
             restarted = around.moment.boot_id and found.get("boot_id") not in (None, around.moment.boot_id)
             why = "the machine was started again" if restarted else "it was killed"
             return _problem(
                 status, "receiver-running", f"no receiver runs; the last one said nothing at its end, {age} ago: {why}",
-                f"start it again: polarvault receivewal -D {shlex.quote(status.directory)} ...",
+                f"start it again: {again}",
             )  # fmt: skip
         case "suspended":
             return _problem(
@@ -272,7 +290,7 @@ def _disk_finding(status: ReceiverStatus, found: dict[str, Any]) -> Finding | No
     behind_since, flushed_at = _number(found, "behind_since"), _number(found, "flushed_at")
     if status.state != _STREAMING or status.received is None or behind_since is None:
         return None
-    if status.received <= (status.flushed or 0):
+    if status.received <= (status.flushed or 0) or (status.upload is not None and status.upload.away_since is not None):
         return None
     # Who catches up is behind for long, but gets on.
     waiting_s = (status.updated_at or 0.0) - max(behind_since, flushed_at or 0.0)
@@ -282,6 +300,33 @@ def _disk_finding(status: ReceiverStatus, found: dict[str, Any]) -> Finding | No
         status, "disk", f"WAL is received, but for {waiting_s:.0f} s nothing has got onto the disk",
         f'see the disk of "{status.directory}" and the kernel\'s log',
     )  # fmt: skip
+
+
+def _upload_finding(status: ReceiverStatus) -> Finding | None:
+    """Find a repository that is away, or a spool that fills up."""
+    found = status.upload
+    if found is None or found.away_since is None or not status.running:
+        return None
+    away_s = max(0.0, (status.updated_at or 0.0) - found.away_since)
+    share = found.waiting_bytes / max(1, found.most_bytes)
+    return Finding(
+        severity=Severity.WARNING if away_s < _SHORT_S or share < _NEARLY else Severity.PROBLEM,
+        check="repository",
+        subject=status.directory,
+        message=f"the repository has taken no WAL for {away_s:.0f} s, and {found.waiting_bytes >> 20} MB wait, "
+        f"{share:.0%} of what may: {found.message}",
+        meaning="what waits is safe in a spool, if there is one; when no more may wait, no "
+        "more is received, and with a slot the server's disk fills up",
+        advice="bring the repository back; what waits is uploaded by itself",
+    )
+
+
+def _upload(found: dict[str, Any]) -> UploadState | None:
+    upload = found.get("upload")
+    if not isinstance(upload, dict):
+        return None
+    waiting, most = _whole(upload, "waiting_bytes") or 0, _whole(upload, "most_bytes") or 0
+    return UploadState(waiting, most, _number(upload, "away_since"), _text(upload, "message"))
 
 
 def _slot_finding(status: ReceiverStatus) -> Finding | None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import threading
 
-from polarvault.errors import BackupUnusable, IntegrityError, RepositoryNotFound, TimelineDiverged
+from polarvault.errors import BackupUnusable, IntegrityError, RepositoryNotFound
 from polarvault.model import limits
 from polarvault.model.segment import WalSegment
 from polarvault.repository.wal.ranges import RANGE_BYTES
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.names import is_history_name
+from polarvault.walarchive.histories import TWO_SERVERS, put_history
 from polarvault.walarchive.pushing.files import PARTIAL, is_segment, look_at_segment, read_small
 
 TYPE_CHECKING = False
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from polarvault.repository.catalogue.repository import Generation, Repository
     from polarvault.repository.wal.ranges import RepositoryWal, StoredRange
     from polarvault.wal.segment_header import SegmentHeader
-
-_TWO_SERVERS = (
-    "see which of them is the cluster (a restored copy, an old primary that still runs?); let the other one archive "
-    "under another cluster name; nothing was overwritten"
-)
 
 
 class Pusher:
@@ -70,48 +66,17 @@ class Pusher:
             raise IntegrityError(
                 f'{self._address} has another "{name}" of {self._cluster} than "{path}": two servers write the same '
                 f"timeline {int(name[:8], 16)}",
-                hint=_TWO_SERVERS,
+                hint=TWO_SERVERS,
             )
         wal.put_file(int(name[:8], 16), name, content)
         return len(content)
 
     def _put_history(self, wal: RepositoryWal, path: str, content: bytes) -> int:
         """Write a timeline's history if it continues those that are there."""
-        from polarvault.wal.history import TimelineHistory, history_file_name
-
-        name = os.path.basename(path)
-        timeline_id = int(name[:8], 16)
-        history = TimelineHistory.parse(content, timeline_id)
-        before = wal.read_file(timeline_id, name)
-        if before == content:
-            return 0
-        if before is not None:
-            there = TimelineHistory.parse(before, timeline_id)
-            raise TimelineDiverged(
-                f'"{path}" and what {self._address} has of {name} of {self._cluster} differ: timeline {timeline_id} '
-                f"began at {history.start} of timeline {history.entries[-1].timeline_id} here, and at {there.start} of "
-                f"timeline {there.entries[-1].timeline_id} there: two servers were promoted",
-                hint=_TWO_SERVERS,
-            )
-        for number, entry in enumerate(history.entries):
-            older = (
-                wal.read_file(entry.timeline_id, history_file_name(entry.timeline_id))
-                if entry.timeline_id > 1
-                else None
-            )
-            if older is None:
-                continue
-            known = [
-                (one.timeline_id, one.switch_lsn) for one in TimelineHistory.parse(older, entry.timeline_id).entries
-            ]
-            if known != [(one.timeline_id, one.switch_lsn) for one in history.entries[:number]]:
-                raise TimelineDiverged(
-                    f'"{path}" does not continue what {self._address} has of {self._cluster}: there timeline '
-                    f"{entry.timeline_id} has other ancestors",
-                    hint=_TWO_SERVERS,
-                )
-        wal.put_file(timeline_id, name, content)
-        return len(content)
+        return put_history(
+            wal, int(os.path.basename(path)[:8], 16), content,
+            origin=f'"{path}"', place=f"{self._address} of {self._cluster}",
+        )  # fmt: skip
 
     def _continue(self, wal: RepositoryWal, path: str) -> None:
         """See that the server's timeline is the one that is there, and have its history durable before its WAL."""
@@ -172,7 +137,7 @@ class Pusher:
         raise IntegrityError(
             f'"{path}" and what {self._address} has of {one.segment.file_name} of {self._cluster} differ from LSN '
             f"{one.first + differs} on, on timeline {one.segment.timeline_id}: two servers write the same timeline",
-            hint=_TWO_SERVERS,
+            hint=TWO_SERVERS,
         )
 
     def _wal(self, path: str, header: SegmentHeader) -> RepositoryWal:

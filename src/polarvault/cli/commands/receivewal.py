@@ -114,7 +114,7 @@ def _request(options: dict[str, Any]) -> tuple[ReceiveRequest, DirectoryStore] |
     from polarvault.walarchive.receive.request import ReceiveRequest, check_compression
     from polarvault.walarchive.store.directory import DirectoryStore
 
-    end_lsn, interval_s = _end_lsn(options["endpos"]), status_interval(options["status_interval"])
+    last_lsn, interval_s = end_lsn(options["endpos"]), status_interval(options["status_interval"])
     _check_actions(options)
     changes_slot = options["create_slot"] or options["drop_slot"]
     if options["directory"] is None and not changes_slot:
@@ -129,7 +129,7 @@ def _request(options: dict[str, Any]) -> tuple[ReceiveRequest, DirectoryStore] |
     )
     request = ReceiveRequest(
         slot=options["slot"],
-        end_lsn=end_lsn,
+        end_lsn=last_lsn,
         loop=not options["no_loop"],
         synchronous=synchronous,
         status_interval_s=interval_s,
@@ -137,7 +137,7 @@ def _request(options: dict[str, Any]) -> tuple[ReceiveRequest, DirectoryStore] |
     return request, store
 
 
-def _end_lsn(text: str | None) -> Lsn | None:
+def end_lsn(text: str | None) -> Lsn | None:
     """Read a position as pg_receivewal does, with scanf."""
     from polarvault.model.lsn import Lsn
 

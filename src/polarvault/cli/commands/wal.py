@@ -1,4 +1,4 @@
-"""`polarvault wal`: status; and the help of fetch and push, which `wal_fetch` and `wal_push` run."""
+"""`polarvault wal`: status, stream; and the help of fetch and push, which `wal_fetch` and `wal_push` run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from polarvault.cli import wal_fetch, wal_push
+from polarvault.cli import wal_fetch, wal_push, wal_stream
 from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.options.backups import RepositoryChoice
 from polarvault.cli.options.repository import repository_options
@@ -109,3 +109,6 @@ def status(cluster: str | None, **options: Any) -> int:
             for line in wal_text(name, chosen.address, generations):
                 click.echo(line)
     return int(any(one.lost_gaps for generations in found.values() for one in generations))
+
+
+command.add_command(wal_stream.command)

@@ -66,7 +66,8 @@ def expired_json(report: ExpireReport) -> dict[str, Any]:
         ],
         "removed": {
             "backups": removed.backups, "packs": removed.packs, "pack_bytes": removed.pack_bytes,
-            "wal_ranges": removed.wal_ranges, "wal_bytes": removed.wal_bytes, "young": removed.young,
+            "wal_ranges": removed.wal_ranges, "wal_bytes": removed.wal_bytes, "wal_merged": removed.wal_merged,
+            "young": removed.young,
             "refused": list(removed.refused),
         },
         "compacted": {

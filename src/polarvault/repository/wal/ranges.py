@@ -160,12 +160,17 @@ class RepositoryWal:
     def read(self, timeline_id: int, start: int, length: int) -> bytes:
         """Return bytes from an LSN on; fewer where the ranges end, or leave a gap."""
         content = bytearray()
-        for one in self.ranges(timeline_id):
-            at = start + len(content)
-            if one.first > at or len(content) == length:
+        while len(content) < length:
+            segment = WalSegment.holding(start + len(content), timeline_id, self.segment_bytes)
+            # One segment's ranges: a timeline may have a million.
+            for one in self.segment_ranges(segment):
+                at = start + len(content)
+                if one.first > at or len(content) == length:
+                    break
+                if one.last > at:
+                    content += self.read_range(one)[at - int(one.first) :][: length - len(content)]
+            if start + len(content) < segment.end:
                 break
-            if one.last > at:
-                content += self.read_range(one)[at - int(one.first) :][: length - len(content)]
         return bytes(content)
 
     def put_file(self, timeline_id: int, file_name: str, content: Buffer) -> None:

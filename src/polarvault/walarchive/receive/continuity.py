@@ -36,8 +36,8 @@ _PARTED = {
 class Continuity:
     """Watches the first WAL behind `lsn`; `before` is what lies in front of it here, from the start of a page on."""
 
-    def __init__(self, before: bytes, lsn: Lsn, timeline_id: int, segment_size_bytes: int) -> None:
-        self._lsn = lsn
+    def __init__(self, before: bytes, lsn: Lsn, timeline_id: int, segment_size_bytes: int, hint: str) -> None:
+        self._lsn, self._hint = lsn, hint
         self._timeline_id = timeline_id
         self._left = _AFTER_BYTES
         self._reader = PlainReader(lsn - len(before), segment_size_bytes)
@@ -64,23 +64,21 @@ class Continuity:
             if end is not None and end.ending in _PARTED:
                 raise TimelineDiverged(
                     f"the WAL that the server has from {self._lsn} on (timeline {self._timeline_id}) does not continue "
-                    f"what the directory holds up to there: {end}",
-                    hint="the server was put back to an older state, or two servers were promoted at one place: "
-                    "connect to the one whose WAL is here; or receive into another directory and take a new base "
-                    "backup",
+                    f"what is kept up to there: {end}",
+                    hint=self._hint,
                 )
 
 
-def continuity(writer: WalWriter, history: TimelineHistory) -> Continuity | None:
+def continuity(writer: WalWriter, history: TimelineHistory, *, hint: str) -> Continuity | None:
     """Return what checks the next WAL against the WAL that is here in front of it; None where there is none.
 
-    history: the server's.
+    history: the server's. hint: what to do where it does not continue.
     """
     for length in _BEFORE_BYTES:
         before = writer.before(length, history.timeline_of)
         if not before:
             return None
-        found = Continuity(before, writer.received, writer.timeline_id, writer.segment_size_bytes)
+        found = Continuity(before, writer.received, writer.timeline_id, writer.segment_size_bytes, hint)
         if found.knows_record or len(before) < length:
             return found
     return None

@@ -15,8 +15,10 @@ _ASK_AFTER_S = 10.0
 class ReceiveRequest:
     """The options of one run; status_interval_s 0 means: answer only when the server asks.
 
-    A server that is silent for silence_limit_s, although it was asked for a sign of life, counts as lost; the default
-    is the server's own wal_receiver_timeout.
+    sync_every_s: how often an unfinished segment becomes durable, also without status messages. create_slot: make the
+    slot where it is missing, on whatever server is streamed from. command: what starts such a receiver again. A server
+    that is silent for silence_limit_s, although it was asked for a sign of life, counts as lost; the default is the
+    server's own wal_receiver_timeout.
     """
 
     slot: str | None = None
@@ -25,6 +27,9 @@ class ReceiveRequest:
     synchronous: bool = False
     status_interval_s: float = 10.0
     silence_limit_s: float = 60.0
+    sync_every_s: float = 10.0
+    create_slot: bool = False
+    command: str | None = None
 
     @property
     def ask_after_s(self) -> float:

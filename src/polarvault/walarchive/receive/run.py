@@ -33,7 +33,7 @@ from polarvault.wal.store import StoreLock, WalStore, WalWriter
 from polarvault.walarchive.receive.continuity import continuity
 from polarvault.walarchive.receive.request import ReceiveRequest
 from polarvault.walarchive.receive.session import SHOW_EVERY_S, UNDEFINED_OBJECT, ReceiveReporter, Session
-from polarvault.walarchive.receive.slots import lost_slot_error
+from polarvault.walarchive.receive.slots import ensure_slot, lost_slot_error
 from polarvault.walarchive.receive.start import StartPoints
 from polarvault.walarchive.receive.state import ReceiverState
 from polarvault.walarchive.receive.stop import StopRequest
@@ -82,7 +82,7 @@ class _Receiver:
         self.stop = stop
         # Some grace: the question and the answer take their time, on a bad network too.
         news_within_s = (request.ask_after_s or _UNASKED_S) + _GRACE_S
-        self.state = ReceiverState(time.time(), slot=request.slot, news_within_s=news_within_s)
+        self.state = ReceiverState(time.time(), slot=request.slot, command=request.command, news_within_s=news_within_s)
         self._writer: WalWriter | None = None
         self._connector = connector
         # Taken once a server has let us in: a mistake in the command line leaves no files behind.
@@ -181,6 +181,8 @@ class _Receiver:
     def _session(self, connection: Connection, identity: ServerIdentity) -> None:
         """Stream over one connection until it is all over."""
         self._check_cluster(identity)
+        if self.request.create_slot and self.request.slot is not None:
+            self._make_slot(connection, self.request.slot)
         writer = self._writer = self._writer or self._open_writer(identity)
         source = open_wal_connection(connection, self.stop.wake_descriptor, self.reporter.notice)
         with contextlib.closing(source):
@@ -192,12 +194,19 @@ class _Receiver:
                 self.store.add_history(timeline_id, content)
             if self.request.slot is not None and self._slot_watch is None:
                 self._watch_slot(self.request.slot, identity.segment_size_bytes)
-            session = Session(self, writer, source, identity, continuity(writer, history))
+            session = Session(
+                self, writer, source, identity, continuity(writer, history, hint=self.store.diverged_hint)
+            )
             try:
                 session.run(start)
             except TimelineDiverged as problem:
                 self._starts.has_diverged(address, start.timeline_id, problem)
                 raise
+
+    def _make_slot(self, connection: Connection, slot: str) -> None:
+        """Make the slot on this server if it is missing there: after a failover no server has it (before 17)."""
+        if ensure_slot(connection, slot):
+            self.reporter.note(f'made replication slot "{slot}" on {self.state.server}; it holds WAL from now on')
 
     def _check_cluster(self, identity: ServerIdentity) -> None:
         """Refuse to go on from another cluster: one of several hosts may be a wrong one."""

@@ -31,8 +31,6 @@ from polarvault.wire.wal_messages import WalBatch
 
 # The status file and the line on a terminal; both cost next to nothing.
 SHOW_EVERY_S = 1.0
-# Also without status messages (-s 0) an unfinished segment becomes durable this often.
-_SYNC_EVERY_S = 10.0
 UNDEFINED_OBJECT = "42704"
 _UNDEFINED_FILE, _NOT_IN_PREREQUISITE_STATE = "58P01", "55000"
 
@@ -229,7 +227,8 @@ class Session:
 
     @property
     def _sync_every(self) -> float:
-        return min(self._receiver.request.status_interval_s or _SYNC_EVERY_S, _SYNC_EVERY_S)
+        request = self._receiver.request
+        return min(request.status_interval_s or request.sync_every_s, request.sync_every_s)
 
     def _acknowledge(self, flushed: Lsn, *, reply_now: bool = False) -> None:
         reported = flushed if self._receiver.request.reports_flush else Lsn(0)
@@ -297,8 +296,7 @@ class Session:
         if problem.sqlstate == _UNDEFINED_FILE or lost_slot:
             return WalGap(
                 f"the server no longer has WAL from {position} on (segment {segment.file_name}): {problem.message}",
-                hint="copy the missing segments from another WAL archive into the directory; or take a new base backup "
-                "and receive into an empty directory, with a slot (-S) so that it does not happen again",
+                hint=self._receiver.store.gap_hint,
             )
         if "ahead of the WAL flush position" in problem.message:
             # The server has lost WAL that it had sent, in a crash without fsync perhaps: its version counts. The

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polarvault.errors import ServerError, SlotLost
 from polarvault.model.lsn import Lsn
-from polarvault.server.connection import Connector
+from polarvault.server.connection import Connection, Connector
 from polarvault.wire import commands
 
 _DUPLICATE_OBJECT = "42710"
@@ -33,6 +33,18 @@ def create_slot(connector: Connector, name: str, *, if_not_exists: bool, reserve
             raise
     finally:
         connection.close()
+
+
+def ensure_slot(connection: Connection, name: str) -> bool:
+    """Create a physical slot that holds WAL from now on, on this very server; False if there is one. ServerError."""
+    try:
+        connection.query(commands.create_physical_slot_command(name, connection.server_version_num, reserve_wal=True))
+    except ServerError as problem:
+        if problem.sqlstate == _DUPLICATE_OBJECT:
+            return False
+        _add_next_step(problem, name)
+        raise
+    return True
 
 
 def drop_slot(connector: Connector, name: str) -> None:

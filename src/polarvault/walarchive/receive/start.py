@@ -79,11 +79,16 @@ class StartPoints:
         wanted = StartPoint(writer.timeline_id, writer.received)
         if not writer.can_go_on(wanted.timeline_id):
             cluster = Cluster(identity.system_identifier, identity.segment_size_bytes)
+            held = self._slot_position(source, identity) if writer.begins_anywhere else None
+            resumed = self._store.resume_point(cluster, self._reporter.warning, held_from=held.lsn if held else None)
             wanted = (
-                self._store.resume_point(cluster, self._reporter.warning)
+                resumed
+                or held
                 or self._slot_position(source, identity)
                 or StartPoint(identity.timeline_id, identity.flush_lsn)
             )
+            if resumed is not None and writer.begins_anywhere:
+                writer.begin(resumed.lsn, resumed.timeline_id)
         self._check_history(wanted, identity, address)
         start = on_servers_history(wanted, history, self._kept_history(wanted.timeline_id), identity.segment_size_bytes)
         if start.remark:

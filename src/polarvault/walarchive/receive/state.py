@@ -21,6 +21,8 @@ class ReceiverState:
 
     started_at: float
     slot: str | None = None
+    command: str | None = None
+    """What starts such a receiver again, for people."""
     server: str | None = None
     state: str = "connecting"
     state_since: float = 0.0
@@ -99,6 +101,7 @@ class ReceiverState:
             "state_since": self.state_since,
             "server": self.server,
             "slot": self.slot,
+            "command": self.command,
             "timeline": self.timeline_id or None,
             "received_lsn": str(self.received),
             "flushed_lsn": str(self.flushed),

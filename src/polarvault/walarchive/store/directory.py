@@ -9,6 +9,7 @@ from typing import Any
 from polarvault.errors import TimelineDiverged
 from polarvault.model import limits
 from polarvault.model.compression import Compression
+from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.storage.below import Below
 from polarvault.storage.files import open_regular, storage_failed
@@ -16,12 +17,9 @@ from polarvault.wal.history import history_file_name
 from polarvault.wal.names import is_written
 from polarvault.wal.store import Cluster, StartPoint
 from polarvault.walarchive.store.resume import after_kept_wal
+from polarvault.walarchive.store.space import has_space, space_warning
 from polarvault.walarchive.store.status_file import DirectoryLock, note_failed_start
 from polarvault.walarchive.store.writer import DirectoryWriter
-
-# Fewer segments than these left, or a twentieth of the disk, and somebody has to act.
-_FEW_SEGMENTS = 4
-_NEARLY_FULL = 0.05
 
 
 class DirectoryStore:
@@ -29,6 +27,15 @@ class DirectoryStore:
 
     synchronous: every write is made durable at once, by the thread that writes. sync False: nothing is ever synced.
     """
+
+    gap_hint = (
+        "copy the missing segments from another WAL archive into the directory; or take a new base backup and receive "
+        "into an empty directory, with a slot (-S) so that it does not happen again"
+    )
+    diverged_hint = (
+        "the server was put back to an older state, or two servers were promoted at one place: connect to the one "
+        "whose WAL is here; or receive into another directory and take a new base backup"
+    )
 
     def __init__(self, path: str, *, compression: Compression, sync: bool = True, synchronous: bool = False) -> None:
         self.path = path
@@ -52,8 +59,9 @@ class DirectoryStore:
         warn: Callable[[str], None],
         *,
         counts: Callable[[WalSegment], bool] = lambda segment: True,
+        held_from: Lsn | None = None,
     ) -> StartPoint | None:
-        """Look at the segment files, as `after_kept_wal` does."""
+        """Look at the segment files, as `after_kept_wal` does: the newest one counts."""
         return after_kept_wal(self.path, cluster, warn, counts=counts)
 
     def history(self, timeline_id: int) -> bytes | None:
@@ -104,25 +112,11 @@ class DirectoryStore:
 
     def has_space(self, size_bytes: int) -> bool:
         """Ask the file system."""
-        try:
-            found = os.statvfs(self.path)
-        except OSError:
-            return False
-        return found.f_bavail * found.f_frsize >= size_bytes
+        return has_space(self.path, size_bytes)
 
     def space_warning(self, segment_size_bytes: int) -> str | None:
-        """Say that the disk is nearly full: less than a few segments, or than a twentieth, is left."""
-        try:
-            found = os.statvfs(self.path)
-        except OSError:
-            return None  # The next write says it better.
-        free = found.f_bavail * found.f_frsize
-        if free >= _FEW_SEGMENTS * segment_size_bytes and free >= _NEARLY_FULL * found.f_blocks * found.f_frsize:
-            return None
-        return (
-            f'the disk of "{self.path}" is nearly full: {free >> 20} MB left; '
-            "remove WAL that no backup needs, or add space"
-        )
+        """Say that the disk is nearly full."""
+        return space_warning(self.path, segment_size_bytes, "remove WAL that no backup needs, or add space")
 
 
 def _another_history(path: str) -> TimelineDiverged:

@@ -13,6 +13,7 @@ from polarvault.storage import files
 from polarvault.walarchive.store.durability import Durability, Step
 from polarvault.walarchive.store.segment_file import PlainSegment, SegmentFile, open_segment
 from polarvault.walarchive.store.tail import end_of_segment, tail
+from polarvault.walarchive.views import split
 
 
 class DirectoryWriter:
@@ -42,6 +43,8 @@ class DirectoryWriter:
         self._file: SegmentFile | None = None
         self._synced = Lsn(0)
         self._durability = Durability(directory, sync=sync, inline=synchronous, wake=wake)
+
+    begins_anywhere = False
 
     @property
     def flushed(self) -> Lsn:
@@ -74,7 +77,7 @@ class DirectoryWriter:
         while views:
             file = self._file or self._open()
             room = file.segment.size_bytes - file.position
-            now, views = _split(views, room)
+            now, views = split(views, room)
             size = sum(map(len, now))
             try:
                 file.write(now)
@@ -145,13 +148,3 @@ class DirectoryWriter:
             path = os.path.join(self._directory, segment.file_name)
             raise files.storage_failed(problem, "open file", path) from problem
         return self._file
-
-
-def _split(views: list[memoryview], room: int) -> tuple[list[memoryview], list[memoryview]]:
-    """Cut a list of views after so many bytes."""
-    for number, view in enumerate(views):
-        if room <= len(view):
-            rest = [view[room:]] if room < len(view) else []
-            return [*views[:number], view[:room]], [*rest, *views[number + 1 :]]
-        room -= len(view)
-    return views, []
