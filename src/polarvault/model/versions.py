@@ -43,8 +43,10 @@ class RecordLayout:
 
     last_resource_manager: the last of PostgreSQL's own; extensions take 128 and more. image_is_compressed: the bits of
     a page image's flags, any of which says so, and image_methods what each of them means. image_applies: the bit of an
-    image that replay puts in place.
-    dropped_statistics_bytes: the size of one of these entries in a commit.
+    image that replay puts in place. dropped_statistics_bytes: the size of one of these entries in a commit.
+    database_create: the info bits of the record that makes a database with every page in the WAL; database_drop: of the
+    one that drops it; copying its files is 0 in all. changes_are_known: that what records change is what block maps say
+    was tried on a server.
     """
 
     last_resource_manager: int = 21
@@ -52,6 +54,9 @@ class RecordLayout:
     image_methods: tuple[tuple[int, str], ...] = ((0x02, "pglz"),)
     image_applies: int = 0x04
     dropped_statistics_bytes: int = 12
+    database_create: int | None = None
+    database_drop: int = 0x10
+    changes_are_known: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +144,15 @@ _15 = replace(
     major=15,
     catalog_version=202209061,
     page_magic=0xD110,
-    # Each compression method has a bit of its own now, and pglz gave up the one that means "apply".
+    # Each compression method has a bit of its own now, and pglz gave up the one that means "apply". CREATE DATABASE got
+    # a record for its second strategy, which took the number of DROP DATABASE.
     records=replace(
         _14.records,
         image_is_compressed=0x1C,
         image_methods=((0x04, "pglz"), (0x08, "lz4"), (0x10, "zstd")),
         image_applies=0x02,
+        database_create=0x10,
+        database_drop=0x20,
     ),
     # The names of the locale, 64 bytes each, went behind them.
     database_columns=DatabaseColumns(datconnlimit=80, dattablespace=92),
@@ -218,6 +226,7 @@ _19 = replace(
     ),
     configuration_files=(*_18.configuration_files, "hosts_file"),
     page_magic=0xD122,
+    records=replace(_18.records, changes_are_known=False),
     connection_keywords=_18.connection_keywords | {"servicefile", "oauth_ca_file"},
     raises_wal_level=True,
 )

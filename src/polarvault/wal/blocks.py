@@ -128,20 +128,32 @@ def _holding(content: bytes, needle: bytes, starts: list[int], ends: list[int]) 
 
 def block_references(record: KeptRecord) -> list[BlockReference]:
     """Return the pages that a record touches; of a malformed record those in front of the damage."""
+    return read_references(record)[0]
+
+
+def read_references(record: KeptRecord) -> tuple[list[BlockReference], bool]:
+    """Return the same, and whether the headers are well-formed and account for every byte of the record."""
     found: list[BlockReference] = []
     body, at, data_bytes = record.body, 0, 0
     relation: RelationFile | None = None
+    main_bytes = 0
+    is_whole_record = True
     # Behind the last header stand the blocks' data: a record without main data has no other mark of their end.
     left = record.total_bytes - HEADER_BYTES
     try:
         while left - at > data_bytes:
             block_id = body[at]
-            if block_id in (DATA_SHORT, DATA_LONG):
+            if block_id == DATA_SHORT:
+                main_bytes, at = body[at + 1], at + 2
+                break
+            if block_id == DATA_LONG:
+                main_bytes, at = struct.unpack_from("<I", body, at + 1)[0], at + 5
                 break
             if block_id in (ORIGIN, TOP_XID):
                 at += 3 if block_id == ORIGIN else 5
                 continue
             if block_id > LAST_BLOCK_ID:
+                is_whole_record = False
                 break
             flags = body[at + 1]
             (block_bytes,) = struct.unpack_from("<H", body, at + 2)
@@ -161,17 +173,26 @@ def block_references(record: KeptRecord) -> list[BlockReference]:
             at += 4
             data_bytes += block_bytes
             if relation is None:
+                is_whole_record = False
                 break
             found.append(BlockReference(BlockId(relation, flags & _FORK_MASK, block), is_whole, has_image))
     except (IndexError, struct.error):
-        pass
-    return found
+        is_whole_record = False
+    return found, is_whole_record and at + data_bytes + main_bytes == left
 
 
 def made_relation(record: KeptRecord) -> RelationFile | None:
     """Return the relation that a record makes the file of."""
+    made = made_fork(record)
+    return None if made is None else made[0]
+
+
+def made_fork(record: KeptRecord) -> tuple[RelationFile, int] | None:
+    """Return the relation and the fork that a record makes the file of."""
     main = _storage_data(record, _STORAGE_CREATE, 16)
-    return None if main is None else RelationFile(*_RELATION.unpack_from(main))
+    if main is None:
+        return None
+    return RelationFile(*_RELATION.unpack_from(main)), int(struct.unpack_from("<i", main, _RELATION.size)[0])
 
 
 def shortened_relation(record: KeptRecord) -> tuple[RelationFile, int] | None:
@@ -187,7 +208,7 @@ def removed_relations(record: KeptRecord) -> list[RelationFile]:
     """Return the relations whose files go with the end of a transaction."""
     if record.rmgr != RMGR_TRANSACTION or record.info & TRANSACTION_MASK not in TRANSACTION_KINDS:
         return []
-    main = _main(record)
+    main = main_data(record)
     try:
         flags = struct.unpack_from("<I", main, 8)[0] if record.info & HAS_FLAGS else 0
         if not flags & HAS_RELATIONS:
@@ -206,7 +227,7 @@ def copied_database(record: KeptRecord) -> tuple[int, int] | None:
     """Return tablespace and database that a record fills by copying another one's files."""
     if record.rmgr != RMGR_DATABASE or record.info & RMGR_INFO_MASK != _DATABASE_COPY:
         return None
-    main = _main(record)
+    main = main_data(record)
     if len(main) < 8:
         return None
     database, tablespace = struct.unpack_from("<II", main)
@@ -217,7 +238,7 @@ def source_of_copy(record: KeptRecord) -> int | None:
     """Return the database of which a record copies the files; None for every other record."""
     if record.rmgr != RMGR_DATABASE or record.info & RMGR_INFO_MASK != _DATABASE_COPY:
         return None
-    main = _main(record)
+    main = main_data(record)
     return int(struct.unpack_from("<I", main, 8)[0]) if len(main) >= 16 else None
 
 
@@ -226,18 +247,19 @@ def changed_database(record: KeptRecord) -> int | None:
     if record.rmgr != RMGR_DATABASE:
         return None
     # All of these records begin with it (server: commands/dbcommands_xlog.h).
-    main = _main(record)
+    main = main_data(record)
     return int(struct.unpack_from("<I", main)[0]) if len(main) >= 4 else None
 
 
 def _storage_data(record: KeptRecord, operation: int, length: int) -> bytes | None:
     if record.rmgr != RMGR_STORAGE or record.info & RMGR_INFO_MASK != operation:
         return None
-    main = _main(record)
+    main = main_data(record)
     return main if len(main) >= length else None
 
 
-def _main(record: KeptRecord) -> bytes:
+def main_data(record: KeptRecord) -> bytes:
+    """Return a record's main data, as far as they were kept; nothing if its headers make no sense."""
     try:
         at, length = find_main_data(record.body, record.magic)
     except ValueError:
