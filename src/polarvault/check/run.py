@@ -21,6 +21,7 @@ from polarvault.check.files.pages import check_pages
 from polarvault.check.files.places import check_files
 from polarvault.check.host import check_clock, check_programs
 from polarvault.check.polardb.run import check_polardb
+from polarvault.check.repository.run import RepositoryCheck, repository_area
 from polarvault.check.session import CheckSession
 from polarvault.check.target import check_target
 from polarvault.check.visibility import judge_visibility
@@ -67,11 +68,17 @@ class CheckReport:
         return worst(list(self.findings))
 
 
-def run_checks(connector: Connector, *, target: str | None = None, connection_words: Sequence[str] = ()) -> CheckReport:
+def run_checks(
+    connector: Connector,
+    *,
+    target: str | None = None,
+    connection_words: Sequence[str] = (),
+    repositories: Sequence[RepositoryCheck] = (),
+) -> CheckReport:
     """Connect, ask, judge. Never raises for what a server refuses: that is what the findings are about.
 
     target: the absolute path where a backup is to go; its space is looked at. connection_words: the options that lead
-    to this server, for the lines that are to be typed.
+    to this server, for the lines that are to be typed. repositories: where backups go, each is looked at as well.
     """
     session, findings = open_session(connector, target)
     try:
@@ -80,6 +87,8 @@ def run_checks(connector: Connector, *, target: str | None = None, connection_wo
             findings += _guarded(area, session)
         if session.is_polardb:
             findings += _guarded(check_polardb, session)
+        for asked in repositories:
+            findings += _guarded(repository_area(asked), session)
         findings += judge_visibility(session)
         findings = [_with_connection(finding, connection_words) for finding in findings]
         return CheckReport(findings=tuple(findings), server=_server_name(session), identity=session.identity)

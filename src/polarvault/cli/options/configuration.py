@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from polarvault.config.model import Configuration
+    from polarvault.config.model import ClusterConfiguration, Configuration
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,6 +27,13 @@ def load(named: str | None) -> Configuration:
     from polarvault.config.load import load_configuration
 
     return load_configuration(named, os.environ, check_connection=_check_connection)
+
+
+def configured_connection(configured: ClusterConfiguration) -> str | None:
+    """Return the connection string that a cluster's table has, None where it says nothing."""
+    if configured.service is not None:
+        return f"service={configured.service}"
+    return configured.connection
 
 
 def _check_connection(text: str) -> None:

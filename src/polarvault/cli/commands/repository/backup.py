@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from polarvault.cli import signals
 from polarvault.cli.hooks import told_to_hooks
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
-from polarvault.cli.options.configuration import load
+from polarvault.cli.options.configuration import configured_connection, load
 from polarvault.cli.options.drop_in import connection_options, connection_settings
 from polarvault.cli.options.repository import key_source, repository_options
 from polarvault.errors import PolarvaultError, UsageError
-
-if TYPE_CHECKING:
-    from polarvault.config.model import ClusterConfiguration
 
 _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 _KEYS = ("key_file", "passphrase_file", "passphrase_command")
@@ -103,7 +100,7 @@ def command(
         )
         connection = {name: options[name] for name in _CONNECTION}
         if connection["dbname"] is None:
-            connection["dbname"] = _configured_connection(configured)
+            connection["dbname"] = configured_connection(configured)
         connector = Connector(connection_settings(**connection), on_connected=signals.interrupt)
         with ExitStack() as stack:
             repositories, unopened = [], {}
@@ -135,12 +132,6 @@ def command(
             for line in taken_text(taken):
                 click.echo(line)
         return taken.exit_status
-
-
-def _configured_connection(configured: ClusterConfiguration) -> str | None:
-    if configured.service is not None:
-        return f"service={configured.service}"
-    return configured.connection
 
 
 def _rate(text: str) -> int:

@@ -1,0 +1,122 @@
+"""`polarvault check CLUSTER`: a server and its repository, end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.cluster import Cluster
+from support.json_page import checked
+from support.program import command_line, run_polarvault
+
+pytestmark = pytest.mark.postgres
+
+
+class Site:
+    """A server, a repository of its account, and the configuration that names both."""
+
+    def __init__(self, cluster: Cluster, workspace: Path) -> None:
+        self.cluster, self.workspace = cluster, workspace
+        self.repository, self.configuration = workspace / "repository", workspace / "polarvault.toml"
+        self.run("repo", "init", self.repository)
+        self.configuration.write_text(
+            f'[repository.main]\naddress = "{self.repository}"\n[repository.gone]\naddress = "{workspace}/gone"\n'
+            f'[cluster.shop]\nconnection = "{cluster.conninfo()}"\nrepositories = ["main"]\n'
+            "retention = { keep = 1 }\n"
+        )
+        self.configuration.chmod(0o644)
+
+    def run(self, *words: object, status: int = 0) -> str:
+        done = run_polarvault(*map(str, words), as_server=True, check=False, directory=self.workspace)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout
+
+    def check(self, *words: object, worst: str = "ok") -> dict[str, dict[str, Any]]:
+        """Return the findings about the repository, by their names; the worst of them is known beforehand."""
+        done = run_polarvault(
+            "check",
+            "shop",
+            "--config",
+            str(self.configuration),
+            "--json",
+            *map(str, words),
+            as_server=True,
+            check=False,
+        )
+        document = checked("check", done.stdout, status=done.returncode)
+        assert {"ok": 0, "warning": 1, "problem": 2}[document["status"]] == done.returncode
+        wanted = ("repository", "wal-switch", "next-expiry")
+        found = {one["check"]: one for one in document["findings"] if one["check"].startswith(wanted)}
+        order = ["ok", "warning", "problem"]
+        assert max((one["severity"] for one in found.values()), key=order.index) == worst, found
+        return found
+
+    def archive_to(self, command: str) -> None:
+        self.cluster.configure({"archive_mode": "on", "archive_command": command})
+        self.cluster.restart()
+
+    def archive(self) -> None:
+        words = command_line("wal", "push", "%p", "--cluster", "shop", "--repo", self.repository)
+        self.archive_to(" ".join(words))
+
+
+def test_a_segment_that_is_switched_arrives_and_one_that_goes_elsewhere_does_not(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    site = Site(make_cluster(15, wal_segment_mb=1), workspace)
+    # Nothing is archived, and nothing is there.
+    before = site.check()
+    assert before["repository-cluster"]["message"] == "it holds nothing of shop yet"
+    assert before["repository-room"]["severity"] == "ok"
+    assert "first backup" in before["repository-room"]["message"]
+    assert "wal-switch" not in before
+    site.archive()
+    ((lsn,),) = site.cluster.query("SELECT pg_walfile_name(pg_current_wal_lsn())")
+    site.check()
+    # Nothing is changed unasked.
+    assert site.cluster.query("SELECT pg_walfile_name(pg_current_wal_lsn())") == [(lsn,)]
+    # Twice: where nothing was written in between, there is something to switch all the same.
+    for _ in range(2):
+        switched = site.check("--switch-wal")
+        assert "has arrived within" in switched["wal-switch"]["message"]
+    site.run("backup", "shop", "--config", site.configuration)
+    found = site.check("--switch-wal")
+    assert found["next-expiry"]["message"].startswith("the next expire keeps 1 backups and removes 0")
+    objects = {path for path in site.repository.rglob("*") if path.is_file()}
+    assert not [path for path in objects if "probe" in path.name or "intents" in path.parts]
+    (workspace / "elsewhere").mkdir(mode=0o777)
+    (workspace / "elsewhere").chmod(0o777)
+    site.archive_to(f"cp %p {workspace}/elsewhere/%f")
+    late = site.check("--switch-wal", "--switch-timeout", 1, worst="problem")
+    assert late["wal-switch"]["severity"] == "problem"
+    assert "has not arrived within 1 s" in late["wal-switch"]["message"]
+    astray = site.check(worst="problem")["repository-wal"]
+    assert astray["severity"] == "problem"
+    assert "and it is not here" in astray["message"]
+
+
+def test_a_repository_that_is_away_and_a_role_that_may_not_switch(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    site = Site(make_cluster(18), workspace)
+    site.archive()
+    away = site.check("--repo", "gone", worst="problem")
+    assert away.keys() == {"repository"}
+    assert away["repository"]["severity"] == "problem"
+    site.cluster.query("CREATE ROLE humble LOGIN REPLICATION")
+    words = ["-d", site.cluster.tcp_conninfo(user="humble"), "--switch-wal"]
+    refused = site.check(*words, worst="warning")["wal-switch"]
+    assert "may not switch" in refused["message"]
+    site.cluster.query("GRANT EXECUTE ON FUNCTION pg_switch_wal() TO humble")
+    assert "has arrived" in site.check(*words)["wal-switch"]["message"]
+
+
+def test_what_goes_with_a_cluster_alone_is_refused_without_one() -> None:
+    for words in (["--switch-wal"], ["--repo", "main"]):
+        done = run_polarvault("check", "--json", *words, check=False)
+        assert done.returncode == 2
+        assert words[0] in json.loads(done.stdout)["error"]["message"]
