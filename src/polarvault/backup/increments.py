@@ -94,7 +94,8 @@ class ChangedFile:
         """It is complete."""
         self._blocks.end()
         self._begin()
-        self._fill_until(self.size)
+        if not (self.is_parents and self._writer.keep_file()):
+            self._fill_until(self.size)
         self._writer.end()
 
     def _begin(self) -> None:

@@ -47,6 +47,7 @@ class ChunkReader:
         self._names = names
         self._lock = threading.Lock()
         self._opened: dict[tuple[str, int], Envelopes] = {}
+        self._sizes: dict[str, int] = {}
 
     def read(self, ref: ChunkRef) -> memoryview:
         """Return the raw bytes of a chunk; raise ObjectDamaged that names pack, chunk and offset."""
@@ -92,7 +93,9 @@ class ChunkReader:
     def read_ahead(self, ref: ChunkRef, length: int) -> Window:
         """Return what lies in a pack from a chunk on, to its end if that comes first, for chunks that follow soon."""
         name = self._names.pack(ref.label, ref.pack)
-        length = max(ref.stored, min(length, self._store.stat(name).size_bytes - ref.offset))
+        # Written once: the size that it has does not change.
+        size = self._sizes.get(name) or self._sizes.setdefault(name, self._store.stat(name).size_bytes)
+        length = max(ref.stored, min(length, size - ref.offset))
         known, (content,) = self._fetch([ref], [(ref.offset, length)])
         return Window(name, ref.offset, content, known)
 

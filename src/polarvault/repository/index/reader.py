@@ -8,7 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from polarvault.errors import ObjectDamaged
-from polarvault.repository.chunks.reader import ChunkReader, Window
+from polarvault.repository.chunks.nearby import NearbyReader
+from polarvault.repository.chunks.reader import ChunkReader
 from polarvault.repository.format.chunks import ChunkRef, Moved
 from polarvault.repository.index.files import FileRow, parse_files
 from polarvault.repository.index.root import FilesChunk
@@ -35,9 +36,9 @@ class IndexReader:
 
     def __init__(self, chunks: ChunkReader, moved: Moved | None = None) -> None:
         """moved: tells where chunks are that compaction has put elsewhere."""
-        self._chunks, self._moved = chunks, moved
-        self._lock = threading.Lock()
-        self._windows: OrderedDict[tuple[str, int, int], Window] = OrderedDict()
+        self._moved = moved
+        # Small chunks lie close to each other in the order in which they are asked for again.
+        self._read = NearbyReader(chunks, window_bytes=_WINDOW_BYTES, windows=_WINDOWS).read
         self._tables: _Kept[ChunkRef, StoredTable] = _Kept()
         self._sums: _Kept[tuple[ChunkRef, ...], NDArray[numpy.uint8]] = _Kept()
 
@@ -72,26 +73,6 @@ class IndexReader:
 
         sums = self._sums.get(tuple(refs), parsed)
         return sums if len(sums) == pages else parsed()
-
-    def _read(self, ref: ChunkRef) -> memoryview:
-        """Return a chunk. Small ones lie close to each other in the order in which they are asked for again."""
-        if ref.stored > _WINDOW_BYTES // 4:
-            return self._chunks.read(ref)
-        with self._lock:
-            found = None
-            for key, window in self._windows.items():
-                if key[:2] == (ref.label, ref.pack) and window.holds(ref):
-                    found = key
-            if found is not None:
-                self._windows.move_to_end(found)
-                window = self._windows[found]
-        if found is None:
-            window = self._chunks.read_ahead(ref, _WINDOW_BYTES)
-            with self._lock:
-                self._windows[ref.label, ref.pack, ref.offset] = window
-                while len(self._windows) > _WINDOWS:
-                    self._windows.popitem(last=False)
-        return self._chunks.from_window(window, ref)
 
 
 class _Kept(Generic[Key, Value]):

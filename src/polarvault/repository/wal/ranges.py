@@ -24,6 +24,7 @@ from polarvault.storage.objects.store import ObjectStore
 # What a writer gathers for one object; readers take up to limits.WAL_RANGE_BYTES.
 RANGE_BYTES = 16 << 20
 _HEADER = struct.Struct("<QQIIII")
+RANGE_HEADER_BYTES = _HEADER.size
 RANGE_NAME = re.compile(r"([0-9A-F]{16})-([0-9A-F]{16})\Z")
 _TIMELINE = re.compile(r"[0-9A-F]{8}\Z")
 _FILE = re.compile(r"[0-9A-F]{8}\.history\Z|[0-9A-F]{24}(?:\.partial|\.[0-9A-F]{8}\.backup)\Z")
@@ -66,19 +67,27 @@ class RepositoryWal:
         self, timeline_id: int, first: int, length: int, fill: Callable[[memoryview], object]
     ) -> StoredRange:
         """Do the same with bytes that `fill` puts into the view that it is given, which saves copying them."""
-        segment = WalSegment.holding(first, timeline_id, self.segment_bytes)
-        if not 0 < length <= limits.WAL_RANGE_BYTES or first + length > segment.end:
-            raise ValueError(f"{length} bytes from {Lsn(first)} are no range of one segment")
-        found = StoredRange(segment, Lsn(first), Lsn(first + length))
+        self._range(timeline_id, first, length)
         # Memory of that size is given back and zeroed anew each time, which takes a quarter of a push.
         buffer: bytearray = getattr(self._of_thread, "buffer", None) or bytearray()
         if len(buffer) < _HEADER.size + length:
             buffer = self._of_thread.buffer = bytearray(_HEADER.size + length)
-        view = memoryview(buffer)[: _HEADER.size + length]
-        _HEADER.pack_into(view, 0, self._system_identifier, first, timeline_id, self.segment_bytes, length, 0)
-        fill(view[_HEADER.size :])
-        self._put(Kind.WAL_RANGE, self._name(found), view)
+        fill(memoryview(buffer)[_HEADER.size : _HEADER.size + length])
+        return self.put_prepared(timeline_id, first, length, buffer)
+
+    def put_prepared(self, timeline_id: int, first: int, length: int, buffer: bytearray) -> StoredRange:
+        """Do the same with bytes that lie in a buffer behind RANGE_HEADER_BYTES, which are filled in."""
+        found = self._range(timeline_id, first, length)
+        _HEADER.pack_into(buffer, 0, self._system_identifier, first, timeline_id, self.segment_bytes, length, 0)
+        with memoryview(buffer)[: RANGE_HEADER_BYTES + length] as view:
+            self._put(Kind.WAL_RANGE, self._name(found), view)
         return found
+
+    def _range(self, timeline_id: int, first: int, length: int) -> StoredRange:
+        segment = WalSegment.holding(first, timeline_id, self.segment_bytes)
+        if not 0 < length <= limits.WAL_RANGE_BYTES or first + length > segment.end:
+            raise ValueError(f"{length} bytes from {Lsn(first)} are no range of one segment")
+        return StoredRange(segment, Lsn(first), Lsn(first + length))
 
     def ranges(self, timeline_id: int) -> list[StoredRange]:
         """Return what is there of a timeline, by place."""
@@ -244,29 +253,36 @@ class WalWriter:
     def __init__(self, wal: RepositoryWal, timeline_id: int, first: int) -> None:
         self._wal = wal
         self._timeline_id = timeline_id
-        self._gathered = bytearray()
+        # Room for the header of the range, and what is gathered, so that it is written without another copy of it.
+        self._buffer = bytearray(RANGE_HEADER_BYTES)
         self._first = first
 
     @property
     def end(self) -> Lsn:
         """Where the next bytes belong."""
-        return Lsn(self._first + len(self._gathered))
+        return Lsn(self._first + self._gathered)
+
+    @property
+    def _gathered(self) -> int:
+        return len(self._buffer) - RANGE_HEADER_BYTES
 
     def put(self, content: Buffer) -> None:
         """Take the bytes that follow."""
         view = memoryview(content)
         while len(view):
             segment = WalSegment.holding(self._first, self._timeline_id, self._wal.segment_bytes)
-            room = min(RANGE_BYTES, int(segment.end) - self._first) - len(self._gathered)
-            self._gathered += view[:room]
-            view = view[room:]
-            if len(self._gathered) == min(RANGE_BYTES, int(segment.end) - self._first):
+            most = min(RANGE_BYTES, int(segment.end) - self._first)
+            part = view[: most - self._gathered]
+            self._buffer += part
+            view = view[len(part) :]
+            if self._gathered == most:
                 self.flush()
 
     def flush(self) -> Lsn:
         """Write what is gathered; return up to where everything is durable."""
         if self._gathered:
-            self._wal.put_range(self._timeline_id, self._first, bytes(self._gathered))
-            self._first += len(self._gathered)
-            self._gathered.clear()
+            gathered = self._gathered
+            self._wal.put_prepared(self._timeline_id, self._first, gathered, self._buffer)
+            self._first += gathered
+            del self._buffer[RANGE_HEADER_BYTES:]
         return Lsn(self._first)

@@ -22,10 +22,12 @@ from blake3 import blake3
 
 from polarvault.errors import IntegrityError, ObjectMissing, RemoteProtocolError
 from polarvault.model.names import name_problem, shown_name
+from polarvault.repository.chunks.nearby import NearbyReader
 from polarvault.repository.chunks.reader import ChunkReader
 from polarvault.repository.chunks.writer import PackWriter, WrittenPack
 from polarvault.repository.format.chunks import (
     BUNDLED_BYTES,
+    OVERLAYS,
     PAGE_BYTES,
     PIECE_BYTES,
     PIECE_PAGES,
@@ -57,6 +59,8 @@ from polarvault.repository.writing.work import (
 from polarvault.storage.objects.store import ObjectStore
 
 _BUFFER_BYTES = 2 << 20
+# Overlays that are merged lie in as many packs as there are of them, in each in the order of the files.
+_WINDOW_BYTES, _KEPT_BYTES = 256 << 10, 2 << 20
 # A request for each pack: one after the other they would take as long as the backup.
 _LOCKED_AT_ONCE = 8
 # Of files of a few bytes a buffer would hold a hundred thousand, and what is known of each takes more than they do.
@@ -126,6 +130,9 @@ class BackupWriter:
         settings = settings or WriterSettings()
         threads = settings.threads or os.cpu_count() or 1
         self._index = parent.index if parent is not None else IndexReader(ChunkReader(store, codec, names))
+        self._merged = NearbyReader(
+            ChunkReader(store, codec, names), window_bytes=_WINDOW_BYTES, windows=4 * OVERLAYS, kept_bytes=_KEPT_BYTES
+        )
         self._packs = PackWriter(store, codec, names, label)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="piece")
         self._free = [bytearray() for _ in range(threads + 1)]
@@ -190,7 +197,10 @@ class BackupWriter:
         work = self._table_at(row, at)
         slot = at % TABLE_BYTES // PIECE_BYTES
         count = -(-length // PAGE_BYTES)
-        found = self._worker.unread(work, slot, pages, count)
+        try:
+            found = self._worker.unread(work, slot, pages, count, self._merged.read)
+        except (IntegrityError, ObjectMissing):
+            return False  # Whoever reads all of it says what is damaged.
         if found is None:
             return False
         outcome, sums = found
@@ -198,6 +208,16 @@ class BackupWriter:
         self._at += length
         self._left -= length
         self._assembly.take_piece(work, slot, outcome, length)
+        return True
+
+    def keep_file(self) -> bool:
+        """Take all of a small member as the parent has it, without reading it. False: its bytes have to be given."""
+        row, parent = self._row, self._parent_row
+        if row is None or parent is None or parent.bundle is None or parent.size != row.size or self._at or self._room:
+            return False
+        self._assembly.counts.read_bytes += row.size
+        self._rows.add_bundled(row, parent.bundle, parent.offset, parent.hash)
+        self._left = 0
         return True
 
     def _table_at(self, row: OpenRow, at: int) -> TableWork:

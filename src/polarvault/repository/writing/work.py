@@ -22,10 +22,11 @@ from polarvault.repository.format.chunks import (
     PIECE_PAGES,
     ChunkRef,
     Pending,
+    placed,
 )
 from polarvault.repository.format.envelope import Encoder
 from polarvault.repository.index.reader import IndexReader
-from polarvault.repository.index.tables import Overlay, Piece, StoredTable
+from polarvault.repository.index.tables import Overlay, Piece, StoredTable, page_runs
 from polarvault.repository.sums.definition import PageSums
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _MOST_CHANGED = PIECE_PAGES * 3 // 4
 
 Adopt: TypeAlias = Callable[[bytes], "ChunkRef | None"]
 Distrust: TypeAlias = Callable[[ChunkRef], bool]
+ReadChunk: TypeAlias = Callable[[ChunkRef], memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +214,12 @@ class Worker:
         return ChangedPiece(piece.base, kept, needed, _gather(content, needed), digest, changed.bit_count())
 
     def unread(
-        self, table: TableWork, number: int, pages: Mapping[int, bytes], count: int
+        self, table: TableWork, number: int, pages: Mapping[int, bytes], count: int, read: ReadChunk
     ) -> tuple[PieceOutcome, NDArray[numpy.uint8]] | None:
         """Return what becomes of a piece of which the parent has all but some pages, without reading it, and its sums.
 
-        count: how many pages the piece has, in the parent as well. None: it has to be read, or is no evidence.
+        count: how many pages the piece has, in the parent as well. read: gets the chunks of overlays that are merged.
+        None: it has to be read, or is no evidence.
         """
         parent = table.parent
         if parent is None or number >= len(parent.table.pieces) or self._is_damaged(parent.table.pieces[number]):
@@ -234,9 +237,12 @@ class Worker:
             return KeptPiece(piece), sums
         changed = _changed(sums, earlier[first : first + count])
         needed, kept = merge_overlays(piece.overlays, changed, (1 << count) - 1)
-        if needed != changed or needed.bit_count() > _MOST_CHANGED or not isinstance(piece.base, ChunkRef):
+        if needed.bit_count() > _MOST_CHANGED or not isinstance(piece.base, ChunkRef):
             return None
-        content = b"".join(pages[page] for page in range(count) if needed >> page & 1)
+        merged = _overlaid(piece, needed & ~changed, read)
+        content = b"".join(
+            pages[page] if changed >> page & 1 else merged[page] for page in range(count) if needed >> page & 1
+        )
         return ChangedPiece(piece.base, kept, needed, content, digest, changed.bit_count()), sums
 
     def _is_damaged(self, piece: Piece) -> bool:
@@ -261,6 +267,20 @@ def merge_overlays(overlays: tuple[Overlay, ...], changed: int, everything: int)
     for overlay in kept:
         changed |= overlay.bitmap & everything
     return changed, ()
+
+
+def _overlaid(piece: Piece, wanted: int, read: ReadChunk) -> dict[int, memoryview]:
+    """Return pages of a piece, each of which some overlay has; the newest one counts."""
+    found = {}
+    for overlay in reversed(piece.overlays):
+        taken = overlay.bitmap & wanted
+        wanted &= ~taken
+        for page, place, count in page_runs(overlay.bitmap, taken, overlay.first):
+            raw = read(placed(overlay.chunk))
+            for number in range(count):
+                start = (place + number) * PAGE_BYTES
+                found[page + number] = raw[start : start + PAGE_BYTES]
+    return found
 
 
 def _changed(sums: NDArray[numpy.uint8], earlier: NDArray[numpy.uint8]) -> int:
