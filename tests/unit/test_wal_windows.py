@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+from datetime import UTC, datetime, timedelta
+
 from polarvault.model.lsn import Lsn
 from polarvault.report.repository.wal import wal_json, wal_text
+from polarvault.repository.catalogue.gaps import AcknowledgedGap
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.wal_windows import GenerationWal, look_at_wal
+from polarvault.repository.catalogue.states import CLUSTER, GAP_ACKNOWLEDGED, States
+from polarvault.repository.catalogue.wal_windows import GenerationWal, ServerWal, lag_bytes, look_at_wal
 from polarvault.wal.source import HeldRange
 from support.crossing import SEGMENT, SYSTEM, with_wal
-from support.repositories import back_up, new_repository, two_trees
+from support.repositories import NOW, back_up, new_repository, two_trees
+from support.wal_bytes import TRANSACTION, WalBuilder
 
 
 def looked(repository: Repository) -> GenerationWal:
@@ -34,7 +40,8 @@ def test_a_window_goes_from_the_end_of_a_backup_to_the_first_gap() -> None:
     assert "GAP from 0/3000000 to 0/4000000" in text
     assert f"any moment from 0/2000000 to 0/3000000: shop@{label}" in text
     (generation,) = wal_json("shop", "memory:", [found])["generations"]
-    assert generation["timelines"][0]["windows"] == [{"start": "0/2000000", "end": "0/3000000", "backups": [label]}]
+    (window,) = generation["timelines"][0]["windows"]
+    assert (window["start"], window["end"], window["backups"]) == ("0/2000000", "0/3000000", [label])
 
 
 def test_a_window_goes_on_where_a_timeline_branched_off() -> None:
@@ -57,3 +64,85 @@ def test_a_window_goes_on_where_a_timeline_branched_off() -> None:
     text = "\n".join(wal_text("shop", "memory:", [looked(repository)]))
     assert "timeline 2, branched from 1 at 0/2800000: 1 object, " in text
     assert "nothing of it is reached from a backup" in text
+
+
+def test_a_gap_that_somebody_knows_of_is_shown_and_alarms_nobody() -> None:
+    repository = with_wal(new_repository())
+    back_up(repository, two_trees()[0])
+    repository.wal("shop", SYSTEM, SEGMENT).put_range(1, 0x5000000, bytes(SEGMENT))
+    gap = HeldRange(Lsn(0x3000000), Lsn(0x5000000))
+    assert looked(repository).lost_gaps == [(1, gap)]
+    states = States(repository, "shop")
+
+    def acknowledge(first: int, last: int, *, timeline: int = 1, system: int = SYSTEM, note: str = "") -> None:
+        known = AcknowledgedGap(system, timeline, Lsn(first), Lsn(last), note, NOW)
+        states.add(CLUSTER, GAP_ACKNOWLEDGED, now=NOW, text=note, finding=known.finding())
+
+    # Another one's, of another timeline, and a part of it: it is not that.
+    acknowledge(gap.start, gap.end, system=SYSTEM + 1)
+    acknowledge(gap.start, gap.end, timeline=2)
+    acknowledge(gap.start, gap.end - 1)
+    # What somebody else has written there is nothing.
+    states.add(CLUSTER, GAP_ACKNOWLEDGED, now=NOW, finding={"system_identifier": [], "first": "x"})
+    assert looked(repository).lost_gaps == [(1, gap)]
+    acknowledge(gap.start, gap.end, note="disk full")
+    found = looked(repository)
+    assert found.lost_gaps == []
+    text = "\n".join(wal_text("shop", "memory:", [found]))
+    assert "GAP from 0/3000000 to 0/5000000, acknowledged on 2026-11-25: disk full" in text
+    # It has become larger.
+    store = repository.store
+    for one in list(store.list_objects("clusters/shop/wal")):
+        if one.name.endswith("0000000005000000-0000000006000000"):
+            store.delete(one.name)
+    repository.wal("shop", SYSTEM, SEGMENT).put_range(1, 0x6000000, bytes(SEGMENT))
+    assert looked(repository).lost_gaps == [(1, HeldRange(gap.start, Lsn(0x6000000)))]
+
+
+def test_windows_have_the_times_of_backups_and_commits() -> None:
+    repository = with_wal(new_repository())
+    back_up(repository, two_trees()[0])
+    (window,) = looked(repository).timelines[0].windows
+    # Of zeros nothing is known but the backup.
+    assert (window.start_time, window.end_time) == (NOW, NOW)
+    builder = WalBuilder(segment=3, segment_bytes=SEGMENT, system=SYSTEM)
+    for minutes in (1, 2, 3):
+        at = NOW + timedelta(minutes=minutes) - datetime(2000, 1, 1, tzinfo=UTC)
+        builder.add_main(struct.pack("<q", at // timedelta(microseconds=1)), rmgr=TRANSACTION, info=0, xid=700)
+    wal = repository.wal("shop", SYSTEM, SEGMENT)
+    wal.put_range(1, builder.start, bytes(builder.content))
+    switch = builder.records[1][1]
+    wal.put_file(2, "00000002.history", f"1\t{Lsn(switch)}\tpromoted\n".encode())
+    wal.put_range(2, builder.start, bytes(SEGMENT))
+    first, second = looked(repository).timelines
+    assert first.windows[0].end_time == NOW + timedelta(minutes=3)
+    # It begins with the last commit before the switch; what came behind it holds none.
+    assert second.windows[0].start_time == NOW + timedelta(minutes=2)
+    assert second.windows[0].end_time == NOW
+    text = "\n".join(wal_text("shop", "memory:", [looked(repository)]))
+    assert "from 2026-11-25 22:44:01 UTC to 2026-11-25 22:47:01 UTC" in text
+    # Damage is for verify to tell.
+    names = [one.name for one in repository.store.list_objects("clusters/shop/wal")]
+    (name,) = (one for one in names if "/00000001/" in one and "/0000000003000000-" in one)
+    content = bytearray(repository.store.get(name, most_bytes=1 << 26))
+    content[-1] ^= 1
+    repository.store.delete(name)
+    repository.store.put_new(name, [bytes(content)])
+    assert looked(repository).timelines[0].windows[0].end_time == NOW
+
+
+def test_how_far_the_server_is_ahead() -> None:
+    repository = with_wal(new_repository())
+    found = [looked(repository)]
+    assert lag_bytes(ServerWal(SYSTEM, 1, Lsn(0x3000000 + 4096)), found) == 4096
+    assert lag_bytes(ServerWal(SYSTEM, 1, Lsn(0x2F00000)), found) == 0
+    for other in (ServerWal(SYSTEM, 2, Lsn(0x3000000)), ServerWal(SYSTEM + 1, 1, Lsn(0x3000000)), ServerWal()):
+        assert lag_bytes(other, found) is None
+    behind = "\n".join(wal_text("shop", "memory:", found, ServerWal(SYSTEM, 1, Lsn(0x3000000 + 4096))))
+    assert "server: timeline 1 at 0/3001000; the WAL here is 4.0 kB behind" in behind
+    away = "\n".join(wal_text("shop", "memory:", found, ServerWal(problem="no route")))
+    assert "server: could not be asked: no route" in away
+    other = wal_json("shop", "memory:", found, ServerWal(SYSTEM, 2, Lsn(16)))["server"]
+    assert other == {
+        "system_identifier": str(SYSTEM), "timeline": 2, "lsn": "0/10", "lag_bytes": None, "problem": None
+    }  # fmt: skip

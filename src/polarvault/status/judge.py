@@ -101,7 +101,8 @@ class _Judge:
                 Severity.PROBLEM, "wal-gap",
                 f"WAL from {gap} on timeline {reach.timeline_id} is missing behind the last good backup",
                 "what was written since then cannot be restored, until a new backup is taken",
-                f"polarvault backup {self._cluster}{self._repo}\n{status}",
+                f"polarvault backup {self._cluster}{self._repo}\n"
+                f"polarvault wal gap acknowledge {self._cluster} {reach.gap.start}-{reach.gap.end}{self._repo}",
             )  # fmt: skip
         age_s = (self._now - reach.time).total_seconds()
         severity = self._late(age_s, self._limits.max_wal_lag_s)

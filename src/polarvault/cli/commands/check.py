@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ import click
 from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.options.backups import RepositoryChoice
 from polarvault.cli.options.drop_in import connection_options, connection_settings
+from polarvault.cli.options.hasty import hasty
 from polarvault.cli.options.repository import repository_options
 from polarvault.errors import UsageError
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from polarvault.check.repository.run import RepositoryCheck
     from polarvault.server.connection import ConnectionSettings
 
-# A host that swallows packets would otherwise be waited for as long as the kernel likes.
-_CONNECT_TIMEOUT_S = 10
 _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
 _EXIT_STATUS = {"ok": 0, "warning": 1, "problem": 2}
 
@@ -60,7 +58,7 @@ def command(cluster: str | None, target: str | None, switch_wal: bool, switch_ti
     output = current_output()
     if output is not None:
         output.add(target=None if target is None else os.path.abspath(target))
-    connector = Connector(_hasty(connection_settings(**connection)))
+    connector = Connector(hasty(connection_settings(**connection)))
     report = run_checks(
         connector,
         target=None if target is None else os.path.abspath(target),
@@ -117,15 +115,3 @@ def _words(settings: ConnectionSettings) -> list[str]:
 
 def _is_secret(name: str) -> bool:
     return "password" in name or "secret" in name or name.startswith("scram_")
-
-
-def _hasty(settings: ConnectionSettings) -> ConnectionSettings:
-    """Limit how long a connection may take, unless the caller has."""
-    from polarvault.server.conninfo import format_conninfo, parse_conninfo
-
-    given = settings.parameters()
-    words = parse_conninfo(settings.conninfo or "") | {"connect_timeout": str(_CONNECT_TIMEOUT_S)}
-    # A service file may have a limit too, which a keyword would override.
-    if {"connect_timeout", "service"} & given.keys() or {"PGCONNECT_TIMEOUT", "PGSERVICE"} & os.environ.keys():
-        return settings
-    return replace(settings, conninfo=format_conninfo(words))

@@ -1,16 +1,21 @@
-"""`polarvault wal`: status, stream; and the help of fetch and push, which `wal_fetch` and `wal_push` run."""
+"""`polarvault wal`: status, stream, gap; and the help of fetch and push, which `wal_fetch` and `wal_push` run."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from polarvault.cli import wal_fetch, wal_push, wal_stream
+from polarvault.cli import wal_fetch, wal_gap, wal_push, wal_stream
 from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.options.backups import RepositoryChoice
+from polarvault.cli.options.configuration import configured_connection
 from polarvault.cli.options.repository import repository_options
-from polarvault.errors import RepositoryNotFound
+from polarvault.errors import PolarvaultError, RepositoryNotFound
+
+if TYPE_CHECKING:
+    from polarvault.config.model import ClusterConfiguration
+    from polarvault.repository.catalogue.wal_windows import ServerWal
 
 
 class _QuickCommand(click.Command):
@@ -87,7 +92,10 @@ def status(cluster: str | None, **options: Any) -> int:
     """Show what WAL of a cluster, or of all clusters, is in the repository, and which moments it reaches.
 
     By timeline: stretches and gaps, where it branched off, and the windows in which every moment can be restored, with
-    the backups that lead into them. Exit status: 0; 1, WAL is missing behind a backup.
+    the backups that lead into them, and the times at their ends: of backups, and of the last commits. Where the
+    configuration says how to reach the server, it is asked how far the WAL here is behind.
+
+    Exit status: 0; 1, WAL is missing behind a backup, and `wal gap acknowledge` has not said that this is known.
     """
     from polarvault.report.repository.wal import wal_json, wal_text
     from polarvault.repository.catalogue.wal_windows import look_at_wal
@@ -101,14 +109,42 @@ def status(cluster: str | None, **options: Any) -> int:
                 raise RepositoryNotFound(
                     f"{chosen.address} holds nothing of a cluster {name}", hint="polarvault list shows what is there"
                 )
+    servers = {name: _server(choice.configuration.clusters.get(name)) for name in found}
     output = current_output()
     if output is not None:
-        output.add(clusters=[wal_json(name, chosen.address, generations) for name, generations in found.items()])
+        output.add(
+            clusters=[wal_json(name, chosen.address, wal, servers[name]) for name, wal in found.items()]
+        )  # fmt: skip
     else:
         for name, generations in found.items():
-            for line in wal_text(name, chosen.address, generations):
+            for line in wal_text(name, chosen.address, generations, servers[name]):
                 click.echo(line)
     return int(any(one.lost_gaps for generations in found.values() for one in generations))
 
 
+def _server(configured: ClusterConfiguration | None) -> ServerWal | None:
+    """Ask the server of a cluster where it stands; None where the configuration does not say how to reach it."""
+    conninfo = None if configured is None else configured_connection(configured)
+    if conninfo is None:
+        return None
+    from polarvault.cli.options.hasty import hasty
+    from polarvault.model.lsn import Lsn
+    from polarvault.repository.catalogue.wal_windows import ServerWal
+    from polarvault.server.connection import ConnectionSettings, Connector, PasswordPolicy
+    from polarvault.server.identity import read_identity
+
+    try:
+        settings = hasty(ConnectionSettings(conninfo, password_policy=PasswordPolicy.NEVER))
+        connection = Connector(settings).replication()
+        try:
+            identity = read_identity(connection)
+        finally:
+            connection.close()
+    except PolarvaultError as problem:
+        # What is in the repository is shown all the same.
+        return ServerWal(problem=problem.message)
+    return ServerWal(int(identity.system_identifier), identity.timeline_id, Lsn(identity.flush_lsn))
+
+
 command.add_command(wal_stream.command)
+command.add_command(wal_gap.command)

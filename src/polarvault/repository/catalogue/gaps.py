@@ -12,7 +12,7 @@ from polarvault.repository.catalogue.states import CLUSTER, GAP_ACKNOWLEDGED, St
 from polarvault.wal.source import HeldRange
 
 # Each is read by itself.
-_MOST = 100
+_MOST = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,7 +249,7 @@ class _Look:
         if gap is None:
             return None
         known = read_gaps(self._states, self._there.states)
-        return next((one for one in known if one.covers(system_identifier, timeline_id, gap)), None)
+        return next((one for one in reversed(known) if one.covers(system_identifier, timeline_id, gap)), None)
 
     # What came later
 

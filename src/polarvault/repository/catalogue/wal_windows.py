@@ -1,31 +1,46 @@
 """What WAL of a cluster is in a repository, by timeline: stretches, gaps, and the windows of moments that are reached.
 
 A window begins where a backup is consistent and ends where the WAL behind it has a gap. It goes on from a timeline to
-those that branch from it, as long as the WAL reaches the switch. Times are not known without reading the WAL.
+those that branch from it, as long as the WAL reaches the switch. The times at its ends are those of backups and of
+commits, read from a bit of the WAL there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 
-from polarvault.errors import IntegrityError, ObjectMissing
+from polarvault.errors import IntegrityError, ObjectMissing, StorageFailed
 from polarvault.model.lsn import Lsn
+from polarvault.repository.catalogue.gaps import AcknowledgedGap, read_gaps
 from polarvault.repository.catalogue.listing import Catalogue, ListedBackup
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.wal.ranges import RepositoryWal
+from polarvault.repository.catalogue.states import CLUSTER
+from polarvault.repository.wal.ranges import RepositoryWal, StoredRange
+from polarvault.repository.wal.times import last_commit
+from polarvault.storage.objects.model import StoredObject
 from polarvault.wal.history import TimelineHistory, history_file_name
 from polarvault.wal.source import HeldRange, joined
+
+# Windows of a timeline, the newest, of which times are read: each takes some requests.
+_MOST_TIMES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Every moment from start to end is reached, from these backups; the oldest first."""
+    """Every moment from start to end is reached, from these backups; the oldest first.
+
+    start_time, end_time: of the end of a backup, or of the last commit before; None where neither is known.
+    """
 
     start: Lsn
     end: Lsn
     backups: tuple[str, ...]
+    start_time: datetime | None = None
+    end_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +71,59 @@ class GenerationWal:
 
     system_identifier: int
     timelines: Sequence[TimelineWal]
+    known: Sequence[AcknowledgedGap] = ()
+    """Gaps that somebody has acknowledged."""
 
     @property
     def lost_gaps(self) -> list[tuple[int, HeldRange]]:
-        """The gaps behind a backup, with their timelines: moments in them are not reached."""
+        """The gaps behind a backup, with their timelines, of which nobody knows: moments in them are not reached."""
         return [
             (one.timeline_id, gap)
             for one in self.timelines
             for gap in one.gaps
             if any(window.end <= gap.start for window in one.windows)
+            and self.acknowledged(one.timeline_id, gap) is None
         ]
+
+    def acknowledged(self, timeline_id: int, gap: HeldRange) -> AcknowledgedGap | None:
+        """Return what was said of a gap last; None if nobody knows of it."""
+        found = (one for one in reversed(self.known) if one.covers(self.system_identifier, timeline_id, gap))
+        return next(found, None)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerWal:
+    """Where a server stands. lsn None: it could not be asked, and problem says why."""
+
+    system_identifier: int | None = None
+    timeline_id: int | None = None
+    lsn: Lsn | None = None
+    problem: str | None = None
+
+
+def lag_bytes(server: ServerWal, generations: Sequence[GenerationWal]) -> int | None:
+    """Return how much WAL of the server is not here; None where nothing is known of its timeline."""
+    ends = [
+        one.held[-1].end
+        for generation in generations if generation.system_identifier == server.system_identifier
+        for one in generation.timelines if one.timeline_id == server.timeline_id and one.held
+    ]  # fmt: skip
+    if server.lsn is None or not ends:
+        return None
+    # A segment that was pushed is whole, and the server may not have come to its end.
+    return max(0, server.lsn - ends[0])
 
 
 def look_at_wal(repository: Repository, cluster: str) -> list[GenerationWal]:
     """Return what there is of every system identifier, in the order of their numbers."""
-    backups = [one for one in Catalogue(repository, cluster).backups() if one.state in ("good", "damaged")]
+    catalogue = Catalogue(repository, cluster)
+    backups = [one for one in catalogue.backups() if one.state in ("good", "damaged")]
+    known = read_gaps(catalogue.states, catalogue.states.listed(CLUSTER))
     found = []
     for identifier in repository.generations(cluster):
         wal = repository.wal_of(cluster, identifier)
         own = [one for one in backups if one.record and one.record.facts.system_identifier == identifier]
-        found.append(GenerationWal(identifier, _timelines(wal, own)))
+        found.append(GenerationWal(identifier, _timelines(wal, own), known))
     return found
 
 
@@ -97,11 +145,41 @@ def _timelines(wal: RepositoryWal, backups: Sequence[ListedBackup]) -> list[Time
                 held[number],
                 len(stored[number]),
                 sum(one.size_bytes for _, one in stored[number]),
-                _windows(history, held, backups),
+                [
+                    _with_times(window, wal, history, stored, backups) if recent < _MOST_TIMES else window
+                    for recent, window in enumerate(reversed(_windows(history, held, backups)))
+                ][::-1],
                 problem,
             )
         )
     return found
+
+
+def _with_times(
+    window: Window,
+    wal: RepositoryWal,
+    history: TimelineHistory,
+    stored: Mapping[int, Sequence[tuple[StoredRange, StoredObject]]],
+    backups: Sequence[ListedBackup],
+) -> Window:
+    """Return a window with the times at its ends."""
+    ended = {one.record.facts.stop_lsn: one.record.facts.finished for one in backups if one.record is not None}
+    last_ended = max(
+        (one.record.facts.finished for one in backups if one.record is not None and one.label in window.backups),
+        default=None,
+    )
+
+    def committed(timeline_id: int, end: Lsn) -> datetime | None:
+        # What is damaged is for verify to tell; a window is one all the same.
+        with suppress(IntegrityError, StorageFailed):
+            return last_commit(wal, (one for one, _ in stored.get(timeline_id, ())), end)
+        return None
+
+    start_time = ended.get(window.start)
+    if start_time is None and history.entries and window.start == history.start:
+        start_time = committed(history.entries[-1].timeline_id, window.start)
+    known = [one for one in (committed(history.timeline_id, window.end), last_ended) if one is not None]
+    return replace(window, start_time=start_time, end_time=max(known, default=None))
 
 
 def read_history(wal: RepositoryWal, timeline_id: int) -> tuple[TimelineHistory, str]:
