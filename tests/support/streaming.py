@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from polarvault.repository.catalogue.opening import open_repository
 from polarvault.repository.wal.source import RepositoryWalSource
 from polarvault.walfiles.choice import content_of, find
 from support.cluster import Cluster
+from support.polar_cluster import PolarCluster
 from support.program import command_line, program_environment, run_polarvault
 from support.waiting import wait_until
 
@@ -65,20 +66,39 @@ class Stream:
 class StreamSite:
     """A repository of the servers' account, and what streams a server's WAL into it."""
 
-    def __init__(self, cluster: Cluster, workspace: Path, *options: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        workspace: Path,
+        *,
+        address: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        encrypted: bool = False,
+    ) -> None:
+        """address: of the repository, None for a directory of its own; environment: what opens it."""
         self.cluster, self.workspace = cluster, workspace
         self.repository = workspace / "repository"
-        self.environment = program_environment({"XDG_STATE_HOME": str(workspace / "state")})
-        self.options: Sequence[str] = ["--repo", str(self.repository)]
-        self.stream_options = ["-d", cluster.conninfo(), *options]
-        self.run("repo", "init", self.repository)
+        self.address = address or str(self.repository)
+        self._more = {"XDG_STATE_HOME": str(workspace / "state")} | dict(environment or {})
+        self.environment = program_environment(self._more)
+        self.options: Sequence[str] = ["--repo", self.address]
+        self.stream_options = ["-d", cluster.conninfo()]
+        keys = ["--new-key-file", str(workspace / "key")] if encrypted else []
+        self.run("repo", "init", self.address, *keys)
+        if encrypted:
+            self.options = [*self.options, "--key-file", str(workspace / "key")]
 
     def run(self, *words: Any, check: bool = True, **how: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as the servers' account."""
         return run_polarvault(
-            *map(str, words), as_server=True, check=check, directory=self.workspace,
-            environment={"XDG_STATE_HOME": str(self.workspace / "state")}, **how,
-        )  # fmt: skip
+            *map(str, words), as_server=True, check=check, directory=self.workspace, environment=self._more, **how
+        )
+
+    def back_up(self, server: Cluster | None = None) -> dict[str, Any]:
+        """Take a backup; return what it says."""
+        done = self.run("backup", "shop", *self.options, "-d", (server or self.cluster).conninfo(), "--json")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
     @contextmanager
     def streaming(self, *options: str) -> Iterator[Stream]:
@@ -156,12 +176,13 @@ class StreamSite:
                 compared += 1
             assert compared >= least, (compared, begin, end)
 
-    def restored(self, name: str, *more: str, word: str = "shop", port: int | None = None) -> Cluster:
-        """Restore into a directory and start it; the server ends with the workspace."""
+    def restored(self, name: str, *more: str, word: str = "shop") -> Cluster:
+        """Restore into a directory, two on PolarDB, and start it; whoever asks for it stops it."""
         server = Cluster(self.cluster.installation, self.workspace)
         server.data = self.workspace / name
+        shared = ["--polardata", self.workspace / f"{name}_shared"] if isinstance(self.cluster, PolarCluster) else []
         self.run(
-            "restore", word, "--repo", self.repository, "-D", server.data, "--port", server.port, "--bindir",
+            "restore", word, *self.options, "-D", server.data, *shared, "--port", server.port, "--bindir",
             server.installation.directory, "--set", f"unix_socket_directories={self.workspace}", "--set", "fsync=off",
             "-N", "--start", *more,
         )  # fmt: skip

@@ -12,11 +12,14 @@ from polarvault.wal.segment_header import LONG_HEADER_BYTES, judge_place, parse_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import BinaryIO
 
     from polarvault.wal.segment_header import SegmentHeader
 
 PARTIAL = ".partial"
+# Pages before the last one in which a record begins: few records are longer than a page.
+_LOOK_BACK = (8, 128, 2048)
 
 
 def is_segment(name: str) -> bool:
@@ -44,7 +47,12 @@ def read_small(path: str) -> bytes:
 
 
 def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
-    """Return the facts on the first page, and how many bytes of the file are WAL; IntegrityError for a wrong one."""
+    """Return the facts on the first page, and how many bytes of the file are WAL; IntegrityError for a wrong one.
+
+    Of a segment without .partial these are all, unless it is not whole: a standby with archive_mode = always archives
+    what its restore_command gave it (server: access/transam/xlogarchive.c, KeepFileRestoredFromArchive), which may be
+    the beginning of a segment, and zeros. It archives the segment once more when it has received it.
+    """
     name = os.path.basename(path)
     header = parse_segment_header(os.pread(stream.fileno(), LONG_HEADER_BYTES, 0))
     if header is None:
@@ -61,12 +69,37 @@ def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
             f'"{path}" has {size} bytes, a segment of this server has {header.segment_size_bytes}',
             hint="it is not archived; see whether the disk of the server is full",
         )
-    return header, _useful_bytes(stream, header, size) if is_partial else size
+    if not is_partial and valid_bytes(_reader(stream), header, size) == size:
+        return header, size
+    useful = _useful_bytes(stream, header, size)
+    return header, size if not is_partial and _ends_in_switch(stream, header, useful) else useful
 
 
 def _useful_bytes(stream: BinaryIO, header: SegmentHeader, size: int) -> int:
     """Return how much of a partial segment is WAL: whole pages by their headers, the last one up to its zeros."""
-    descriptor = stream.fileno()
-    end = valid_bytes(lambda at, length: os.pread(descriptor, length, at), header, size)
+    read = _reader(stream)
+    end = valid_bytes(read, header, size)
     start_of_last = max(0, end - 1) // header.page_bytes * header.page_bytes
-    return start_of_last + len(os.pread(descriptor, end - start_of_last, start_of_last).rstrip(b"\0"))
+    return start_of_last + len(read(start_of_last, end - start_of_last).rstrip(b"\0"))
+
+
+def _ends_in_switch(stream: BinaryIO, header: SegmentHeader, useful: int) -> bool:
+    """Tell whether the last record of a segment is the switch to the next one; then it is whole, zeros and all."""
+    # Only where a segment was not filled: most pushes do without.
+    from polarvault.wal.records import RecordReader
+
+    page = header.page_bytes
+    last = max(0, useful - 1) // page * page
+    for back in _LOOK_BACK:
+        begin = max(0, last - back * page)
+        reader = RecordReader(header.page_address + begin, header.segment_size_bytes)
+        # One page more: zeros that belong to the record were taken for the rest of the page.
+        reader.feed(_reader(stream)(begin, last + 2 * page - begin))
+        if reader.record_count or not begin:
+            break
+    return reader.next_lsn == header.page_address + header.segment_size_bytes
+
+
+def _reader(stream: BinaryIO) -> Callable[[int, int], bytes]:
+    descriptor = stream.fileno()
+    return lambda at, length: os.pread(descriptor, length, at)
