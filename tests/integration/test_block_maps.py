@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import core as hypothesis_core
 
+from polarvault.config.model import KeySource, RepositoryConfiguration
 from polarvault.instance.model import Binaries
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
+from polarvault.repository.catalogue.opening import open_repository
+from polarvault.repository.maps.stored import maps_beside
 from support.block_comparison import beyond, lacking, map_of_range, map_of_segments, summarized, unexplained
 from support.cluster import Cluster
 from support.polar_cluster import PolarCluster
+from support.program import command_line, run_polarvault
 from support.random_changes import RandomChanges
 from support.waiting import wait_until
 
@@ -91,6 +96,54 @@ def test_what_differs_between_two_cold_copies_is_in_the_map(
     cluster = make_cluster(major, wal_segment_mb=SEGMENT_MB, settings=settings, checksums=checksums, fill=False)
     cluster.add_tablespace("elsewhere", rows=10)
     compare_cold_copies(cluster, cluster.data, workspace, seed=seed, tablespace="elsewhere")
+
+
+def test_the_maps_of_an_archive_are_made_by_the_command_and_name_what_differs(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    seed = hypothesis_core.global_force_seed
+    cluster = make_cluster(15, wal_segment_mb=1, settings=SETTINGS | {"wal_log_hints": "on"}, fill=False)
+    repository, key = workspace / "repository", workspace / "key"
+    place = ("--repo", str(repository), "--key-file", str(key))
+
+    def run(*words: str) -> str:
+        return run_polarvault(*words, as_server=True, directory=workspace).stdout
+
+    run("repo", "init", str(repository), "--new-key-file", str(key))
+    words = " ".join(command_line("wal", "push", "%p", "--cluster", "shop", *place))
+    cluster.configure({"archive_mode": "on", "archive_command": words})
+    cluster.restart()
+    work = RandomChanges(cluster, seed, tablespace=None)
+    work.begin()
+    cluster.stop()
+    shutil.copytree(cluster.data, workspace / "before", ignore=shutil.ignore_patterns("pg_wal", "*.pid"))
+    cluster.start()
+    ((start,),) = cluster.query("SELECT redo_lsn FROM pg_control_checkpoint()")
+    with work.beside():
+        work.run(20)
+    # What has reached the files is random then, and recovery does the rest.
+    cluster.kill()
+    cluster.start()
+    work.run(10)
+    cluster.query("SELECT pg_switch_wal()")
+    # Waits until everything is archived.
+    cluster.stop()
+    (first,) = json.loads(run("wal", "map", "shop", *place, "--json"))["timelines"]
+    assert (first["gaps"], first["problems"]) == ([], [])
+    assert first["made"] > 10
+    (again,) = json.loads(run("wal", "map", "shop", *place, "--json"))["timelines"]
+    assert (again["made"], again["present"]) == (0, first["made"])
+    run("repo", "check", *place)
+    chosen = RepositoryConfiguration("here", str(repository), key=KeySource(key_file=str(key)))
+    opened = open_repository(chosen, {})
+    try:
+        maps = maps_beside(opened.repository.wal_of("shop"), opened.repository, "shop")
+        there = [one for one, _ in maps.stored(1) if one.end > Lsn.parse(start)]
+        wrong, differing = unexplained(workspace / "before", cluster.data, maps.changes(there))
+    finally:
+        opened.close()
+    assert wrong == [], (seed, work.done)
+    assert differing > 200
 
 
 @pytest.mark.polardb

@@ -75,3 +75,5 @@ PACK_CHUNKS = 65_536
 FOOTER_BYTES = 8 << 20
 # A range of WAL in a repository.
 WAL_RANGE_BYTES = 32 << 20
+# What the WAL of a segment changes: 4 bytes a block, of which there are at most 8 million, and 18 a fork.
+MAP_BYTES = 128 << 20

@@ -117,6 +117,7 @@ class _Copying:
         for label in sorted(here - there - expired - gone):
             self._copy_backup(cluster, label, moves, uncopied)
         self._copy_wal(cluster)
+        self._copy_maps(cluster)
         states = [name for name in self._missing(cluster.states) if name.endswith(_COPIED_STATES)]
         self._copy(states)
 
@@ -221,6 +222,18 @@ class _Copying:
         self._copy([name for name in wanted if name.endswith(".history")])
         self._copy([name for name in wanted if not name.endswith(".history")])
 
+    def _copy_maps(self, cluster: ClusterNames) -> None:
+        """Copy the block maps of WAL that is there: to make them again it would all have to be read."""
+
+        def segments(folder: str, found: Iterable[str]) -> dict[str, str]:
+            names = {name: name.removeprefix(f"{folder}/").split("/") for name in found}
+            return {name: "/".join(words[:3]) for name, words in names.items() if len(words) >= 3}
+
+        wal = (one.name for one in self._target.list_objects(cluster.wal))
+        held = set(segments(cluster.wal, wal).values())
+        missing = segments(cluster.maps, self._missing(cluster.maps))
+        self._copy([name for name, segment in missing.items() if segment in held])
+
     def _missing(self, folder: str) -> list[str]:
         there = {one.name: one for one in self._target.list_objects(folder)}
         found = []
@@ -233,7 +246,9 @@ class _Copying:
 
     def _compare(self, here: StoredObject, there: StoredObject) -> None:
         self._report.present += 1
-        if here.size_bytes != there.size_bytes and "/states/" not in here.name:
+        # States are a place's own, and maps may have been made in each of them.
+        is_own = "/states/" in here.name or "/maps/" in here.name
+        if here.size_bytes != there.size_bytes and not is_own:
             self._report.problems.append(
                 f'"{here.name}" has {here.size_bytes} bytes in {self._source.address}, and {there.size_bytes} in '
                 f"{self._target.address}"

@@ -1,15 +1,18 @@
-"""The WAL of a cluster that no kept backup needs, and the small ranges of what is kept."""
+"""The WAL of a cluster that no kept backup needs, with its block maps, and the small ranges of what is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 
 from polarvault.errors import IntegrityError
+from polarvault.model.segment import WalSegment
 from polarvault.repository.catalogue.repository import Repository
+from polarvault.repository.maps.stored import maps_beside
 from polarvault.repository.wal.merging import merge_small_ranges, superseded, to_merge
+from polarvault.repository.wal.ranges import RepositoryWal
 from polarvault.retention.plan import WalNeed, is_wal_needed
 
 # A stream merges its own segments; what is left of those that were killed is done bit by bit.
@@ -27,6 +30,8 @@ class Removed:
     wal_bytes: int = 0
     wal_merged: int = 0
     """Ranges that were written in the place of many small ones."""
+    maps: int = 0
+    """Block maps of segments of which no WAL is left."""
     refused: list[str] = field(default_factory=list)
     young: int = 0
     """Packs and ranges that nobody uses and that are younger than the safety time."""
@@ -40,20 +45,36 @@ class WalKeeper:
         self._delete, self._removed = delete, removed
 
     def remove(self, needs: Sequence[WalNeed], ranks: dict[int, int], not_after: datetime) -> None:
-        """Remove what nothing needs, and what lies in longer ranges that have been there for the safety time."""
+        """Remove what nothing needs, and what lies in longer ranges that have been there for the safety time.
+
+        The map of a segment goes with the last of its ranges: it can be made again as long as there is one.
+        """
         for system_identifier, rank in ranks.items():
             wal = self._repository.wal_of(self._cluster, system_identifier)
+            left: set[WalSegment] = set()
             for timeline_id in wal.timelines():
                 stored = wal.stored(timeline_id)
                 double = superseded(one for one, there in stored if there.modified <= not_after)
                 for one, there in stored:
                     if is_wal_needed(one, system_identifier, rank, needs) and one not in double:
-                        continue
-                    if there.modified > not_after:
+                        left.add(one.segment)
+                    elif there.modified > not_after:
                         self._removed.young += 1
+                        left.add(one.segment)
                     elif self._delete(there.name):
                         self._removed.wal_ranges += 1
                         self._removed.wal_bytes += there.size_bytes
+                    else:
+                        left.add(one.segment)
+            self._remove_maps(wal, left, not_after)
+
+    def _remove_maps(self, wal: RepositoryWal, left: Set[WalSegment], not_after: datetime) -> None:
+        maps = maps_beside(wal, self._repository, self._cluster)
+        for timeline_id in maps.timelines():
+            for segment, there in maps.stored(timeline_id):
+                # A young one may be of WAL that came after that was listed.
+                if segment not in left and there.modified <= not_after and self._delete(there.name):
+                    self._removed.maps += 1
 
     def merge(self, identifiers: Iterable[int]) -> None:
         """Merge small ranges of segments behind which there is more; a few hundred segments at a time."""

@@ -1,4 +1,4 @@
-"""`polarvault wal`: status, stream, gap; and the help of fetch and push, which `wal_fetch` and `wal_push` run."""
+"""`polarvault wal`: status, map, stream, gap; and the help of fetch and push, which `wal_fetch` and `wal_push` run."""
 
 from __future__ import annotations
 
@@ -82,6 +82,39 @@ push.params += [
     click.Option([option], metavar=metavar, is_flag=metavar is None, help=text)
     for option, (metavar, text) in wal_push.OPTIONS.items()
 ]
+
+
+@command.command("map", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("cluster")
+@repository_options
+@json_option
+def make_maps(cluster: str, **options: Any) -> int:
+    """Make the block maps that are missing: what the WAL of each segment changes.
+
+    Every segment whose WAL is in the repository as a whole gets one, of all timelines; those that are there stay. A map
+    with a gap says that something in its WAL is not known. Exit status: 0; 1, the WAL of a segment cannot be read.
+    """
+    from polarvault.report.repository.maps import maps_json, maps_text
+    from polarvault.repository.maps.making import make_maps as make
+    from polarvault.repository.maps.stored import maps_beside
+
+    choice = RepositoryChoice.of(**options)
+    with choice.opened(cluster) as (opened, chosen):
+        repository = opened.repository
+        identifiers = repository.generations(cluster)
+        if not identifiers:
+            raise RepositoryNotFound(
+                f"{chosen.address} holds nothing of a cluster {cluster}", hint="polarvault list shows what is there"
+            )
+        all_wal = [repository.wal_of(cluster, identifier) for identifier in identifiers]
+        found = [one for wal in all_wal for one in make(wal, maps_beside(wal, repository, cluster))]
+    output = current_output()
+    if output is not None:
+        output.add(**maps_json(cluster, chosen.address, found))
+    else:
+        for line in maps_text(cluster, chosen.address, found):
+            click.echo(line)
+    return int(any(one.problems for one in found))
 
 
 @command.command("status", context_settings={"help_option_names": ["-?", "--help"]})

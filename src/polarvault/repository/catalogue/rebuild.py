@@ -1,4 +1,4 @@
-"""Make objects again that say what others hold: `refs` from the index, `generations` from records.
+"""Make objects again that say what others hold: `refs` from the index, `generations` from records, maps from WAL.
 
 Those are what can be made again. A record, a root and the chunks are the backup: get them from another copy. A damaged
 object is removed only when what takes its place is known.
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from polarvault.errors import IntegrityError, ObjectMissing, PolarvaultError, RepositoryNewer, RepositoryNotFound
 from polarvault.model import limits
-from polarvault.model.segment import is_segment_size
+from polarvault.model.segment import WalSegment, is_segment_size
 from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.repository.format.frame import DIGEST_BYTES, Kind, parse_header
 from polarvault.repository.format.names import ClusterNames
@@ -21,6 +22,10 @@ from polarvault.repository.moves.reading import read_moves
 from polarvault.repository.reading.backup_reader import BackupReader
 from polarvault.repository.reading.refs import read_refs
 from polarvault.repository.writing.usage import Usage
+
+if TYPE_CHECKING:
+    from polarvault.repository.maps.stored import RepositoryMaps
+    from polarvault.repository.wal.ranges import RepositoryWal
 
 # A flipped bit can make an object look newer than the program.
 _WRONG = (IntegrityError, RepositoryNewer)
@@ -53,6 +58,28 @@ def rebuild(repository: Repository) -> Iterator[Rebuilt]:
             name = cluster_names.generation(system_identifier)
             look = partial(repository.generation, cluster, system_identifier)
             yield from _made_again(repository, name, look, partial(_generation_object, repository, cluster, record))
+        yield from _maps(repository, cluster)
+
+
+def _maps(repository: Repository, cluster: str) -> Iterator[Rebuilt]:
+    """Make maps again that are damaged; those that are missing are made by `wal map`."""
+    # What WAL is decoded with takes a moment to import.
+    from polarvault.repository.maps.making import make_map
+    from polarvault.repository.maps.stored import maps_beside
+
+    for system_identifier in repository.generations(cluster):
+        try:
+            wal = repository.wal_of(cluster, system_identifier)
+        except (*_WRONG, ObjectMissing, RepositoryNotFound):
+            continue  # `repo check` says it.
+        maps = maps_beside(wal, repository, cluster)
+
+        def made(segment: WalSegment, wal: RepositoryWal = wal, maps: RepositoryMaps = maps) -> Callable[[], None]:
+            return partial(maps.put, segment, make_map(wal, segment))
+
+        for timeline_id in maps.timelines():
+            for segment, there in list(maps.stored(timeline_id)):
+                yield from _made_again(repository, there.name, partial(maps.read, segment), partial(made, segment))
 
 
 def _made_again(

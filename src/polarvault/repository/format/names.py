@@ -109,6 +109,15 @@ class ClusterNames:
         """The folder of all WAL."""
         return f"{self.folder}/wal"
 
+    @property
+    def maps(self) -> str:
+        """The folder of all block maps."""
+        return f"{self.folder}/maps"
+
+    def maps_of(self, system_identifier: int, timeline_id: int) -> str:
+        """The folder of the block maps of one timeline; each is named as its segment."""
+        return f"{self.maps}/{system_identifier}/{timeline_id:08X}"
+
     def generation(self, system_identifier: int) -> str:
         """The object that describes what was backed up under a system identifier."""
         return f"{self.generations}/{system_identifier}"

@@ -48,7 +48,7 @@ class RepositoryWal:
         if not is_segment_size(segment_bytes):
             raise ValueError(f"{segment_bytes} is no size of WAL segments")
         self._store, self._codec, self._names = store, codec, names
-        self._system_identifier = system_identifier
+        self.system_identifier = system_identifier
         self.segment_bytes = segment_bytes
         self._of_thread = threading.local()
 
@@ -78,7 +78,7 @@ class RepositoryWal:
     def put_prepared(self, timeline_id: int, first: int, length: int, buffer: bytearray) -> StoredRange:
         """Do the same with bytes that lie in a buffer behind RANGE_HEADER_BYTES, which are filled in."""
         found = self._range(timeline_id, first, length)
-        _HEADER.pack_into(buffer, 0, self._system_identifier, first, timeline_id, self.segment_bytes, length, 0)
+        _HEADER.pack_into(buffer, 0, self.system_identifier, first, timeline_id, self.segment_bytes, length, 0)
         with memoryview(buffer)[: RANGE_HEADER_BYTES + length] as view:
             self._put(Kind.WAL_RANGE, self._name(found), view)
         return found
@@ -91,24 +91,24 @@ class RepositoryWal:
 
     def ranges(self, timeline_id: int) -> list[StoredRange]:
         """Return what is there of a timeline, by place."""
-        folder = self._names.wal_timeline(self._system_identifier, timeline_id)
+        folder = self._names.wal_timeline(self.system_identifier, timeline_id)
         return self._listed(timeline_id, folder)
 
     def segment_ranges(self, segment: WalSegment) -> list[StoredRange]:
         """Return what is there of a segment, by place."""
-        folder = self._names.wal_timeline(self._system_identifier, segment.timeline_id)
+        folder = self._names.wal_timeline(self.system_identifier, segment.timeline_id)
         return self._listed(segment.timeline_id, f"{folder}/{segment.file_name}")
 
     def stored(self, timeline_id: int) -> list[tuple[StoredRange, StoredObject]]:
         """Return the same as `ranges`, with what the store says of each."""
-        folder = self._names.wal_timeline(self._system_identifier, timeline_id)
+        folder = self._names.wal_timeline(self.system_identifier, timeline_id)
         return sorted(self._with_objects(timeline_id, folder), key=lambda one: one[0])
 
     def _listed(self, timeline_id: int, below: str) -> list[StoredRange]:
         return sorted(one for one, _ in self._with_objects(timeline_id, below))
 
     def _with_objects(self, timeline_id: int, below: str) -> Iterator[tuple[StoredRange, StoredObject]]:
-        folder = self._names.wal_timeline(self._system_identifier, timeline_id)
+        folder = self._names.wal_timeline(self.system_identifier, timeline_id)
         for one in self._store.list_objects(below):
             words = one.name.removeprefix(f"{folder}/").split("/")
             match = RANGE_NAME.match(words[-1]) if len(words) == 2 else None
@@ -125,7 +125,7 @@ class RepositoryWal:
 
     def timelines(self) -> list[int]:
         """Return the timelines of which there is anything."""
-        folder = f"{self._names.wal}/{self._system_identifier}"
+        folder = f"{self._names.wal}/{self.system_identifier}"
         return [int(word, 16) for word in self._store.list_folders(folder) if _TIMELINE.match(word)]
 
     def read_range(self, wanted: StoredRange) -> memoryview:
@@ -135,7 +135,7 @@ class RepositoryWal:
         if len(content) < _HEADER.size:
             raise ObjectDamaged(f'"{name}" ends within its header')
         segment = wanted.segment
-        head = self._system_identifier, int(wanted.first), segment.timeline_id, segment.size_bytes
+        head = self.system_identifier, int(wanted.first), segment.timeline_id, segment.size_bytes
         length = int(wanted.last) - int(wanted.first)
         if _HEADER.unpack_from(content) != (*head, length, 0) or len(content) != _HEADER.size + length:
             raise ObjectDamaged(f'"{name}" holds other WAL than its name says')
@@ -186,13 +186,13 @@ class RepositoryWal:
         """Write a timeline's history, a partial segment or the mark of a backup; the same again is a success."""
         if _FILE.match(file_name) is None:
             raise ValueError(f"{file_name!r} is no file of a WAL archive")
-        name = self._names.wal_file(self._system_identifier, timeline_id, file_name)
+        name = self._names.wal_file(self.system_identifier, timeline_id, file_name)
         self._put(Kind.WAL_FILE, name, bytes(content))
 
     def read_file(self, timeline_id: int, file_name: str) -> bytes | None:
         """Return such a file, or None if there is none."""
         try:
-            name = self._names.wal_file(self._system_identifier, timeline_id, file_name)
+            name = self._names.wal_file(self.system_identifier, timeline_id, file_name)
             return bytes(self._read(Kind.WAL_FILE, name))
         except ObjectMissing:
             return None
@@ -200,7 +200,7 @@ class RepositoryWal:
     def file_size(self, timeline_id: int, file_name: str) -> int | None:
         """Return what such a file takes in the store, or None if there is none."""
         try:
-            name = self._names.wal_file(self._system_identifier, timeline_id, file_name)
+            name = self._names.wal_file(self.system_identifier, timeline_id, file_name)
             return self._store.stat(name).size_bytes
         except ObjectMissing:
             return None
@@ -221,7 +221,7 @@ class RepositoryWal:
 
     def _name(self, one: StoredRange) -> str:
         return self._names.wal_range(
-            self._system_identifier, one.segment.timeline_id, one.segment.file_name, one.first, one.last
+            self.system_identifier, one.segment.timeline_id, one.segment.file_name, one.first, one.last
         )
 
     def _put(self, kind: Kind, name: str, content: Buffer) -> None:

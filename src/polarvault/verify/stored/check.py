@@ -13,6 +13,7 @@ from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.format import names
 from polarvault.repository.format.frame import Kind
 from polarvault.repository.format.names import ClusterNames, pack_number
+from polarvault.repository.maps.stored import read_map
 from polarvault.repository.moves.reading import existing, read_moves
 from polarvault.repository.reading.refs import read_refs
 from polarvault.storage.objects.model import StoredObject
@@ -88,6 +89,9 @@ def _check_object(
         found.read_bytes += len(content)
         if kind is Kind.KEY:
             return  # Each is looked at by `damaged_keys`: nobody needs all of them.
+        if kind is Kind.MAP:
+            read_map(repository.codec, one.name, content)
+            return
         repository.codec.open(one.name, kinds, content)
     except _WRONG as problem:
         found.problems.append(Problem(one.name, problem.message, backups or _own_backup(one.name)))

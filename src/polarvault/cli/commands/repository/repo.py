@@ -258,8 +258,9 @@ def rebuild(repository: str | None, *, repo: str | None, **options: Any) -> int:
     """Make again what can be made from what is there: `refs` and `generations` objects that are missing or damaged.
 
     The first say which packs a backup uses: without them nothing expires and nothing can be copied to another place.
-    The second say what a cluster is: without them its WAL cannot be read. Records, roots, packs and WAL cannot be made
-    again; `repo check` names them and the backups that need them. Exit status 1: something could not be made again.
+    The second say what a cluster is: without them its WAL cannot be read. Damaged block maps are made again as well;
+    `wal map` makes missing ones. Records, roots, packs and WAL cannot be made again; `repo check` names them and the
+    backups that need them. Exit status 1: something could not be made again.
     """
     from polarvault.report.repository.stored import rebuilt_json, rebuilt_text
     from polarvault.repository.catalogue.opening import open_repository
