@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ import pytest
 
 from support.cluster import Cluster
 from support.json_page import checked
-from support.program import command_line, run_polarvault
+from support.object_servers import BUCKET, ObjectServer
+from support.polar_cluster import PolarCluster
+from support.program import command_line, run_polarvault, start_polarvault
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
 
@@ -120,3 +126,73 @@ def test_what_goes_with_a_cluster_alone_is_refused_without_one() -> None:
         done = run_polarvault("check", "--json", *words, check=False)
         assert done.returncode == 2
         assert words[0] in json.loads(done.stdout)["error"]["message"]
+
+
+def test_rights_in_a_bucket_are_those_of_the_configured_role(
+    seaweedfs: ObjectServer, pg15: Cluster, workspace: Path
+) -> None:
+    settings, reader = seaweedfs.settings, seaweedfs.reader
+    address = f"s3://{BUCKET}/check-{os.getpid()}"
+    keys = {"writer": (settings.access_key, settings.secret_key), "reader": (reader.access_key, reader.secret_key)}
+    environments = {
+        name: {
+            "AWS_ENDPOINT_URL": settings.endpoint or "",
+            "AWS_ACCESS_KEY_ID": access or "",
+            "AWS_SECRET_ACCESS_KEY": secret or "",
+        }
+        for name, (access, secret) in keys.items()
+    }
+
+    def run(who: str, *words: str) -> dict[str, Any]:
+        where = [] if "init" in words else ["--repo", address]
+        done = run_polarvault(*words, *where, "--json", environment=environments[who], check=False)
+        found: dict[str, Any] = json.loads(done.stdout)
+        assert found["error"] is None, found
+        return found
+
+    run("writer", "repo", "init", address, "--new-key-file", str(workspace / "key"))
+    key = ["--key-file", str(workspace / "key")]
+    run("writer", "backup", "shop", "-d", pg15.conninfo(), *key)
+    for who, severity in (("writer", "ok"), ("reader", "problem")):
+        findings = run(who, "check", "shop", "-d", pg15.conninfo(), *key)["findings"]
+        own = {one["check"]: one for one in findings if one["check"].startswith("repository")}
+        assert own["repository"]["message"].endswith(", encrypted")
+        assert own["repository-rights"]["severity"] == severity
+        # A bucket has no end; its clock is known where something could be written.
+        assert "repository-room" not in own
+        assert ("repository-clock" in own) is (who == "writer")
+        # Looking takes no more than that.
+        (cluster,) = run(who, "status", *key)["clusters"]
+        assert (cluster["status"], cluster["backups"]) == ("ok", 1)
+
+
+@pytest.mark.polardb
+def test_polardb_is_checked_and_stands_well(polardb: PolarCluster, workspace: Path) -> None:
+    repository = workspace / "repository"
+    run_polarvault("repo", "init", repository)
+    where = ["--repo", str(repository)]
+    connection = ["-d", polardb.conninfo()]
+    environment = {"XDG_STATE_HOME": str(workspace / "state")}
+    words = ["wal", "stream", "shop", "-S", "check", *where, *connection]
+    with start_polarvault(*words, environment=environment) as running:
+        try:
+            wait_until(
+                lambda: polardb.query("SELECT active FROM pg_replication_slots WHERE slot_name = 'check'") == [(True,)],
+                "it streams",
+            )
+            run_polarvault("backup", "shop", *where, *connection)
+            polardb.query("CREATE TABLE checked AS SELECT 1 AS one")
+            done = run_polarvault("check", "shop", "--switch-wal", *where, *connection, "--json", check=False)
+            found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+            assert found["wal-switch"]["severity"] == "ok", found["wal-switch"]
+            assert found["repository-wal"]["severity"] == "ok", found["repository-wal"]
+            (cluster,) = json.loads(run_polarvault("status", *where, "--json", check=False).stdout)["clusters"]
+            # The commit is in: it is younger than the backup.
+            end, finished = cluster["window"]["end"], cluster["last_backup"]["finished"]
+            assert datetime.fromisoformat(end) > datetime.fromisoformat(finished)
+            assert (cluster["status"], cluster["gap"]) == ("ok", None)
+        finally:
+            running.send_signal(signal.SIGTERM)
+            running.wait(60)
+            polardb.query("SELECT pg_drop_replication_slot('check')")
+            polardb.query("DROP TABLE IF EXISTS checked")

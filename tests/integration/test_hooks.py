@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from support.cluster import Cluster
 from support.drills import Drills
-from support.program import run_polarvault
+from support.program import run_polarvault, start_polarvault
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
 
@@ -78,3 +80,51 @@ def test_each_command_tells_how_it_ended(make_cluster: Callable[..., Cluster], w
     assert (told["event"], told["error"], told["verified"][0]["good"]) == ("failure", None, False)
     printed, told = hooked.run(*words, status=3)
     assert (told["event"], told["held"]) == ("failure", False)
+
+
+def test_a_stream_tells_when_an_outage_begins_and_when_it_is_over(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(15, wal_segment_mb=1)
+    run_polarvault("repo", "init", workspace / "repository")
+    heard = workspace / "heard"
+    heard.mkdir()
+    hook = workspace / "hook"
+    hook.write_text(f"#!/bin/sh\ncat > {heard}/new && mv {heard}/new {heard}/$(date +%s%N)\n")
+    hook.chmod(0o755)
+    configuration = workspace / "polarvault.toml"
+    configuration.write_text(
+        f'[repository.main]\naddress = "{workspace}/repository"\n[cluster.shop]\nconnection = "{cluster.conninfo()}"\n'
+        f'on_success = ["{hook}"]\non_failure = ["{hook}"]\n'
+    )
+
+    def told(count: int) -> dict[str, Any]:
+        """Return what was told last, once so much was."""
+        wait_until(lambda: len(list(heard.glob("1*"))) == count, f"the hook was told {count} times")
+        found: dict[str, Any] = json.loads(max(heard.glob("1*")).read_text())
+        assert (found["command"], found["cluster"]) == ("wal stream", "shop")
+        return found
+
+    words = ["wal", "stream", "shop", "--slot", "s", "--config", str(configuration)]
+    environment = {"XDG_STATE_HOME": str(workspace / "state")}
+    with start_polarvault(*words, environment=environment) as running:
+        try:
+            wait_until(lambda: cluster.query("SELECT active FROM pg_replication_slots") == [(True,)], "it streams")
+            cluster.stop("immediate")
+            begun = told(1)
+            assert begun["event"] == "warning"
+            assert begun["error"]["message"]
+            cluster.start()
+            over = told(2)
+            assert (over["event"], over["error"]) == ("success", None)
+            assert over["notes"][0].startswith("streaming again from PostgreSQL 15")
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(60) == 0
+        finally:
+            running.kill()
+    # That it was told to stop is no news; that it gives up is.
+    cluster.stop("immediate")
+    done = run_polarvault(*words, "--no-loop", environment=environment, check=False)
+    failed = told(3)
+    assert (failed["event"], failed["exit_status"]) == ("failure", done.returncode)
+    assert failed["error"]["id"] == "connection-failed"

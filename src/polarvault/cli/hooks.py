@@ -35,21 +35,29 @@ class Told(JsonDocument):
 
 
 @contextmanager
-def told_to_hooks(configuration: Configuration, cluster: str | None, command: str) -> Iterator[Told]:
-    """Run the hook for how the block ends. None: no cluster, so that only the hooks of [defaults] count."""
+def told_to_hooks(
+    configuration: Configuration, cluster: str | None, command: str, *, failures_only: bool = False
+) -> Iterator[Told]:
+    """Run the hook for how the block ends. None: no cluster, so that only the hooks of [defaults] count.
+
+    failures_only: that it ends well is nothing to tell, as of a receiver that was told to stop.
+    """
     told = Told(command)
     try:
         yield told
     except (PolarvaultError, OSError, KeyboardInterrupt) as problem:
         _ended(configuration, cluster, told, _exit_status(problem), error_json(problem))
         raise
-    _ended(configuration, cluster, told, told.exit_status, None)
+    if told.exit_status or not failures_only:
+        _ended(configuration, cluster, told, told.exit_status, None)
 
 
-def tell_hooks(configuration: Configuration, cluster: str | None, document: JsonDocument, event: Event) -> None:
+def tell_hooks(
+    configuration: Configuration, cluster: str | None, document: JsonDocument, event: Event, *, quiet: bool = False
+) -> None:
     """Tell of something that happened while a command goes on; it is waited for as long as hook_timeout says."""
     ended = document.ended(exit_status=0, error=None, now=datetime.now(UTC))
-    _run(configuration, cluster, document.command, event, ended)
+    _run(configuration, cluster, document.command, event, ended, quiet=quiet)
 
 
 def _ended(
@@ -59,17 +67,18 @@ def _ended(
 
     document = told.ended(exit_status=exit_status, error=error, now=datetime.now(UTC))
     event = event_of(exit_status, has_warnings=bool(told.warnings))
-    _run(configuration, cluster, told.command, event, document)
+    _run(configuration, cluster, told.command, event, document, quiet=current_events() is not None)
 
 
 def _run(
-    configuration: Configuration, cluster: str | None, command: str, event: Event, document: dict[str, Any]
-) -> None:
+    configuration: Configuration, cluster: str | None, command: str, event: Event, document: dict[str, Any],
+    *, quiet: bool,
+) -> None:  # fmt: skip
     from polarvault.hooks.run import run_hook
 
     hooks = configuration.hooks_of(cluster)
     warning = run_hook(
-        hooks, event, document, os.environ, command=command, cluster=cluster, quiet=current_events() is not None
+        hooks, event, document, os.environ, command=command, cluster=cluster, quiet=quiet
     )  # fmt: skip
     if warning is None:
         return

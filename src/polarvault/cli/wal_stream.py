@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from polarvault.cli import signals
+from polarvault.cli.hooks import told_to_hooks
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.messages import say_error
 from polarvault.cli.options.drop_in import connection_options, connection_settings
@@ -22,7 +23,7 @@ from polarvault.report.json_document import error_json
 if TYPE_CHECKING:
     from polarvault.cli.json_output import JsonOutput
     from polarvault.cli.options.backups import RepositoryChoice
-    from polarvault.config.model import ClusterConfiguration
+    from polarvault.config.model import ClusterConfiguration, Configuration
     from polarvault.server.connection import ConnectionSettings
     from polarvault.walarchive.receive.request import ReceiveRequest
     from polarvault.walarchive.streaming.run import StreamJob
@@ -89,7 +90,7 @@ def command(cluster: str, **options: Any) -> int:
         output.add(cluster=cluster, repositories=addresses)
     if options["show_status"]:
         return _show_status(state_path, output)
-    with ExitStack() as stack:
+    with told_to_hooks(choice.configuration, cluster, "wal stream", failures_only=True), ExitStack() as stack:
         job = _job(cluster, choice, configured, state_path, stack, options)
         if options["flush_spool"]:
             return _flush(job, output)
@@ -97,7 +98,10 @@ def command(cluster: str, **options: Any) -> int:
         if given["dbname"] is None:
             given["dbname"] = _configured_connection(configured)
         settings = connection_settings(**given, application_name="polarvault")
-        return _stream(job, _request(cluster, configured, options), settings, output, verbose=options["verbose"])
+        return _stream(
+            job, _request(cluster, configured, options), settings, output, choice.configuration,
+            verbose=options["verbose"],
+        )  # fmt: skip
 
 
 def _job(
@@ -164,8 +168,10 @@ def _request(cluster: str, configured: ClusterConfiguration, options: dict[str, 
 
 
 def _stream(
-    job: StreamJob, request: ReceiveRequest, settings: ConnectionSettings, output: JsonOutput | None, *, verbose: bool
-) -> int:
+    job: StreamJob, request: ReceiveRequest, settings: ConnectionSettings, output: JsonOutput | None,
+    configuration: Configuration, *, verbose: bool,
+) -> int:  # fmt: skip
+    from polarvault.cli.receiver_hooks import OutageHooks
     from polarvault.report.events import ReceiveEvents
     from polarvault.report.receivewal import TextReporter, received_json
     from polarvault.server.connection import Connector
@@ -181,7 +187,8 @@ def _stream(
     if request.slot is None:
         reporter.note("no slot is used: the server may remove WAL before it has been received (name one: --slot NAME)")
     try:
-        stream_wal(job, request, connector, reporter, stop)
+        told = OutageHooks(reporter, configuration, job.cluster, "wal stream")
+        stream_wal(job, request, connector, told, stop)
     finally:
         reporter.close()
         if output is not None:

@@ -101,7 +101,7 @@ def judge_archive(cluster: str, place: str, facts: ArchiveFacts) -> list[Finding
 
 
 def _arrival(cluster: str, place: str, facts: ArchiveFacts) -> Finding:
-    push = f"archive_command = 'polarvault wal push %p --cluster {cluster}'"
+    push = f"polarvault wal stream {cluster}\nor: archive_command = 'polarvault wal push %p --cluster {cluster}'"
     if facts.held is False:
         return problem(
             "repository-wal", place,
