@@ -98,15 +98,24 @@ class Site:
         for offset in range(0, len(content), SEGMENT):
             archived.put_range(1, Lsn(self.wal.start + offset), content[offset : offset + SEGMENT])
 
-    def restored(self, path: str = TABLE, *, with_wal: bool = True, damaged: int = -1) -> tuple[bytes, Sequence[str]]:
-        """Damage every chunk of a file in the newest backup, and return what a restore lays out, and its notes."""
+    def restored(
+        self, path: str = TABLE, *, with_wal: bool = True, damaged: int = -1, gone: bool = False
+    ) -> tuple[bytes, Sequence[str]]:
+        """Damage every chunk of a file in the newest backup, and return what a restore lays out, and its notes.
+
+        gone: remove the packs.
+        """
         reader = self.repository.open_backup("shop", self.labels[damaged])
         row = next(row for row in reader.rows() if row.path == path.encode())
         if row.bundle is not None:
             self.flip(row.bundle)
         else:
             for piece in reader.index.table(row.tables[0]).table.pieces:
-                self.flip(placed(piece.base))
+                chunk = placed(piece.base)
+                if gone:
+                    self.store._objects.pop(ClusterNames("shop").pack(chunk.label, chunk.pack), None)
+                else:
+                    self.flip(chunk)
         if with_wal:
             self.put_wal()
         again = reopened(self.repository)
@@ -145,6 +154,14 @@ def test_zeros_do_where_the_wal_of_the_backup_writes_the_page_whole_first() -> N
     assert found == bytes(PAGES * PAGE_BYTES)
     assert f"40 pages of '{TABLE}' (blocks 0-39)" in note
     assert "zeros, which recovery overwrites with the whole page from the WAL" in note
+
+
+def test_a_pack_that_is_gone_is_as_a_damaged_one() -> None:
+    site = Site()
+    site.back_up(lambda: [site.log(image_of(site.pages[block], block)) for block in range(PAGES)])
+    found, (note,) = site.restored(gone=True)
+    assert found == bytes(PAGES * PAGE_BYTES)
+    assert "zeros, which recovery overwrites" in note
 
 
 def test_whoever_does_not_recover_gets_the_very_same_bytes_or_none() -> None:
@@ -396,6 +413,40 @@ def test_backups_of_another_timeline_are_none_of_the_history() -> None:
         site.hint(block)
     site.back_up()
     assert re.search("no older backup of the same history has a version of the page", refusal(site.restored))
+
+
+@pytest.mark.parametrize("with_history", [True, False])
+def test_wal_is_followed_over_a_switch_of_timelines(with_history: bool) -> None:
+    site = Site()
+    older = list(site.pages)
+    site.back_up()
+    site.wal.add_up_to(site.wal.start + SEGMENT)
+    image = made_page(5, fill=b"i")
+    before = site.log(image_of(image, 5))
+    switch = site.wal.lsn
+    # A server that is promoted goes on in a copy of the segment, within the page, under the new timeline's name.
+    site.timeline = site.wal.timeline = 2
+    site.wal.add(bytes(20_000))
+    for block in range(PAGES):
+        site.hint(block)
+    site.log(image_of(made_page(6, fill=b"j"), 6))
+    site.back_up()
+    archived = site.repository.wal("shop", SYSTEM, SEGMENT)
+    content = bytes(site.wal.content)
+    archived.put_range(1, Lsn(site.wal.start), content[:SEGMENT])
+    archived.put_range(1, Lsn(site.wal.start + SEGMENT), content[SEGMENT : switch - site.wal.start])
+    archived.put_range(2, Lsn(site.wal.start + SEGMENT), content[SEGMENT:])
+    if not with_history:
+        assert "the history of timeline 2 is not in" in refusal(lambda: site.restored(with_wal=False))
+        return
+    archived.put_file(2, "00000002.history", f"1\t{Lsn(switch)}\tno recovery target\n".encode())
+    found, _ = site.restored(with_wal=False)
+    pages = [found[block * PAGE_BYTES : (block + 1) * PAGE_BYTES] for block in range(PAGES)]
+    assert read_page_header(pages[5])[0] == dict(site.wal.records)[before]
+    assert (pages[5][10:], pages[6][10:]) == (image[10:], made_page(6, fill=b"j")[10:])
+    assert [page for block, page in enumerate(pages) if block not in (5, 6)] == [
+        page for block, page in enumerate(older) if block not in (5, 6)
+    ]
 
 
 def test_a_page_of_zeros_is_known_by_its_sum() -> None:

@@ -166,9 +166,17 @@ class Repository:
 
     def labels(self, cluster: str) -> list[str]:
         """Return the labels of the backups that have a record, oldest start first."""
+        return sorted(self._recorded(cluster))
+
+    def _recorded(self, cluster: str) -> dict[str, datetime]:
+        """Return the labels with a record, and when the store got it, by its own clock."""
         folder = ClusterNames.of(cluster).backups
-        words = [one.name.removeprefix(f"{folder}/").split("/") for one in self.store.list_objects(folder)]
-        return sorted(word[0] for word in words if word[1:] == ["record"] and names.is_label(word[0]))
+        found = {}
+        for one in self.store.list_objects(folder):
+            label, *rest = one.name.removeprefix(f"{folder}/").split("/")
+            if rest == ["record"] and names.is_label(label):
+                found[label] = one.modified
+        return found
 
     def expired_labels(self, cluster: str) -> frozenset[str]:
         """Return the labels that have a tombstone: no parents any more, and about to be removed."""
@@ -196,7 +204,9 @@ class Repository:
 
         A time (20261125, 20261125T22) is the beginning of labels; if several begin so, the word must be longer.
         """
-        labels = self.living_labels(cluster)
+        recorded = self._recorded(cluster)
+        expired = self.expired_labels(cluster) if recorded else frozenset()
+        labels = sorted(recorded.keys() - expired)
         if not labels:
             others = [name for name in self.clusters() if name != cluster]
             raise RepositoryNotFound(
@@ -206,9 +216,10 @@ class Repository:
                 else f"take one: polarvault backup {cluster}",
             )
         if word == "latest":
-            # Of one second the random characters would decide.
-            same = [label for label in labels if label[:16] == labels[-1][:16]]
-            return max((self.record(cluster, label) for label in same), key=lambda one: one.facts.stop_lsn).label
+            from polarvault.repository.catalogue.latest import latest_label
+
+            living = {label: recorded[label] for label in labels}
+            return latest_label(living, lambda label: self.record(cluster, label))
         found = [label for label in labels if label.startswith(word)]
         if len(found) == 1:
             return found[0]
