@@ -23,7 +23,7 @@ from polarvault.repository.catalogue.drills import DrillLog
 from polarvault.repository.catalogue.opening import OpenedRepository
 from polarvault.repository.catalogue.overview import Overview, look_over
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import DAMAGED, TOMBSTONE, VERIFIED, States
+from polarvault.repository.catalogue.states import DAMAGED, DRILLED, TOMBSTONE, VERIFIED, States
 from polarvault.repository.format.record import RecordFacts
 from polarvault.repository.wal.ranges import RepositoryWal
 from polarvault.repository.wal.times import last_commit
@@ -226,7 +226,13 @@ def test_drills_are_remembered_and_the_last_five_are_kept() -> None:
     drilled = seen(repository).drilled
     assert drilled is not None
     assert (drilled.label, drilled.held, drilled.verdict, drilled.restore_s) == (label, False, "drill 6", 1.5)
-    assert len(States(repository, "shop").listed("cluster")) == 5
+    states = States(repository, "shop")
+    assert len(states.listed("cluster")) == 5
+    # What a stranger wrote is not believed, and ends nothing.
+    states.add("cluster", DRILLED, now=NOW, finding={"label": "../x", "held": "yes", "restore_s": 10**400})
+    drilled = seen(repository).drilled
+    assert drilled is not None
+    assert (drilled.label, drilled.held, drilled.restore_s) == ("", False, None)
 
 
 @pytest.mark.parametrize("backups", [1, 200])

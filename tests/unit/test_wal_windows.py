@@ -131,6 +131,21 @@ def test_windows_have_the_times_of_backups_and_commits() -> None:
     assert looked(repository).timelines[0].windows[0].end_time == NOW
 
 
+def test_what_is_to_be_merged_and_what_has_been_is_counted() -> None:
+    repository = with_wal(new_repository())
+    wal = repository.wal("shop", SYSTEM, SEGMENT)
+    for at in range(0, 5000, 1000):
+        wal.put_range(1, 0x3000000 + at, bytes(1000))
+    # Of a segment that is being written so few are left alone.
+    assert (looked(repository).timelines[0].to_merge, looked(repository).timelines[0].superseded) == (0, 0)
+    wal.put_range(1, 0x4000000, bytes(1000))
+    assert (looked(repository).timelines[0].to_merge, looked(repository).timelines[0].superseded) == (5, 0)
+    assert "; 5 small ones are to be merged" in "\n".join(wal_text("shop", "memory:", [looked(repository)]))
+    wal.put_range(1, 0x3000000, bytes(5000))
+    assert (looked(repository).timelines[0].to_merge, looked(repository).timelines[0].superseded) == (0, 5)
+    assert "; 5 lie in others, and go with expire" in "\n".join(wal_text("shop", "memory:", [looked(repository)]))
+
+
 def test_how_far_the_server_is_ahead() -> None:
     repository = with_wal(new_repository())
     found = [looked(repository)]

@@ -46,7 +46,7 @@ def _timeline(cluster: str, generation: GenerationWal, one: TimelineWal, *, is_l
     current = ", the last one" if is_last and one.parent is not None else ""
     yield (
         f"  timeline {one.timeline_id}{branched}{current}: {one.objects} object{'s' * (one.objects != 1)}, "
-        f"{format_bytes(one.stored_bytes)}"
+        f"{format_bytes(one.stored_bytes)}{_merges(one)}"
     )
     if one.problem:
         yield printable(f"    where it branched off is not known: {one.problem}")
@@ -71,6 +71,11 @@ def _timeline(cluster: str, generation: GenerationWal, one: TimelineWal, *, is_l
             yield f"      {since}to {_moment(window.end_time)}"
     if one.held and not one.windows:
         yield "    nothing of it is reached from a backup"
+
+
+def _merges(one: TimelineWal) -> str:
+    waiting = f"; {one.to_merge} small ones are to be merged" if one.to_merge else ""
+    return waiting + (f"; {one.superseded} lie in others, and go with expire" if one.superseded else "")
 
 
 def _moment(time: datetime) -> str:
@@ -108,6 +113,8 @@ def _timeline_json(generation: GenerationWal, one: TimelineWal) -> dict[str, Any
         "switch_lsn": None if one.switch_lsn is None else str(one.switch_lsn),
         "objects": one.objects,
         "stored_bytes": one.stored_bytes,
+        "to_merge": one.to_merge,
+        "superseded": one.superseded,
         "held": [{"start": str(held.start), "end": str(held.end)} for held in one.held],
         "gaps": [_gap_json(gap, generation.acknowledged(one.timeline_id, gap)) for gap in one.gaps],
         "windows": [

@@ -12,6 +12,7 @@ from polarvault.repository.catalogue.states import CLUSTER, DRILLED, State, Stat
 from polarvault.repository.format.names import is_label
 
 _KEPT = 5
+_MOST_SECONDS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Drilled:
             state.time,
             held is True,
             state.text,
-            float(seconds) if isinstance(seconds, (int, float)) and seconds >= 0 else None,
+            float(seconds) if isinstance(seconds, (int, float)) and 0 <= seconds < _MOST_SECONDS else None,
         )
 
 

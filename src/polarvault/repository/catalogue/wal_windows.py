@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from polarvault.errors import IntegrityError, ObjectMissing, StorageFailed
 from polarvault.model.lsn import Lsn
@@ -19,6 +19,7 @@ from polarvault.repository.catalogue.gaps import AcknowledgedGap, read_gaps
 from polarvault.repository.catalogue.listing import Catalogue, ListedBackup
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.catalogue.states import CLUSTER
+from polarvault.repository.wal.merging import superseded, to_merge
 from polarvault.repository.wal.ranges import RepositoryWal, StoredRange
 from polarvault.repository.wal.times import last_commit
 from polarvault.storage.objects.model import StoredObject
@@ -47,7 +48,8 @@ class Window:
 class TimelineWal:
     """WAL of one timeline. parent, switch_lsn: where it branched off; None for the first, or if that is not known.
 
-    problem: why its history is not known, "" if it is.
+    problem: why its history is not known, "" if it is. to_merge: objects that become fewer when their segment is
+    merged; superseded: those that lie in others, and wait for `expire`.
     """
 
     timeline_id: int
@@ -58,6 +60,8 @@ class TimelineWal:
     stored_bytes: int
     windows: Sequence[Window]
     problem: str = ""
+    to_merge: int = 0
+    superseded: int = 0
 
     @property
     def gaps(self) -> list[HeldRange]:
@@ -150,9 +154,19 @@ def _timelines(wal: RepositoryWal, backups: Sequence[ListedBackup]) -> list[Time
                     for recent, window in enumerate(reversed(_windows(history, held, backups)))
                 ][::-1],
                 problem,
+                *_merges([one for one, _ in stored[number]]),
             )
         )
     return found
+
+
+def _merges(ranges: Sequence[StoredRange]) -> tuple[int, int]:
+    """Return how many ranges are to be merged, and how many have been; ranges: of one timeline, by place."""
+    waiting = 0
+    for segment, own in groupby(ranges, key=lambda one: one.segment):
+        groups = to_merge(list(own), is_whole=segment != ranges[-1].segment)
+        waiting += sum(map(len, groups))
+    return waiting, len(superseded(ranges))
 
 
 def _with_times(
