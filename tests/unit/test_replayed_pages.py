@@ -51,6 +51,7 @@ class Site:
         self.wal = WalBuilder(segment_bytes=SEGMENT, magic=0xD110, system=SYSTEM)
         self.wal.add()
         self.timeline = 1
+        self.details: dict[str, object] = {}
         self.pages = [made_page(block) for block in range(PAGES)]
         self.labels: list[str] = []
         self._started: list[int] = []
@@ -71,7 +72,9 @@ class Site:
         at = NOW + timedelta(minutes=len(self.labels))
         writer = self.repository.begin_backup("shop", started=at, parts=PARTS)
         feed(writer, self.tree(**files))
-        facts = RecordFacts(at, at, SYSTEM, self.timeline, Lsn(start), Lsn(stop), self.timeline, 150000)
+        facts = RecordFacts(
+            at, at, SYSTEM, self.timeline, Lsn(start), Lsn(stop), self.timeline, 150000, details=self.details
+        )
         self.labels.append(writer.commit(facts).label)
         self.repository.end_intents()
 
@@ -347,6 +350,18 @@ def test_maps_become_zeros(fork: str) -> None:
     found, (note,) = site.restored(f"{TABLE}_{fork}")
     assert found == bytes(len(content))
     assert "nothing but a map of free space or of visibility is lost" in note
+
+
+def test_what_pg_checksums_did_is_in_no_record() -> None:
+    site = Site(checksums=False)
+    site.pages = [page[:8] + bytes(2) + page[10:] for page in site.pages]
+    site.back_up()
+    for block in range(PAGES):
+        site.hint(block)
+    # Enabled with the server stopped: every page of the next backup has a checksum, those before it have none.
+    site.details = {"data_checksums": True}
+    site.back_up()
+    assert "no older backup of the same history has a version of the page" in refusal(site.restored)
 
 
 def test_pages_of_small_files_are_looked_up_as_well() -> None:

@@ -229,10 +229,10 @@ def test_pages_that_another_backup_has_elsewhere_are_taken_from_there(encrypted:
         restore(reopened(repository), first)
     found, rescue = restored()
     assert found == tree
-    same = f"they were taken from shop@{second}, which has the same"
+    same = f"taken from shop@{second}, which has the same"
     assert {where for _, where in rescue.taken} == {same}
     assert sorted(rescue.taken["base/5/1", same]) == [*range(96, 128), *range(288, 301)]
-    assert [note for note in rescue.notes() if "'small' (block 0) are damaged" in note and same in note]
+    assert [note for note in rescue.notes() if "'small' (block 0), damaged" in note and same in note]
     assert [note for note in rescue.notes() if "'base/5/1' (blocks 96-127, 288-300)" in note]
     # The first page is another one there: nothing is made up.
     flip(placed(pieces[0].base))

@@ -16,6 +16,7 @@ and recovered to the end of this one. Nothing is made up for files that are no r
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 _MAPS = (FREE_SPACE_FORK, VISIBILITY_FORK)
 _CHECKSUM_OFFSET = 8
+# What is known of pages is kept for four files of a gigabyte: some 40 MB each.
+_MOST_PAGES = 4 * 131_072
 
 
 class Origin(Enum):
@@ -98,6 +101,8 @@ class _Looked:
     pages: list[BlockId]
     own: _OwnWal | str
     stretches: list[LastTouches | str] = field(default_factory=list)
+    pages_here: int = 0
+    """How many pages each of the files has, on the average."""
 
 
 class ReplayedPages:
@@ -110,7 +115,9 @@ class ReplayedPages:
         self._facts, self._generation, self._archive, self._parts = facts, generation, archive, parts
         self._all_older = older
         self._older: list[OlderBackup] | None = None
-        self._looked: dict[bytes, _Looked] = {}
+        # pg_checksums writes checksums into all pages, without a record: what counts is how it was at this backup.
+        self._has_checksums = bool(facts.details.get("data_checksums", generation.data_checksums))
+        self._looked: OrderedDict[bytes, _Looked] = OrderedDict()
         self._own: WalStretch | None = None
         self._before: list[WalStretch] = []
 
@@ -119,7 +126,9 @@ class ReplayedPages:
 
         rows: files of which more pages may be asked for soon, so that the WAL is read once for all of them.
         """
-        self._look([row for row in rows if row.key not in self._looked])
+        missing = {row.key: row for row in rows if row.key not in self._looked}
+        if missing:
+            self._look(list(missing.values()))
         found: dict[int, Recovered | str] = {}
         images: dict[int, dict[int, tuple[int, BlockId]]] = {}
         for number, (row, at) in enumerate(wanted):
@@ -131,6 +140,9 @@ class ReplayedPages:
                 found[number] = answer
         for stretch, asked in images.items():
             found |= self._images(self._before[stretch], asked)
+        # A restore goes from file to file: of those before nobody asks again.
+        while len(self._looked) > 1 and sum(one.pages_here for one in self._looked.values()) > _MOST_PAGES:
+            self._looked.popitem(last=False)
         return [found[number] for number in range(len(wanted))]
 
     def _page(self, row: FileRow, at: int) -> Recovered | str | tuple[int, int, BlockId]:
@@ -169,31 +181,37 @@ class ReplayedPages:
         if not any(content):
             return True
         lsn, checksum, _ = read_page_header(content)
-        if self._generation.data_checksums and checksum != page_checksum(content, page.block):
+        if self._has_checksums and checksum != page_checksum(content, page.block):
             return False
         return lsn <= older.facts.start_lsn
 
+    def _first_block(self, row: FileRow) -> BlockId | None:
+        """Return the first page of a file; None if it is no relation's."""
+        path = _path_in_data_directory(row, self._parts[row.part])
+        found, segment = relation_of(path), relation_segment(path)
+        if found is None or segment is None:
+            return None
+        return BlockId(*found, segment * self._generation.relation_segment_bytes // PAGE_BYTES)
+
     def _block(self, row: FileRow, at: int) -> BlockId | str:
         """Return which page it is; or why it is none that WAL tells of."""
-        path = _path_in_data_directory(row, self._parts[row.part])
-        found = relation_of(path)
-        segment = relation_segment(path)
-        if found is None or segment is None:
+        first = self._first_block(row)
+        if first is None:
             return "the file is no relation's, and WAL does not tell of it"
         if row.size - at < PAGE_BYTES:
             return "the file ends within the page"
-        return BlockId(*found, (segment * self._generation.relation_segment_bytes + at) // PAGE_BYTES)
+        return first._replace(block=first.block + at // PAGE_BYTES)
 
     def _look(self, rows: Sequence[FileRow]) -> None:
         """Read the backup's own WAL for all pages of some files."""
         pages = [
-            block
+            BlockId(first.relation, first.fork, first.block + number)
             for row in rows
-            for at in range(0, row.size, PAGE_BYTES)
-            if not isinstance(block := self._block(row, at), str) and block.fork not in _MAPS
+            if (first := self._first_block(row)) is not None and first.fork not in _MAPS
+            for number in range(row.size // PAGE_BYTES)
         ]
         own = _OwnWal(pages)
-        looked = _Looked(pages, own)
+        looked = _Looked(pages, own, pages_here=-(-len(pages) // len(rows)))
         if pages:
             try:
                 if self._own is None:

@@ -73,8 +73,8 @@ class Rescue:
     def notes(self) -> Sequence[str]:
         """Say which pages came from where."""
         return [
-            f"{len(blocks)} page{'s' * (len(blocks) > 1)} of {path!r} ({_ranges(blocks)}) are damaged in this backup; "
-            f"{where}: polarvault verify {self._cluster} says what is damaged"
+            f"{len(blocks)} page{'s' * (len(blocks) > 1)} of {path!r} ({_ranges(blocks)}), damaged in this backup: "
+            f"{where}. polarvault verify {self._cluster} says what is damaged"
             for (path, where), blocks in sorted(self.taken.items())
         ]
 
@@ -124,7 +124,7 @@ class Rescue:
                 continue
             content[at : at + PAGE_BYTES] = answer.content
             where = f" ({answer.where})" if answer.where else ""
-            self.taken[row.name, f"there is now {answer.origin.value}{where}"].add(offset // PAGE_BYTES)
+            self.taken[row.name, f"now {answer.origin.value}{where}"].add(offset // PAGE_BYTES)
 
     def _pages_by_wal(self) -> ReplayedPages | None:
         if self._replayed is None and self._archive is not None:
@@ -162,7 +162,7 @@ class Rescue:
         page = at % TABLE_BYTES // PAGE_BYTES
         wanted = self._sums_of(self._reader, row, number)[page].tobytes()
         if wanted == self._sums.of(bytearray(size))[0].tobytes():
-            self.taken[row.name, "they are known to be nothing but zeros"].add(at // PAGE_BYTES)
+            self.taken[row.name, "known to be nothing but zeros"].add(at // PAGE_BYTES)
             return bytes(size)
         for other in self._backups():
             found = self._row_in(other, row)
@@ -181,7 +181,7 @@ class Rescue:
         return None
 
     def _note(self, other: _Other, row: FileRow, blocks: Iterable[int]) -> None:
-        self.taken[row.name, f"they were taken from {self._cluster}@{other.label}, which has the same"].update(blocks)
+        self.taken[row.name, f"taken from {self._cluster}@{other.label}, which has the same"].update(blocks)
 
     def _sums_of(self, reader: BackupReader, row: FileRow, number: int) -> NDArray[numpy.uint8]:
         stored = reader.index.table(row.tables[number]).table
