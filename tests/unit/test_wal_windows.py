@@ -6,11 +6,18 @@ import struct
 from datetime import UTC, datetime, timedelta
 
 from polarvault.model.lsn import Lsn
+from polarvault.report.repository.timelines import timeline_tree
 from polarvault.report.repository.wal import wal_json, wal_text
 from polarvault.repository.catalogue.gaps import AcknowledgedGap
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.catalogue.states import CLUSTER, GAP_ACKNOWLEDGED, States
-from polarvault.repository.catalogue.wal_windows import GenerationWal, ServerWal, lag_bytes, look_at_wal
+from polarvault.repository.catalogue.wal_windows import (
+    GenerationWal,
+    ServerWal,
+    TimelineWal,
+    lag_bytes,
+    look_at_wal,
+)
 from polarvault.wal.source import HeldRange
 from support.crossing import SEGMENT, SYSTEM, with_wal
 from support.repositories import NOW, back_up, new_repository, two_trees
@@ -63,6 +70,11 @@ def test_a_window_goes_on_where_a_timeline_branched_off() -> None:
     assert (fourth.windows, fourth.problem) == ([], "00000004.history is missing")
     text = "\n".join(wal_text("shop", "memory:", [looked(repository)]))
     assert "timeline 2, branched from 1 at 0/2800000: 1 object, " in text
+    tree = ["  1", "  ├─ 2 from 0/2800000", "  └─ 3 from 0/5800000", "  4  <- the last one"]
+    assert list(timeline_tree(looked(repository), None)) == tree
+    assert "\n".join(tree) in text
+    on_two = list(timeline_tree(looked(repository), ServerWal(SYSTEM, 2, Lsn(0x3000000))))
+    assert on_two[1] == "  ├─ 2 from 0/2800000  <- the server is on it"
     assert "nothing of it is reached from a backup" in text
 
 
@@ -144,6 +156,26 @@ def test_what_is_to_be_merged_and_what_has_been_is_counted() -> None:
     wal.put_range(1, 0x3000000, bytes(5000))
     assert (looked(repository).timelines[0].to_merge, looked(repository).timelines[0].superseded) == (0, 5)
     assert "; 5 lie in others, and go with expire" in "\n".join(wal_text("shop", "memory:", [looked(repository)]))
+
+
+def test_a_tree_of_timelines_is_of_any_depth() -> None:
+    def line(number: int, parent: int | None) -> TimelineWal:
+        return TimelineWal(number, parent, None if parent is None else Lsn(number << 24), [], 0, 0, [])
+
+    branches = [line(1, None), line(2, 1), line(3, 2), line(4, 2), line(5, 1), line(9, 7)]
+    assert list(timeline_tree(GenerationWal(SYSTEM, branches), None)) == [
+        "  1",
+        "  ├─ 2 from 0/2000000",
+        "  │  ├─ 3 from 0/3000000",
+        "  │  └─ 4 from 0/4000000",
+        "  └─ 5 from 0/5000000",
+        "  9 from 0/9000000 on 7, of which there is no WAL  <- the last one",
+    ]
+    chain = [line(number, number - 1 or None) for number in range(1, 3001)]
+    lines = list(timeline_tree(GenerationWal(SYSTEM, chain), None))
+    assert lines[-1] == "  and 2960 more; --json has all"
+    # One alone is no tree.
+    assert list(timeline_tree(GenerationWal(SYSTEM, chain[:1]), None)) == []
 
 
 def test_how_far_the_server_is_ahead() -> None:

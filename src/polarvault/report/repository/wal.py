@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from polarvault.report.json_document import iso
+from polarvault.report.repository.timelines import timeline_tree
 from polarvault.report.units import format_bytes, printable
 from polarvault.repository.catalogue.gaps import AcknowledgedGap
 from polarvault.repository.catalogue.wal_windows import GenerationWal, ServerWal, TimelineWal, lag_bytes
@@ -26,6 +27,7 @@ def wal_text(
         yield f"system identifier {generation.system_identifier}"
         if not generation.timelines:
             yield "  no WAL"
+        yield from timeline_tree(generation, server)
         last = max((one.timeline_id for one in generation.timelines), default=0)
         for one in generation.timelines:
             yield from _timeline(cluster, generation, one, is_last=one.timeline_id == last)
