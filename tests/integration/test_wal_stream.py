@@ -98,6 +98,30 @@ def test_every_moment_is_reached_from_what_was_streamed(
     assert found["clusters"][0]["cluster"] == "shop"
 
 
+def test_maps_are_made_as_wal_passes(make_cluster: Callable[..., Cluster], workspace: Path) -> None:
+    cluster = make_cluster(18, wal_segment_mb=1)
+    site = StreamSite(cluster, workspace)
+    with site.streaming(*SLOT, *QUICK) as stream:
+        wait_until(lambda: cluster.query("SELECT active FROM pg_replication_slots") == [(True,)], "the slot is used")
+        cluster.query("CREATE TABLE big AS SELECT g, md5(g::text) FROM generate_series(1, 60000) g")
+        cluster.query("SELECT pg_switch_wal()")
+        cluster.query("CREATE TABLE small (n int)")
+        site.wait_stored(position(cluster))
+        assert stream.stop() == 0
+    folder = site.repository / "clusters/shop/maps"
+
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.rglob("0*") if path.is_file()}
+
+    kept = contents()
+    assert len(kept) >= 4
+    # Made again from the WAL they are the same.
+    shutil.rmtree(folder)
+    site.run("wal", "map", "shop", *site.options)
+    again = contents()
+    assert {name: again[name] for name in kept} == kept
+
+
 def test_kills_of_receiver_repository_and_server_lose_nothing_that_was_acknowledged(
     make_cluster: Callable[..., Cluster], workspace: Path
 ) -> None:

@@ -9,6 +9,7 @@ from polarvault.errors import IntegrityError, TimelineDiverged
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.repository.catalogue.repository import Generation, Repository
+from polarvault.repository.maps.stored import maps_beside
 from polarvault.repository.wal.merging import merge_small_ranges
 from polarvault.repository.wal.ranges import RepositoryWal, StoredRange
 from polarvault.wal.history import history_file_name
@@ -20,11 +21,11 @@ OpenRepositories = Callable[[], Sequence[Repository]]
 class Place:
     """One repository's WAL of the cluster. Used by one thread at a time; methods raise StorageFailed."""
 
-    def __init__(self, wal: RepositoryWal, cluster: str, address: str) -> None:
-        self.wal, self.address, self._cluster = wal, address, cluster
+    def __init__(self, wal: RepositoryWal, repository: Repository, cluster: str) -> None:
+        self.wal, self.address, self._cluster = wal, repository.store.address, cluster
+        self.maps = maps_beside(wal, repository, cluster)
         # What was there of the segments that are being written when they were begun.
         self._known: dict[WalSegment, list[StoredRange]] = {}
-        self._small: dict[WalSegment, int] = {}
 
     def put(self, timeline_id: int, first: Lsn, content: bytes) -> None:
         """Write what is not there of some bytes of one segment, durable on return; IntegrityError for other bytes."""
@@ -99,7 +100,7 @@ class Places:
                     wal = one.wal_of(self.cluster, claimed.system_identifier)
                 else:
                     wal = one.wal_of(self.cluster, system_identifier)
-                places.append(Place(wal, self.cluster, one.store.address))
+                places.append(Place(wal, one, self.cluster))
             if claimed is None:
                 return places
             self._places = places

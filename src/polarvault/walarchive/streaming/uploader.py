@@ -15,6 +15,7 @@ from polarvault.errors import PolarvaultError, RepositoryNotFound, StorageFailed
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.repository.wal.merging import SMALL_BYTES, SMALL_RANGES
+from polarvault.walarchive.streaming.maps import PassingMaps
 from polarvault.walarchive.streaming.places import Places
 from polarvault.walarchive.streaming.slices import HistoryItem, Slice, Spool
 
@@ -35,6 +36,7 @@ class Uploader:
         self._open: Slice | None = None
         self._stopping = False
         self._small = 0
+        self._maps: PassingMaps | None = None
         self.failed: PolarvaultError | None = None
         """What no repetition can mend."""
         self.away: PolarvaultError | None = None
@@ -140,9 +142,14 @@ class Uploader:
             if item.name is not None and self._spool is not None:
                 self._spool.remove(item.name)
             return
-        self._places.put(item.timeline_id, item.first, item.content())
+        content = item.content()
+        self._places.put(item.timeline_id, item.first, content)
         item.remove()
         self._merge(item)
+        places = self._places.opened()
+        if self._maps is None:
+            self._maps = PassingMaps(places[0].wal.segment_bytes)
+        self._maps.feed(item.timeline_id, item.first, content, [place.maps for place in places])
 
     def _merge(self, item: Slice) -> None:
         """Merge small ranges when a segment is over, and now and then within a large one."""
