@@ -13,33 +13,22 @@ from typing import Any
 import pytest
 
 from support.cluster import Cluster
+from support.configured_site import ConfiguredSite
 from support.json_page import checked
 from support.object_servers import BUCKET, ObjectServer
 from support.polar_cluster import PolarCluster
-from support.program import command_line, run_polarvault, start_polarvault
+from support.program import run_polarvault, start_polarvault
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
 
 
-class Site:
-    """A server, a repository of its account, and the configuration that names both."""
+class Site(ConfiguredSite):
+    """A server and a repository into which nothing is archived yet; another one is not there."""
 
     def __init__(self, cluster: Cluster, workspace: Path) -> None:
-        self.cluster, self.workspace = cluster, workspace
-        self.repository, self.configuration = workspace / "repository", workspace / "polarvault.toml"
-        self.run("repo", "init", self.repository)
-        self.configuration.write_text(
-            f'[repository.main]\naddress = "{self.repository}"\n[repository.gone]\naddress = "{workspace}/gone"\n'
-            f'[cluster.shop]\nconnection = "{cluster.conninfo()}"\nrepositories = ["main"]\n'
-            "retention = { keep = 1 }\n"
-        )
-        self.configuration.chmod(0o644)
-
-    def run(self, *words: object, status: int = 0) -> str:
-        done = run_polarvault(*map(str, words), as_server=True, check=False, directory=self.workspace)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout
+        super().__init__(cluster, workspace)
+        self.configure("retention = { keep = 1 }", "[repository.gone]", f'address = "{workspace}/gone"')
 
     def check(self, *words: object, worst: str = "ok") -> dict[str, dict[str, Any]]:
         """Return the findings about the repository, by their names; the worst of them is known beforehand."""
@@ -60,14 +49,6 @@ class Site:
         order = ["ok", "warning", "problem"]
         assert max((one["severity"] for one in found.values()), key=order.index) == worst, found
         return found
-
-    def archive_to(self, command: str) -> None:
-        self.cluster.configure({"archive_mode": "on", "archive_command": command})
-        self.cluster.restart()
-
-    def archive(self) -> None:
-        words = command_line("wal", "push", "%p", "--cluster", "shop", "--repo", self.repository)
-        self.archive_to(" ".join(words))
 
 
 def test_a_segment_that_is_switched_arrives_and_one_that_goes_elsewhere_does_not(
@@ -96,7 +77,7 @@ def test_a_segment_that_is_switched_arrives_and_one_that_goes_elsewhere_does_not
     assert not [path for path in objects if "probe" in path.name or "intents" in path.parts]
     (workspace / "elsewhere").mkdir(mode=0o777)
     (workspace / "elsewhere").chmod(0o777)
-    site.archive_to(f"cp %p {workspace}/elsewhere/%f")
+    site.archive(f"cp %p {workspace}/elsewhere/%f")
     late = site.check("--switch-wal", "--switch-timeout", 1, worst="problem")
     assert late["wal-switch"]["severity"] == "problem"
     assert "has not arrived within 1 s" in late["wal-switch"]["message"]

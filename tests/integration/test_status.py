@@ -11,50 +11,25 @@ from typing import Any
 import pytest
 
 from support.cluster import Cluster
+from support.configured_site import ConfiguredSite
 from support.drills import Drills
 from support.json_page import checked
-from support.program import command_line, run_polarvault
+from support.program import run_polarvault
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
 
 
-class Site:
-    """A server that archives into a repository of its account, and the configuration that names both."""
+class Site(ConfiguredSite):
+    """A server that archives into its repository."""
 
     def __init__(self, cluster: Cluster, workspace: Path) -> None:
-        self.cluster, self.workspace = cluster, workspace
-        self.repository, self.configuration = workspace / "repository", workspace / "polarvault.toml"
-        self.run("repo", "init", self.repository)
-        self.configure()
-        words = " ".join(command_line("wal", "push", "%p", "--cluster", "shop", "--repo", self.repository))
-        cluster.configure({"archive_mode": "on", "archive_command": words})
-        cluster.restart()
-
-    def configure(self, *lines: str) -> None:
-        """Write the configuration, with further lines."""
-        text = f'[repository.main]\naddress = "{self.repository}"\n[cluster.shop]\n'
-        text += f'connection = "{self.cluster.conninfo()}"\nrepositories = ["main"]\n' + "\n".join(lines)
-        self.configuration.write_text(text)
-        self.configuration.chmod(0o644)
-
-    def run(self, *words: object, status: int = 0, timeout_s: float = 120) -> str:
-        done = run_polarvault(*map(str, words), as_server=True, check=False, directory=self.workspace)
-        assert done.returncode == status, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout
+        super().__init__(cluster, workspace)
+        self.archive()
 
     def status(self, *words: object, status: int = 0) -> dict[str, Any]:
         text = self.run("status", *words, "--config", self.configuration, "--json", status=status)
         return checked("status", text, status=status)
-
-    def switch(self) -> None:
-        ((segment,),) = self.cluster.query("SELECT pg_walfile_name(pg_current_wal_lsn())")
-        self.cluster.query("SELECT pg_switch_wal()")
-        wait_until(
-            lambda: self.cluster.query(f"SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver") == [(True,)],
-            "the segment is archived",
-        )
 
 
 @pytest.mark.parametrize("major", [15, 18])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -426,6 +427,14 @@ def test_prometheus_reads_every_line() -> None:
     assert 'polarvault_status{cluster="shop",repository="main"} 0' in lines
     until = (NOW + timedelta(seconds=5)).timestamp()
     assert f'polarvault_restorable_until_timestamp_seconds{{cluster="shop",repository="main"}} {until:.0f}' in lines
+
+
+def test_a_limit_that_is_off_is_nothing_to_compare_with() -> None:
+    status = one_good_and_one_away()
+    off = replace(status.clusters[0], limits=limits(max_backup_age_s=7))
+    lines = [line for line in prometheus_text(Status(status.now, [off])) if "_max_" in line and line[0] != "#"]
+    assert lines == ['polarvault_max_backup_age_seconds{cluster="shop",repository="main"} 7']
+    assert "'shop_main_wal_lag'=1795s;;;0" in nagios_line(Status(status.now, [off]))
 
 
 def test_it_loads_nothing_that_takes_long() -> None:

@@ -115,8 +115,12 @@ def prometheus_text(status: Status) -> Iterator[str]:
 def _values(one: ClusterStatus) -> dict[str, float]:
     found = one.overview
     values: dict[str, float] = {_UP.name: one.error is None, _LEVEL.name: one.level.value}
-    values["polarvault_max_backup_age_seconds"] = one.limits.max_backup_age_s
-    values["polarvault_max_wal_lag_seconds"] = one.limits.max_wal_lag_s
+    limits = {
+        "polarvault_max_backup_age_seconds": one.limits.max_backup_age_s,
+        "polarvault_max_wal_lag_seconds": one.limits.max_wal_lag_s,
+    }
+    # Without a limit there is nothing to compare with, and so no alert.
+    values |= {name: limit_s for name, limit_s in limits.items() if limit_s}
     if found is None:
         return values
     values |= {
