@@ -215,6 +215,22 @@ def test_what_is_newer_and_not_good_is_named_and_the_good_one_counts() -> None:
     assert unreadable in judge("shop", "main", found, Limits(), AFTER)[0].message
 
 
+def test_the_last_backup_is_the_one_that_latest_means_whatever_clocks_said() -> None:
+    repository = new_repository()
+    put_segments(begun(repository), *range(1, 9))
+    for segment in (1, 2, 3):
+        back_up_at(repository, segment, minutes=segment)
+    # By a machine whose clock is an hour behind; and one that was imported later, of an older moment.
+    behind = back_up_at(repository, 5, minutes=-60)
+    back_up_at(repository, 1, minutes=-30)
+    found = seen(repository)
+    assert found.last is not None
+    assert found.last.label == behind == repository.find_label("shop", "latest")
+    assert found.reach is not None
+    assert (found.reach.end, found.newer) == (Lsn(9 * SEGMENT), [])
+    assert found.first == NOW - timedelta(hours=1)
+
+
 def test_drills_are_remembered_and_the_last_five_are_kept() -> None:
     repository = new_repository(encrypted=True)
     wal = begun(repository)

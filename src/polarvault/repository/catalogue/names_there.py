@@ -23,9 +23,10 @@ _WAL_WORDS = 5
 
 @dataclass(slots=True)
 class NamesThere:
-    """Names of one cluster. written: states with the time of the store's clock; sizes are stored bytes."""
+    """Names of one cluster. recorded, states: with the time of the store's clock; sizes are stored bytes."""
 
-    labels: list[str] = field(default_factory=list)
+    recorded: dict[str, datetime] = field(default_factory=dict)
+    """Labels of the backups that have a record."""
     states: dict[StateName, datetime] = field(default_factory=dict)
     generations: list[int] = field(default_factory=list)
     backup_bytes: Counter[str] = field(default_factory=Counter)
@@ -63,7 +64,7 @@ class NamesThere:
             case ["backups" | "packs", label, part] if is_label(label):
                 self.backup_bytes[label] += one.size_bytes
                 if words[0] == "backups" and part == "record":
-                    self.labels.append(label)
+                    self.recorded[label] = one.modified
                 return
             case ["wal", *_]:
                 self.wal_bytes += one.size_bytes
@@ -92,5 +93,4 @@ def names_there(repository: Repository, cluster: str) -> NamesThere:
     found = NamesThere()
     for one in repository.store.list_objects(folder):
         found.add(one.name.removeprefix(f"{folder}/").split("/"), one)
-    found.labels.sort()
     return found

@@ -8,13 +8,22 @@ window is the same as that of `wal_windows`, of the backup that counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer, StorageFailed
+from polarvault.errors import (
+    IntegrityError,
+    ObjectDamaged,
+    ObjectMissing,
+    PolarvaultError,
+    RepositoryNewer,
+    StorageFailed,
+)
 from polarvault.model.lsn import Lsn
 from polarvault.repository.catalogue.drills import Drilled
 from polarvault.repository.catalogue.gaps import AcknowledgedGap, read_gaps
+from polarvault.repository.catalogue.latest import latest_label
 from polarvault.repository.catalogue.names_there import NamesThere, names_there
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.catalogue.states import (
@@ -101,9 +110,9 @@ class _Look:
     def __init__(self, repository: Repository, cluster: str, there: NamesThere, now: datetime) -> None:
         self._repository, self._cluster, self._there, self._now = repository, cluster, there, now
         self._standings = standings(sorted(there.states))
-        self._living = [one for one in there.labels if not self._standing(one).expired]
         self._states = States(repository, cluster)
         self._records: dict[str, BackupRecord | str] = {}
+        self._living = self._in_order()
         self._wal: dict[int, RepositoryWal] = {}
         self._held: dict[tuple[int, int], list[HeldRange]] = {}
         self._problems: list[str] = []
@@ -112,7 +121,7 @@ class _Look:
         last, newer = self._last_good()
         return Overview(
             len(self._living),
-            label_time(self._living[0]) if self._living else None,
+            min(map(label_time, self._living), default=None),
             last,
             newer,
             [one for one in self._living if self._standing(one).is_damaged],
@@ -134,6 +143,24 @@ class _Look:
         return sum(size for label, size in sizes if label_time(label) > self._now - span)
 
     # Backups
+
+    def _in_order(self) -> list[str]:
+        """Return the labels that are not expired, oldest first; the last one is that of `shop@latest`."""
+        living = {one: at for one, at in self._there.recorded.items() if not self._standing(one).expired}
+        labels = sorted(living)
+        if labels:
+            # What cannot be read is named where it is looked at; then the label tells.
+            with suppress(PolarvaultError):
+                last = latest_label(living, self._readable)
+                labels.remove(last)
+                labels.append(last)
+        return labels
+
+    def _readable(self, label: str) -> BackupRecord:
+        record = self._record(label)
+        if isinstance(record, str):
+            raise ObjectDamaged(record)
+        return record
 
     def _last_good(self) -> tuple[BackupRecord | None, list[tuple[str, str]]]:
         newer: list[tuple[str, str]] = []
