@@ -98,6 +98,22 @@ def test_ten_in_a_row_are_right_and_overlays_that_are_merged_are_read_in_stretch
     assert asked.index(max(asked)) == OVERLAYS
 
 
+def test_pieces_of_which_most_has_changed_are_read_in_stretches_too(chain: Chain) -> None:
+    asked = []
+    for number in range(OVERLAYS + 2):
+        # Four pages of every piece, and nearly all of them together.
+        changed = [piece * 32 + (number * 4 + page) % 32 for piece in range(PIECES) for page in range(4)]
+        asked.append(chain.back_up({LARGE: changed}))
+        assert restore(chain.repository, chain.label) == chain.tree
+    reader = chain.repository.open_backup("shop", chain.label)
+    (row,) = [row for row in reader.rows() if row.path == LARGE]
+    pieces = reader.index.table(row.tables[0]).table.pieces
+    # Stored anew as a whole, and once changed since.
+    assert {len(piece.overlays) for piece in pieces} == {1}
+    # Each base once, and each overlay chunk once, for these do not compress; not each overlay for each piece.
+    assert max(asked) < PIECES * 3, asked
+
+
 def test_small_files_that_are_as_before_are_not_read(chain: Chain) -> None:
     assert chain.back_up({}) < 10
     changed = {b"base/5/%d" % number: [number % 2] for number in range(0, SMALL, 3)}

@@ -116,8 +116,8 @@ class ChangedFile:
     def _piece(self, length: int) -> bytes:
         content = bytearray(length)
         if self._parent is not None and len(self._pages) < -(-length // PAGE_BYTES):
-            earlier = self._reader.read(self._parent, self._at, length)
-            content[: len(earlier)] = earlier
+            earlier = self._writer.parent_piece() or self._reader.read(self._parent, self._at, length)
+            content[: min(len(earlier), length)] = earlier[:length]
         for page, replaced in self._pages.items():
             content[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = replaced
         return bytes(content)

@@ -55,12 +55,15 @@ from polarvault.repository.writing.work import (
     SmallSlice,
     TableWork,
     Worker,
+    whole_piece,
 )
 from polarvault.storage.objects.store import ObjectStore
 
 _BUFFER_BYTES = 2 << 20
 # Overlays that are merged lie in as many packs as there are of them, in each in the order of the files.
 _WINDOW_BYTES, _KEPT_BYTES = 256 << 10, 2 << 20
+# Of pieces of which nearly all has changed at some time the base is read as well: an index of a busy table has many.
+_BASE_WINDOW_BYTES = 1 << 20
 # A request for each pack: one after the other they would take as long as the backup.
 _LOCKED_AT_ONCE = 8
 # Of files of a few bytes a buffer would hold a hundred thousand, and what is known of each takes more than they do.
@@ -130,9 +133,9 @@ class BackupWriter:
         settings = settings or WriterSettings()
         threads = settings.threads or os.cpu_count() or 1
         self._index = parent.index if parent is not None else IndexReader(ChunkReader(store, codec, names))
-        self._merged = NearbyReader(
-            ChunkReader(store, codec, names), window_bytes=_WINDOW_BYTES, windows=4 * OVERLAYS, kept_bytes=_KEPT_BYTES
-        )
+        chunks = ChunkReader(store, codec, names)
+        self._bases = NearbyReader(chunks, window_bytes=_BASE_WINDOW_BYTES, windows=2)
+        self._merged = NearbyReader(chunks, window_bytes=_WINDOW_BYTES, windows=4 * OVERLAYS, kept_bytes=_KEPT_BYTES)
         self._packs = PackWriter(store, codec, names, label)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="piece")
         self._free = [bytearray() for _ in range(threads + 1)]
@@ -209,6 +212,24 @@ class BackupWriter:
         self._left -= length
         self._assembly.take_piece(work, slot, outcome, length)
         return True
+
+    def parent_piece(self) -> bytearray | None:
+        """Return the parent's piece at the place where the member is; None: `BackupReader.read` knows better.
+
+        Nothing is taken: its bytes, changed, are to be given.
+        """
+        row, parent, at = self._row, self._parent_row, self._at
+        if row is None or parent is None or parent.bundle is not None or at >= parent.size:
+            return None
+        known = self._table_at(row, at).parent
+        slot = at % TABLE_BYTES // PIECE_BYTES
+        if known is None or slot >= len(known.table.pieces):
+            return None
+        try:
+            length = min(PIECE_BYTES, parent.size - at)
+            return whole_piece(known.table.pieces[slot], length, self._bases.read, self._merged.read)
+        except (IntegrityError, ObjectMissing):
+            return None
 
     def keep_file(self) -> bool:
         """Take all of a small member as the parent has it, without reading it. False: its bytes have to be given."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy
 from blake3 import blake3
 
-from polarvault.errors import IntegrityError, ObjectMissing
+from polarvault.errors import IntegrityError, ObjectDamaged, ObjectMissing
 from polarvault.repository.format.chunks import (
     HASH_BYTES,
     OVERLAYS,
@@ -26,7 +26,7 @@ from polarvault.repository.format.chunks import (
 )
 from polarvault.repository.format.envelope import Encoder
 from polarvault.repository.index.reader import IndexReader
-from polarvault.repository.index.tables import Overlay, Piece, StoredTable, page_runs
+from polarvault.repository.index.tables import ALL_PAGES, Overlay, Piece, StoredTable, newest_pages, page_runs
 from polarvault.repository.sums.definition import PageSums
 
 if TYPE_CHECKING:
@@ -269,6 +269,22 @@ def merge_overlays(overlays: tuple[Overlay, ...], changed: int, everything: int)
     return changed, ()
 
 
+def whole_piece(piece: Piece, length: int, read_base: ReadChunk, read_overlay: ReadChunk) -> bytearray:
+    """Return the bytes of a piece, put together from its base and what lies over it."""
+    pages = -(-length // PAGE_BYTES)
+    left, _ = newest_pages(piece, pages)
+    content = bytearray(length)
+    if left:
+        base = read_base(placed(piece.base))
+        for page, place, count in page_runs(ALL_PAGES, left, 0):
+            end = min(length, (page + count) * PAGE_BYTES)
+            content[page * PAGE_BYTES : end] = _part(base, place * PAGE_BYTES, end - page * PAGE_BYTES)
+    for page, overlaid in _overlaid(piece, ((1 << pages) - 1) & ~left, read_overlay).items():
+        end = min(length, (page + 1) * PAGE_BYTES)
+        content[page * PAGE_BYTES : end] = _part(overlaid, 0, end - page * PAGE_BYTES)
+    return content
+
+
 def _overlaid(piece: Piece, wanted: int, read: ReadChunk) -> dict[int, memoryview]:
     """Return pages of a piece, each of which some overlay has; the newest one counts."""
     found = {}
@@ -278,9 +294,14 @@ def _overlaid(piece: Piece, wanted: int, read: ReadChunk) -> dict[int, memoryvie
         for page, place, count in page_runs(overlay.bitmap, taken, overlay.first):
             raw = read(placed(overlay.chunk))
             for number in range(count):
-                start = (place + number) * PAGE_BYTES
-                found[page + number] = raw[start : start + PAGE_BYTES]
+                found[page + number] = _part(raw, (place + number) * PAGE_BYTES, PAGE_BYTES)
     return found
+
+
+def _part(raw: memoryview, start: int, length: int) -> memoryview:
+    if start + length > len(raw):
+        raise ObjectDamaged(f"a chunk has {len(raw)} bytes, and a piece needs more")
+    return raw[start : start + length]
 
 
 def _changed(sums: NDArray[numpy.uint8], earlier: NDArray[numpy.uint8]) -> int:
