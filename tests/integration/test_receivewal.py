@@ -221,7 +221,7 @@ def test_status_tells_what_the_receiver_does(server18: Cluster, workspace: Path)
 
     never = run_polarvault("receivewal", "-D", archive, "--status", check=False)
     assert never.returncode == 3
-    assert "no receivewal has written to" in never.stderr
+    assert "no receiver has written to" in never.stderr
     with receiver(archive, server18.conninfo(), "-s", "1") as running:
         running.wait_streaming()
         end = write_wal(server18, MB)

@@ -322,6 +322,56 @@ def _receive(*options: str, prepare: Callable[[Worker, Path], None] = _archive) 
     )  # fmt: skip
 
 
+_STREAM = """
+from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
+from polarvault.repository.catalogue.repository import Generation
+from polarvault.storage.objects.local import LocalStore
+from polarvault.storage.objects.write_once import WriteOnce
+from polarvault.walarchive.receive.stop import StopRequest
+from polarvault.walarchive.streaming.places import Places
+from polarvault.walarchive.streaming.slices import Spool
+from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings
+from support.repositories import new_repository
+from support.wal_segments import SYSTEM_IDENTIFIER, segment_content
+LocalStore.make_root(WORK + "/repository")
+repository = new_repository(WriteOnce(LocalStore(WORK + "/repository")))
+MB = 1 << 20
+store = RepositoryStore(
+    Places("shop", lambda: [repository]), Generation(SYSTEM_IDENTIFIER, 180000, False, MB, 1 << 30, True),
+    spool=Spool(WORK + "/made/spool", "shop", 64 * MB), state_path=WORK,
+    settings=StreamSettings(slice_bytes=300_000, synchronous=True), stop=StopRequest(), on_note=print,
+)
+writer = store.open(segment_size_bytes=MB, group_access=False, wake=lambda: None, on_segment=lambda segment: None)
+first = WalSegment(1, 7, MB)
+writer.begin(first.start, 1)
+content = memoryview(segment_content(first))
+for at in range(0, MB, 200_000):
+    writer.write([content[at:at + 200_000]])
+store.add_history(2, b"1\\t0/800000\\tnone\\n")
+writer.begin(first.end, 2)
+writer.write([memoryview(segment_content(WalSegment(2, 8, MB)))[:100_000]])
+writer.sync()
+writer.close()
+store.close()
+"""
+
+# The repository is away: what was acknowledged stays in the spool.
+_SPOOLED = """
+from polarvault.errors import StoreUnreachable
+class away:
+    def opened(self, *_): raise StoreUnreachable("away")
+    put = put_history = merge = history = opened
+    cluster = "shop"
+    def claim(self, _): pass
+""" + _STREAM.replace('Places("shop", lambda: [repository])', "away()")
+# Killed: nothing is put in order at the end.
+_SPOOLED = _SPOOLED.replace("store.close()", "store.uploader.stop()")
+_SPOOLED_HISTORY = """
+from polarvault.walarchive.streaming.slices import Spool
+Spool(WORK + "/spool", "shop", 1 << 20).keep_history(2, b"1\\t0/800000\\tnone\\n")
+"""
+
 _DOCUMENT = """
 from polarvault.storage.files import write_durably
 write_durably(WORK + "/report.json", b"{}")
@@ -454,6 +504,9 @@ def scenarios() -> Mapping[str, Scenario]:
         "pushed WAL": Scenario(
             Rules(renames=True, news=(".polarvault-push.lock",)), script=_PUSHED, prepare=_wal_to_push
         ),
+        "streamed WAL": Scenario(Rules(news=(".incoming",), scratch=(".incoming",)), script=_STREAM),
+        "spooled WAL": Scenario(Rules(news=(".incoming",), scratch=(".incoming",)), script=_SPOOLED),
+        "spooled history": Scenario(Rules(), script=_SPOOLED_HISTORY),
         "document": Scenario(Rules(renames=True), script=_DOCUMENT),
     }
 

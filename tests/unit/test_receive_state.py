@@ -155,7 +155,7 @@ def test_the_lock_of_a_dead_process_does_not_count(tmp_path: Path) -> None:
 
 
 def test_a_status_file_is_read_back_and_the_lock_says_whether_its_writer_lives(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no receivewal has written to"):
+    with pytest.raises(UsageError, match="no receiver has written to"):
         read_status(str(tmp_path))
     lock = DirectoryLock(str(tmp_path))
     write_status(str(tmp_path), {"state": "streaming"}, 0o600)

@@ -15,6 +15,7 @@ from polarvault.cli import signals
 from polarvault.cli.hooks import told_to_hooks
 from polarvault.cli.json_output import current_events, current_output, json_option, progress_option
 from polarvault.cli.messages import say_error
+from polarvault.cli.options.configuration import configured_connection
 from polarvault.cli.options.drop_in import connection_options, connection_settings
 from polarvault.cli.options.repository import repository_options
 from polarvault.errors import PolarvaultError, UsageError
@@ -89,14 +90,14 @@ def command(cluster: str, **options: Any) -> int:
     if output is not None:
         output.add(cluster=cluster, repositories=addresses)
     if options["show_status"]:
-        return _show_status(state_path, output)
+        return _show_status(cluster, state_path, output)
     with told_to_hooks(choice.configuration, cluster, "wal stream", failures_only=True), ExitStack() as stack:
         job = _job(cluster, choice, configured, state_path, stack, options)
         if options["flush_spool"]:
             return _flush(job, output)
         given = {name: options[name] for name in _CONNECTION}
         if given["dbname"] is None:
-            given["dbname"] = _configured_connection(configured)
+            given["dbname"] = configured_connection(configured)
         settings = connection_settings(**given, application_name="polarvault")
         return _stream(
             job, _request(cluster, configured, options), settings, output, choice.configuration,
@@ -200,23 +201,24 @@ def _stream(
 
 
 def _flush(job: StreamJob, output: JsonOutput | None) -> int:
+    from polarvault.report.receivewal import uploaded_json
     from polarvault.walarchive.streaming.run import flush_spool
 
     done = flush_spool(job)
     if output is not None:
-        output.add(uploaded=done)
+        output.add(**uploaded_json(done))
     else:
         click.echo(f"uploaded {done} slices of WAL" if done else "nothing waits in the spool")
     return 0
 
 
-def _show_status(state_path: str, output: JsonOutput | None) -> int:
+def _show_status(cluster: str, state_path: str, output: JsonOutput | None) -> int:
     """Add what the receiver does to the result, or print it; return a status that monitoring plugins understand."""
     from polarvault.report.receivewal import status_json, status_text
     from polarvault.walarchive.judgement import look_at_receiver
 
     try:
-        found = look_at_receiver(state_path, now=time.time())
+        found = look_at_receiver(state_path, now=time.time(), command=f"polarvault wal stream {shlex.quote(cluster)}")
     except PolarvaultError as problem:
         say_error(problem.message, detail=problem.detail, hint=problem.hint)
         if output is not None:
@@ -237,9 +239,3 @@ def _size(option: str, text: str) -> int:
         return size_bytes(text)
     except ValueError as problem:
         raise UsageError(f"{option} {problem}") from None
-
-
-def _configured_connection(configured: ClusterConfiguration) -> str | None:
-    if configured.service is not None:
-        return f"service={configured.service}"
-    return configured.connection

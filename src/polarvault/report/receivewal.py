@@ -114,6 +114,11 @@ def received_json(state: ReceiverState | None) -> dict[str, Any]:
     }
 
 
+def uploaded_json(slices: int) -> dict[str, Any]:
+    """Return what `wal stream --flush-spool` has done."""
+    return {"uploaded": slices}
+
+
 def status_json(status: ReceiverStatus) -> dict[str, Any]:
     """Return what `--status` prints."""
 

@@ -93,14 +93,14 @@ class Surroundings:
     now: float
 
 
-def look_at_receiver(directory: str, *, now: float) -> ReceiverStatus:
+def look_at_receiver(directory: str, *, now: float, command: str | None = None) -> ReceiverStatus:
     """Read and judge the status of a directory's receiver; raise StorageFailed or UsageError if there is none.
 
-    now: seconds since 1970.
+    now: seconds since 1970. command: what starts such a receiver.
     """
     # The lock first: a receiver that begins in between takes the lock before it writes its status.
     locked, lock_pid = lock_owner(directory)
-    found = read_status(directory)
+    found = read_status(directory, command)
     pid = _whole(found, "process_id")
     process = None if pid is None else look_at_process(pid)
     return judge(found, directory, Surroundings(locked, lock_pid, process, present_moment(), now))

@@ -147,7 +147,7 @@ def note_failed_start(directory: str, status: dict[str, Any]) -> None:
             lock.release()
 
 
-def read_status(directory: str) -> dict[str, Any]:
+def read_status(directory: str, command: str | None = None) -> dict[str, Any]:
     """Return what the last receiver wrote; raise StorageFailed or UsageError if there is none."""
     path = os.path.join(directory, STATUS_NAME)
     try:
@@ -157,8 +157,8 @@ def read_status(directory: str) -> dict[str, Any]:
             raise ValueError("no status")
     except FileNotFoundError:
         raise UsageError(
-            f'no receivewal has written to "{directory}" yet',
-            hint=f"start one: polarvault receivewal -D {shlex.quote(directory)} -S SLOT",
+            f'no receiver has written to "{directory}" yet',
+            hint=f"start one: {command or f'polarvault receivewal -D {shlex.quote(directory)} -S SLOT'}",
         ) from None
     except OSError as problem:
         raise storage_failed(problem, "read", path) from problem

@@ -73,7 +73,10 @@ def status_directory(cluster: str, addresses: Sequence[str], environment: Mappin
     One for each cluster and set of repositories, so that two receivers of this machine do not take turns.
     """
     told = hashlib.blake2b("\n".join(sorted(addresses)).encode(), digest_size=4).hexdigest()
-    found = state_directory(environment, "wal-stream", f"{cluster}-{told}", outside=())
+    found = None
+    for _ in range(3):
+        # Whoever makes it at the same moment, `--status` perhaps, leaves the other one without.
+        found = found or state_directory(environment, "wal-stream", f"{cluster}-{told}", outside=())
     if found is None:
         raise StorageFailed(
             "there is no place for the receiver's lock and status",

@@ -254,6 +254,13 @@ class Spool:
         except OSError as problem:
             raise self.failed(problem, "remove", name) from problem
 
+    def settle(self) -> None:
+        """Make durable what was removed: else a next start uploads it once more."""
+        try:
+            self._below.sync_directory()
+        except OSError as problem:
+            raise files.storage_failed(problem, "sync", self.path) from problem
+
     def failed(self, problem: OSError, what: str, name: str) -> Exception:
         """Return the error for what could not be done with a file."""
         return files.storage_failed(problem, what, self._below.path(name))

@@ -220,6 +220,8 @@ class RepositoryStore:
         if self._spool is not None:
             self.uploader.wait(lambda: self.uploader.is_empty() or self.uploader.away is not None, _FLUSH_S)
         self.uploader.stop()
+        if self._spool is not None:
+            self._spool.settle()
 
     @property
     def _most_bytes(self) -> int:
