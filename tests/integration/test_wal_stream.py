@@ -15,6 +15,7 @@ import pytest
 from polarvault.model.lsn import Lsn
 from support.cluster import Cluster
 from support.receiving import KEEP_WAL
+from support.small_disk import small_disk
 from support.streaming import StreamSite
 from support.waiting import wait_until
 
@@ -346,3 +347,97 @@ def test_two_servers_and_two_receivers(make_cluster: Callable[..., Cluster], wor
         assert "two servers" in refused.stderr or "continue" in refused.stderr, refused.stderr
     finally:
         copy.stop()
+
+
+def test_a_full_disk_of_the_spool_suspends_and_goes_on(make_cluster: Callable[..., Cluster], workspace: Path) -> None:
+    cluster = make_cluster(15, wal_segment_mb=1, settings=KEEP_WAL)
+    site = StreamSite(cluster, workspace)
+    spool = workspace / "spool"
+    spool.mkdir()
+    cluster.query("CREATE TABLE big (content text)")
+    with small_disk(spool, "4m"):
+        cluster.account.own(spool)
+        with site.streaming(*SLOT, *QUICK, "--spool", str(spool), "--spool-max", "64MB") as stream:
+            site.wait_durable(position(cluster), stream)
+            site.take_away()
+            cluster.query("INSERT INTO big SELECT string_agg(md5((g * n)::text), '') FROM generate_series(1, 2000) g, "
+                          "generate_series(1, 100) n GROUP BY n")  # fmt: skip
+            end = position(cluster)
+            wait_until(lambda: site.status()["state"] == "disk full", "receiving is suspended")
+            found = site.status()
+            assert Lsn.parse(found["flushed_lsn"]) < Lsn.parse(end)
+            site.bring_back()
+            # What waits is uploaded, and makes room.
+            site.wait_stored(end)
+            assert stream.stop() == 0, stream.said
+        assert not list(spool.rglob("*.slice"))
+    site.compare(cluster, least=3)
+
+
+def test_a_slot_that_has_lost_wal_is_named_and_a_new_one_goes_on_behind_a_backup(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    limits = {"max_wal_size": "2MB", "min_wal_size": "2MB", "max_slot_wal_keep_size": "2MB"}
+    cluster = make_cluster(15, wal_segment_mb=1, settings=limits)
+    site = StreamSite(cluster, workspace)
+    site.back_up()
+    with site.streaming(*SLOT, *QUICK) as stream:
+        site.wait_durable(position(cluster), stream)
+        stream.stop()
+    for _ in range(6):
+        cluster.query(
+            "CREATE TABLE IF NOT EXISTS big AS SELECT 1 AS g; INSERT INTO big SELECT generate_series(1, 30000)"
+        )
+        cluster.query("SELECT pg_switch_wal()")
+        cluster.query("CHECKPOINT")
+    wait_until(lambda: cluster.query("SELECT wal_status FROM pg_replication_slots") == [("lost",)], "the slot is lost")
+    done = site.run("wal", "stream", "shop", *site.options, *site.stream_options, *SLOT, *QUICK, check=False)
+    assert done.returncode == 1
+    assert 'slot "shop_wal" has lost WAL' in done.stderr
+    assert "take a new backup" in done.stderr
+    assert "--drop-slot" in done.stderr
+    cluster.query("SELECT pg_drop_replication_slot('shop_wal')")
+    site.back_up()
+    with site.streaming(*SLOT, *QUICK) as stream:
+        cluster.query("CREATE TABLE story AS SELECT 1 AS n")
+        site.wait_stored(position(cluster))
+        assert stream.stop() == 0, stream.said
+    restored = site.restored("restored", "--target", "latest")
+    try:
+        assert restored.query("SELECT n FROM story") == [(1,)]
+    finally:
+        restored.stop()
+    shown = site.run("wal", "status", "shop", *site.options, check=False)
+    assert shown.returncode == 1
+    assert "GAP" in shown.stdout
+
+
+def test_wal_is_acknowledged_when_both_repositories_have_it(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(18, wal_segment_mb=1, settings=KEEP_WAL)
+    site = StreamSite(cluster, workspace)
+    second = workspace / "second"
+    site.run("repo", "init", second)
+    (workspace / "polarvault.toml").write_text(
+        f'[repository.near]\naddress = "{site.repository}"\n[repository.far]\naddress = "{second}"\n'
+        f'[cluster.shop]\nconnection = "{cluster.conninfo()}"\nrepositories = ["near", "far"]\nslot = "shop_wal"\n'
+    )
+    cluster.account.own(workspace / "polarvault.toml")
+    site.options, site.stream_options = ["--config", str(workspace / "polarvault.toml")], []
+    with site.streaming(*QUICK) as stream:
+        site.wait_durable(position(cluster), stream)
+        (second / ".incoming").chmod(0)
+        cluster.query("CREATE TABLE story AS SELECT generate_series(1, 1000) AS n")
+        end = position(cluster)
+        wait_until(lambda: (site.status()["upload"] or {}).get("message") is not None, "the second one is away")
+        site.wait_stored(end)
+        time.sleep(1.5)
+        ((held,),) = cluster.query("SELECT restart_lsn::text FROM pg_replication_slots")
+        assert Lsn.parse(held) < Lsn.parse(end)
+        (second / ".incoming").chmod(0o700)
+        site.wait_durable(end, stream)
+        assert stream.stop() == 0, stream.said
+    site.compare(cluster, least=0)
+    site.repository = second
+    assert site.ends() >= Lsn.parse(end)

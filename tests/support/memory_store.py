@@ -21,6 +21,7 @@ class MemoryStore:
     """Implements `wal.store.WalStore`. Only what is durable is in `kept`; room_bytes: what fits in."""
 
     gap_hint: ClassVar[str] = "receive into another one"
+    lost_slot_hint: ClassVar[str] = "make it again"
     diverged_hint: ClassVar[str] = "receive into another one"
 
     kept: MemoryWal = field(default_factory=MemoryWal)

@@ -115,6 +115,8 @@ class WalStore(Protocol):
 
     gap_hint: str
     """What to do when the server no longer has the WAL that comes next."""
+    lost_slot_hint: str
+    """What to do, once the slot is dropped, when it has lost that WAL."""
     diverged_hint: str
     """What to do when the server's WAL does not continue what is kept."""
 

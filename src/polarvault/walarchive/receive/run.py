@@ -241,7 +241,8 @@ class _Receiver:
             return problem
         writer = self._writer
         segment = WalSegment.holding(writer.received, writer.timeline_id, writer.segment_size_bytes)
-        return lost_slot_error(slot, writer.received, segment.file_name, str(problem.__cause__ or problem.message))
+        words, hint = str(problem.__cause__ or problem.message), self.store.lost_slot_hint
+        return lost_slot_error(slot, writer.received, segment.file_name, words, hint=hint)
 
     def _is_hopeless(self, problem: PolarvaultError, connection: Connection) -> bool:
         if not self.request.loop or isinstance(problem, SlotLost):

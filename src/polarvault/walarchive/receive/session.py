@@ -292,7 +292,8 @@ class Session:
         # 58P01 is what a server says of a segment that it has removed; since 18 it names the slot that lost it instead.
         lost_slot = problem.sqlstate == _NOT_IN_PREREQUISITE_STATE and "invalidated" in f"{problem} {problem.detail}"
         if slot is not None and lost_slot:
-            return lost_slot_error(slot, position, segment.file_name, problem.message)
+            hint = self._receiver.store.lost_slot_hint
+            return lost_slot_error(slot, position, segment.file_name, problem.message, hint=hint)
         if problem.sqlstate == _UNDEFINED_FILE or lost_slot:
             return WalGap(
                 f"the server no longer has WAL from {position} on (segment {segment.file_name}): {problem.message}",

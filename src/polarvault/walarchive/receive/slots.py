@@ -65,12 +65,10 @@ def _add_next_step(problem: ServerError, name: str) -> None:
         problem.hint = next_step.format(name)
 
 
-def lost_slot_error(slot: str, position: Lsn, segment: str, words: str) -> SlotLost:
-    """Say that the slot has lost WAL that was not received, and how to go on."""
+def lost_slot_error(slot: str, position: Lsn, segment: str, words: str, *, hint: str) -> SlotLost:
+    """Say that the slot has lost WAL that was not received, and how to go on: hint, of the store."""
     return SlotLost(
         f'slot "{slot}" has lost WAL: the server no longer has WAL from {position} on (segment {segment}): {words}',
-        hint=f"drop the slot (polarvault receivewal --drop-slot -S {slot}), make it again (--create-slot "
-        "--reserve-wal), receive into an empty directory, and take a new base backup; keep this directory: with the "
-        "older backups it restores up to the gap. A larger max_slot_wal_keep_size on the server keeps this from "
-        "happening again",
+        hint=f"drop the slot (polarvault receivewal --drop-slot -S {slot}), {hint}. A larger max_slot_wal_keep_size "
+        "on the server keeps this from happening again",
     )

@@ -32,6 +32,10 @@ class DirectoryStore:
         "copy the missing segments from another WAL archive into the directory; or take a new base backup and receive "
         "into an empty directory, with a slot (-S) so that it does not happen again"
     )
+    lost_slot_hint = (
+        "make it again (--create-slot --reserve-wal), receive into an empty directory, and take a new base backup; "
+        "keep this directory: with the older backups it restores up to the gap"
+    )
     diverged_hint = (
         "the server was put back to an older state, or two servers were promoted at one place: connect to the one "
         "whose WAL is here; or receive into another directory and take a new base backup"

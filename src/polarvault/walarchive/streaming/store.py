@@ -70,6 +70,10 @@ class RepositoryStore:
         "WAL; polarvault wal status shows the gap and what the backups before it still reach; with --slot the server "
         "keeps WAL while nobody receives it"
     )
+    lost_slot_hint = (
+        "take a new backup, and start streaming again: the slot is made anew, and streaming goes on behind that "
+        "backup's WAL; the older backups still reach what is before the gap"
+    )
     diverged_hint = (
         "the server was put back to an older state, or two servers were promoted at one place: connect to the one "
         "whose WAL is in the repository; or give this one another cluster name, and take a backup"
