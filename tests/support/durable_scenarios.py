@@ -362,7 +362,7 @@ from polarvault.errors import StoreUnreachable
 class away:
     def opened(self, *_): raise StoreUnreachable("away")
     put = put_history = merge = history = opened
-    cluster = "shop"
+    cluster, is_open = "shop", False
     def claim(self, _): pass
 """ + _STREAM.replace('Places("shop", lambda: [repository])', "away()")
 # Killed: nothing is put in order at the end.

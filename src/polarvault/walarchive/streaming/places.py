@@ -106,6 +106,11 @@ class Places:
             self._places = places
         return self._places
 
+    @property
+    def is_open(self) -> bool:
+        """Tell whether the repositories of the server that was claimed have been opened."""
+        return self._places is not None
+
     def repositories(self) -> Sequence[Repository]:
         """Return the repositories, opened now if they are not."""
         if self._repositories is None:

@@ -155,6 +155,8 @@ class RepositoryStore:
         waiting = self.uploader.histories().get(timeline_id)
         if waiting is not None:
             return waiting
+        if not self._may_ask():
+            return None
         try:
             return self._places.history(timeline_id)
         except StorageFailed:
@@ -238,7 +240,13 @@ class RepositoryStore:
         return self._spool.begin(found.system_identifier, found.wal_segment_bytes, timeline_id, first)
 
     def _read_back(self, segment: WalSegment, first: int, last: int) -> bytes:
+        if not self._may_ask():
+            return b""
         return self._places.opened()[0].wal.read(segment.timeline_id, first, last - first)
+
+    def _may_ask(self) -> bool:
+        """Tell whether a repository would answer soon: with a spool, receiving must not wait for one that is away."""
+        return self._spool is None or (self._places.is_open and self.uploader.away is None and self.uploader.is_empty())
 
 
 def _end_of(place: Place, counts: Callable[[WalSegment], bool], held_from: Lsn | None) -> StartPoint | None:
