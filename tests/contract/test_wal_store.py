@@ -29,7 +29,7 @@ from polarvault.walarchive.receive.state import ReceiverState
 from polarvault.walarchive.receive.stop import StopRequest
 from polarvault.walarchive.store.directory import DirectoryStore
 from polarvault.walarchive.streaming.places import Places
-from polarvault.walarchive.streaming.slices import Spool
+from polarvault.walarchive.streaming.spool import Spool
 from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings
 from polarvault.walarchive.streaming.uploader import Uploader
 from polarvault.walfiles.choice import find

@@ -330,7 +330,7 @@ from polarvault.storage.objects.local import LocalStore
 from polarvault.storage.objects.write_once import WriteOnce
 from polarvault.walarchive.receive.stop import StopRequest
 from polarvault.walarchive.streaming.places import Places
-from polarvault.walarchive.streaming.slices import Spool
+from polarvault.walarchive.streaming.spool import Spool
 from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings
 from support.repositories import new_repository
 from support.wal_segments import SYSTEM_IDENTIFIER, segment_content
@@ -368,7 +368,7 @@ class away:
 # Killed: nothing is put in order at the end.
 _SPOOLED = _SPOOLED.replace("store.close()", "store.uploader.stop()")
 _SPOOLED_HISTORY = """
-from polarvault.walarchive.streaming.slices import Spool
+from polarvault.walarchive.streaming.spool import Spool
 Spool(WORK + "/spool", "shop", 1 << 20).keep_history(2, b"1\\t0/800000\\tnone\\n")
 """
 

@@ -118,7 +118,7 @@ def _job(
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.walarchive.streaming.places import open_by
     from polarvault.walarchive.streaming.run import StreamJob
-    from polarvault.walarchive.streaming.slices import Spool
+    from polarvault.walarchive.streaming.spool import Spool
     from polarvault.walarchive.streaming.store import StreamSettings
 
     spool = options["spool"] if options["spool"] is not None else configured.spool

@@ -72,6 +72,11 @@ def _lies_in(path: str, directory: str) -> bool:
     return real == outer or real.startswith(outer.rstrip("/") + "/")
 
 
+def others_may_change(directory: os.stat_result) -> bool:
+    """Tell whether another account owns a directory, or may write into it."""
+    return directory.st_uid != os.geteuid() or bool(directory.st_mode & 0o022)
+
+
 def _is_ours(path: str) -> bool:
     found = os.lstat(path)
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    return stat.S_ISDIR(found.st_mode) and not others_may_change(found)

@@ -45,9 +45,10 @@ class ReceiverStatus:
     """What is known of a receiver. Times are seconds since 1970; None is what is not known.
 
     state: streaming, silent (connected, but the server says nothing), suspended (stopped by a signal), hung (the
-    process lives, its status is old), connecting, disconnected, disk full, stopped. since: when streaming began or
-    ended. lag_bytes: WAL that the server has and that is not durable here. lag_s: how old the oldest of it may be,
-    lag_since: from when it is; while the server is not heard they grow, because nobody knows what it has written.
+    process lives, its status is old), connecting, disconnected, disk full, no room (nothing more may wait), stopped.
+    since: when streaming began or ended. lag_bytes: WAL that the server has and that is not durable here. lag_s: how
+    old the oldest of it may be, lag_since: from when it is; while the server is not heard they grow, because nobody
+    knows what it has written.
     """
 
     directory: str
@@ -266,6 +267,11 @@ def _finding_of_state(
             return _problem(
                 status, "disk", "receiving is suspended until there is space for a segment" + error,
                 f'make space on the disk of "{status.directory}"; receiving goes on by itself',
+            )  # fmt: skip
+        case "no room":
+            return _problem(
+                status, "room", "receiving is suspended: no more may wait for the repository than waits now" + error,
+                "bring the repository back, or give the spool more; receiving goes on by itself",
             )  # fmt: skip
     waited_s = around.now - (status.since if status.since is not None else around.now)
     return _problem(

@@ -121,6 +121,8 @@ class _Receiver:
                         raise named from failure
                     if self._writer is not None and self._writer.received > before:
                         pause_s = _FIRST_PAUSE_S
+                    # Before any wait: a server that shuts down waits for whoever is still connected.
+                    connection.close()
                     self._wait_after(named, pause_s)
                 finally:
                     connection.close()
@@ -261,6 +263,9 @@ class _Receiver:
         if isinstance(problem, DiskFull):
             self._wait_for_space()
             return
+        if self._writer is not None and not self._writer.has_room:
+            self._wait_for_room(self._writer)
+            return
         self._make_durable()
         self.reporter.note(f"disconnected; trying again in {pause_s:g} s")
         self._show(force=True)
@@ -275,6 +280,16 @@ class _Receiver:
             self._writer.sync()
             self._writer.wait(SHOW_EVERY_S)
             self.state.flushed_up_to(self._writer.flushed, time.time())
+
+    def _wait_for_room(self, writer: WalWriter) -> None:
+        """Stay away from the server as long as nothing could be taken from it: it can be stopped meanwhile."""
+        self.state.enter("no room", time.time())
+        self.reporter.note("receiving is suspended until some of what waits is safe; the slot holds the WAL meanwhile, "
+                           "if there is one (-S)")  # fmt: skip
+        while not self.stop.requested and not writer.has_room:
+            self.state.flushed_up_to(writer.flushed, time.time())
+            self._show(force=True)
+            self.stop.wait(SHOW_EVERY_S)
 
     def _wait_for_space(self) -> None:
         """Leave the open segment as it is, and come back to it when there is room for a whole one."""

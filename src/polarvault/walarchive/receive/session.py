@@ -22,6 +22,7 @@ from polarvault.server.wal_connection import TimelineEnds, WalConnection, fetch_
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.store import StartPoint, WalStore, WalWriter
 from polarvault.walarchive.receive.continuity import Continuity
+from polarvault.walarchive.receive.patience import Patience
 from polarvault.walarchive.receive.request import ReceiveRequest
 from polarvault.walarchive.receive.slots import lost_slot_error
 from polarvault.walarchive.receive.state import ReceiverState
@@ -92,6 +93,7 @@ class Session:
         self._status_sent = self._synced = self._heard_at = time.monotonic()
         self._heard = False
         self._asked_at: float | None = None
+        self._patience = Patience()
         self._next_duty = 0.0
         self._acknowledged = Lsn(0)
         # How often the timeline was switched without any WAL in between, and where last.
@@ -141,9 +143,12 @@ class Session:
         while not stop.requested and (request.end_lsn is None or writer.received < request.end_lsn):
             if not writer.has_room:
                 # The disk is behind. The server hears from us all the same.
-                writer.wait(SHOW_EVERY_S)
+                if writer.wait(SHOW_EVERY_S) and not writer.has_room:
+                    # All of it is durable, and there is no room for more; there may be when the store wakes us.
+                    stop.wait(SHOW_EVERY_S)
                 self._acknowledge(writer.flushed)
                 self._housekeeping()
+                self._patience.full(time.monotonic())
                 continue
             found = self._source.receive(self._next_duty - time.monotonic(), eager=request.synchronous)
             if isinstance(found, TimelineEnds):
@@ -152,13 +157,15 @@ class Session:
                 if self._continuity is not None:
                     self._check_continuity(found)
                 writer.write(found.views)
+                self._patience.took()
             if found.server_end:
                 self._heard = True
                 self._receiver.state.server_said(found.server_end, time.time())
             if found.reply_now:
                 # A server that shuts down asks until all of its WAL is flushed here, and does not end before.
                 writer.sync()
-                writer.wait(SHOW_EVERY_S)
+                is_durable = writer.wait(SHOW_EVERY_S)
+                self._patience.asked(time.monotonic(), is_durable=is_durable or not request.reports_flush)
             if found.reply_now or (request.synchronous and found.size):
                 self._acknowledge(writer.flushed)
             if stop.woken or time.monotonic() >= self._next_duty:

@@ -32,16 +32,12 @@ class Place:
         segment = WalSegment.holding(first, timeline_id, self.wal.segment_bytes)
         if segment not in self._known:
             self._known = {segment: self.wal.segment_ranges(segment)}
-        at, last = int(first), int(first) + len(content)
-        for one in self._known[segment]:
-            if one.last <= at or one.first >= last:
-                continue
-            self._compare(one, max(at, one.first), min(one.last, last), content, first)
-            if one.first > at:
-                self._write(timeline_id, at, content[at - first : one.first - first])
-            at = max(at, int(one.last))
-        if at < last:
-            self._write(timeline_id, at, content[at - first :])
+        try:
+            self._put(segment, first, content)
+        except BaseException:
+            # Others merge and expire ranges: the next try looks again.
+            self._known = {}
+            raise
 
     def merge(self, segment: WalSegment, *, is_whole: bool) -> int:
         """Merge small ranges of a segment, where it is time; return how many were written."""
@@ -52,6 +48,18 @@ class Place:
         put_history(
             self.wal, timeline_id, content, origin="the server's history", place=f"{self.address} of {self._cluster}"
         )
+
+    def _put(self, segment: WalSegment, first: Lsn, content: bytes) -> None:
+        at, last = int(first), int(first) + len(content)
+        for one in self._known[segment]:
+            if one.last <= at or one.first >= last:
+                continue
+            self._compare(one, max(at, one.first), min(one.last, last), content, first)
+            if one.first > at:
+                self._write(segment.timeline_id, at, content[at - first : one.first - first])
+            at = max(at, int(one.last))
+        if at < last:
+            self._write(segment.timeline_id, at, content[at - first :])
 
     def _write(self, timeline_id: int, first: int, content: bytes) -> None:
         self.wal.put_range(timeline_id, first, content)

@@ -20,7 +20,7 @@ from polarvault.walarchive.receive.run import receive_wal
 from polarvault.walarchive.receive.session import ReceiveReporter
 from polarvault.walarchive.receive.stop import StopRequest
 from polarvault.walarchive.streaming.places import OpenRepositories, Places
-from polarvault.walarchive.streaming.slices import Spool
+from polarvault.walarchive.streaming.spool import Spool
 from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings, upload_leftovers
 
 
@@ -64,7 +64,11 @@ def flush_spool(job: StreamJob) -> int:
     """Upload what waits in the spool, without a server; return how many slices that were."""
     if job.make_spool is None:
         raise ValueError("there is no spool")
-    return upload_leftovers(Places(job.cluster, job.open_repositories), job.make_spool())
+    spool = job.make_spool()
+    try:
+        return upload_leftovers(Places(job.cluster, job.open_repositories), spool)
+    finally:
+        spool.close()
 
 
 def status_directory(cluster: str, addresses: Sequence[str], environment: Mapping[str, str]) -> str:

@@ -22,7 +22,8 @@ from polarvault.walarchive.receive.stop import StopRequest
 from polarvault.walarchive.store.space import has_space, space_warning
 from polarvault.walarchive.store.status_file import DirectoryLock, note_failed_start
 from polarvault.walarchive.streaming.places import Place, Places
-from polarvault.walarchive.streaming.slices import HistoryItem, MemorySlice, Slice, Spool
+from polarvault.walarchive.streaming.slices import HistoryItem, MemorySlice, Slice
+from polarvault.walarchive.streaming.spool import SliceHead, Spool
 from polarvault.walarchive.streaming.uploader import Uploader
 from polarvault.walarchive.streaming.writer import StreamWriter
 
@@ -102,6 +103,8 @@ class RepositoryStore:
                     f"server is cluster {generation.system_identifier}",
                     hint=f"upload it first: polarvault wal stream {places.cluster} --flush-spool",
                 )
+            if head is not None:
+                _check_segments(head, generation.wal_segment_bytes, spool)
         self.uploader = Uploader(places, spool, on_change=lambda: self._wake())
         for _, item in waiting:
             self.uploader.take(item)
@@ -225,9 +228,11 @@ class RepositoryStore:
         """Give what waits in the spool a moment, and end."""
         if self._spool is not None:
             self.uploader.wait(lambda: self.uploader.is_empty() or self.uploader.away is not None, _FLUSH_S)
-        self.uploader.stop()
+        has_ended = self.uploader.stop()
         if self._spool is not None:
             self._spool.settle()
+            if has_ended:
+                self._spool.close()
 
     @property
     def _most_bytes(self) -> int:
@@ -289,7 +294,17 @@ def upload_leftovers(places: Places, spool: Spool) -> int:
             continue
         assert head is not None
         for place in places.opened(head.system_identifier):
+            _check_segments(head, place.wal.segment_bytes, spool)
             place.put(item.timeline_id, item.first, item.content())
         item.remove()
         done += 1
     return done
+
+
+def _check_segments(head: SliceHead, segment_bytes: int, spool: Spool | None) -> None:
+    if head.segment_bytes != segment_bytes:
+        raise UsageError(
+            f'the spool "{spool.path if spool else ""}" holds WAL from {head.first} on of a cluster with segments of '
+            f"{head.segment_bytes} bytes, and those of this one have {segment_bytes}",
+            hint="see whose it is, and move it out of the spool",
+        )

@@ -6,6 +6,7 @@ What is wrong with the content ends it: then `failed` says what.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -17,7 +18,8 @@ from polarvault.model.segment import WalSegment
 from polarvault.repository.wal.merging import SMALL_BYTES, SMALL_RANGES
 from polarvault.walarchive.streaming.maps import PassingMaps
 from polarvault.walarchive.streaming.places import Places
-from polarvault.walarchive.streaming.slices import HistoryItem, Slice, Spool
+from polarvault.walarchive.streaming.slices import HistoryItem, Slice
+from polarvault.walarchive.streaming.spool import Spool
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
@@ -47,6 +49,9 @@ class Uploader:
 
     def take(self, item: Slice | HistoryItem) -> None:
         """Take what is complete; of a slice nothing may be appended any more."""
+        if not isinstance(item, HistoryItem):
+            # Thousands may wait.
+            item.close()
         with self._condition:
             if item is self._open:
                 self._open = None
@@ -96,12 +101,13 @@ class Uploader:
         with self._condition:
             return not self._items
 
-    def stop(self) -> None:
-        """Begin no other upload; one that is under way may go on until the process ends."""
+    def stop(self) -> bool:
+        """Begin no other upload; return whether none is under way, which would go on until the process ends."""
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
         self._thread.join(1.0)
+        return not self._thread.is_alive()
 
     # The thread
 
@@ -158,11 +164,10 @@ class Uploader:
             segment = WalSegment.holding(item.first, item.timeline_id, place.wal.segment_bytes)
             is_whole = item.last == segment.end
             if self._small > 1 and (is_whole or self._small >= SMALL_RANGES):
-                # What fails here is done by the next one, or by expire: the WAL itself is safe.
-                try:
+                # What fails here, for a damaged range of others perhaps, is done by the next one, or said by expire and
+                # repo check: the WAL itself is safe, and must not wait for it.
+                with contextlib.suppress(PolarvaultError):
                     place.merge(segment, is_whole=is_whole)
-                except StorageFailed:
-                    continue
         if is_whole or self._small >= SMALL_RANGES:
             self._small = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -154,9 +155,9 @@ class StreamWriter:
     def abandon(self) -> None:
         """End after a failure: what was received whole goes on its way."""
         self._closed = True
-        found, self._slice = self._slice, None
-        if found is not None:
-            self._uploader.take(found)
+        # On a disk that is full this may go well all the same; what could not be synced is not acknowledged.
+        with contextlib.suppress(StorageFailed):
+            self._hand_over()
 
     # Parts
 

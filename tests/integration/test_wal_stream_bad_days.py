@@ -1,0 +1,94 @@
+"""`wal stream` on the worst day: started twice, everything full, and the server has to be stopped all the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.cluster import Cluster
+from support.receiving import KEEP_WAL
+from support.streaming import StreamSite
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.postgres
+SLOT = ["--slot", "shop_wal"]
+QUICK = ["--slice-interval", "0.3", "-s", "1"]
+
+
+def position(cluster: Cluster) -> str:
+    ((lsn,),) = cluster.query("SELECT pg_current_wal_flush_lsn()::text")
+    return str(lsn)
+
+
+def processor_seconds(group: int) -> float:
+    """Return what the processes of a group have used."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # It has ended.
+        if int(fields[2]) == group:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_second_start_takes_nothing_out_of_a_spool_that_is_in_use(
+    make_cluster: Callable[..., Cluster], workspace: Path
+) -> None:
+    cluster = make_cluster(15, wal_segment_mb=1, settings=KEEP_WAL)
+    site = StreamSite(cluster, workspace)
+    spooled = ["--spool", str(workspace / "spool"), "--spool-max", "64MB"]
+    with site.streaming(*SLOT, *QUICK, *spooled) as stream:
+        site.wait_durable(position(cluster), stream)
+        site.take_away()
+        cluster.query("CREATE TABLE big AS SELECT g, md5(g::text) FROM generate_series(1, 20000) g")
+        site.wait_durable(position(cluster), stream)
+        waiting = sorted((workspace / "spool").rglob("*.slice"))
+        assert waiting
+        other = workspace / "other"
+        site.run("repo", "init", other)
+        for words in (
+            [*site.options, *site.stream_options, *SLOT],
+            [*site.options, "--flush-spool"],
+            # Into another repository it is another receiver, with a lock of its own.
+            ["--repo", other, *site.stream_options, "--slot", "other"],
+        ):
+            done = site.run("wal", "stream", "shop", *words, *spooled, check=False)
+            assert (done.returncode, "another program uses the spool" in done.stderr) == (2, True), done.stderr
+        assert set(waiting) <= set((workspace / "spool").rglob("*.slice"))
+        site.bring_back()
+        site.wait_stored(position(cluster))
+        assert stream.stop() == 0, stream.said
+    site.compare(cluster, least=1)
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_a_server_can_be_stopped_while_the_repository_is_away(
+    make_cluster: Callable[..., Cluster], workspace: Path, spooled: bool
+) -> None:
+    cluster = make_cluster(15, wal_segment_mb=1, settings=KEEP_WAL)
+    site = StreamSite(cluster, workspace)
+    spool = ["--spool", str(workspace / "spool"), "--spool-max", "1MB"] if spooled else []
+    with site.streaming(*SLOT, *QUICK, *spool) as stream:
+        site.wait_durable(position(cluster), stream)
+        site.wait_stored(position(cluster))
+        site.take_away()
+        cluster.query("CREATE TABLE big AS SELECT g, md5(g::text) FROM generate_series(1, 100000) g")
+        end = position(cluster)
+        wait_until(lambda: site.status()["upload"]["waiting_bytes"] >= 1 << 20, "something waits")
+        before = processor_seconds(stream.running.pid)
+        # The server waits until all of its WAL is confirmed, and gives no receiver that answers a time limit.
+        cluster.stop()
+        # It waited for half a minute, and did not spin: that would have taken all of it.
+        assert processor_seconds(stream.running.pid) - before < 15
+        states = ("no room",) if spooled else ("connecting", "disconnected")
+        wait_until(lambda: site.status()["state"] in states, "it has left the server")
+        cluster.start()
+        site.bring_back()
+        site.wait_stored(end)
+        assert stream.stop() == 0, stream.said
+    site.compare(cluster, least=6)
