@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.cluster import Cluster
+from support.object_servers import BUCKET, SEAWEEDFS_MISSING, seaweedfs_program, shared_seaweedfs
 from support.receiving import KEEP_WAL
 from support.streaming import StreamSite
 from support.waiting import wait_until
@@ -92,3 +94,35 @@ def test_a_server_can_be_stopped_while_the_repository_is_away(
         site.wait_stored(end)
         assert stream.stop() == 0, stream.said
     site.compare(cluster, least=6)
+
+
+@pytest.mark.skipif(seaweedfs_program() is None, reason=SEAWEEDFS_MISSING)
+def test_a_receiver_can_be_stopped_while_the_object_store_hangs(
+    make_cluster: Callable[..., Cluster], workspace: Path, tmp_path: Path
+) -> None:
+    cluster = make_cluster(15, wal_segment_mb=1, settings=KEEP_WAL)
+    # Its own: no other test may hang with it.
+    with shared_seaweedfs(tmp_path / "seaweedfs") as server:
+        settings = server.settings
+        keys = {"AWS_ACCESS_KEY_ID": settings.access_key or "", "AWS_SECRET_ACCESS_KEY": settings.secret_key or ""}
+        site = StreamSite(
+            cluster, workspace, address=f"s3://{BUCKET}/hangs", environment={
+                "AWS_ENDPOINT_URL": settings.endpoint or "", **keys,
+            },
+        )  # fmt: skip
+        store = int((tmp_path / "seaweedfs/pid").read_text())
+        with site.streaming(*SLOT, *QUICK) as stream:
+            site.wait_durable(position(cluster), stream)
+            cluster.query("SELECT pg_switch_wal()")
+            os.killpg(store, signal.SIGSTOP)
+            try:
+                cluster.query("CREATE TABLE big AS SELECT g, md5(g::text) FROM generate_series(1, 20000) g")
+                wait_until(lambda: site.status()["upload"]["waiting_bytes"] > 0, "something waits")
+                # A request is given up after minutes, the test after one.
+                assert stream.stop() == 0, stream.said
+                with site.streaming(*SLOT, *QUICK, "-v") as again:
+                    wait_until(lambda: cluster.query("SELECT count(*) FROM pg_stat_replication") == [(1,)],
+                               "it is connected, and asks the repository where to go on")  # fmt: skip
+                    assert again.stop() == 0, again.said
+            finally:
+                os.killpg(store, signal.SIGCONT)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from polarvault.model.segment import WalSegment
 from polarvault.repository.catalogue.opening import make_repository
 from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.walarchive.receive.stop import StopRequest
+from polarvault.walarchive.store.status_file import read_status
 from polarvault.walarchive.streaming.places import Place, Places
 from polarvault.walarchive.streaming.spool import Spool
 from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings, upload_leftovers
@@ -159,3 +161,36 @@ def test_a_spool_of_a_cluster_with_other_segments_is_refused(
     with pytest.raises(UsageError, match="segments of 16777216 bytes"):
         upload_leftovers(Places("shop", lambda: [repository]), spool)
     assert len(spool.waiting()) == 1
+
+
+def test_a_request_that_hangs_is_told_of_before_it_fails(tmp_path: Path, repository: Repository, spool: Spool) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def hangs() -> bool:
+        asked.set()
+        return answer.wait(60)
+
+    store = stored(tmp_path, repository, spool, is_there=hangs)
+    writer = opened(store)
+    writer.write([memoryview(CONTENT)[:1000]])
+    writer.sync()
+    assert asked.wait(60)
+    assert told(tmp_path, store)["away_since"] is None
+    assert store.uploader.begun is not None
+    store.uploader.begun -= 100
+    found = told(tmp_path, store)
+    assert (found["away_since"], found["message"]) == (store.uploader.begun, "a request has not been answered yet")
+    answer.set()
+    assert store.uploader.wait(store.uploader.is_empty, 60)
+    assert told(tmp_path, store)["away_since"] is None
+    store.close()
+
+
+def told(tmp_path: Path, store: RepositoryStore) -> dict[str, Any]:
+    lock = store.lock()
+    try:
+        lock.tell({"state": "streaming"})
+        found: dict[str, Any] = read_status(str(tmp_path / "state"))["upload"]
+    finally:
+        lock.release()
+    return found

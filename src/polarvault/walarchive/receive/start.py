@@ -56,7 +56,7 @@ class StartPoints:
         for ancestor in (entry.timeline_id for entry in history.entries if entry.timeline_id > 1):
             if self._stop.requested:
                 raise KeyboardInterrupt
-            if self._store.history(ancestor) is None:
+            if self._kept(ancestor) is None:
                 try:
                     fetched[ancestor] = self._fetch(source, ancestor)
                 except ServerError as problem:
@@ -80,7 +80,11 @@ class StartPoints:
         if not writer.can_go_on(wanted.timeline_id):
             cluster = Cluster(identity.system_identifier, identity.segment_size_bytes)
             held = self._slot_position(source, identity) if writer.begins_anywhere else None
-            resumed = self._store.resume_point(cluster, self._reporter.warning, held_from=held.lsn if held else None)
+            # Of a store that hangs this takes minutes.
+            with self._stop.interruptible():
+                resumed = self._store.resume_point(
+                    cluster, self._reporter.warning, held_from=held.lsn if held else None
+                )
             wanted = (
                 resumed
                 or held
@@ -127,16 +131,21 @@ class StartPoints:
     def _after_fork(self, fork: StartPoint, identity: ServerIdentity, history: TimelineHistory) -> StartPoint:
         """Return where an earlier run, which has passed the fork as well, left off on the server's history."""
         cluster = Cluster(identity.system_identifier, identity.segment_size_bytes)
-        kept = self._store.resume_point(
-            cluster, self._reporter.warning, counts=lambda segment: continues(fork, history, segment)
-        )
+        with self._stop.interruptible():
+            kept = self._store.resume_point(
+                cluster, self._reporter.warning, counts=lambda segment: continues(fork, history, segment)
+            )
         if kept is None:
             return fork
         return on_servers_history(kept, history, self._kept_history(kept.timeline_id), identity.segment_size_bytes)
 
     def _kept_history(self, timeline_id: int) -> TimelineHistory | None:
-        content = self._store.history(timeline_id)
+        content = self._kept(timeline_id)
         return None if content is None else TimelineHistory.parse(content, timeline_id)
+
+    def _kept(self, timeline_id: int) -> bytes | None:
+        with self._stop.interruptible():
+            return self._store.history(timeline_id)
 
     def _slot_position(self, source: WalConnection, identity: ServerIdentity) -> StartPoint | None:
         """Return where the slot holds WAL back from, so that an empty directory begins without a gap."""

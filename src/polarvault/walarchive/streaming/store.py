@@ -8,6 +8,7 @@ well, so it goes on at the first gap behind what the slot holds.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from polarvault.walarchive.streaming.writer import StreamWriter
 # Without a spool so much waits in memory at most: enough to go on receiving while a slice is uploaded.
 _MEMORY_BYTES = 64 << 20
 _FLUSH_S = 2.0
+# A slice that is uploaded for so long is told of. So long takes one of 32 MB at half a megabyte a second.
+_SLOW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +117,17 @@ class RepositoryStore:
         return StreamLock(DirectoryLock(self._state_path), self._upload_state)
 
     def _upload_state(self) -> dict[str, Any]:
-        away = self.uploader.away
+        away, since = self.uploader.away, self.uploader.away_since
+        message = None if away is None else away.message
+        begun = self.uploader.begun
+        if since is None and begun is not None and time.time() - begun >= _SLOW_S:
+            # It is not away before a request has failed, which may take minutes of one that hangs.
+            since, message = begun, "a request has not been answered yet"
         return {
             "waiting_bytes": self.uploader.waiting_bytes,
             "most_bytes": self._most_bytes,
-            "away_since": self.uploader.away_since,
-            "message": None if away is None else away.message,
+            "away_since": since,
+            "message": message,
         }
 
     def note_failed_start(self, status: dict[str, Any]) -> None:

@@ -44,6 +44,8 @@ class Uploader:
         self.away: PolarvaultError | None = None
         """Why the last attempt failed; None when it went well."""
         self.away_since: float | None = None
+        self.begun: float | None = None
+        """Since when the upload under way is tried, in seconds since 1970; None while there is nothing to do."""
         self._thread = threading.Thread(target=self._run, name="wal upload", daemon=True)
         self._thread.start()
 
@@ -120,6 +122,7 @@ class Uploader:
                 if self._stopping:
                     return
                 item = self._items[0]
+                self.begun = self.begun or time.time()
             try:
                 self._upload(item)
             except (StorageFailed, RepositoryNotFound) as problem:
@@ -137,7 +140,7 @@ class Uploader:
                 self.failed = PolarvaultError(f"uploading WAL failed: {type(problem).__name__}: {problem}")
                 self._changed()
                 raise
-            pause_s, self.away, self.away_since = _FIRST_PAUSE_S, None, None
+            pause_s, self.away, self.away_since, self.begun = _FIRST_PAUSE_S, None, None, None
             with self._condition:
                 self._items.popleft()
             self._changed()

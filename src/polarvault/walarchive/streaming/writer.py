@@ -83,7 +83,7 @@ class StreamWriter:
         """Start over; it may be within a segment."""
         self._hand_over()
         # Else what may be acknowledged would seem to go back.
-        self._uploader.wait(lambda: self._uploader.first_not_durable() is None, _SWITCH_S)
+        self._uploader.wait(lambda: self._stop.requested or self._is_durable(), _SWITCH_S)
         self.received, self.timeline_id, self._ended = lsn, timeline_id, False
 
     def write(self, views: list[memoryview]) -> None:
@@ -143,7 +143,8 @@ class StreamWriter:
             return
         self._closed = True
         self._hand_over()
-        self._uploader.wait(self._is_durable, _GRACE_S)
+        # A few seconds at the end, not twice.
+        self._uploader.wait(self._is_durable, _GRACE_S if self._gives_up_at is None else 0.0)
         self._raise_failure()
         first = self._uploader.first_not_durable()
         if first is not None:
