@@ -96,6 +96,30 @@ def test_a_server_can_be_stopped_while_the_repository_is_away(
     site.compare(cluster, least=6)
 
 
+@pytest.mark.parametrize("major", [13, 15, 18])
+def test_a_standby_that_has_more_than_the_repository_is_promoted_with_all_of_it(
+    make_cluster: Callable[..., Cluster], workspace: Path, major: int
+) -> None:
+    primary = make_cluster(major, settings=KEEP_WAL)
+    site = StreamSite(primary, workspace)
+    site.back_up()
+    standby = site.restored("standby", "--as", "standby", "--primary-conninfo", primary.conninfo())
+    try:
+        with site.streaming(*SLOT, *QUICK) as stream:
+            primary.query("CREATE TABLE story AS SELECT generate_series(1, 1000) AS n")
+            site.wait_durable(position(primary), stream)
+            # From here on the standby alone has it, as of the last seconds before any failover.
+            stream.kill()
+            primary.query("INSERT INTO story SELECT generate_series(1001, 5000)")
+            wait_until(lambda: standby.query("SELECT count(*) FROM story") == [(5000,)], "the standby has it")
+            primary.stop("immediate")
+            standby.query("SELECT pg_promote()")
+            wait_until(lambda: standby.query("SELECT pg_is_in_recovery()") == [(False,)], "it is promoted")
+            assert standby.query("SELECT count(*) FROM story") == [(5000,)]
+    finally:
+        standby.stop("immediate")
+
+
 @pytest.mark.skipif(seaweedfs_program() is None, reason=SEAWEEDFS_MISSING)
 def test_a_receiver_can_be_stopped_while_the_object_store_hangs(
     make_cluster: Callable[..., Cluster], workspace: Path, tmp_path: Path

@@ -384,6 +384,32 @@ def test_the_help_shows_every_option_that_is_understood() -> None:
     assert all(option in text for option in wal_fetch.OPTIONS)
 
 
+@pytest.mark.parametrize("form", [".partial", ".gz.partial"])
+def test_a_server_that_has_more_of_a_segment_is_not_given_a_shorter_one(wal: Path, tmp_path: Path, form: str) -> None:
+    """It would put it in the place of its own, and lose what it had streamed."""
+    pg_wal = tmp_path / "pg_wal"
+    pg_wal.mkdir()
+    target, own = pg_wal / "RECOVERYXLOG", pg_wal / NAME
+    part = CONTENT[: 3 * PAGE_BYTES + 100]
+    (wal / (NAME + form)).write_bytes(gzip.compress(part) if "gz" in form else part)
+    for there in (part, CONTENT[: 3 * PAGE_BYTES + 101], CONTENT[: 9 * PAGE_BYTES], CONTENT):
+        own.write_bytes(there.ljust(MB, b"\0"))
+        assert not fetcher(wal).fetch(NAME, str(target))
+        assert not target.exists()
+    # One that has less is; so is one whose file has the name, and is another segment's, or another cluster's.
+    older = segment_content(WalSegment(2, 1, MB))
+    foreign = CONTENT.replace(SYSTEM_IDENTIFIER.to_bytes(8, "little"), (7).to_bytes(8, "little"), 1)
+    for there in (b"", bytes(MB), CONTENT[: 3 * PAGE_BYTES + 99].ljust(MB, b"\0"), older, foreign):
+        own.write_bytes(there)
+        assert fetcher(wal).fetch(NAME, str(target))
+        assert target.read_bytes() == part.ljust(MB, b"\0")
+        target.unlink()
+    # A finished one counts, whatever the server has.
+    own.write_bytes(CONTENT)
+    (wal / NAME).write_bytes(CONTENT)
+    assert fetcher(wal).fetch(NAME, str(target))
+
+
 @pytest.mark.parametrize("hollow", [b"", bytes(MB), bytes(100)])
 @pytest.mark.parametrize("form", [".partial", ".gz.partial", ".partial.zst"])
 def test_a_finished_file_without_anything_in_it_loses_against_a_partial_one(

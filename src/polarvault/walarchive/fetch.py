@@ -3,7 +3,10 @@
 Theory. The server asks for one file at a time and takes three answers: here it is, it is not there, something is wrong
 (manual, "Recovering Using a Continuous Archive Backup"). "Not there" is how a recovery learns that the WAL has ended,
 so it is said only when every directory could be asked. A finished file that is damaged is never replaced by a partial
-one: recovery would end early and nobody would know.
+one: recovery would end early and nobody would know. A partial one is only served where the server has less of the
+segment itself: it prefers what it is given, and puts it in the place of its own file (server:
+access/transam/xlogarchive.c, KeepFileRestoredFromArchive). A standby that had streamed more would lose that, and could not be
+promoted: at the end of recovery the last record is read once more.
 
 The server reads the file only after a good answer, and makes it durable itself before it relies on it (it renames the
 file durably). What must never happen is half a segment under the target's name; `output` gives it its name last.
@@ -20,7 +23,7 @@ from polarvault.storage.files import storage_failed
 from polarvault.wal.names import is_backup_history_name, is_history_name, is_segment_name
 from polarvault.wal.segment_header import OTHER_COPY, SegmentHeader, valid_bytes
 from polarvault.walarchive.output import Output, write_sparsely
-from polarvault.walfiles.choice import holds_wal, longest
+from polarvault.walfiles.choice import holds_wal, longest, valid_end, valid_end_in_server
 from polarvault.walfiles.files import CutShort
 
 TYPE_CHECKING = False
@@ -84,9 +87,10 @@ class Fetcher:
                 if size_bytes != seen_bytes:
                     seen_bytes, give_up_at = size_bytes, time.monotonic() + self._grace_s
                 if time.monotonic() >= give_up_at:
-                    if self._serve_instead(problem, name, target):
-                        return True
-                    raise
+                    best = self._best_instead(problem, name)
+                    if best is None:
+                        raise
+                    return self._serve_unfinished(best, name, target, instead_of=problem)
                 # An archive_command such as the manual's cp writes to the final name and may be at it right now.
                 time.sleep(_POLL_S)
             except _Moved as problem:
@@ -113,8 +117,7 @@ class Fetcher:
         self._check_foreign_forms(name)
         best = self._best_unfinished(found)
         if best is not None:
-            self._serve(best, target)
-            return True
+            return self._serve_unfinished(best, name, target)
         if has_empty is not None and self._refuse_empty:
             raise StorageFailed(
                 f'WAL directory "{has_empty[0]}" {has_empty[1]}, so "{name}" may be missing rather than not written '
@@ -137,15 +140,21 @@ class Fetcher:
                 self._check_system(file, header)
         return longest(unfinished)
 
-    def _serve_instead(self, problem: CutShort, name: str, target: str) -> bool:
-        """Serve an unfinished file in the place of a finished one that has stayed empty."""
+    def _best_instead(self, problem: CutShort, name: str) -> WalCopy | None:
+        """Return the unfinished file that counts in the place of a finished one that has stayed empty."""
         if not isinstance(problem, _Hollow):
+            return None
+        return self._best_unfinished([file for source in self._sources for file in source.copies(name)])
+
+    def _serve_unfinished(
+        self, file: WalCopy, name: str, target: str, *, instead_of: PolarvaultError | None = None
+    ) -> bool:
+        """Serve a file that may end early; return False if the server has as much itself."""
+        if _server_has(file, name, target):
             return False
-        best = self._best_unfinished([file for source in self._sources for file in source.copies(name)])
-        if best is None:
-            return False
-        self._serve(best, target)
-        self._warn(f'{problem.message}; "{best.where}" is used instead')
+        self._serve(file, target)
+        if instead_of is not None:
+            self._warn(f'{instead_of.message}; "{file.where}" is used instead')
         return True
 
     def _serve_finished(self, files: list[WalCopy], target: str, problems: list[PolarvaultError]) -> bool:
@@ -252,6 +261,16 @@ class _Moved(Exception):
 
 def _is_segment(file: WalCopy) -> bool:
     return is_segment_name(file.name.removesuffix(".partial"))
+
+
+def _server_has(file: WalCopy, name: str, target: str) -> bool:
+    """Tell whether the server that wants a segment at `target` has as much of it under its name already."""
+    own = os.path.join(os.path.dirname(target), name)
+    if os.path.basename(target) == name or not os.path.exists(own):
+        return False
+    header = file.look_at_start().header
+    there = 0 if header is None else valid_end_in_server(own, name, header.system_identifier)
+    return there > 0 and there >= valid_end(file)
 
 
 def _copy(file: WalCopy, header: SegmentHeader, output: Output) -> None:

@@ -13,9 +13,16 @@ from __future__ import annotations
 import os
 
 from polarvault.errors import IntegrityError, StorageFailed
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.names import is_written
-from polarvault.wal.segment_header import SegmentHeader, is_valid_page, parse_segment_header, valid_bytes
+from polarvault.wal.segment_header import (
+    LONG_HEADER_BYTES,
+    SegmentHeader,
+    is_valid_page,
+    judge_place,
+    parse_segment_header,
+    valid_bytes,
+)
 from polarvault.walfiles.files import first_bytes
 
 TYPE_CHECKING = False
@@ -100,6 +107,21 @@ def valid_end(copy: WalCopy) -> int:
             return _valid_end_of_file(stream, header)
     except OSError as problem:
         raise storage_failed(problem, "read", copy.where) from problem
+
+
+def valid_end_in_server(path: str, name: str, system_identifier: int) -> int:
+    """Return how much of a segment a server has itself; 0 where it has none, or another cluster's.
+
+    path: of the file in its pg_wal, which may be there under this name and not yet written to, too.
+    """
+    try:
+        with open_regular(path) as stream:
+            header = parse_segment_header(os.pread(stream.fileno(), LONG_HEADER_BYTES, 0))
+            if header is None or judge_place(name, header).problem is not None:
+                return 0
+            return _valid_end_of_file(stream, header) if header.system_identifier == system_identifier else 0
+    except OSError:
+        return 0
 
 
 def _valid_end_of_file(stream: BinaryIO, header: SegmentHeader) -> int:
