@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,38 @@ def test_nothing_is_lost_while_the_repository_is_away(tmp_path: Path) -> None:
     assert list(place.held) == [os.path.basename(path) for path in paths[:7]]
     assert spool.waiting() == []
     assert all(content == segment_content(WalSegment.parse(n, 1 << 20)) for n, content in place.held.items())
+
+
+def test_one_that_took_minutes_to_fail_is_left_alone_for_longer(tmp_path: Path) -> None:
+    spool = Spool(str(tmp_path / "spool"), "shop", 100 << 20)
+    mark = os.path.join(spool.path, ".away")
+
+    def is_left_alone(took_s: float, age_s: float) -> bool:
+        spool.note_away(took_s)
+        os.utime(mark, (time.time() - age_s,) * 2)
+        return spool.was_away()
+
+    assert is_left_alone(0.1, 10)
+    assert not is_left_alone(0.1, 60)
+    # A request that hangs is given up after five minutes, in which the server archives nothing.
+    assert is_left_alone(300, 400)
+    assert not is_left_alone(300, 700)
+    assert not is_left_alone(1e9, 7300)
+    for content in ("", "nonsense", "-1", "9" * 5000):
+        Path(mark).write_text(content)
+        os.utime(mark, (time.time() - 7300,) * 2)
+        assert not spool.was_away()
+
+
+def test_a_spool_into_which_others_may_write_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "spool/shop"
+    place.mkdir(parents=True)
+    for mode in (0o777, 0o770):
+        place.chmod(mode)
+        with pytest.raises(UsageError, match="others may write into it"):
+            Spool(str(tmp_path / "spool"), "shop", 1 << 20)
+    place.chmod(0o700)
+    Spool(str(tmp_path / "spool"), "shop", 1 << 20)
 
 
 def test_a_full_spool_refuses_and_drops_nothing(tmp_path: Path) -> None:

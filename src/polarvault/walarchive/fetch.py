@@ -1,12 +1,12 @@
 """Serve one file to a recovery: the work of `polarvault wal fetch`.
 
-Theory. The server asks for one file at a time and takes three answers: here it is, it is not there, something is wrong
-(manual, "Recovering Using a Continuous Archive Backup"). "Not there" is how a recovery learns that the WAL has ended,
-so it is said only when every directory could be asked. A finished file that is damaged is never replaced by a partial
-one: recovery would end early and nobody would know. A partial one is only served where the server has less of the
-segment itself: it prefers what it is given, and puts it in the place of its own file (server:
-access/transam/xlogarchive.c, KeepFileRestoredFromArchive). A standby that had streamed more would lose that, and could not be
-promoted: at the end of recovery the last record is read once more.
+Theory. The server asks for one file at a time and takes three answers: here it is, it is not there, something is
+wrong (manual, "Recovering Using a Continuous Archive Backup"). "Not there" is how a recovery learns that the WAL has
+ended, so it is said only when every directory could be asked. A finished file that is damaged is never replaced by a
+partial one: recovery would end early and nobody would know. A partial one is only served where the server has less of
+the segment itself: it prefers what it is given, and puts it in the place of its own file (server:
+KeepFileRestoredFromArchive in access/transam/xlogarchive.c). A standby that had streamed more would lose that, and
+could not be promoted: at the end of recovery the last record is read once more.
 
 The server reads the file only after a good answer, and makes it durable itself before it relies on it (it renames the
 file durably). What must never happen is half a segment under the target's name; `output` gives it its name last.

@@ -10,9 +10,10 @@ import contextlib
 import os
 import time
 
-from polarvault.errors import DiskFull, PolarvaultError, RepositoryNotFound, StorageFailed
+from polarvault.errors import DiskFull, PolarvaultError, RepositoryNotFound, StorageFailed, UsageError
 from polarvault.storage.below import Below
-from polarvault.storage.files import make_directories, storage_failed
+from polarvault.storage.files import make_directories, open_regular, storage_failed
+from polarvault.storage.state_directory import others_may_change
 from polarvault.wal.names import is_backup_history_name, is_history_name, is_segment_name
 from polarvault.walarchive.pushing.directory import DirectoryPusher
 
@@ -20,8 +21,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A repository that did not answer is not asked again for so long: each try may take as long as its time-out.
-_AWAY_S = 20.0
+# A repository that did not answer is not asked again for so long, or for twice as long as it took to find that out: one
+# that hangs takes minutes, in which the server archives nothing.
+_AWAY_S, _LONGEST_AWAY_S = 20.0, 3600.0
+_AWAY_TIMES = 2.0
 _AWAY_NAME = ".away"
 # The server waits while older files are uploaded before its own.
 _UPLOAD_S = 20.0
@@ -42,6 +45,16 @@ class Spool:
                 make_directories(self.path, 0o700, sync=True)
         except OSError as problem:
             raise storage_failed(problem, "make the directory", self.path) from problem
+        try:
+            is_open_to_others = others_may_change(os.stat(self.path))
+        except OSError as problem:
+            raise storage_failed(problem, "look at", self.path) from problem
+        if is_open_to_others:
+            # What lies there is uploaded as WAL of the cluster.
+            raise UsageError(
+                f'the spool "{self.path}" belongs to another account, or others may write into it',
+                hint=f'see what is in it, then make it this account\'s own: chmod 700 "{self.path}"',
+            )
         self._pusher = DirectoryPusher(self.path)
 
     def waiting(self) -> list[str]:
@@ -91,19 +104,21 @@ class Spool:
             )
         self._pusher.push(path)
 
-    def note_away(self) -> None:
-        """Remember that the repository has just not answered."""
+    def note_away(self, took_s: float = 0.0) -> None:
+        """Remember that the repository has just not answered, and how long it took to find that out."""
         # Where there is no room for it, the repository is asked again sooner.
         with contextlib.suppress(OSError), Below(self.path) as below:
-            below.write(_AWAY_NAME, b"", 0o600, sync=False, replace=True)
+            below.write(_AWAY_NAME, b"%d" % min(took_s, _LONGEST_AWAY_S), 0o600, sync=False, replace=True)
 
     def was_away(self) -> bool:
         """Tell whether the repository did not answer a moment ago."""
         try:
-            age_s = time.time() - os.stat(os.path.join(self.path, _AWAY_NAME)).st_mtime
-        except OSError:
+            with open_regular(os.path.join(self.path, _AWAY_NAME)) as stream:
+                age_s = time.time() - os.fstat(stream.fileno()).st_mtime
+                took_s = min(int(stream.read(16) or b"0"), _LONGEST_AWAY_S)
+        except (OSError, ValueError):
             return False
-        return 0 <= age_s < _AWAY_S
+        return 0 <= age_s < max(_AWAY_S, _AWAY_TIMES * took_s)
 
     def _remove(self, path: str) -> None:
         try:
@@ -148,6 +163,7 @@ def push_or_keep(path: str, push: Callable[[str], object], spool: Spool) -> tupl
     if spool.was_away():
         spool.keep(path)
         return True, None
+    begun = time.monotonic()
     why: PolarvaultError | None = None
     try:
         spool.upload(push)
@@ -162,6 +178,7 @@ def push_or_keep(path: str, push: Callable[[str], object], spool: Spool) -> tupl
             why = problem
         else:
             return False, why
+    took_s = time.monotonic() - begun
     spool.keep(path)
-    spool.note_away()
+    spool.note_away(took_s)
     return True, why
