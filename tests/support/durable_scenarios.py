@@ -367,6 +367,14 @@ class away:
 """ + _STREAM.replace('Places("shop", lambda: [repository])', "away()")
 # Killed: nothing is put in order at the end.
 _SPOOLED = _SPOOLED.replace("store.close()", "store.uploader.stop()")
+# What a killed receiver has not synced counts as received by the next one, which acknowledges from there on.
+_SPOOLED_LEFT = """
+from polarvault.model.lsn import Lsn
+from polarvault.walarchive.streaming.spool import Spool
+spool = Spool(WORK + "/spool", "shop", 1 << 20)
+spool.begin(1, 1 << 20, 1, Lsn(1 << 20)).append([memoryview(b"received")])
+assert [item.content() for _, item in spool.waiting()] == [b"received"]
+"""
 _SPOOLED_HISTORY = """
 from polarvault.walarchive.streaming.spool import Spool
 Spool(WORK + "/spool", "shop", 1 << 20).keep_history(2, b"1\\t0/800000\\tnone\\n")
@@ -506,6 +514,7 @@ def scenarios() -> Mapping[str, Scenario]:
         ),
         "streamed WAL": Scenario(Rules(news=(".incoming",), scratch=(".incoming",)), script=_STREAM),
         "spooled WAL": Scenario(Rules(news=(".incoming",), scratch=(".incoming",)), script=_SPOOLED),
+        "spooled before": Scenario(Rules(news=(".lock",)), script=_SPOOLED_LEFT),
         "spooled history": Scenario(Rules(), script=_SPOOLED_HISTORY),
         "document": Scenario(Rules(renames=True), script=_DOCUMENT),
     }
