@@ -6,6 +6,7 @@ import os
 
 from polarvault.errors import IntegrityError, UsageError
 from polarvault.model import limits
+from polarvault.model.lsn import Lsn
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.names import is_backup_history_name, is_history_name, is_segment_name
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, judge_place, parse_segment_header, valid_bytes
@@ -49,9 +50,10 @@ def read_small(path: str) -> bytes:
 def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
     """Return the facts on the first page, and how many bytes of the file are WAL; IntegrityError for a wrong one.
 
-    Of a segment without .partial these are all, unless it is not whole: a standby with archive_mode = always archives
-    what its restore_command gave it (server: access/transam/xlogarchive.c, KeepFileRestoredFromArchive), which may be
-    the beginning of a segment, and zeros. It archives the segment once more when it has received it.
+    Of a segment without .partial these are all. One that is not whole yet is refused: a standby with archive_mode =
+    always archives what its restore_command gave it (server: access/transam/xlogarchive.c,
+    KeepFileRestoredFromArchive), which may be the beginning of a segment, and zeros. A success would end it: that the
+    rest has come is told by the same .ready file, which the archiver takes away behind a success.
     """
     name = os.path.basename(path)
     header = parse_segment_header(os.pread(stream.fileno(), LONG_HEADER_BYTES, 0))
@@ -72,7 +74,14 @@ def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
     if not is_partial and valid_bytes(_reader(stream), header, size) == size:
         return header, size
     useful = _useful_bytes(stream, header, size)
-    return header, size if not is_partial and _ends_in_switch(stream, header, useful) else useful
+    if is_partial:
+        return header, useful
+    if _ends_in_switch(stream, header, useful):
+        return header, size
+    raise IntegrityError(
+        f'"{path}" is not whole yet: its WAL ends after {useful} bytes, at LSN {Lsn(header.page_address + useful)}',
+        hint="nothing is wrong if this is a standby: the server tries again, and it is archived when the rest has come",
+    )
 
 
 def _useful_bytes(stream: BinaryIO, header: SegmentHeader, size: int) -> int:
