@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from polarvault.model.lsn import Lsn
 from support.cluster import Cluster
 from support.object_servers import BUCKET, SEAWEEDFS_MISSING, seaweedfs_program, shared_seaweedfs
+from support.ports import hold_port
+from support.program import command_line
 from support.receiving import KEEP_WAL
 from support.streaming import StreamSite
 from support.waiting import wait_until
@@ -150,3 +153,37 @@ def test_a_receiver_can_be_stopped_while_the_object_store_hangs(
                     assert again.stop() == 0, again.said
             finally:
                 os.killpg(store, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("major", [15, 18])
+def test_a_standby_that_archives_always_goes_on_archiving_when_it_is_promoted_in_a_segment_of_the_repository(
+    make_cluster: Callable[..., Cluster], workspace: Path, major: int
+) -> None:
+    primary = make_cluster(major, wal_segment_mb=1, settings=KEEP_WAL)
+    site = StreamSite(primary, workspace)
+    site.back_up()
+    push = " ".join(command_line("wal", "push", "%p", "--cluster", "shop", "--repo", site.address))
+    # All that it knows it has from the repository, the beginning of the last segment included.
+    standby = site.restored(
+        "standby", "--as", "standby", "--set", f"primary_conninfo=host=127.0.0.1 port={hold_port(site)}",
+        "--set", "archive_mode=always", "--set", f"archive_command=XDG_STATE_HOME={workspace}/state {push}",
+    )  # fmt: skip
+    try:
+        with site.streaming(*SLOT, *QUICK) as stream:
+            primary.query("CREATE TABLE story AS SELECT generate_series(1, 1000) AS n")
+            site.wait_durable(position(primary), stream)
+            assert stream.stop() == 0, stream.said
+        wait_until(lambda: standby.query("SELECT to_regclass('story') IS NOT NULL") == [(True,)], "the standby has it")
+        primary.stop("immediate")
+        standby.query("SELECT pg_promote()")
+        standby.query("CREATE TABLE later AS SELECT 1 AS n")
+        standby.query("SELECT pg_switch_wal()")
+        # The segment that was left comes first; the archiver asks for it until it is taken.
+        wait_until(lambda: site.ends(2) >= Lsn.parse(position(standby)), "the new timeline is archived", timeout_s=150)
+    finally:
+        standby.stop("immediate")
+    restored = site.restored("restored", "--target", "latest")
+    try:
+        assert restored.query("SELECT (SELECT count(*) FROM story), (SELECT n FROM later)") == [(1000, 1)]
+    finally:
+        restored.stop()

@@ -24,6 +24,7 @@ from polarvault.walfiles.choice import find
 from polarvault.walfiles.directory import WalDirectory, wal_sources
 from polarvault.walfiles.files import wal_file
 from support.waiting import wait_until
+from support.wal_bytes import XLOG, WalBuilder
 from support.wal_segments import PAGE_BYTES, SYSTEM_IDENTIFIER, segment_content
 
 MB = 1 << 20
@@ -408,6 +409,24 @@ def test_a_server_that_has_more_of_a_segment_is_not_given_a_shorter_one(wal: Pat
     own.write_bytes(CONTENT)
     (wal / NAME).write_bytes(CONTENT)
     assert fetcher(wal).fetch(NAME, str(target))
+
+
+def test_a_segment_that_a_switch_ends_is_given_to_a_server_that_has_it(wal: Path, tmp_path: Path) -> None:
+    """It is whole: with archive_mode = always the server archives it, the zeros behind included."""
+    pg_wal = tmp_path / "pg_wal"
+    pg_wal.mkdir()
+    target = pg_wal / "RECOVERYXLOG"
+    for switched in (False, True):
+        made = WalBuilder(segment=3)
+        for number in range(40):
+            made.add(b"%d" % number * 300)
+        if switched:
+            made.add(rmgr=XLOG, info=0x40)
+        name = WalSegment(1, 3, MB).file_name
+        (pg_wal / name).write_bytes(bytes(made.content).ljust(MB, b"\0"))
+        (wal / f"{name}.partial").write_bytes(bytes(made.content).rstrip(b"\0"))
+        assert fetcher(wal).fetch(name, str(target)) is switched
+    assert target.read_bytes() == (pg_wal / name).read_bytes()
 
 
 @pytest.mark.parametrize("hollow", [b"", bytes(MB), bytes(100)])

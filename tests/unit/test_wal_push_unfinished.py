@@ -88,3 +88,39 @@ def test_an_unfinished_segment_is_refused_until_it_is_whole(tmp_path: Path) -> N
         push(str(path))
     assert repository.wal_of("shop").read_segment(SEGMENT) == (whole, SEGMENT.end)
     assert (archive / SEGMENT.file_name).read_bytes() == whole
+
+
+def test_what_a_promoted_server_has_left_is_archived_as_far_as_it_goes(tmp_path: Path) -> None:
+    """No rest comes, and the server asks for nothing that is newer before it is archived."""
+    content = built(3, switched=False)
+    useful = len(content.rstrip(b"\0"))
+    source, archive = tmp_path / "data/pg_wal", tmp_path / "archive"
+    source.mkdir(parents=True)
+    archive.mkdir()
+    path, signal = source / SEGMENT.file_name, tmp_path / "data/standby.signal"
+    path.write_bytes(content.ljust(MB, b"\0"))
+    repository = new_repository()
+    repository.ensure_generation("shop", Generation(77, 180000, False, MB, 1 << 30, True))
+    pushes = (Pusher(repository, "shop").push, DirectoryPusher(str(archive)).push)
+
+    def are_refused() -> None:
+        for push in pushes:
+            with pytest.raises(IntegrityError, match="not whole yet"):
+                push(str(path))
+
+    are_refused()
+    history = source / "00000002.history"
+    for other in (b"1\t0/300000\tin a later segment\n", b"1\t0/80000\tin an earlier one\n", b"damaged", b""):
+        history.write_bytes(other)
+        are_refused()
+    history.write_bytes(b"1\t0/1C0000\tin this one\n")
+    # In recovery the rest of it may be on its way.
+    signal.touch()
+    are_refused()
+    signal.unlink()
+    for push in pushes:
+        push(str(path))
+        assert push(str(path)) == 0
+    assert repository.wal_of("shop").read_segment(SEGMENT) == (content[:useful], SEGMENT.start + useful)
+    assert [one.name for one in archive.glob("0*")] == [f"{SEGMENT.file_name}.partial"]
+    assert (archive / f"{SEGMENT.file_name}.partial").read_bytes() == path.read_bytes()

@@ -19,7 +19,7 @@ import time
 
 from polarvault.errors import IntegrityError, PolarvaultError, StorageFailed, UsageError
 from polarvault.storage.copying import copy_content
-from polarvault.storage.files import storage_failed
+from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.names import is_backup_history_name, is_history_name, is_segment_name
 from polarvault.wal.segment_header import OTHER_COPY, SegmentHeader, valid_bytes
 from polarvault.walarchive.output import Output, write_sparsely
@@ -264,13 +264,31 @@ def _is_segment(file: WalCopy) -> bool:
 
 
 def _server_has(file: WalCopy, name: str, target: str) -> bool:
-    """Tell whether the server that wants a segment at `target` has as much of it under its name already."""
+    """Tell whether the server that wants a segment at `target` should go on with its own file of that name.
+
+    That is so where it has more of it, or as much: with archive_mode = always it archives what it is given, which would
+    wait for a rest that does not come when it is promoted. But one that a switch ends is whole, and has to be archived.
+    """
     own = os.path.join(os.path.dirname(target), name)
     if os.path.basename(target) == name or not os.path.exists(own):
         return False
     header = file.look_at_start().header
     there = 0 if header is None else valid_end_in_server(own, name, header.system_identifier)
-    return there > 0 and there >= valid_end(file)
+    if header is None or not there:
+        return False
+    here = valid_end(file)
+    return there > here or (there == here and not _ends_in_switch(own, header, there))
+
+
+def _ends_in_switch(path: str, header: SegmentHeader, length: int) -> bool:
+    # Rare, and more to import than a fetch mostly needs.
+    from polarvault.walarchive.pushing.files import ends_in_switch
+
+    try:
+        with open_regular(path) as stream:
+            return ends_in_switch(stream, header, length)
+    except OSError:
+        return False
 
 
 def _copy(file: WalCopy, header: SegmentHeader, output: Output) -> None:

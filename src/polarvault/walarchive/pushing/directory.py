@@ -82,7 +82,10 @@ class DirectoryPusher:
         try:
             with open_regular(path) as stream:
                 header, end = look_at_segment(stream, path)
-                if self._is_there(stream, header, path, end):
+                if end < header.segment_size_bytes and not name.endswith(PARTIAL):
+                    # A promoted server has left it.
+                    name += PARTIAL
+                if self._is_there(stream, header, path, name, end):
                     self._settle(below)
                     return 0
                 self._write(below, stream, header, name, end)
@@ -90,9 +93,8 @@ class DirectoryPusher:
         except OSError as problem:
             raise storage_failed(problem, f'copy "{path}" to', self.path) from problem
 
-    def _is_there(self, stream: BinaryIO, header: SegmentHeader, path: str, end: int) -> bool:
+    def _is_there(self, stream: BinaryIO, header: SegmentHeader, path: str, name: str, end: int) -> bool:
         """Tell whether the directory holds as much; IntegrityError if it holds something else."""
-        name = os.path.basename(path)
         is_partial = name.endswith(PARTIAL)
         is_there = False
         for copy in forms_of(self.path, name.removesuffix(PARTIAL)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from polarvault.errors import IntegrityError, UsageError
+from polarvault.errors import IntegrityError, PolarvaultError, UsageError
 from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.storage.files import open_regular, storage_failed
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PARTIAL = ".partial"
 # Pages before the last one in which a record begins: few records are longer than a page.
 _LOOK_BACK = (8, 128, 2048)
+# While one of them is there the server is in recovery (server: access/xlog.h); the last one is PolarDB's.
+_RECOVERY_SIGNALS = ("standby.signal", "recovery.signal", "replica.signal")
 
 
 def is_segment(name: str) -> bool:
@@ -53,7 +55,8 @@ def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
     Of a segment without .partial these are all. One that is not whole yet is refused: a standby with archive_mode =
     always archives what its restore_command gave it (server: access/transam/xlogarchive.c,
     KeepFileRestoredFromArchive), which may be the beginning of a segment, and zeros. A success would end it: that the
-    rest has come is told by the same .ready file, which the archiver takes away behind a success.
+    rest has come is told by the same .ready file, which the archiver takes away behind a success. Behind a promotion no
+    rest comes any more, and the server asks for nothing else before: then it is what a .partial is.
     """
     name = os.path.basename(path)
     header = parse_segment_header(os.pread(stream.fileno(), LONG_HEADER_BYTES, 0))
@@ -76,8 +79,10 @@ def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
     useful = _useful_bytes(stream, header, size)
     if is_partial:
         return header, useful
-    if _ends_in_switch(stream, header, useful):
+    if ends_in_switch(stream, header, useful):
         return header, size
+    if _was_left(path, header):
+        return header, useful
     raise IntegrityError(
         f'"{path}" is not whole yet: its WAL ends after {useful} bytes, at LSN {Lsn(header.page_address + useful)}',
         hint="nothing is wrong if this is a standby: the server tries again, and it is archived when the rest has come",
@@ -92,7 +97,33 @@ def _useful_bytes(stream: BinaryIO, header: SegmentHeader, size: int) -> int:
     return start_of_last + len(read(start_of_last, end - start_of_last).rstrip(b"\0"))
 
 
-def _ends_in_switch(stream: BinaryIO, header: SegmentHeader, useful: int) -> bool:
+def _was_left(path: str, header: SegmentHeader) -> bool:
+    """Tell whether a server that was promoted has left the segment's timeline in it, so that no rest comes.
+
+    The server makes a .partial of it, but not where it is to be archived already (server: access/transam/xlog.c,
+    CleanupAfterArchiveRecovery).
+    """
+    directory = os.path.dirname(os.path.abspath(path))
+    # A server runs its archive_command in its data directory; on PolarDB pg_wal lies in the other half.
+    places = os.path.dirname(directory), os.getcwd()
+    if any(os.path.lexists(os.path.join(place, name)) for place in places for name in _RECOVERY_SIGNALS):
+        return False
+    from polarvault.wal.history import TimelineHistory
+
+    timeline_id, end = int(os.path.basename(path)[:8], 16), header.page_address + header.segment_size_bytes
+    try:
+        names = [name for name in os.listdir(directory) if is_history_name(name) and int(name[:8], 16) > timeline_id]
+        for name in sorted(names)[: limits.TIMELINES]:
+            history = TimelineHistory.parse(read_small(os.path.join(directory, name)), int(name[:8], 16))
+            left = history.range_of(timeline_id)
+            if left is not None and left.end is not None and header.page_address <= left.end <= end:
+                return True
+    except (OSError, PolarvaultError):
+        return False
+    return False
+
+
+def ends_in_switch(stream: BinaryIO, header: SegmentHeader, useful: int) -> bool:
     """Tell whether the last record of a segment is the switch to the next one; then it is whole, zeros and all."""
     # Only where a segment was not filled: most pushes do without.
     from polarvault.wal.records import RecordReader
