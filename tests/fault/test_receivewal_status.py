@@ -173,7 +173,8 @@ def test_a_network_that_swallows_everything_is_silence(server: Cluster, workspac
         assert status(workspace / "wal")[1]["state"] in ("disconnected", "connecting")
         proxy.restart()
         running.wait_flushed(end_of_wal(server))
-        assert wait_status(running, "streaming")["lag_bytes"] == 0
+        # The server may write a record of its own at any moment.
+        wait_until(lambda: wait_status(running, "streaming")["lag_bytes"] == 0, "nothing is missing")
         running.stop()
 
 
