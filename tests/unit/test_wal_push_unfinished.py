@@ -33,7 +33,14 @@ def built(seed: int, *, switched: bool, longest: int = 9000) -> bytes:
     return bytes(wal.content)[:MB]
 
 
+def segment_of_a_server(data: Path) -> Path:
+    (data / "pg_wal").mkdir(exist_ok=True)
+    return data / "pg_wal" / SEGMENT.file_name
+
+
 def looked_at(path: Path) -> int:
+    """Return what a standby would archive of a segment."""
+    (path.parent.parent / "standby.signal").touch()
     with path.open("rb") as stream:
         return look_at_segment(stream, str(path))[1]
 
@@ -41,7 +48,7 @@ def looked_at(path: Path) -> int:
 @pytest.mark.parametrize("longest", [30, 9000, 150_000])
 @pytest.mark.parametrize("seed", range(12))
 def test_a_switched_segment_is_whole_and_one_that_ends_in_zeros_is_not(tmp_path: Path, seed: int, longest: int) -> None:
-    path = tmp_path / SEGMENT.file_name
+    path = segment_of_a_server(tmp_path)
     path.write_bytes(built(seed, switched=True, longest=longest).ljust(MB, b"\0"))
     assert looked_at(path) == MB
     content = built(seed, switched=False, longest=longest)
@@ -57,7 +64,7 @@ def test_a_switch_that_lies_on_two_pages_is_one(tmp_path: Path) -> None:
         wal = WalBuilder()
         wal.add_up_to(wal.start + 3 * 8192 - room)
         wal.add(rmgr=XLOG, info=0x40)
-        path = tmp_path / SEGMENT.file_name
+        path = segment_of_a_server(tmp_path)
         path.write_bytes(bytes(wal.content).ljust(MB, b"\0")[:MB])
         assert looked_at(path) == MB, room
 
@@ -69,10 +76,10 @@ def test_an_unfinished_segment_is_refused_until_it_is_whole(tmp_path: Path) -> N
     while len(wal.content) < MB + 100:
         wal.add(rng.randbytes(3000))
     whole = bytes(wal.content)[:MB]
-    source, archive = tmp_path / "pg_wal", tmp_path / "archive"
-    source.mkdir()
+    archive = tmp_path / "archive"
     archive.mkdir()
-    path = source / SEGMENT.file_name
+    path = segment_of_a_server(tmp_path)
+    (tmp_path / "standby.signal").touch()
     repository = new_repository()
     repository.ensure_generation("shop", Generation(77, 180000, False, MB, 1 << 30, True))
     pushes = (Pusher(repository, "shop").push, DirectoryPusher(str(archive)).push)
@@ -94,33 +101,43 @@ def test_what_a_promoted_server_has_left_is_archived_as_far_as_it_goes(tmp_path:
     """No rest comes, and the server asks for nothing that is newer before it is archived."""
     content = built(3, switched=False)
     useful = len(content.rstrip(b"\0"))
-    source, archive = tmp_path / "data/pg_wal", tmp_path / "archive"
-    source.mkdir(parents=True)
+    archive = tmp_path / "archive"
     archive.mkdir()
-    path, signal = source / SEGMENT.file_name, tmp_path / "data/standby.signal"
+    path = segment_of_a_server(tmp_path)
     path.write_bytes(content.ljust(MB, b"\0"))
     repository = new_repository()
     repository.ensure_generation("shop", Generation(77, 180000, False, MB, 1 << 30, True))
     pushes = (Pusher(repository, "shop").push, DirectoryPusher(str(archive)).push)
-
-    def are_refused() -> None:
+    for name in ("standby.signal", "recovery.signal", "replica.signal"):
+        (tmp_path / name).touch()
         for push in pushes:
             with pytest.raises(IntegrityError, match="not whole yet"):
                 push(str(path))
-
-    are_refused()
-    history = source / "00000002.history"
-    for other in (b"1\t0/300000\tin a later segment\n", b"1\t0/80000\tin an earlier one\n", b"damaged", b""):
-        history.write_bytes(other)
-        are_refused()
-    history.write_bytes(b"1\t0/1C0000\tin this one\n")
-    # In recovery the rest of it may be on its way.
-    signal.touch()
-    are_refused()
-    signal.unlink()
+        (tmp_path / name).unlink()
     for push in pushes:
         push(str(path))
         assert push(str(path)) == 0
     assert repository.wal_of("shop").read_segment(SEGMENT) == (content[:useful], SEGMENT.start + useful)
     assert [one.name for one in archive.glob("0*")] == [f"{SEGMENT.file_name}.partial"]
     assert (archive / f"{SEGMENT.file_name}.partial").read_bytes() == path.read_bytes()
+
+
+def test_a_damaged_page_ends_neither_archiving_nor_the_segment(tmp_path: Path) -> None:
+    """A server archives what it has written; refused for ever, its disk would fill up."""
+    rng = random.Random(2)
+    wal = WalBuilder()
+    while len(wal.content) < MB + 100:
+        wal.add(rng.randbytes(3000))
+    whole = bytearray(wal.content[:MB])
+    whole[MB // 2 : MB // 2 + 24] = rng.randbytes(24)
+    path = segment_of_a_server(tmp_path)
+    path.write_bytes(whole)
+    assert looked_at(path) == MB
+
+
+def test_wal_pages_of_another_size_are_not_judged(tmp_path: Path) -> None:
+    path = segment_of_a_server(tmp_path)
+    content = bytearray(built(4, switched=False).ljust(MB, b"\0"))
+    content[36:40] = (4096).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert looked_at(path) == MB

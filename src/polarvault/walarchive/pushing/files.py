@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from polarvault.errors import IntegrityError, PolarvaultError, UsageError
+from polarvault.errors import IntegrityError, UsageError
 from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.storage.files import open_regular, storage_failed
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from polarvault.wal.segment_header import SegmentHeader
 
 PARTIAL = ".partial"
+# Servers are built with other WAL pages, too; their records are not read.
+_PAGE_BYTES = 8192
 # Pages before the last one in which a record begins: few records are longer than a page.
 _LOOK_BACK = (8, 128, 2048)
 # While one of them is there the server is in recovery (server: access/xlog.h); the last one is PolarDB's.
@@ -52,11 +54,11 @@ def read_small(path: str) -> bytes:
 def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
     """Return the facts on the first page, and how many bytes of the file are WAL; IntegrityError for a wrong one.
 
-    Of a segment without .partial these are all. One that is not whole yet is refused: a standby with archive_mode =
-    always archives what its restore_command gave it (server: access/transam/xlogarchive.c,
-    KeepFileRestoredFromArchive), which may be the beginning of a segment, and zeros. A success would end it: that the
-    rest has come is told by the same .ready file, which the archiver takes away behind a success. Behind a promotion no
-    rest comes any more, and the server asks for nothing else before: then it is what a .partial is.
+    Of a segment without .partial these are all. One that ends in zeros while the server is in recovery is refused: a
+    standby with archive_mode = always archives what its restore_command gave it (server:
+    access/transam/xlogarchive.c, KeepFileRestoredFromArchive), which may be the beginning of a segment. A success would
+    end it: that the rest has come is told by the same .ready file, which the archiver takes away behind a success. A
+    server that is not in recovery has no rest to come (it was promoted in this segment): then it is what a .partial is.
     """
     name = os.path.basename(path)
     header = parse_segment_header(os.pread(stream.fileno(), LONG_HEADER_BYTES, 0))
@@ -74,14 +76,15 @@ def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
             f'"{path}" has {size} bytes, a segment of this server has {header.segment_size_bytes}',
             hint="it is not archived; see whether the disk of the server is full",
         )
-    if not is_partial and valid_bytes(_reader(stream), header, size) == size:
+    if is_partial:
+        return header, _useful_bytes(stream, header, size)
+    if header.page_bytes != _PAGE_BYTES or valid_bytes(_reader(stream), header, size) == size:
         return header, size
     useful = _useful_bytes(stream, header, size)
-    if is_partial:
-        return header, useful
-    if ends_in_switch(stream, header, useful):
+    # What a server wrote behind a damaged page is not thrown away: whoever reads the segment is told of the page.
+    if not _zeros_from(stream, useful) or ends_in_switch(stream, header, useful):
         return header, size
-    if _was_left(path, header):
+    if not _in_recovery(path):
         return header, useful
     raise IntegrityError(
         f'"{path}" is not whole yet: its WAL ends after {useful} bytes, at LSN {Lsn(header.page_address + useful)}',
@@ -97,30 +100,19 @@ def _useful_bytes(stream: BinaryIO, header: SegmentHeader, size: int) -> int:
     return start_of_last + len(read(start_of_last, end - start_of_last).rstrip(b"\0"))
 
 
-def _was_left(path: str, header: SegmentHeader) -> bool:
-    """Tell whether a server that was promoted has left the segment's timeline in it, so that no rest comes.
+def _zeros_from(stream: BinaryIO, start: int) -> bool:
+    while content := os.pread(stream.fileno(), 1 << 20, start):
+        if content.count(0) != len(content):
+            return False
+        start += len(content)
+    return True
 
-    The server makes a .partial of it, but not where it is to be archived already (server: access/transam/xlog.c,
-    CleanupAfterArchiveRecovery).
-    """
-    directory = os.path.dirname(os.path.abspath(path))
+
+def _in_recovery(path: str) -> bool:
+    """Tell whether the server that hands over a segment of its pg_wal is a standby, or is being recovered."""
     # A server runs its archive_command in its data directory; on PolarDB pg_wal lies in the other half.
-    places = os.path.dirname(directory), os.getcwd()
-    if any(os.path.lexists(os.path.join(place, name)) for place in places for name in _RECOVERY_SIGNALS):
-        return False
-    from polarvault.wal.history import TimelineHistory
-
-    timeline_id, end = int(os.path.basename(path)[:8], 16), header.page_address + header.segment_size_bytes
-    try:
-        names = [name for name in os.listdir(directory) if is_history_name(name) and int(name[:8], 16) > timeline_id]
-        for name in sorted(names)[: limits.TIMELINES]:
-            history = TimelineHistory.parse(read_small(os.path.join(directory, name)), int(name[:8], 16))
-            left = history.range_of(timeline_id)
-            if left is not None and left.end is not None and header.page_address <= left.end <= end:
-                return True
-    except (OSError, PolarvaultError):
-        return False
-    return False
+    places = os.path.dirname(os.path.dirname(os.path.abspath(path))), os.getcwd()
+    return any(os.path.lexists(os.path.join(place, name)) for place in places for name in _RECOVERY_SIGNALS)
 
 
 def ends_in_switch(stream: BinaryIO, header: SegmentHeader, useful: int) -> bool:
