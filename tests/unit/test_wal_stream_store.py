@@ -20,9 +20,10 @@ from polarvault.repository.catalogue.opening import make_repository
 from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.walarchive.receive.stop import StopRequest
 from polarvault.walarchive.store.status_file import read_status
+from polarvault.walarchive.streaming.leftovers import upload_leftovers
 from polarvault.walarchive.streaming.places import Place, Places
 from polarvault.walarchive.streaming.spool import Spool
-from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings, upload_leftovers
+from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings
 from polarvault.walarchive.streaming.writer import StreamWriter
 from support.memory_wal import MB
 from support.wal_segments import SYSTEM_IDENTIFIER, segment_content

@@ -115,9 +115,11 @@ def _not_archived(received: str | None) -> Finding:
         "archive_mode is off, and nobody receives WAL through a slot",
         meaning="a backup leads back to its own end and no further: what came after the last backup is lost with the "
         "server, and no moment in between can be reached",
-        advice="polarvault receivewal --create-slot -S polarvault\n"
+        advice="into a repository: polarvault wal stream CLUSTER --slot polarvault --create-slot\n"
+        "into a directory: polarvault receivewal --create-slot -S polarvault\n"
         "polarvault receivewal -S polarvault -D WAL_DIRECTORY\n"
-        "or let the server archive: archive_mode = on (read at its start) and an archive_command",
+        "or let the server archive: archive_mode = on (read at its start) and "
+        "archive_command = 'polarvault wal push %p'",
     )
 
 

@@ -130,10 +130,6 @@ class Places:
         for place in self.opened():
             place.put(timeline_id, first, content)
 
-    def merge(self, segment: WalSegment, *, is_whole: bool) -> int:
-        """Merge small ranges in every repository."""
-        return sum(place.merge(segment, is_whole=is_whole) for place in self.opened())
-
     def put_history(self, timeline_id: int, content: bytes) -> None:
         """Write a history into every repository; durable on return."""
         for place in self.opened():

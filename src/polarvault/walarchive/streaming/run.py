@@ -19,9 +19,10 @@ from polarvault.walarchive.receive.request import ReceiveRequest
 from polarvault.walarchive.receive.run import receive_wal
 from polarvault.walarchive.receive.session import ReceiveReporter
 from polarvault.walarchive.receive.stop import StopRequest
+from polarvault.walarchive.streaming.leftovers import upload_leftovers
 from polarvault.walarchive.streaming.places import OpenRepositories, Places
 from polarvault.walarchive.streaming.spool import Spool
-from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings, upload_leftovers
+from polarvault.walarchive.streaming.store import RepositoryStore, StreamSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

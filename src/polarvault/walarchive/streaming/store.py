@@ -22,9 +22,10 @@ from polarvault.wal.store import Cluster, StartPoint
 from polarvault.walarchive.receive.stop import StopRequest
 from polarvault.walarchive.store.space import has_space, space_warning
 from polarvault.walarchive.store.status_file import DirectoryLock, note_failed_start
+from polarvault.walarchive.streaming.leftovers import check_segments
 from polarvault.walarchive.streaming.places import Place, Places
 from polarvault.walarchive.streaming.slices import HistoryItem, MemorySlice, Slice
-from polarvault.walarchive.streaming.spool import SliceHead, Spool
+from polarvault.walarchive.streaming.spool import Spool
 from polarvault.walarchive.streaming.uploader import Uploader
 from polarvault.walarchive.streaming.writer import StreamWriter
 
@@ -107,7 +108,7 @@ class RepositoryStore:
                     hint=f"upload it first: polarvault wal stream {places.cluster} --flush-spool",
                 )
             if head is not None:
-                _check_segments(head, generation.wal_segment_bytes, spool)
+                check_segments(head, generation.wal_segment_bytes, spool)
         self.uploader = Uploader(places, spool, on_change=lambda: self._wake())
         for _, item in waiting:
             self.uploader.take(item)
@@ -280,39 +281,3 @@ def _end_of(place: Place, counts: Callable[[WalSegment], bool], held_from: Lsn |
                 end = WalSegment.holding(held_from, timeline_id, place.wal.segment_bytes).start
         return StartPoint(timeline_id, Lsn(end))
     return None
-
-
-def upload_leftovers(places: Places, spool: Spool) -> int:
-    """Upload what waits in a spool, whosever it is, without a server; return how many slices that were."""
-    done = 0
-    waiting = spool.waiting()
-    known = {head.system_identifier for head, _ in waiting if head is not None}
-    for head, item in waiting:
-        if isinstance(item, HistoryItem):
-            # A history does not say whose it is.
-            if len(known) > 1:
-                raise UsageError(
-                    f'the spool "{spool.path}" holds WAL of several clusters: {", ".join(map(str, sorted(known)))}',
-                    hint="move the slices of all but one of them out of it, and try again with each",
-                )
-            for place in places.opened(next(iter(known), None)):
-                place.put_history(item.timeline_id, item.content)
-            if item.name is not None:
-                spool.remove(item.name)
-            continue
-        assert head is not None
-        for place in places.opened(head.system_identifier):
-            _check_segments(head, place.wal.segment_bytes, spool)
-            place.put(item.timeline_id, item.first, item.content())
-        item.remove()
-        done += 1
-    return done
-
-
-def _check_segments(head: SliceHead, segment_bytes: int, spool: Spool | None) -> None:
-    if head.segment_bytes != segment_bytes:
-        raise UsageError(
-            f'the spool "{spool.path if spool else ""}" holds WAL from {head.first} on of a cluster with segments of '
-            f"{head.segment_bytes} bytes, and those of this one have {segment_bytes}",
-            hint="see whose it is, and move it out of the spool",
-        )
