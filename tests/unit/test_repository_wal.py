@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
-from polarvault.errors import IntegrityError, ObjectDamaged, ObjectDiffers
+from polarvault.errors import IntegrityError, ObjectDamaged, ObjectDiffers, RepositoryMismatch
 from polarvault.model.segment import WalSegment
+from polarvault.repository.catalogue.repository import Generation
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.wal.ranges import RANGE_BYTES, RepositoryWal, WalWriter
+from polarvault.storage.objects.memory import MemoryStore
+from polarvault.storage.objects.wrapper import Wrapper
+from polarvault.storage.objects.write_once import WriteOnce
 from support.repositories import new_repository
 
 SEGMENT = 16 << 20
@@ -73,6 +79,42 @@ def test_the_same_range_again_is_a_success_and_another_is_not(encrypted: bool) -
     assert wal.read_file(2, "00000002.history") == b"1\t0/5000000\tno reason\n"
     assert wal.read_file(3, "00000003.history") is None
     assert wal.ranges(2) == []
+
+
+class Overtaken(Wrapper):
+    """Something happens between the decision to write an object and its writing."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def put_new(self, name: str, views: Sequence[bytes | memoryview], *, from_reserve: bool = False) -> None:
+        act, self.meanwhile = self.meanwhile, None
+        if act is not None:
+            act()
+        super().put_new(name, views, from_reserve=from_reserve)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_two_that_write_the_same_at_the_same_moment_both_succeed(encrypted: bool) -> None:
+    """A push, a stream and a backup do; what they seal is never the same."""
+    store = Overtaken(WriteOnce(MemoryStore()))
+    repository = new_repository(store, encrypted=encrypted)
+    generation = Generation(77, 180000, False, SEGMENT, 1 << 30, True)
+    store.meanwhile = lambda: repository.ensure_generation("shop", generation)
+    repository.ensure_generation("shop", generation)
+    store.meanwhile = lambda: repository.ensure_generation("other", replace(generation, wal_segment_bytes=1 << 20))
+    with pytest.raises(RepositoryMismatch, match="wal_segment_bytes 16777216, and .* says 1048576"):
+        repository.ensure_generation("other", generation)
+    wal = repository.wal_of("shop")
+    store.meanwhile = lambda: wal.put_range(1, START, b"some WAL")
+    one = wal.put_range(1, START, b"some WAL")
+    assert bytes(wal.read_range(one)) == b"some WAL"
+    store.meanwhile = lambda: wal.put_range(1, START + 8, b"that of one")
+    with pytest.raises((IntegrityError, ObjectDiffers)):
+        wal.put_range(1, START + 8, b"of another.")
+    assert wal.read(1, START, 100) == b"some WALthat of one"
+    history = b"1\t0/5000000\tno reason\n"
+    store.meanwhile = lambda: wal.put_file(2, "00000002.history", history)
+    wal.put_file(2, "00000002.history", history)
 
 
 def test_what_is_no_range_is_refused() -> None:

@@ -256,8 +256,12 @@ class Repository:
         try:
             there = self.store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES)
         except ObjectMissing:
-            _put(self.store, name, self.codec.document(Kind.GENERATION, name, clear))
-            return
+            try:
+                _put(self.store, name, self.codec.document(Kind.GENERATION, name, clear))
+                return
+            except ObjectDiffers:
+                # Another writer began the cluster at the same moment; sealed, the same is never the same bytes.
+                there = self.store.get(name, most_bytes=limits.REPOSITORY_JSON_BYTES)
         known = self.codec.read_document(Kind.GENERATION, name, there).clear
         for fixed in ("wal_segment_bytes", "relation_segment_bytes", "shared_storage"):
             if known.get(fixed) != clear[fixed]:
