@@ -102,7 +102,7 @@ def test_two_that_write_the_same_at_the_same_moment_both_succeed(encrypted: bool
     store.meanwhile = lambda: repository.ensure_generation("shop", generation)
     repository.ensure_generation("shop", generation)
     store.meanwhile = lambda: repository.ensure_generation("other", replace(generation, wal_segment_bytes=1 << 20))
-    with pytest.raises(RepositoryMismatch, match="wal_segment_bytes 16777216, and .* says 1048576"):
+    with pytest.raises(RepositoryMismatch, match=r"wal_segment_bytes 16777216, and .* says 1048576"):
         repository.ensure_generation("other", generation)
     wal = repository.wal_of("shop")
     store.meanwhile = lambda: wal.put_range(1, START, b"some WAL")
