@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -89,7 +90,9 @@ class Overtaken(Wrapper):
     def put_new(self, name: str, views: Sequence[bytes | memoryview], *, from_reserve: bool = False) -> None:
         act, self.meanwhile = self.meanwhile, None
         if act is not None:
-            act()
+            # Another thread: each has a buffer of its own.
+            with ThreadPoolExecutor(1) as other:
+                other.submit(act).result()
         super().put_new(name, views, from_reserve=from_reserve)
 
 
