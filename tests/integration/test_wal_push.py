@@ -179,25 +179,6 @@ def test_what_cannot_be_archived_ends_below_126_so_that_the_server_tries_again(w
         assert "Traceback" not in done.stderr
 
 
-def test_a_push_loads_nothing_that_takes_long(workspace: Path) -> None:
-    code = (
-        "import sys; from polarvault.cli.wal_push import run; status = run(sys.argv[1:]); "
-        "slow = ('numpy', 'rich', 'click', 'obstore', 'psycopg', 'llvmlite', 'cryptography'); "
-        "print(status, [m for m in slow if m in sys.modules])"
-    )
-    repository = workspace / "repository"
-    run_polarvault("repo", "init", repository)
-    history = workspace / "00000002.history"
-    history.write_text("1\t0/3000000\tno recovery target specified\n")
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(history), "--cluster", "shop", "--repo", str(repository)],
-        capture_output=True, text=True, check=True, env=program_environment(), cwd=workspace,
-    )  # fmt: skip
-    # There is no pg_control beside it, so that nobody knows whose it is; all that a push needs was loaded.
-    assert "no pg_control beside" in done.stderr
-    assert done.stdout.strip() == "1 []"
-
-
 def test_one_call_archives_what_waits_and_the_next_ones_answer_by_its_marks(
     make_cluster: Callable[..., Cluster], workspace: Path
 ) -> None:

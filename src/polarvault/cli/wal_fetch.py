@@ -189,7 +189,7 @@ def _open_repository(word: str, cluster: str, values: dict[str, str]) -> WalSour
     from polarvault.config.model import KeySource
     from polarvault.repository.wal.opened import open_wal
 
-    configuration = load_configuration(values.get("--config"), os.environ, check_connection=lambda text: None)
+    configuration = load_configuration(values.get("--config"), os.environ, with_origins=False)
     named = [values.get(option) for option in _KEYS]
     key = KeySource(*named) if any(named) else None
     number = _number("--system-identifier", values)

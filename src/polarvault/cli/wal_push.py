@@ -158,15 +158,14 @@ def _push_or_keep(path: str, destinations: Destinations, spool: Spool) -> None:
 
 def _destinations(values: dict[str, str]) -> Destinations:
     """Return the cluster's repositories, not yet opened."""
-    from dataclasses import replace
-
     from polarvault.config.choice import choose_repositories
     from polarvault.config.load import load_configuration
     from polarvault.config.model import KeySource
+    from polarvault.model.dataclass import replace
     from polarvault.repository.format.names import check_word
     from polarvault.walarchive.pushing.destinations import Destinations
 
-    configuration = load_configuration(values.get("--config"), os.environ, check_connection=lambda text: None)
+    configuration = load_configuration(values.get("--config"), os.environ, with_origins=False)
     cluster = values.get("--cluster")
     if cluster is None:
         if len(configuration.clusters) != 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from polarvault.config.model import ClusterConfiguration, RepositoryConfiguration
 from polarvault.config.schema import REPOSITORY
+from polarvault.model.dataclass import dataclass
 from polarvault.storage.objects.address import Scheme, parse_address
 
 
@@ -26,6 +25,9 @@ class Mistake:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question that ends a message, or nothing."""
+    # Takes a while to import, and is wanted for mistakes only.
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else ""
 

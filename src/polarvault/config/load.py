@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polarvault.config.checks import Mistake, cluster_problems, did_you_mean, repository_problems
@@ -23,7 +21,6 @@ from polarvault.config.model import (
     SourceKind,
 )
 from polarvault.config.places import SYSTEM_FILE, candidate_files
-from polarvault.config.positions import Place, key_lines
 from polarvault.config.schema import (
     CLUSTER,
     DEFAULTS,
@@ -38,10 +35,15 @@ from polarvault.config.schema import (
 from polarvault.config.values import is_name
 from polarvault.errors import ConfigurationError, PolarvaultError
 from polarvault.model import limits
+from polarvault.model.dataclass import dataclass, field, replace
 from polarvault.model.secrets import HIDDEN, hide_secrets
 from polarvault.storage.files import open_regular
 from polarvault.storage.objects.address import Scheme, parse_address
 from polarvault.storage.objects.settings import StoreSettings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polarvault.config.positions import Place
 
 _SECTIONS = ("repository", "defaults", "cluster")
 _SHOWN_CHARACTERS = 80
@@ -56,10 +58,12 @@ def load_configuration(
     *,
     system_file: str = SYSTEM_FILE,
     check_connection: Callable[[str], object] | None = None,
+    with_origins: bool = True,
 ) -> Configuration:
     """Load the file that is named; else the user's own, else the system's; else return an empty configuration.
 
-    check_connection raises for a connection string that libpq does not take. Raises ConfigurationError.
+    check_connection raises for a connection string that libpq does not take. with_origins: False leaves out `settings`
+    and `warnings`, which `wal push` and `wal fetch` show to nobody and would wait for. Raises ConfigurationError.
     """
     candidates = candidate_files(named, environment, system_file=system_file)
     found = [path for path in candidates if named is not None or os.path.lexists(path)]
@@ -67,7 +71,7 @@ def load_configuration(
         return Configuration(None, looked_at=tuple(candidates))
     path = os.path.abspath(found[0])
     content, mode = _read(path)
-    reading = _Reading(path, environment, check_connection, *_parsed(path, content))
+    reading = _Reading(path, environment, check_connection, with_origins, *_parsed(path, content))
     configuration = reading.finish(passed_over=found[1] if len(found) > 1 else None)
     secret = [one for one in configuration.settings if one.kind is SourceKind.FILE and one.value == HIDDEN]
     if secret and mode & (stat.S_IRGRP | stat.S_IROTH):
@@ -91,16 +95,19 @@ def _read(path: str) -> tuple[bytes, int]:
     return content, mode
 
 
-def _parsed(path: str, content: bytes) -> tuple[dict[str, Any], dict[Place, int]]:
+def _parsed(path: str, content: bytes) -> tuple[dict[str, Any], str]:
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
         raise ConfigurationError(f'"{path}", line {line}: this is not UTF-8') from None
+    # Only where there is a file.
+    import tomllib
+
     text = text.replace("\r\n", "\n")
     try:
-        return tomllib.loads(text), key_lines(text)
-    except (tomllib.TOMLDecodeError, ValueError) as problem:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as problem:
         reason = str(problem).replace("at end of document", f"at the end, line {text.count(chr(10)) + 1}")
         raise ConfigurationError(
             f'"{path}" is no TOML: {hide_secrets(reason)}', hint="texts stand in quotes; see https://toml.io"
@@ -120,8 +127,10 @@ class _Reading:
     path: str
     environment: Mapping[str, str]
     check_connection: Callable[[str], object] | None
+    with_origins: bool
     document: dict[str, Any]
-    lines: dict[Place, int]
+    text: str
+    lines: dict[Place, int] | None = None
     mistakes: list[Mistake] = field(default_factory=list)
     shown: list[ShownSetting] = field(default_factory=list)
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -193,11 +202,7 @@ class _Reading:
                     "repository", name, "passphrase", HIDDEN, SourceKind.ENVIRONMENT, variable=PASSPHRASE_VARIABLE
                 )
             )
-        store = {
-            name: given[name]
-            for name in StoreSettings.__dataclass_fields__
-            if name in given and name not in ("deadline_s",)
-        }
+        store = {name: given[name] for name in StoreSettings.__slots__ if name in given and name not in ("deadline_s",)}
         if "deadline" in given:
             store["deadline_s"] = float(given["deadline"])
         repository = RepositoryConfiguration(
@@ -268,6 +273,8 @@ class _Reading:
 
     def _show(self, place: Place, settings: Sequence[Setting], given: Mapping[str, Any]) -> None:
         """Note every setting of a table with where its value comes from."""
+        if not self.with_origins:
+            return
         section, name, *below = (*map(str, place), "") if len(place) == 1 else map(str, place)
         for setting in settings:
             shown = ".".join([*below, setting.field])
@@ -277,7 +284,7 @@ class _Reading:
                 raw: Any = self.document
                 for step in (*where, setting.field):
                     raw = raw[step]
-                line = self.lines.get((*where, setting.field), 0)
+                line = self._lines().get((*where, setting.field), 0)
                 value = HIDDEN if setting.is_secret else _without_secrets(raw)
                 self.shown.append(ShownSetting(section, name, shown, value, SourceKind.FILE, line=line))
                 continue
@@ -294,9 +301,17 @@ class _Reading:
         self.mistakes.append(Mistake(self._line(place), ".".join(map(str, place)), shown, why))
 
     def _line(self, place: Place) -> int:
-        while place and place not in self.lines:
+        lines = self._lines()
+        while place and place not in lines:
             place = place[:-1]
-        return self.lines.get(place, 1)
+        return lines.get(place, 1)
+
+    def _lines(self) -> dict[Place, int]:
+        if self.lines is None:
+            from polarvault.config.positions import key_lines
+
+            self.lines = key_lines(self.text)
+        return self.lines
 
 
 def _for(setting: Setting, place: Place, document: dict[str, Any]) -> list[str]:

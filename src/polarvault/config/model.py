@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum
 
+from polarvault.model.dataclass import dataclass, field
 from polarvault.storage.objects.settings import StoreSettings
 
 

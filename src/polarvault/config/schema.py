@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from polarvault.config import values
 from polarvault.config.values import Parser
+from polarvault.model.dataclass import dataclass
 from polarvault.storage.objects.address import Scheme
 
 _CLOUDS = (Scheme.S3, Scheme.GOOGLE, Scheme.AZURE)

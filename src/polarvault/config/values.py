@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from polarvault.errors import UsageError
+from polarvault.model.names import SMALL, is_spelled
 from polarvault.storage.objects.address import parse_address
 from polarvault.storage.objects.settings import endpoint_problem, storage_class_problem
 
 Parser = Callable[[object], Any]
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
-_AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", re.ASCII)
+_NAME_CHARACTERS = SMALL | frozenset("_-")
+_AMOUNT = r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)"
 # As PostgreSQL writes units of memory: powers of 1024 ("Setting Parameters", manual).
 _SIZES = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -26,7 +27,7 @@ _MOST_SECONDS = 100 * 366 * 86_400
 
 def is_name(text: str) -> bool:
     """Tell whether a text can name a cluster or a repository."""
-    return _NAME.fullmatch(text) is not None
+    return is_spelled(text, SMALL, _NAME_CHARACTERS, most=63)
 
 
 def text(value: object) -> str:
@@ -155,7 +156,7 @@ def size_bytes(value: object) -> int:
 
 
 def _amount(value: object, units: dict[str, int], expected: str) -> int:
-    found = _AMOUNT.fullmatch(value) if isinstance(value, str) else None
+    found = re.fullmatch(_AMOUNT, value, re.ASCII) if isinstance(value, str) else None
     if found is None or found[2] not in units:
         raise ValueError(f"must be {expected}")
     return int(float(found[1]) * units[found[2]])

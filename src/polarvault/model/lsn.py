@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Self
 
-_LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})\Z")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+_LSN = r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})\Z"
 
 
 class Lsn(int):
@@ -16,7 +19,7 @@ class Lsn(int):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse ``16/B374D848``; raise ValueError for anything else."""
-        match = _LSN.match(text)
+        match = re.match(_LSN, text)
         if match is None:
             raise ValueError(f"{text!r} is not an LSN such as 16/B374D848")
         return cls(int(match[1], 16) << 32 | int(match[2], 16))

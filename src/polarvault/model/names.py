@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from polarvault.model import limits
 
+SMALL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+"""Small letters and digits."""
+LETTERS = SMALL | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+"""Letters and digits."""
+
+
+def is_spelled(word: str, first: frozenset[str], others: frozenset[str], *, most: int) -> bool:
+    """Tell whether a word of 1 to `most` characters begins with one of `first` and goes on with `others`.
+
+    For words that every command checks: compiling a pattern takes longer than looking at a thousand of them.
+    """
+    return 0 < len(word) <= most and word[0] in first and others.issuperset(word[1:])
+
 
 def name_problem(name: str) -> str | None:
     """Say why a name cannot be that of something below a directory; None if it can."""

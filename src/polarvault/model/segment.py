@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Self
-
+from polarvault.model.dataclass import dataclass
 from polarvault.model.lsn import Lsn
 
-_SEGMENT_NAME = re.compile(r"[0-9A-F]{24}\Z")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+_HEXADECIMAL = frozenset("0123456789ABCDEF")
 MIN_SEGMENT_BYTES = 1 << 20
 MAX_SEGMENT_BYTES = 1 << 30
 
@@ -34,7 +35,7 @@ class WalSegment:
     @classmethod
     def parse(cls, file_name: str, size_bytes: int) -> Self:
         """Parse a 24-digit file name; raise ValueError for anything else."""
-        if _SEGMENT_NAME.match(file_name) is None:
+        if len(file_name) != 24 or not _HEXADECIMAL.issuperset(file_name):
             raise ValueError(f"{file_name!r} is not a WAL segment name")
         per_field = 0x1_0000_0000 // size_bytes
         high, low = int(file_name[8:16], 16), int(file_name[16:], 16)

@@ -15,7 +15,8 @@ catalog/pg_control.h and catalog/catversion.h of each release; the manual's rele
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+
+from polarvault.model.dataclass import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ The first 16 bytes lie alike in every version there will be, as the server's sou
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
 
@@ -18,6 +17,7 @@ import google_crc32c
 
 from polarvault.errors import IntegrityError
 from polarvault.model import versions
+from polarvault.model.dataclass import dataclass
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import is_segment_size
 

@@ -10,16 +10,18 @@ to files back, by setfsuid(2), for the moment of opening a file or of an import,
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any, cast
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 # setresuid(2) by kernel architecture, 64-bit (kernel: arch/*/include/uapi/asm/unistd*.h and syscall tables).
 _SETRESUID = {"x86_64": 117, "aarch64": 147, "riscv64": 147, "loongarch64": 147, "ppc64le": 164, "s390x": 208}
@@ -68,10 +70,12 @@ def thread_working_as(uid: int) -> Iterator[None]:
 
 
 def _set_effective_user(uid: int) -> None:
-    number = _SETRESUID.get(platform.machine()) if sys.maxsize > 1 << 32 else None
+    number = _SETRESUID.get(os.uname().machine) if sys.maxsize > 1 << 32 else None
     if number is None:
         os.seteuid(uid)
         return
+    import ctypes
+
     unchanged = ctypes.c_long(-1)
     if _libc().syscall(ctypes.c_long(number), unchanged, ctypes.c_long(uid), unchanged) != 0:
         problem = ctypes.get_errno()
@@ -108,7 +112,8 @@ class _FinderAsRoot:
                 spec = finder.find_spec(fullname, path, target)
                 if spec is not None:
                     if spec.loader is not None:
-                        spec.loader = cast(Any, _LoaderAsRoot(spec.loader))
+                        loader: Any = _LoaderAsRoot(spec.loader)
+                        spec.loader = loader
                     return spec
         return None
 
@@ -143,6 +148,9 @@ def rights_to_read() -> Iterator[None]:
 
 @cache
 def _libc() -> ctypes.CDLL:
+    # Only where root works for another account: it takes longer to import than a store takes to open.
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     libc.setfsuid.argtypes = [ctypes.c_uint32]
     libc.setfsuid.restype = ctypes.c_int

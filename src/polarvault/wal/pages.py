@@ -8,10 +8,10 @@ u32. The remaining length says how much of a record from the page before is stil
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 
 from polarvault.model import versions
+from polarvault.model.dataclass import dataclass
 from polarvault.model.lsn import Lsn
 
 PAGE_BYTES = 8192

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import google_crc32c
 
 from polarvault.model import versions
+from polarvault.model.dataclass import dataclass
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import is_segment_size
 from polarvault.wal.pages import (

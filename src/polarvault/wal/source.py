@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+from polarvault.model.dataclass import dataclass
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.wal.segment_header import SegmentHeader, StartLook

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from polarvault.model.dataclass import dataclass
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.pages import PAGE_BYTES
 

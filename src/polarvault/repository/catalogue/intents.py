@@ -8,21 +8,22 @@ killed it is left, until somebody on the same host sees that the process is gone
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from polarvault.errors import ObjectMissing, RepositoryNewer, RepositoryNotFound, StoreForbidden
 from polarvault.model import limits
+from polarvault.model.dataclass import dataclass
 from polarvault.repository.format import names
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.documents import Fields
 from polarvault.repository.format.frame import Kind
-from polarvault.repository.format.record import TIME
 from polarvault.storage.objects.model import StoredObject
 from polarvault.storage.objects.store import ObjectStore
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
 
 BACKUP, RESTORE, VERIFY, SYNC, EXPIRE, EXPORT = "backup", "restore", "verify", "sync", "expire", "export"
 KNOWN_COMMANDS = frozenset({BACKUP, RESTORE, VERIFY, SYNC, EXPIRE, EXPORT, "drill", "import"})
@@ -63,7 +64,7 @@ class Intent:
         tell. After a restart of the machine somebody has to say so.
         """
         here, _, start = self.process.rpartition(":")
-        if self.host != socket.gethostname() or not start or here != _this_place():
+        if self.host != os.uname().nodename or not start or here != _this_place():
             return False
         now = process_mark(self.pid)
         return now is None or (bool(now) and now != self.process)
@@ -109,6 +110,10 @@ class Intents:
         started: datetime | None = None,
     ) -> str:
         """Say what is about to be done; durable on return. Return the intent's id."""
+        from datetime import UTC, datetime
+
+        from polarvault.repository.format.record import TIME
+
         number = self._random(8).hex()
         name = f"{names.INTENTS}/{number}"
         clear = {
@@ -118,7 +123,7 @@ class Intents:
             "parent": parent,
             "adopts": list(adopts),
             "started": (started or datetime.now(UTC)).astimezone(UTC).strftime(TIME),
-            "host": socket.gethostname(),
+            "host": os.uname().nodename,
             "pid": os.getpid(),
             "process": process_mark(os.getpid()) or "",
         }

@@ -5,6 +5,7 @@ A listing is a request for each thousand objects; everything that is asked for b
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -77,7 +78,7 @@ class NamesThere:
         self.other_bytes += one.size_bytes
 
     def _add_wal(self, words: list[str]) -> None:
-        span = RANGE_NAME.match(words[-1])
+        span = re.fullmatch(RANGE_NAME, words[-1])
         if len(words) != _WAL_WORDS or span is None:
             return
         try:

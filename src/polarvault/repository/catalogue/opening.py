@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 
 from polarvault.config.model import KeySource, RepositoryConfiguration
 from polarvault.errors import RepositoryMismatch
+from polarvault.model.dataclass import dataclass, field
 from polarvault.repository.catalogue.repository import Repository, read_identity
 from polarvault.repository.catalogue.stored_keys import StoredKeys
-from polarvault.repository.keys.ring import KeyRing
-from polarvault.repository.keys.sealing import KEY_BYTES, DataKey
-from polarvault.repository.keys.secrets import read_secret
-from polarvault.repository.keys.wrapped import Secret, WrappedKey, unlock, wrap
 from polarvault.storage.objects.opening import open_store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    # What is about keys is imported for encrypted repositories only: `wal push` starts once for every segment.
+    from polarvault.repository.keys.ring import KeyRing
+    from polarvault.repository.keys.sealing import DataKey
+    from polarvault.repository.keys.wrapped import Secret, WrappedKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class OpenedRepository:
     @property
     def keys(self) -> KeyRing:
         """The keys of an encrypted one; RepositoryMismatch for a plain one."""
+        from polarvault.repository.keys.ring import KeyRing
+
         store, codec = self.repository.store, self.repository.codec
         if not self.data_keys:
             raise _not_encrypted(store.address)
@@ -52,6 +58,9 @@ def open_repository(configured: RepositoryConfiguration, environment: Mapping[st
     opened: dict[int, DataKey] = {}
 
     def find_keys(repository_id: bytes, keys: Sequence[WrappedKey]) -> Mapping[int, DataKey]:
+        from polarvault.repository.keys.secrets import read_secret
+        from polarvault.repository.keys.wrapped import unlock
+
         secret = read_secret(configured.key, environment, address=store.address)
         opened.update(unlock(keys, secret, repository_id=repository_id, address=store.address))
         return opened
@@ -73,6 +82,8 @@ def open_repository(configured: RepositoryConfiguration, environment: Mapping[st
 
 def read_keys(configured: RepositoryConfiguration, environment: Mapping[str, str]) -> list[WrappedKey]:
     """Return the keys of an encrypted repository; none of them is needed for that."""
+    from polarvault.repository.keys.ring import KeyRing
+
     store = open_store(configured.address, configured.store, environment=environment)
     try:
         expected = bytes.fromhex(configured.id) if configured.id else None
@@ -96,6 +107,9 @@ def make_repository(
 
     The directory of a local one is made; buckets are made by their owners.
     """
+    from polarvault.repository.keys.sealing import KEY_BYTES, DataKey
+    from polarvault.repository.keys.wrapped import wrap
+
     store = open_store(configured.address, configured.store, create=True, environment=environment)
     data_key = None if secret is None else DataKey(1, os.urandom(KEY_BYTES))
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ from polarvault.errors import (
     UsageError,
 )
 from polarvault.model import limits
+from polarvault.model.dataclass import dataclass
 from polarvault.model.names import shown_name
 from polarvault.model.segment import is_segment_size
 from polarvault.repository.catalogue.intents import Intents
@@ -29,28 +28,28 @@ from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.documents import Fields, encode_json, parse_json
 from polarvault.repository.format.frame import Header, Kind, parse_header
 from polarvault.repository.format.names import ClusterNames
-from polarvault.repository.format.record import TIME, BackupRecord
-from polarvault.repository.format.sealed import Sealed
 from polarvault.repository.format.sealing import Plain, Sealer
-from polarvault.repository.keys.ring import KeyRing
-from polarvault.repository.keys.sealing import DataKey
-from polarvault.repository.keys.wrapped import WrappedKey
-from polarvault.repository.reading.records import read_record
 from polarvault.repository.wal.ranges import RepositoryWal
 from polarvault.storage.objects.store import ObjectStore
 from polarvault.storage.objects.write_once import prove_write_once
 
 if TYPE_CHECKING:
-    # What reads and writes backups takes numpy: `list` and `wal fetch` must not wait for it.
+    from datetime import datetime
+
+    # What reads and writes backups takes numpy, and keys take cryptography: `list`, `wal fetch` and `wal push` must not
+    # wait for them where they are not needed.
+    from polarvault.repository.format.record import BackupRecord
     from polarvault.repository.index.root import Part
+    from polarvault.repository.keys.sealing import DataKey
+    from polarvault.repository.keys.wrapped import WrappedKey
     from polarvault.repository.reading.backup_reader import BackupReader, Watch
     from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
 
+    # Given the repository's id and its wrapped keys, returns the data keys by epoch.
+    Unlock = Callable[[bytes, Sequence[WrappedKey]], Mapping[int, DataKey]]
+
 _CIPHER = "AES-256-GCM"
 PAGE_KEY_BYTES = 32
-
-# Given the repository's id and its wrapped keys, returns the data keys by epoch.
-Unlock = Callable[[bytes, Sequence[WrappedKey]], Mapping[int, DataKey]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +94,18 @@ class Repository:
 
         Encrypted: data_key, and keys, which wraps it for each recipient.
         """
+        from datetime import UTC
+
+        from polarvault.repository.format.record import TIME
+
         if _is_there(store):
             raise TargetNotEmpty(f"{store.address} holds a repository already", hint="polarvault repo info")
         prove_write_once(store, f"probe-{random(8).hex()}")
         repository_id = random(16)
         sealer: Sealer = Plain()
         if data_key is not None:
+            from polarvault.repository.format.sealed import Sealed
+
             sealer = Sealed({data_key.epoch: data_key}, repository_id=repository_id, random=random)
         codec = Codec(repository_id, sealer)
         page_key = random(PAGE_KEY_BYTES)
@@ -139,6 +144,9 @@ class Repository:
         if header.epoch:
             if unlock is None:
                 raise UsageError(f"{store.address} is encrypted, and no key was given", hint="name its key")
+            from polarvault.repository.format.sealed import Sealed
+            from polarvault.repository.keys.ring import KeyRing
+
             ring = KeyRing(StoredKeys(store, header.repository_id), header.repository_id, store.address)
             opener = partial(unlock, header.repository_id)
             keys = ring.unlock_with(opener)
@@ -197,6 +205,8 @@ class Repository:
 
     def record(self, cluster: str, label: str) -> BackupRecord:
         """Return the record of a backup by its whole label."""
+        from polarvault.repository.reading.records import read_record
+
         return read_record(self.store, self.codec, ClusterNames.of(cluster), names.check_label(label))
 
     def find_label(self, cluster: str, word: str) -> str:

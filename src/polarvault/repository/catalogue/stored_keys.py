@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer
 from polarvault.model import limits
+from polarvault.model.dataclass import dataclass
 from polarvault.repository.format import documents, frame, names
 from polarvault.repository.format.codec import Codec
 from polarvault.repository.format.frame import Kind

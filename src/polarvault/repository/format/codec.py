@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from polarvault.errors import ObjectDamaged
 from polarvault.model import limits
+from polarvault.model.dataclass import dataclass
 from polarvault.repository.format import documents, frame
 from polarvault.repository.format.envelope import Encoder, decode
 from polarvault.repository.format.frame import Buffer, Header, Kind

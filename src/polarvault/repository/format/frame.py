@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
 from polarvault.errors import ObjectDamaged, RepositoryMismatch, RepositoryNewer
+from polarvault.model.dataclass import dataclass
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 

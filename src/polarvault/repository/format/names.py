@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
-import string
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Self
 
 from polarvault.errors import IntegrityError, UsageError
-from polarvault.model.names import shown_name
+from polarvault.model.dataclass import dataclass
+from polarvault.model.names import SMALL, is_spelled, shown_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from typing import Self
 
 REPOSITORY = "polarvault.json"
 CLUSTERS, FEATURES, KEYS, INTENTS, MOVES = "clusters", "features", "keys", "intents", "moves"
 PACKS = 1_000_000
-_LABEL = re.compile(r"(\d{8}T\d{6}Z)-[a-z0-9]{4}\Z", re.ASCII)
-_WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
+_LABEL = r"(\d{8}T\d{6}Z)-[a-z0-9]{4}"
+_WORD_CHARACTERS = SMALL | frozenset("_-")
 _LABEL_TIME = "%Y%m%dT%H%M%SZ"
-_LABEL_LETTERS = string.ascii_lowercase + string.digits
+_LABEL_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 LABEL_BYTES = 21
 
 
 def check_word(word: str, what: str) -> str:
     """Return a name that a user gave to something; raise UsageError if it is none."""
-    if _WORD.match(word) is None:
+    if not is_word(word):
         raise UsageError(
             f"{shown_name(word)} cannot be the name of {what}",
             hint="take lower-case letters, digits, - and _, beginning with a letter or digit, at most 63",
@@ -34,14 +36,16 @@ def check_word(word: str, what: str) -> str:
 
 def is_word(word: str) -> bool:
     """Tell whether a word found in a repository can be the name of a cluster or a feature."""
-    return _WORD.match(word) is not None
+    return is_spelled(word, SMALL, _WORD_CHARACTERS, most=63)
 
 
 def is_label(word: str) -> bool:
     """Tell whether a word found in a repository is a backup's label."""
-    match = _LABEL.match(word)
+    match = re.fullmatch(_LABEL, word, re.ASCII)
     if match is None:
         return False
+    from datetime import datetime
+
     try:
         datetime.strptime(match[1], _LABEL_TIME)
     except ValueError:
@@ -58,6 +62,8 @@ def check_label(word: str) -> str:
 
 def make_label(started: datetime, random_bytes: Callable[[int], bytes]) -> str:
     """Return a new label: the start in UTC, and four random characters."""
+    from datetime import UTC
+
     # A byte modulo 36 is not quite even: what counts is that two backups of one second hardly ever meet.
     letters = "".join(_LABEL_LETTERS[byte % len(_LABEL_LETTERS)] for byte in random_bytes(4))
     return f"{started.astimezone(UTC).strftime(_LABEL_TIME)}-{letters}"
@@ -65,6 +71,8 @@ def make_label(started: datetime, random_bytes: Callable[[int], bytes]) -> str:
 
 def label_time(label: str) -> datetime:
     """Return when the backup of a label started."""
+    from datetime import UTC, datetime
+
     return datetime.strptime(check_label(label)[:16], _LABEL_TIME).replace(tzinfo=UTC)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from polarvault.errors import ObjectDamaged
+from polarvault.model.dataclass import dataclass, field
 from polarvault.model.lsn import Lsn
 from polarvault.repository.format.documents import Fields, encode_json, parse_json
 from polarvault.repository.format.names import check_label
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 IMPORTED_FROM = "imported_from"
@@ -48,6 +51,9 @@ def record_document(
     identity: Mapping[str, str], facts: RecordFacts, root: bytes, parent: str | None, counts: Mapping[str, int]
 ) -> tuple[dict[str, Any], bytes]:
     """Return the clear and the sealed part of a record."""
+    from dataclasses import asdict
+    from datetime import UTC
+
     clear = {
         **identity,
         "started": facts.started.astimezone(UTC).strftime(TIME),
@@ -111,6 +117,8 @@ def parse_record(clear: Mapping[str, Any], sealed: memoryview, what: str) -> Bac
 
 
 def _time(fields: Fields, name: str, what: str) -> datetime:
+    from datetime import UTC, datetime
+
     try:
         return datetime.strptime(fields.text(name), TIME).replace(tzinfo=UTC)
     except ValueError:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from polarvault.errors import ObjectDamaged
+from polarvault.model.dataclass import dataclass
 from polarvault.repository.format.frame import Buffer, Header
 from polarvault.repository.format.sealing import Envelopes
 from polarvault.repository.keys.sealing import SALT_ID_BYTES, TAG_BYTES, DataKey, ObjectSealer, mac_key

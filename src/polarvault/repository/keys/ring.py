@@ -6,10 +6,10 @@ How documents become objects is not known here: whoever opens the repository han
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from polarvault.errors import IntegrityError, UsageError, WrongKey
+from polarvault.model.dataclass import dataclass
 from polarvault.model.names import shown_name
 from polarvault.repository.keys.sealing import DataKey
 from polarvault.repository.keys.wrapped import (

@@ -8,11 +8,10 @@ of key, place and bytes is wrong cannot be told.
 
 from __future__ import annotations
 
-import hmac
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from polarvault.errors import IntegrityError
+from polarvault.model.dataclass import dataclass, field
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -79,6 +78,8 @@ class ObjectSealer:
 
 def derive_key(data_key: DataKey, *, salt: bytes, info: bytes) -> bytes:
     """Return 32 bytes made from a data key: HKDF-SHA-256 (RFC 5869)."""
+    import hmac
+
     # One block of output is enough; with that HKDF is two lines.
     extracted = hmac.digest(salt, data_key.secret, "sha256")
     return hmac.digest(extracted, info + b"\x01", "sha256")

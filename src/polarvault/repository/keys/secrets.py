@@ -10,7 +10,6 @@ import base64
 import binascii
 import os
 import stat
-import subprocess
 from collections.abc import Mapping
 
 from polarvault.config.model import KeySource
@@ -104,6 +103,8 @@ def _first_line(content: bytes, where: str) -> bytes:
 
 
 def _run(command: str) -> bytes:
+    import subprocess
+
     # Its own words go to the terminal, and so may a question; our standard input may be a backup.
     try:
         ran = subprocess.run(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from polarvault.errors import IntegrityError, UsageError, WrongKey
+from polarvault.model.dataclass import dataclass, field
 from polarvault.model.names import shown_name
 from polarvault.repository.keys.sealing import KEY_BYTES, TAG_BYTES, DataKey
 
@@ -21,8 +21,8 @@ _WRAPPED_BYTES = _NONCE_BYTES + KEY_BYTES + TAG_BYTES
 _SALT_BYTES = 16
 _LEAST_N, _MOST_N, _R, _MOST_P = 1 << 15, 1 << 20, 8, 4
 _MOST_EPOCH = 0xFFFF_FFFF
-_KEY_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
-_RECIPIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}", re.ASCII)
+_KEY_ID = r"[0-9a-f]{16}"
+_RECIPIENT = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}"
 _LEAST_CHARACTERS = 8
 
 # Randomness is a parameter: bytes of a length.
@@ -93,12 +93,12 @@ class WrappedKey:
 def parse_wrapped(key_id: str, document: Mapping[str, Any]) -> WrappedKey:
     """Return a wrapped key from the clear part of its document; raise IntegrityError."""
     name = f"keys/{key_id}"
-    if not _KEY_ID.fullmatch(key_id):
+    if not re.fullmatch(_KEY_ID, key_id, re.ASCII):
         raise IntegrityError(f"{shown_name(name)} is not the name of a key")
     epoch, recipient = document.get("epoch"), document.get("recipient")
     if not isinstance(epoch, int) or isinstance(epoch, bool) or not 1 <= epoch <= _MOST_EPOCH:
         raise _damaged(name, "its epoch is no number from 1")
-    if not isinstance(recipient, str) or not _RECIPIENT.fullmatch(recipient):
+    if not isinstance(recipient, str) or not re.fullmatch(_RECIPIENT, recipient, re.ASCII):
         raise _damaged(name, "its recipient is no name")
     wrapped = _bytes(name, document, "wrapped", _WRAPPED_BYTES)
     kdf = document.get("kdf")
@@ -122,7 +122,7 @@ def _parse_scrypt(name: str, kdf: Mapping[str, Any]) -> Scrypt:
 
 def check_recipient(name: str) -> None:
     """Raise UsageError for what cannot name a key."""
-    if not _RECIPIENT.fullmatch(name):
+    if not re.fullmatch(_RECIPIENT, name, re.ASCII):
         raise UsageError(
             f"{shown_name(name)} cannot name a key", hint="write letters, digits and . _ @ - only, at most 63"
         )

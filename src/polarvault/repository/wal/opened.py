@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from polarvault.config.choice import choose_repository
+from polarvault.model.dataclass import replace
 from polarvault.repository.catalogue.opening import open_repository
 from polarvault.repository.wal.source import RepositoryWalSource
 
@@ -60,8 +61,6 @@ def open_wal(
     system_identifier: int | None,
 ) -> RepositoryWalSource:
     """Open the repository that a word names, for a command that ends with its process."""
-    from dataclasses import replace
-
     chosen = choose_repository(configuration, word)
     if key is not None:
         chosen = replace(chosen, key=key)

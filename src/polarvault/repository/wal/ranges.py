@@ -9,10 +9,10 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from polarvault.errors import IntegrityError, ObjectDamaged, ObjectDiffers, ObjectMissing
 from polarvault.model import limits
+from polarvault.model.dataclass import dataclass
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment, is_segment_size
 from polarvault.repository.format.codec import Codec
@@ -25,9 +25,10 @@ from polarvault.storage.objects.store import ObjectStore
 RANGE_BYTES = 16 << 20
 _HEADER = struct.Struct("<QQIIII")
 RANGE_HEADER_BYTES = _HEADER.size
-RANGE_NAME = re.compile(r"([0-9A-F]{16})-([0-9A-F]{16})\Z")
-_TIMELINE = re.compile(r"[0-9A-F]{8}\Z")
-_FILE = re.compile(r"[0-9A-F]{8}\.history\Z|[0-9A-F]{24}(?:\.partial|\.[0-9A-F]{8}\.backup)\Z")
+RANGE_NAME = r"([0-9A-F]{16})-([0-9A-F]{16})"
+"""What the last word of a range's name must match as a whole."""
+_TIMELINE = r"[0-9A-F]{8}"
+_FILE = r"[0-9A-F]{8}\.history|[0-9A-F]{24}(?:\.partial|\.[0-9A-F]{8}\.backup)"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -111,7 +112,7 @@ class RepositoryWal:
         folder = self._names.wal_timeline(self.system_identifier, timeline_id)
         for one in self._store.list_objects(below):
             words = one.name.removeprefix(f"{folder}/").split("/")
-            match = RANGE_NAME.match(words[-1]) if len(words) == 2 else None
+            match = re.fullmatch(RANGE_NAME, words[-1]) if len(words) == 2 else None
             if match is None:
                 continue
             try:
@@ -126,7 +127,7 @@ class RepositoryWal:
     def timelines(self) -> list[int]:
         """Return the timelines of which there is anything."""
         folder = f"{self._names.wal}/{self.system_identifier}"
-        return [int(word, 16) for word in self._store.list_folders(folder) if _TIMELINE.match(word)]
+        return [int(word, 16) for word in self._store.list_folders(folder) if re.fullmatch(_TIMELINE, word)]
 
     def read_range(self, wanted: StoredRange) -> memoryview:
         """Return the bytes of a range; what it says of itself is compared with its name."""
@@ -184,7 +185,7 @@ class RepositoryWal:
 
     def put_file(self, timeline_id: int, file_name: str, content: Buffer) -> None:
         """Write a timeline's history, a partial segment or the mark of a backup; the same again is a success."""
-        if _FILE.match(file_name) is None:
+        if re.fullmatch(_FILE, file_name) is None:
             raise ValueError(f"{file_name!r} is no file of a WAL archive")
         name = self._names.wal_file(self.system_identifier, timeline_id, file_name)
         self._put(Kind.WAL_FILE, name, bytes(content))

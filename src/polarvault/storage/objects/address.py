@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
 from enum import Enum
 
 from polarvault.errors import UsageError
+from polarvault.model.dataclass import dataclass
+from polarvault.model.names import LETTERS, is_spelled
 from polarvault.model.secrets import hide_secrets
 from polarvault.storage.objects.model import is_object_name
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.ASCII | re.IGNORECASE)
+_SCHEME_FIRST, _SCHEME_OTHERS = LETTERS - frozenset("0123456789"), LETTERS | frozenset("+.-")
 # Buckets and containers: 3 to 63 letters, digits, hyphens; Google and S3 allow dots and (older ones) underscores.
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}[A-Za-z0-9]", re.ASCII)
+_BUCKET_OTHERS, _BUCKET_LEAST, _BUCKET_MOST = LETTERS | frozenset("._-"), 3, 223
 
 
 class Scheme(Enum):
@@ -41,43 +41,57 @@ class StoreAddress:
 
 def parse_address(text: str) -> StoreAddress:
     """Return the store that an address names: a path, file:, s3:, gs: or az:. Raise UsageError."""
-    found = _SCHEME.match(text)
-    if found is None:
+    word, colon, rest = text.partition(":")
+    if not colon or not is_spelled(word, _SCHEME_FIRST, _SCHEME_OTHERS, most=len(text)):
         if not text or "\0" in text:
             raise UsageError("the address of a repository is empty", hint="name a directory, or s3://BUCKET/FOLDER")
         return StoreAddress(Scheme.FILE, os.path.abspath(text))
-    shown = hide_secrets(text)
-    rest = text[found.end() :]
     try:
-        scheme = Scheme(found[1].lower())
+        scheme = Scheme(word.lower())
     except ValueError:
+        shown = hide_secrets(text)
         raise UsageError(
             f'"{shown}" does not begin with file:, s3:, gs: or az:',
             hint=f"a directory with such a name is written ./{shown}" if not rest.startswith("//") else None,
         ) from None
     if scheme is Scheme.FILE:
-        return StoreAddress(scheme, _file_path(rest, shown))
+        return StoreAddress(scheme, _file_path(rest, text))
     place, _, folder = rest.removeprefix("//").partition("/")
     folder = folder.strip("/")
-    if "@" in place or "?" in rest or "#" in rest:
-        # A user and a password there would end up in every log.
-        raise UsageError(
-            f'"{shown}": an address holds no credentials and no options',
-            hint="credentials come from the usual environment variables or the configuration file",
-        )
-    if not _BUCKET.fullmatch(place):
-        raise UsageError(f'"{shown}" names no bucket', hint=f"write {scheme.value}://BUCKET/FOLDER")
-    if folder and not is_object_name(folder):
-        raise UsageError(
-            f'"{shown}": the folder may hold letters, digits and . _ = + - only', hint="choose another folder"
-        )
+    _check_place(scheme, place, folder, rest, text)
     return StoreAddress(scheme, place, folder)
 
 
-def _file_path(rest: str, shown: str) -> str:
+def _check_place(scheme: Scheme, place: str, folder: str, rest: str, text: str) -> None:
+    if "@" in place or "?" in rest or "#" in rest:
+        # A user and a password there would end up in every log.
+        raise UsageError(
+            f'"{hide_secrets(text)}": an address holds no credentials and no options',
+            hint="credentials come from the usual environment variables or the configuration file",
+        )
+    if not _is_bucket(place):
+        raise UsageError(f'"{hide_secrets(text)}" names no bucket', hint=f"write {scheme.value}://BUCKET/FOLDER")
+    if folder and not is_object_name(folder):
+        raise UsageError(
+            f'"{hide_secrets(text)}": the folder may hold letters, digits and . _ = + - only',
+            hint="choose another folder",
+        )
+
+
+def _is_bucket(place: str) -> bool:
+    return (
+        len(place) >= _BUCKET_LEAST
+        and place[-1] in LETTERS
+        and is_spelled(place, LETTERS, _BUCKET_OTHERS, most=_BUCKET_MOST)
+    )
+
+
+def _file_path(rest: str, text: str) -> str:
     if rest.startswith("//") and not rest.startswith("///"):
-        raise UsageError(f'"{shown}" names another machine', hint=f"write file:///{rest.strip('/')}, or the path alone")
+        raise UsageError(
+            f'"{hide_secrets(text)}" names another machine', hint=f"write file:///{rest.strip('/')}, or the path alone"
+        )
     if not rest.strip("/") or "\0" in rest:
-        raise UsageError(f'"{shown}" names no directory', hint="write file:/PATH, or the path alone")
+        raise UsageError(f'"{hide_secrets(text)}" names no directory', hint="write file:/PATH, or the path alone")
     # Three slashes are an empty host before an absolute path (RFC 8089).
     return os.path.abspath(rest.removeprefix("//"))

@@ -14,12 +14,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 from polarvault.errors import (
     ObjectExists,
@@ -43,6 +41,10 @@ from polarvault.storage.objects.model import (
 )
 from polarvault.storage.objects.ranges import cut_ranges, join_ranges
 from polarvault.storage.objects.refusals import too_long
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
 
 _INCOMING = ".incoming"
 _RESERVE = ".reserve"
@@ -141,7 +143,7 @@ class LocalStore:
     def _begin(self) -> tuple[str, int]:
         """Return name and descriptor of a temporary file that is locked by us."""
         while True:
-            temporary = f"{_INCOMING}/{secrets.token_hex(8)}"
+            temporary = f"{_INCOMING}/{os.urandom(8).hex()}"
             descriptor = self._below.create(temporary, _FILE_MODE)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -190,7 +192,7 @@ class LocalStore:
             raise
         try:
             # Random bytes: zeros would take no space on a file system that compresses.
-            files.write_all(descriptor, [secrets.token_bytes(_RESERVE_BYTES)])
+            files.write_all(descriptor, [os.urandom(_RESERVE_BYTES)])
             # Its name becomes durable with that of the first folder or object.
             os.fsync(descriptor)
         except OSError as problem:
@@ -372,4 +374,6 @@ def _missing(name: str, root: str) -> PolarvaultError:
 
 
 def _described(name: str, status: os.stat_result) -> StoredObject:
+    from datetime import UTC, datetime
+
     return StoredObject(name, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from dataclasses import dataclass, replace
-from datetime import datetime
 
 from polarvault.errors import IntegrityError
-from polarvault.model.names import shown_name
+from polarvault.model.dataclass import dataclass, replace
+from polarvault.model.names import LETTERS, is_spelled, shown_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
 
 # S3 and Google allow 1024 bytes, Azure 1024 characters, with the prefix of the repository in front.
 NAME_BYTES = 800
 # A file name has at most 255 bytes; a temporary one is longer than the object's.
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+-]{0,199}", re.ASCII)
+_WORD_FIRST, _WORD_OTHERS, _WORD_MOST = LETTERS | {"_"}, LETTERS | frozenset("._=+-"), 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ class Meter:
 
 def is_object_name(name: str) -> bool:
     """Tell whether a name is one that an object of ours can have: the same everywhere, no escapes, nothing hidden."""
-    return len(name) <= NAME_BYTES and all(map(_WORD.fullmatch, name.split("/")))
+    return len(name) <= NAME_BYTES and all(
+        is_spelled(word, _WORD_FIRST, _WORD_OTHERS, most=_WORD_MOST) for word in name.split("/")
+    )
 
 
 def check_object_name(name: str) -> str:

@@ -10,10 +10,8 @@ from polarvault.model.secrets import hide_secrets
 from polarvault.storage.files import storage_failed
 from polarvault.storage.objects.address import Scheme, StoreAddress, parse_address
 from polarvault.storage.objects.local import LocalStore
-from polarvault.storage.objects.retrying import Retrying
 from polarvault.storage.objects.settings import StoreSettings
 from polarvault.storage.objects.store import ObjectStore
-from polarvault.storage.objects.throttled import Throttled
 from polarvault.storage.objects.write_once import WriteOnce
 
 
@@ -37,8 +35,12 @@ def open_store(
             LocalStore.make_root(parsed.place)
         store = LocalStore(parsed.place)
     else:
+        from polarvault.storage.objects.retrying import Retrying
+
         store = Retrying(_open_cloud(parsed, settings, environment), deadline_s=settings.deadline_s)
     if settings.max_rate is not None:
+        from polarvault.storage.objects.throttled import Throttled
+
         store = Throttled(store, bytes_per_s=settings.max_rate)
     return WriteOnce(store)
 

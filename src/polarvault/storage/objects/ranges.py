@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from polarvault.model.dataclass import dataclass
 
 # A request costs as much time as some hundred kB of data, on a disk that turns as well as over a network.
 _GAP_BYTES = 256 << 10

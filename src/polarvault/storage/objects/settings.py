@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from urllib.parse import urlsplit
-
 from polarvault.errors import UsageError
+from polarvault.model.dataclass import dataclass, field
 from polarvault.model.secrets import hide_secrets
 
 # Objects in these classes cannot be read at once; a restore would wait for hours for each of them.
@@ -43,6 +41,9 @@ class StoreSettings:
 
 def endpoint_problem(text: str) -> str | None:
     """Say why a text cannot be the address of a store's service; None if it can."""
+    # Only for stores of a cloud: it takes longer to import than a store takes to open.
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(text)
         has_port = parts.port is None or parts.port > 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 
 from polarvault.storage.objects.model import RequestCounts, StoredObject
 from polarvault.storage.objects.store import ObjectStore
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 class Wrapper:
