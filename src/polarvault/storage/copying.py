@@ -106,11 +106,19 @@ def data_ranges(descriptor: int, size: int) -> list[tuple[int, int]]:
     return found
 
 
-def _reflink(source: int, target: int) -> bool:
+def share_extents(source: int, target: int) -> None:
+    """Give an empty open file all content of another one, as a reflink that takes no room; raise OSError.
+
+    The content is of one moment, whoever writes meanwhile (ioctl_ficlone(2)).
+    """
     import fcntl
 
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def _reflink(source: int, target: int) -> bool:
     try:
-        fcntl.ioctl(target, _FICLONE, source)
+        share_extents(source, target)
     except OSError:
         return False  # Not btrfs, XFS or another file system that shares extents: copy instead.
     return True
