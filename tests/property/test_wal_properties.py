@@ -13,8 +13,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from polarvault.machine_code.compiling import CompiledModule
-from polarvault.wal.compiled.crc32c import Crc32cMethod, host_method
+from polarvault.wal.compiled.crc32c import host_method
 from polarvault.wal.compiled.reader import CompiledReader
+from polarvault.wal.compiled.state import Crc32cMethod
 from polarvault.wal.compiled.walker import walker_source
 from polarvault.wal.marks import MarkKind
 from polarvault.wal.scan import PlainReader

@@ -14,7 +14,7 @@ from polarvault.model.segment import WalSegment
 from polarvault.wal.block_maps.builder import BlockMapBuilder
 from polarvault.wal.block_maps.changes import Changes, entries_of
 from polarvault.wal.block_maps.model import BlockMap, DatabaseId, ForkFlag, ForkId, merged
-from polarvault.wal.block_maps.references import LSN
+from polarvault.wal.block_maps.state import LSN
 from polarvault.wal.scan import WalScanner
 
 PAGE = 8192

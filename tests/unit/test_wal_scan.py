@@ -9,7 +9,7 @@ import pytest
 
 from polarvault.machine_code.compiling import accepted_source
 from polarvault.model.lsn import Lsn
-from polarvault.wal.compiled.crc32c import Crc32cMethod
+from polarvault.wal.compiled.state import Crc32cMethod
 from polarvault.wal.compiled.walker import walker_source
 from polarvault.wal.records import RMGR_TABLESPACE, RecordReader
 from polarvault.wal.scan import MarkKind, PlainReader, WalMark, WalScanner

@@ -21,7 +21,7 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
-from polarvault.machine_code.compiling import CANNOT_COMPILE, CompiledModule
+from polarvault.machine_code.compiling import CANNOT_COMPILE, KernelSource, MachineCode, load_kernel_code
 
 PAGE_BYTES = 8192
 _ROWS, _LANES = 64, 32
@@ -142,15 +142,22 @@ def numpy_kernel(address: int, count: int, first_block: int, per_run: int, strid
 
 
 @functools.cache
-def _module() -> CompiledModule:
-    # The module owns the machine code: the cache keeps it alive as long as the process.
+def _code() -> MachineCode:
+    # Kept as long as the process: the code lives no longer than this object.
+    return load_kernel_code(KERNEL)
+
+
+def _emit() -> str:
     # Imported here: it needs llvmlite, which is expensive and may be absent.
     from polarvault.pgfiles.page_kernel import kernel_source
 
-    return CompiledModule(kernel_source(_OFFSETS, _PRIME, PAGE_BYTES))
+    return kernel_source(_OFFSETS, _PRIME, PAGE_BYTES)
+
+
+KERNEL = KernelSource(_emit, ("pgfiles.page_kernel",), f"{_OFFSETS} {_PRIME} {PAGE_BYTES}")
 
 
 def _compile_kernel() -> Kernel:
     signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 7)
-    compiled: Kernel = signature(_module().address("check"))
+    compiled: Kernel = signature(_code().address("check"))
     return compiled

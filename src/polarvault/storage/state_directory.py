@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import stat
 
+from polarvault.model.ownership import others_may_change
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,11 +72,6 @@ def _base(environment: Mapping[str, str], system: str) -> str | None:
 def _lies_in(path: str, directory: str) -> bool:
     real, outer = os.path.realpath(path), os.path.realpath(directory)
     return real == outer or real.startswith(outer.rstrip("/") + "/")
-
-
-def others_may_change(directory: os.stat_result) -> bool:
-    """Tell whether another account owns a directory, or may write into it."""
-    return directory.st_uid != os.geteuid() or bool(directory.st_mode & 0o022)
 
 
 def _is_ours(path: str) -> bool:

@@ -19,7 +19,7 @@ import ctypes
 import functools
 from typing import TYPE_CHECKING, Protocol
 
-from polarvault.machine_code.compiling import CANNOT_COMPILE, CompiledModule
+from polarvault.machine_code.compiling import CANNOT_COMPILE, KernelSource, MachineCode, load_kernel_code
 
 if TYPE_CHECKING:
     import numpy
@@ -111,16 +111,23 @@ class PageSums:
 def _load_kernel() -> Kernel | None:
     try:
         signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 6)
-        compiled: Kernel = signature(_module().address("sums"))
+        compiled: Kernel = signature(_code().address("sums"))
     except CANNOT_COMPILE:
         return None
     return compiled
 
 
 @functools.cache
-def _module() -> CompiledModule:
-    # The module owns the machine code: the cache keeps it alive as long as the process.
+def _code() -> MachineCode:
+    # Kept as long as the process: the code lives no longer than this object.
+    return load_kernel_code(KERNEL)
+
+
+def _emit() -> str:
     # Imported here: it needs llvmlite, which is expensive and may be absent.
     from polarvault.repository.sums.kernel import kernel_source
 
-    return CompiledModule(kernel_source(passes=_PASSES, page_bytes=PAGE_BYTES, prime=_PRIME))
+    return kernel_source(passes=_PASSES, page_bytes=PAGE_BYTES, prime=_PRIME)
+
+
+KERNEL = KernelSource(_emit, ("repository.sums.kernel",), f"{_PASSES} {PAGE_BYTES} {_PRIME}")

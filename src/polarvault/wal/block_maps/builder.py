@@ -14,7 +14,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.wal.block_maps.changes import Changes, entries_of
 from polarvault.wal.block_maps.model import BlockMap
-from polarvault.wal.block_maps.references import LSN
+from polarvault.wal.block_maps.state import LSN
 from polarvault.wal.pages import LONG_HEADER_BYTES, PAGE_BYTES, SHORT_HEADER_BYTES, WalEnd
 from polarvault.wal.scan import WalScanner
 

@@ -11,7 +11,8 @@ from polarvault.model.relation import MAIN_FORK, VISIBILITY_FORK
 from polarvault.wal.block_maps.events import HEAP_BLOCKS_IN_VISIBILITY_PAGE, Events
 from polarvault.wal.block_maps.model import NO_LIMIT, BlockMap, assembled
 from polarvault.wal.block_maps.operations import Look, Silent, looks
-from polarvault.wal.block_maps.references import BODY, CODE, LSN, MORE, kept_record, new_gatherer
+from polarvault.wal.block_maps.references import kept_record, new_gatherer
+from polarvault.wal.block_maps.state import BODY, CODE, LSN, MORE
 from polarvault.wal.marks import ENTRY_WORDS, HAS_RELATIONS, Marks
 from polarvault.wal.records import DATA_LONG, DATA_SHORT
 

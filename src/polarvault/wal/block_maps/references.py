@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from polarvault.machine_code.compiling import CANNOT_COMPILE
 from polarvault.model.relation import INIT_FORK, BlockId
 from polarvault.wal.block_maps.operations import SILENT, Silent
+from polarvault.wal.block_maps.state import BODY, BODY_BYTES, CODE, LSN, MORE
 from polarvault.wal.blocks import KeptRecord, read_references
 from polarvault.wal.marks import Marks
-
-# Words of an entry of `Marks`.
-LSN, CODE, MORE, BODY, BODY_BYTES = 0, 4, 5, 6, 7
 
 
 class Gatherer(Protocol):

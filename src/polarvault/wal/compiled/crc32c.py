@@ -5,26 +5,19 @@ The emitted function takes and returns the raw register, all ones at the start; 
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 from llvmlite import ir
 
-from polarvault.machine_code.compiling import cpu_family, has_cpu_feature
+from polarvault.machine_code.compiling import has_cpu_feature
 from polarvault.machine_code.language import I64, Code, Value
+from polarvault.machine_code.processor import cpu_family
+from polarvault.wal.compiled.state import Crc32cMethod
 
 I32 = ir.IntType(32)
 # The Castagnoli polynomial, bits reversed.
 _POLYNOMIAL = 0x82F63B78
 _TABLES = 8
-
-
-class Crc32cMethod(Enum):
-    """How the checksum is calculated."""
-
-    X86 = "x86"
-    ARM = "arm"
-    TABLES = "tables"
 
 
 def host_method() -> Crc32cMethod:
@@ -86,6 +79,8 @@ class _TableSteps:
         content = ir.ArrayType(I32, len(entries))
         self._tables = ir.GlobalVariable(module, content, "crc32c_tables")
         self._tables.global_constant = True
+        # So that the code refers to it by its distance.
+        self._tables.linkage = "internal"
         self._tables.initializer = ir.Constant(content, entries)
         self._code = code
         self._address = Value(code.builder, code.builder.ptrtoint(self._tables, I64))

@@ -6,10 +6,9 @@ import ctypes
 import functools
 from collections.abc import Callable
 
-from polarvault.machine_code.compiling import CompiledModule
+from polarvault.machine_code.compiling import KernelSource, MachineCode, load_kernel_code
 from polarvault.model.lsn import Lsn
-from polarvault.wal.compiled.crc32c import Crc32cMethod, host_method
-from polarvault.wal.compiled.walker import Slot, Status, walker_source
+from polarvault.wal.compiled.state import Crc32cMethod, Slot, Status
 from polarvault.wal.marks import ENTRY_BYTES, Marks
 from polarvault.wal.pages import LONG_HEADER_BYTES, PAGE_BYTES, Ending, WalEnd
 from polarvault.wal.records import check_start
@@ -19,19 +18,36 @@ _MARKS = 8192
 _BODIES_BYTES = 1 << 20
 # The first bytes of a body are looked at in words, also if it is shorter.
 _SLACK_BYTES = 32
+_MODULES = (
+    "machine_code.processor", "model.lsn", "model.segment", "model.versions", "wal.compiled.crc32c",
+    "wal.compiled.state", "wal.compiled.walker", "wal.marks", "wal.pages", "wal.records",
+)  # fmt: skip
 
 Walk = Callable[[int, int, int], int]
 
 
+def kernel(method: Crc32cMethod | None) -> KernelSource:
+    """Return the reader's source; None is the fastest method that this CPU has."""
+
+    def emit() -> str:
+        # Imported here: they need llvmlite, which is expensive and may be absent.
+        from polarvault.wal.compiled.crc32c import host_method
+        from polarvault.wal.compiled.walker import walker_source
+
+        return walker_source(method or host_method())
+
+    return KernelSource(emit, _MODULES, str(method))
+
+
 @functools.cache
-def _compile(method: Crc32cMethod) -> CompiledModule:
-    # The module owns the machine code: the cache keeps it alive as long as the process.
-    return CompiledModule(walker_source(method))
+def _code(method: Crc32cMethod | None) -> MachineCode:
+    # Kept as long as the process: the code lives no longer than this object.
+    return load_kernel_code(kernel(method))
 
 
-def load_walk(method: Crc32cMethod) -> Walk:
-    """Compile the reader, once; raise one of `CANNOT_COMPILE` where that is impossible."""
-    walk: Walk = ctypes.CFUNCTYPE(ctypes.c_uint64, *[ctypes.c_uint64] * 3)(_compile(method).address("walk"))
+def load_walk(method: Crc32cMethod | None) -> Walk:
+    """Return the reader's code; raise one of `CANNOT_COMPILE` where there can be none."""
+    walk: Walk = ctypes.CFUNCTYPE(ctypes.c_uint64, *[ctypes.c_uint64] * 3)(_code(method).address("walk"))
     return walk
 
 
@@ -48,7 +64,7 @@ class CompiledReader:
         method: Crc32cMethod | None = None,
     ) -> None:
         check_start(start, segment_size_bytes)
-        self._walk = load_walk(method or host_method())
+        self._walk = load_walk(method)
         self._state = (ctypes.c_uint64 * len(Slot))()
         self._state_address = ctypes.addressof(self._state)
         self._entries = bytearray(_MARKS * ENTRY_BYTES)

@@ -11,9 +11,9 @@ import os
 import time
 
 from polarvault.errors import DiskFull, PolarvaultError, RepositoryNotFound, StorageFailed, UsageError
+from polarvault.model.ownership import others_may_change
 from polarvault.storage.below import Below
 from polarvault.storage.files import make_directories, open_regular, storage_failed
-from polarvault.storage.state_directory import others_may_change
 from polarvault.wal.names import is_backup_history_name, is_history_name, is_segment_name
 from polarvault.walarchive.pushing.directory import DirectoryPusher
 

@@ -27,10 +27,10 @@ import google_crc32c
 from polarvault.errors import IntegrityError, UsageError
 from polarvault.model import limits
 from polarvault.model.lsn import Lsn
+from polarvault.model.ownership import others_may_change
 from polarvault.model.segment import is_segment_size
 from polarvault.storage import files
 from polarvault.storage.below import Below
-from polarvault.storage.state_directory import others_may_change
 from polarvault.wal.names import is_history_name
 from polarvault.walarchive.streaming.slices import HistoryItem
 
