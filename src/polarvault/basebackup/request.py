@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from polarvault.errors import UsageError
-from polarvault.taking.request import ServerRequest
+from polarvault.taking.request import ServerRequest, SourceKind
 
 STDOUT = "-"
 _NO_STREAM_TO_STDOUT = "cannot stream write-ahead logs in tar mode to stdout"
@@ -82,6 +82,8 @@ def _contradictions(request: BackupRequest) -> list[tuple[bool, str]]:
         (request.waldir is not None and not plain, "WAL directory location can only be specified in plain mode"),
         (request.waldir is not None and not os.path.isabs(request.waldir),
          "WAL directory location must be an absolute path"),
+        (request.source is SourceKind.LOCAL and request.incremental is not None,
+         "an incremental base backup is made by the server, which knows what has changed: use --source stream"),
         (request.progress and not request.estimate_size, "--progress and --no-estimate-size are incompatible options"),
         (not request.manifest and request.manifest_checksums is not None,
          "--no-manifest and --manifest-checksums are incompatible options"),

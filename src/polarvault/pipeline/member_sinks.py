@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from polarvault.errors import RemoteProtocolError
+from polarvault.errors import RemoteProtocolError, StorageFailed
 from polarvault.model import limits
 from polarvault.pgfiles.tar import (
     BLOCK_BYTES,
@@ -26,6 +26,8 @@ from polarvault.pgfiles.tar import (
     is_safe_name,
 )
 from polarvault.pipeline.byte_sinks import ByteSink
+from polarvault.pipeline.contents import FileContent
+from polarvault.pipeline.parallel_copy import ParallelCopy
 from polarvault.storage import files
 from polarvault.storage.below import Below
 
@@ -106,6 +108,7 @@ class DirectorySink:
         self._descriptor = -1
         self._name = ""
         self._started = 0
+        self._copy: ParallelCopy | None = None
         try:
             self._below = Below(root, links=links)
         except OSError as problem:
@@ -122,15 +125,41 @@ class DirectorySink:
             elif self._descriptor >= 0:
                 self._close()
         except OSError as problem:
-            path = problem.filename if isinstance(problem.filename, str) and "/" in problem.filename else None
-            raise files.storage_failed(problem, "write to file", path or self._below.path(self._name)) from problem
+            raise self._failed(problem) from problem
+
+    def _failed(self, problem: OSError) -> StorageFailed:
+        path = problem.filename if isinstance(problem.filename, str) and "/" in problem.filename else None
+        return files.storage_failed(problem, "write to file", path or self._below.path(self._name))
+
+    def take_file(self, member: Member, content: FileContent) -> None:
+        """Create a file and have it filled by several threads."""
+        try:
+            self._begin(member)
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor < 0:
+                content.discard()
+                return
+            if self._copy is None:
+                self._copy = ParallelCopy(writeback=self._writeback)
+            self._copy.copy(descriptor, self._below.path(self._name), content)
+        except OSError as problem:
+            raise self._failed(problem) from problem
+
+    def drain(self) -> None:
+        """Wait until every file that was taken is written."""
+        if self._copy is not None:
+            self._copy.drain()
 
     def finish(self) -> None:
-        """Every file is closed already; the directories are now."""
+        """Every file is closed then, and the directories are."""
+        if self._copy is not None:
+            self._copy.finish()
         self.abandon()
 
     def abandon(self) -> None:
         """Close what is open; safe to call twice."""
+        if self._copy is not None:
+            self._copy.abandon()
         if self._descriptor >= 0:
             # What could not be written has been said; this file goes or stays without a manifest.
             with contextlib.suppress(OSError):

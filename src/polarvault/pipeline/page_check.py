@@ -8,6 +8,7 @@ this check sees it (facts 5.4).
 from __future__ import annotations
 
 import ctypes
+import threading
 from dataclasses import dataclass, field
 
 from polarvault.pgfiles import pages
@@ -45,6 +46,43 @@ class PageFindings:
     suspects_left_out: int = 0
 
 
+class PageJudge:
+    """Judges pages with wrong checksums by their LSN; used by several threads."""
+
+    def __init__(self, *, start_lsn: int, wal_repairs_torn_pages: bool) -> None:
+        self.findings = PageFindings()
+        self._start_lsn = start_lsn
+        self._wal_repairs = wal_repairs_torn_pages
+        self._lock = threading.Lock()
+
+    def judge(self, path: str, block: int, page: memoryview) -> BadPage | None:
+        """Take note of a wrong page; return it if it is damaged, None if recovery repairs it."""
+        lsn, stored, _ = pages.read_page_header(page)
+        bad = BadPage(block, pages.page_checksum(page, block), stored, lsn)
+        with self._lock:
+            if len(self.findings.suspects) < _SUSPECTS:
+                self.findings.suspects.append((path, bad))
+            else:
+                self.findings.suspects_left_out += 1
+            if lsn >= self._start_lsn and self._wal_repairs:
+                # Read while the server was writing it; the WAL of this backup holds the whole page.
+                self.findings.repaired_by_wal += 1
+                return None
+        return bad
+
+    def count(self, checked_pages: int) -> None:
+        """Pages were looked at."""
+        with self._lock:
+            self.findings.checked_pages += checked_pages
+
+    def file_ends(self, path: str, wrong: list[BadPage]) -> None:
+        """Take note of the damaged pages of a file that is complete."""
+        if wrong:
+            wrong.sort(key=lambda page: page.block)
+            with self._lock:
+                self.findings.bad_files.append(BadFile(path, len(wrong), wrong[:NAMED_PER_FILE]))
+
+
 class PageCheck:
     """Follows tar events; feed it before the views are reused.
 
@@ -54,10 +92,9 @@ class PageCheck:
     def __init__(
         self, *, start_lsn: int, wal_repairs_torn_pages: bool, relation_segment_bytes: int, gap_bytes: int = 0
     ) -> None:
-        self.findings = PageFindings()
+        self._judges = PageJudge(start_lsn=start_lsn, wal_repairs_torn_pages=wal_repairs_torn_pages)
+        self.findings = self._judges.findings
         self._kernel = pages.load_kernel()
-        self._start_lsn = start_lsn
-        self._wal_repairs = wal_repairs_torn_pages
         self._blocks_per_segment = relation_segment_bytes // PAGE_BYTES
         self._gap_bytes = gap_bytes
         self._prefix = ""
@@ -156,15 +193,8 @@ class PageCheck:
             self._scratch[: self._filled] = view[offset:]
 
     def _judge(self, block: int, page: memoryview) -> None:
-        lsn, stored, _ = pages.read_page_header(page)
-        bad = BadPage(block, pages.page_checksum(page, block), stored, lsn)
-        if len(self.findings.suspects) < _SUSPECTS:
-            self.findings.suspects.append((self._path, bad))
-        else:
-            self.findings.suspects_left_out += 1
-        if lsn >= self._start_lsn and self._wal_repairs:
-            # Read while the server was writing it; the WAL of this backup holds the whole page.
-            self.findings.repaired_by_wal += 1
+        bad = self._judges.judge(self._path, block, page)
+        if bad is None:
             return
         self._wrong_count += 1
         if len(self._wrong) < NAMED_PER_FILE:

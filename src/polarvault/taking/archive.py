@@ -11,6 +11,7 @@ from polarvault.model.limits import CONFIGURATION_FILE_BYTES, CONFIGURATION_FILE
 from polarvault.model.names import name_problem, shown_name
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberKind, TarEvent, TarReader, has_protocol
 from polarvault.pipeline.byte_sinks import ByteSink
+from polarvault.pipeline.contents import FileContent, TakesFiles
 from polarvault.pipeline.decompress import decoder_for
 from polarvault.pipeline.member_sinks import MemberSink
 from polarvault.taking.facts import ArchiveNames
@@ -64,42 +65,40 @@ class MemberLog:
         self.lacks_configuration = self._seen != _NEEDED_CONFIGURATION
 
 
-class ArchiveInput:
-    """Feeds one archive's members to the stages and to the sink; what a target takes verbatim is only looked into.
+class MemberInput:
+    """Gives the members of one archive to the stages and to the sink, after a look at each.
 
     links are the symbolic links that the archive may hold, by name, and where each leads: those of the tablespaces.
     """
 
     def __init__(
-        self, name: str, destination: MemberSink | Verbatim, *, stages: Sequence[Stage], links: Mapping[str, str]
+        self, name: str, sink: MemberSink | None, *, stages: Sequence[Stage], links: Mapping[str, str]
     ) -> None:
         self._archive = name
         self._links = links
-        self._verbatim: ByteSink | None = destination.sink if isinstance(destination, Verbatim) else None
-        self._sink: MemberSink | None = None if isinstance(destination, Verbatim) else destination
-        self._decoder = decoder_for(name)
-        self._reader = TarReader(name)
-        self._takers = [stage.accept for stage in stages]
-        if self._sink is not None:
-            self._takers.append(self._sink.accept)
+        self._sink = sink
+        self.reads_files: TakesFiles | None = sink if isinstance(sink, TakesFiles) else None
+        """The sink, if it is one that reads files itself."""
+        self._stages = [stage.accept for stage in stages]
+        self._takers = self._stages if sink is None else [*self._stages, sink.accept]
 
-    def write(self, views: list[memoryview]) -> None:
-        """Take bytes of the archive; the views may be reused afterwards."""
-        if self._verbatim is not None:
-            self._verbatim.write(views)
-        takers = self._takers
-        for part in self._decoder.feed(views):
-            for event in self._reader.feed(part):
-                if isinstance(event, MemberBegins):
-                    self._check(event.member)
-                for take in takers:
-                    take(event)
+    def take(self, event: TarEvent) -> None:
+        """Take the next event of the archive."""
+        if isinstance(event, MemberBegins):
+            self._check(event.member)
+        for take in self._takers:
+            take(event)
+
+    def take_file(self, member: Member, content: FileContent) -> None:
+        """Give a file to the sink that reads it; stages see that it is there."""
+        self._check(member)
+        for take in self._stages:
+            take(MemberBegins(member))
+        assert self.reads_files is not None
+        self.reads_files.take_file(member, content)
 
     def finish(self) -> set[str]:
-        """The archive is complete; return the names not stored; raise RemoteProtocolError if it is not complete."""
-        self._reader.finish()
-        if self._verbatim is not None:
-            self._verbatim.finish()
+        """The archive is complete; return the names not stored."""
         if self._sink is None:
             return set()
         self._sink.finish()
@@ -124,3 +123,35 @@ class ArchiveInput:
                 f"the server sent a symbolic link {shown_name(name)} to {shown_name(member.link)} in {self._archive}, "
                 "which is no tablespace of its list"
             )
+
+
+class ArchiveInput(MemberInput):
+    """Members that come as a tar, compressed or not; what a target takes verbatim is only looked into."""
+
+    def __init__(
+        self, name: str, destination: MemberSink | Verbatim, *, stages: Sequence[Stage], links: Mapping[str, str]
+    ) -> None:
+        sink = None if isinstance(destination, Verbatim) else destination
+        super().__init__(name, sink, stages=stages, links=links)
+        self._verbatim: ByteSink | None = destination.sink if isinstance(destination, Verbatim) else None
+        self._decoder = decoder_for(name)
+        self._reader = TarReader(name)
+
+    def write(self, views: list[memoryview]) -> None:
+        """Take bytes of the archive; the views may be reused afterwards."""
+        if self._verbatim is not None:
+            self._verbatim.write(views)
+        takers = self._takers
+        for part in self._decoder.feed(views):
+            for event in self._reader.feed(part):
+                if isinstance(event, MemberBegins):
+                    self._check(event.member)
+                for take in takers:
+                    take(event)
+
+    def finish(self) -> set[str]:
+        """The archive is complete; return the names not stored; raise RemoteProtocolError if it is not complete."""
+        self._reader.finish()
+        if self._verbatim is not None:
+            self._verbatim.finish()
+        return super().finish()

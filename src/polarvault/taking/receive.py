@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from polarvault.errors import ChecksumFailure, RemoteProtocolError, ServerError
+from polarvault.pipeline.member_sinks import MemberSink
 from polarvault.pipeline.page_check import PageCheck, PageFindings
-from polarvault.pipeline.read_ahead import ReadAhead
 from polarvault.polardb.layout import REPLICA_SIGNAL
 from polarvault.server.base_backup import (
     ArchiveBegins,
     ArchiveData,
     ArchiveEnds,
     BackupEvent,
-    BaseBackup,
-    Batch,
     ManifestData,
     Progress,
     StreamEnds,
     Tablespace,
 )
-from polarvault.server.transport import Transport
-from polarvault.server.wal_stream import WalStream
 from polarvault.taking.absences import Absences
-from polarvault.taking.archive import ArchiveInput, MemberLog, Stage
-from polarvault.taking.courtesy import Courtesy
+from polarvault.taking.archive import ArchiveInput, MemberInput, MemberLog, Stage
 from polarvault.taking.facts import ArchiveNames, BackupFacts, ReceivedBackup
 from polarvault.taking.manifest_spool import ManifestSpool
 from polarvault.taking.node_role import replica_refusal
 from polarvault.taking.reporter import BackupProgress, BackupReporter
-from polarvault.taking.target import BackupTarget
-
-# Buffers waiting between the socket and the writer; with the transport's own they bound memory at 12 MB.
-_QUEUE_DEPTH = 8
+from polarvault.taking.target import BackupTarget, Verbatim
 
 
 class Receiver:
@@ -45,17 +35,19 @@ class Receiver:
         reporter: BackupReporter,
         absences: Absences,
         *,
-        page_check: PageCheck | None,
+        findings: PageFindings | None,
         keep_manifest: bool,
     ) -> None:
         self._facts = facts
         self._target = target
         self._reporter = reporter
         self._absences = absences
-        self._page_check = page_check
+        self._findings = findings
+        self.page_check: PageCheck | None = None
+        """The stage that verifies pages as they pass, where the stream brings them."""
         self._keep_manifest = keep_manifest
         self._log = MemberLog()
-        self._archive: ArchiveInput | None = None
+        self._archive: MemberInput | None = None
         self._tablespace: Tablespace | None = None
         self._archive_number = 0
         self._local_names, self._shared_names = ArchiveNames(), ArchiveNames()
@@ -69,12 +61,11 @@ class Receiver:
     def accept(self, event: BackupEvent) -> None:
         """Take one event."""
         if isinstance(event, ArchiveData):
-            if self._archive is None:
+            if not isinstance(self._archive, ArchiveInput):
                 raise RemoteProtocolError("the server sent data before it named an archive")
             self._archive.write(event.views)
             self.done_bytes += sum(map(len, event.views))
-            if self._facts.identity.shared_storage:
-                self._check_role()
+            self._check_role()
         elif isinstance(event, ArchiveBegins):
             self._archive_begins(event)
         elif isinstance(event, ArchiveEnds):
@@ -88,16 +79,27 @@ class Receiver:
         else:
             self._end = event
 
+    def begin_members(self, event: ArchiveBegins) -> MemberInput:
+        """Begin an archive whose members come as such, not as a tar; an ArchiveEnds ends it."""
+        destination = self._begin(event)
+        assert not isinstance(destination, Verbatim), "what the server compresses it also sends"
+        self._archive = MemberInput(event.name, destination, stages=[self._log], links=self._facts.links_of(event))
+        return self._archive
+
     def _archive_begins(self, event: ArchiveBegins) -> None:
+        destination = self._begin(event)
+        if destination is not None:
+            self._archive = ArchiveInput(
+                event.name, destination, stages=self._stages(event), links=self._facts.links_of(event)
+            )
+
+    def _begin(self, event: ArchiveBegins) -> MemberSink | Verbatim | None:
         destination = self._target.archive(event)
         self._archive_number += 1
         self._tablespace = event.tablespace
         self._log.begin(self._names_of(event.tablespace))
         self._archive = None
-        if destination is not None:
-            self._archive = ArchiveInput(
-                event.name, destination, stages=self._stages(event), links=self._facts.links_of(event)
-            )
+        return destination
 
     def _names_of(self, tablespace: Tablespace) -> ArchiveNames:
         if not self._facts.identity.shared_storage:
@@ -107,15 +109,16 @@ class Receiver:
     def _stages(self, event: ArchiveBegins) -> list[Stage]:
         """Return what looks at an archive on its way, in order; a stage is added here."""
         stages: list[Stage] = [self._log]
-        if self._page_check is not None:
+        if self.page_check is not None:
             oid = event.tablespace.oid
-            self._page_check.set_prefix(f"pg_tblspc/{oid}/" if oid else "")
-            stages.append(self._page_check)
+            self.page_check.set_prefix(f"pg_tblspc/{oid}/" if oid else "")
+            stages.append(self.page_check)
         return stages
 
     def _archive_ends(self) -> None:
         archive, space = self._archive, self._tablespace
         self._archive = None
+        self._check_role()
         if archive is None or space is None:
             return
         self._log.names.left_out |= archive.finish()
@@ -145,7 +148,7 @@ class Receiver:
             manifest=self._manifest,
             local_names=self._local_names,
             shared_names=self._shared_names,
-            pages=self._page_check.findings if self._page_check is not None else None,
+            pages=self._findings,
             corruption=self.corruption,
             configuration={name: bytes(content) for name, content in self._log.configuration.items()},
             lacks_configuration=self._log.lacks_configuration,
@@ -159,34 +162,13 @@ class Receiver:
 
     def _check_role(self) -> None:
         # Where SQL could not tell, the replica's own signal file does: it comes early, in base.tar.
+        if not self._facts.identity.shared_storage:
+            return
         sent = self._local_names.sent
         while self._role_checked < len(sent):
             if sent[self._role_checked] == REPLICA_SIGNAL:
                 raise replica_refusal()
             self._role_checked += 1
-
-
-def receive(
-    receiver: Receiver, backup: BaseBackup, transport: Transport, wal: WalStream | None, check: Callable[[], None],
-    courtesy: Courtesy | None = None,
-) -> None:  # fmt: skip
-    """Run the stream to its end; the WAL stream's failure ends it at once, and so does what `check` raises."""
-
-    def tick() -> None:
-        if wal is not None:
-            wal.raise_failure()
-        check()
-        receiver.report()
-
-    with ReadAhead[Batch](backup.batches(), depth=_QUEUE_DEPTH, interrupt=transport.interrupt) as reader:
-        for batch in reader.items(tick):
-            for event in batch.events:
-                receiver.accept(event)
-            batch.release()
-            tick()
-            if courtesy is not None:
-                courtesy.pause(receiver.done_bytes, tick)
-    receiver.report(final=True)
 
 
 def name_bad_pages(received: ReceivedBackup, reporter: BackupReporter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from polarvault.model.compression import Compression
 
@@ -13,6 +14,14 @@ class CourtesyLimits:
 
     commit_s: float = 0.05
     lag_s: float = 10.0
+
+
+class SourceKind(Enum):
+    """Where the bytes come from: the server's stream, its files read here, or whichever is better."""
+
+    AUTO = "auto"
+    STREAM = "stream"
+    LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,4 +55,5 @@ class ServerRequest:
     checkpoint_timeout_s: float = 60.0
     refuses_bad_pages: bool = True
     server_verifies: bool = True
+    source: SourceKind = SourceKind.STREAM
     courtesy: CourtesyLimits | None = None

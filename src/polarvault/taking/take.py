@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from polarvault.errors import ServerError
 from polarvault.pgfiles.pages import load_kernel
-from polarvault.pipeline.page_check import PageCheck
 from polarvault.server.base_backup import BackupStart, BaseBackup
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, read_identity
@@ -25,16 +25,16 @@ from polarvault.taking.absences import Absences, explain_refusal
 from polarvault.taking.checkpoint_watch import CheckpointWatch
 from polarvault.taking.courtesy import Courtesy
 from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
-from polarvault.taking.receive import Receiver, name_bad_pages, receive, refuse_bad_pages
+from polarvault.taking.receive import Receiver, name_bad_pages, refuse_bad_pages
 from polarvault.taking.reporter import BackupReporter
-from polarvault.taking.request import ServerRequest
+from polarvault.taking.request import ServerRequest, SourceKind
 from polarvault.taking.server_options import base_backup_options, checks_pages, refuse_impossible
+from polarvault.taking.source import BackupSource, StreamSource
 from polarvault.taking.target import BackupTarget
 from polarvault.taking.wal_end import finish_wal
-from polarvault.wire.copy_scanner import DATA_PREFIX_BYTES
 
-# A checksum failure that the server found is reported with this SQLSTATE after everything has been sent.
-_DATA_CORRUPTED = "XX001"
+if TYPE_CHECKING:
+    from polarvault.taking.local.place import LocalPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,30 +81,28 @@ class Taking:
         self, identity: ServerIdentity, target: BackupTarget, connection: Connection, closing: ExitStack
     ) -> TakenBackup:
         request, connector, reporter = self._request, self._connector, self._reporter
+        place = None
+        if request.source is SourceKind.LOCAL:
+            place = self._find_place(request, identity, connection, closing)
         target.claim()
-        earlier = self._earlier_manifest()
+        earlier = self._earlier_manifest() if place is None else None
         if earlier is not None:
             request = replace(request, incremental=earlier)
+        if request.source is SourceKind.AUTO:
+            place = self._find_place(request, identity, connection, closing)
         absences = Absences(identity.shared_data_directory)
         wal = self._open_wal(identity)
-        failed = True
+        failed, source = True, None
         try:
 
             def pass_on(notice: ServerError) -> None:
                 absences.take_notice(notice)
                 reporter.notice(notice)
 
-            transport = open_transport(connection, pass_on)
-            closing.callback(transport.close)
-            if request.incremental is not None:
-                transport.upload("UPLOAD_MANIFEST", _parts(request.incremental))
-            backup = BaseBackup(
-                transport, base_backup_options(request, identity), identity.version_num,
-                shared_storage=identity.shared_storage,
-            )  # fmt: skip
+            source = self._open_source(request, identity, connection, closing, pass_on, place)
             # The wait for the checkpoint is long enough for a first measurement.
             courtesy = self._courtesy(closing)
-            start, page_check = self._begin(backup, identity, connection)
+            start = self._begin(source, identity)
             absences.raise_if_any(connector)
             facts = BackupFacts(identity, start, request.label, self._started, request.wal_method, wal is not None)
             target.begin(facts)
@@ -113,15 +111,18 @@ class Taking:
                 reporter.step("starting WAL stream")
                 wal.start(sink, start.start_lsn, start.timeline_id)
             receiver = Receiver(
-                facts, target, reporter, absences, page_check=page_check, keep_manifest=request.manifest
+                facts, target, reporter, absences, findings=source.findings, keep_manifest=request.manifest
             )
             closing.callback(receiver.close)
-            try:
-                receive(receiver, backup, transport, wal, lambda: absences.raise_if_any(connector), courtesy)
-            except ServerError as error:
-                if error.sqlstate != _DATA_CORRUPTED:
-                    raise
-                receiver.corruption = error
+
+            def tick() -> None:
+                if wal is not None:
+                    wal.raise_failure()
+                absences.raise_if_any(connector)
+                receiver.report()
+
+            source.run(receiver, tick, courtesy.pause if courtesy is not None else None)
+            receiver.report(final=True)
             received = receiver.result()
             if identity.shared_storage or wal is not None:
                 finish_wal(received, connector, reporter, wal, sink)
@@ -137,12 +138,24 @@ class Taking:
             stored = target.commit(received)
             failed = False
         finally:
-            if failed:
-                connection.cancel()
+            if failed and source is not None:
+                source.cancel()
             if wal is not None:
                 wal.close(failed=failed)
         reporter.step("base backup completed")
         return TakenBackup(received, stored)
+
+    def _find_place(
+        self, request: ServerRequest, identity: ServerIdentity, connection: Connection, closing: ExitStack
+    ) -> LocalPlace | None:
+        """Return the server's directories on this host, if the files are to be read from there."""
+        # Most backups come by the stream.
+        from polarvault.taking.local.choose import choose_place
+
+        place = choose_place(request, identity, self._connector, connection, self._reporter)
+        if place is not None:
+            closing.callback(place.close)
+        return place
 
     def _courtesy(self, closing: ExitStack) -> Courtesy | None:
         if self._request.courtesy is None:
@@ -175,9 +188,7 @@ class Taking:
             self._reporter.step(f'created replication slot "{slot.name}"')
         return stream
 
-    def _begin(
-        self, backup: BaseBackup, identity: ServerIdentity, connection: Connection
-    ) -> tuple[BackupStart, PageCheck | None]:
+    def _begin(self, source: BackupSource, identity: ServerIdentity) -> BackupStart:
         """Start the backup and wait for the checkpoint."""
         request, reporter = self._request, self._reporter
         checked = checks_pages(request, identity)
@@ -188,11 +199,11 @@ class Taking:
         reporter.step("initiating base backup, waiting for checkpoint to complete")
         watch = CheckpointWatch(
             self._connector, reporter,
-            is_polardb=identity.polar_version is not None, backend_pid=connection.pgconn.backend_pid,
+            is_polardb=identity.polar_version is not None, backend_pid=source.backend_pid,
             patience_s=request.checkpoint_timeout_s, spread=not request.checkpoint_fast,
         )  # fmt: skip
         try:
-            start = backup.start(watch.tick)
+            start = source.start(watch.tick)
         finally:
             watch.close()
             if checked:
@@ -205,15 +216,33 @@ class Taking:
                 "this cluster has user tablespaces, which PolarDB cannot keep on shared storage; they are stored as "
                 "the server sends them"
             )
-        if not checked:
-            return start, None
-        return start, PageCheck(
-            start_lsn=start.start_lsn,
-            # PostgreSQL forces full-page images during a backup; PolarDB does so only with full_page_writes on.
-            wal_repairs_torn_pages=identity.full_page_writes or not identity.shared_storage,
-            relation_segment_bytes=identity.relation_segment_bytes,
-            gap_bytes=DATA_PREFIX_BYTES,
-        )
+        if checked:
+            source.check_pages(
+                start_lsn=start.start_lsn,
+                # PostgreSQL forces full-page images during a backup; PolarDB does so only with full_page_writes on.
+                wal_repairs_torn_pages=identity.full_page_writes or not identity.shared_storage,
+            )
+        return start
+
+    def _open_source(
+        self, request: ServerRequest, identity: ServerIdentity, connection: Connection, closing: ExitStack,
+        pass_on: Callable[[ServerError], None], place: LocalPlace | None,
+    ) -> BackupSource:  # fmt: skip
+        """Return what the bytes come from: the files themselves where there is a place, else the server's stream."""
+        if place is not None:
+            from polarvault.taking.local.source import LocalSource
+
+            options = base_backup_options(request, identity)
+            return LocalSource(place, identity, request, waits=options.wait, notice=pass_on)
+        transport = open_transport(connection, pass_on)
+        closing.callback(transport.close)
+        if request.incremental is not None:
+            transport.upload("UPLOAD_MANIFEST", _parts(request.incremental))
+        backup = BaseBackup(
+            transport, base_backup_options(request, identity), identity.version_num,
+            shared_storage=identity.shared_storage,
+        )  # fmt: skip
+        return StreamSource(connection, transport, backup, identity)
 
 
 def _parts(manifest: str | bytes) -> Iterator[bytes]:

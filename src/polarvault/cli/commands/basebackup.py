@@ -20,6 +20,7 @@ from polarvault.cli.options.drop_in import (
     status_interval,
     version_option,
 )
+from polarvault.cli.options.source import source_option
 from polarvault.errors import StorageFailed, UsageError
 from polarvault.model.c_numbers import BLANKS, strtod
 
@@ -85,6 +86,7 @@ def last_of_two(context: click.Context, parameter: click.Parameter, value: Any) 
 @click.option(
     "--polar_storage_cluster_name", "--polar-storage-cluster-name", metavar="NAME", help="PolarDB on PFS: cluster."
 )
+@source_option("stream")
 @click.option("--keep-all", is_flag=True, help="PolarDB: also write what a restore has no use for (caches, logs).")
 @click.option(
     "--copy-configuration", is_flag=True,
@@ -156,6 +158,7 @@ def _request(options: dict[str, Any]) -> Any:
 
     from polarvault.basebackup.request import BackupRequest
     from polarvault.model.compression import Compression
+    from polarvault.taking.request import SourceKind
 
     target = options["target"] if options["target"] != "client" else None
     format_name = _choice(
@@ -216,6 +219,7 @@ def _request(options: dict[str, Any]) -> Any:
         keep_all=options["keep_all"],
         copy_configuration=options["copy_configuration"],
         checkpoint_timeout_s=options["checkpoint_timeout"],
+        source=SourceKind(options["source"]),
     )  # fmt: skip
 
 
