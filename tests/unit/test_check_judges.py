@@ -306,6 +306,10 @@ def test_space_is_compared_with_the_estimate() -> None:
     assert severities(judge_target(replace(target, available_bytes=99 << 20), size)) == [OK, PROBLEM]
     assert severities(judge_target(target, None)) == [OK, OK]
     assert severities(judge_target(replace(target, obstacle="no", available_bytes=None), size)) == [PROBLEM]
+    # Nobody knows: that is neither room nor the lack of it.
+    unknown = judge_target(replace(target, available_bytes=None), size)
+    assert severities(unknown) == [OK, OK]
+    assert "does not tell how much room it has" in unknown[1].message
 
 
 # What was not told, and the report

@@ -71,7 +71,7 @@ class FakeHost(Host):
     def __init__(self, *, full: tuple[str, ...] = (), files: Mapping[str, bytes] | None = None) -> None:
         self.full = full
         self.files = files or {}
-        self.available = 1 << 40
+        self.available: int | None = 1 << 40
         self.taken_ports: tuple[int, ...] = ()
         self.debian: DebianCluster | None = None
 
@@ -100,7 +100,7 @@ class FakeHost(Host):
     def real_path(self, path: str) -> str:
         return path
 
-    def available_bytes(self, path: str) -> tuple[int, int]:
+    def available_bytes(self, path: str) -> tuple[int, int | None]:
         return 1, self.available
 
     def port_is_taken(self, port: int) -> bool:
@@ -511,6 +511,10 @@ def test_missing_space_is_an_error_with_both_numbers() -> None:
     host.available = 500
     with pytest.raises(StorageFailed, match="1000 bytes are needed, 500 bytes are free"):
         check_space(plan(inventory(), host=host))
+    # Where nobody tells, the copy itself finds out.
+    host.available = None
+    check_space(made := plan(inventory(), host=host))
+    assert any("unknown how much is available" in line for line in plan_text(made))
 
 
 def test_a_port_in_use_is_refused_for_a_start_and_said_otherwise() -> None:

@@ -135,12 +135,16 @@ class PlainOutput:
         if not self._destination.identity.shared_storage:
             return []
         local, shared = os.path.abspath(self._root), os.path.abspath(self._shared_root)
+        start = "do not start the backup itself: its settings still point at the live storage"
+        if self._destination.recovery_settings is not None:
+            own = "it starts as a standby of the server, on its own shared half"
+            start = f"{own}: pg_ctl -D {shlex.quote(local)} start"
         return [
             f"local half:  {local}",
             f"shared half: {shared}",
             f"verify:      polarvault verifybackup {shlex.quote(local)}",
             f"restore:     polarvault restore {shlex.quote(local)} -D NEW_DIRECTORY --polardata NEW_SHARED_DIRECTORY",
-            "do not start the backup itself: its settings still point at the live storage",
+            start,
         ]
 
     def _link_target(self, location: str) -> str:

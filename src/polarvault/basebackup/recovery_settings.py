@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from polarvault.model import versions
 from polarvault.pgconf.grammar import decode, encode, quote_value
+from polarvault.polardb.settings import DATADIR, LOCALFS_MODE, PFS_SETTINGS, is_true, shared_storage_settings
 from polarvault.server.connection import Connector
 from polarvault.server.conninfo import format_conninfo
 
@@ -17,17 +18,22 @@ AUTO_CONF = "postgresql.auto.conf"
 _SKIPPED = {"replication", "fallback_application_name", "dbname", "service", "servicefile"}
 # Written also where nobody named them: on the standby's host the defaults may be others.
 _ALWAYS = {"host", "hostaddr", "port", "user"}
+_OF_STORAGE = {LOCALFS_MODE, *PFS_SETTINGS}
 
 
 def recovery_settings(
-    connector: Connector, server_version_num: int, *, slot: str | None, shared_data_directory: str | None
+    connector: Connector,
+    server_version_num: int,
+    *,
+    slot: str | None,
+    storage: Mapping[str, str],
 ) -> bytes:
     """Return the lines to append; the server and libpq read back every byte of what was given.
 
     Lists of hosts, names and options are written as the user gave them; the standby has to find its primary after a
     failover too. Defaults of the libpq in use that nobody asked for are left out: another build's may differ (without
-    Kerberos it says gssencmode=disable). dbname is for PostgreSQL 17 and later, which synchronises slots with it. On
-    PolarDB the copy must not point at the live storage, which it would open as a second writer (facts 4.2).
+    Kerberos it says gssencmode=disable). dbname is for PostgreSQL 17 and later, which synchronises slots with it.
+    storage: what the copy is told of its own storage, see `storage_settings`.
     """
     version = versions.of_server(server_version_num)
     # The standby reads the lines with the libpq of its own version, which refuses a connection string with a keyword
@@ -48,10 +54,21 @@ def recovery_settings(
     lines = {"primary_conninfo": format_conninfo(words)}
     if slot is not None:
         lines["primary_slot_name"] = slot
-    if shared_data_directory is not None:
-        # A path comes in the locale's encoding.
-        lines["polar_datadir"] = "file-dio://" + decode(os.fsencode(shared_data_directory))
-    return encode_settings(lines)
+    return encode_settings(lines | dict(storage))
+
+
+def storage_settings(directory: str, value: Callable[[str], str | None]) -> dict[str, str]:
+    """Return what keeps a PolarDB copy on its own shared half, an ordinary directory (an absolute path).
+
+    It must not point at the live storage, which it would open as a second writer (facts 4.2). value: the server's
+    settings by name. From a server on PFS everything that names PFS changes as well: with polar_datadir alone the copy
+    does not start, and would mount the server's disk by force if it did (facts 4.3, 13).
+    """
+    # A path comes in the locale's encoding.
+    shared = decode(os.fsencode(directory))
+    wanted = shared_storage_settings(shared, value, direct_io=True)
+    on_pfs = not is_true(value(LOCALFS_MODE))
+    return {one.name: one.value for one in wanted if one.name == DATADIR or (on_pfs and one.name in _OF_STORAGE)}
 
 
 def encode_settings(settings: Mapping[str, str]) -> bytes:

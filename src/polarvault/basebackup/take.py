@@ -19,7 +19,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.pipeline.page_check import PageFindings
 from polarvault.polardb.layout import SHARED_HALF_NAME
 from polarvault.server.connection import Connection, Connector
-from polarvault.server.identity import ServerIdentity
+from polarvault.server.identity import ServerIdentity, show
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.take import Taking
 
@@ -44,9 +44,11 @@ def take_base_backup(request: BackupRequest, connector: Connector, reporter: Bac
     opened: list[tuple[CreatedPaths, Output]] = []
 
     def open_target(identity: ServerIdentity, connection: Connection) -> WithConfiguration:
-        _refuse_places(request, identity, reporter)
+        _refuse_places(request, identity)
         created = CreatedPaths(0o750 if identity.group_access else 0o700, sync=request.sync)
-        settings = _recovery_settings(request, identity, connector) if request.write_recovery_conf else None
+        settings = None
+        if request.write_recovery_conf:
+            settings = _recovery_settings(request, identity, connector, connection)
         destination = Destination(request, identity, reporter, created, settings)
         opened.append((created, output := _choose_output(destination)))
         return WithConfiguration(output, destination, connector, connection)
@@ -74,15 +76,11 @@ def take_base_backup(request: BackupRequest, connector: Connector, reporter: Bac
     )  # fmt: skip
 
 
-def _refuse_places(request: BackupRequest, identity: ServerIdentity, reporter: BackupReporter) -> None:
+def _refuse_places(request: BackupRequest, identity: ServerIdentity) -> None:
     if request.polardata is not None and not identity.shared_storage:
         raise ServerRefused(
             f"{identity.product} keeps its data in one directory, there is no shared half for --polardata",
             hint="run the command again without --polardata",
-        )
-    if request.polar_disk_name is not None:
-        reporter.note(
-            f"PFS is not written to directly: the shared half goes to the mounted directory {request.polardata!r}"
         )
 
 
@@ -97,11 +95,12 @@ def _choose_output(destination: Destination) -> Output:
     return TarOutput(destination)
 
 
-def _recovery_settings(request: BackupRequest, identity: ServerIdentity, connector: Connector) -> bytes:
-    shared = None
+def _recovery_settings(
+    request: BackupRequest, identity: ServerIdentity, connector: Connector, connection: Connection
+) -> bytes:
+    storage: dict[str, str] = {}
     if identity.shared_storage and request.directory is not None:
         default = os.path.join(request.directory, SHARED_HALF_NAME)
         shared = os.path.abspath(request.polardata or default)
-    return recovery_settings.recovery_settings(
-        connector, identity.version_num, slot=request.slot, shared_data_directory=shared
-    )
+        storage = recovery_settings.storage_settings(shared, lambda name: show(connection, name))
+    return recovery_settings.recovery_settings(connector, identity.version_num, slot=request.slot, storage=storage)

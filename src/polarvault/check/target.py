@@ -145,6 +145,9 @@ def judge_target(target: TargetFacts, size: SizeFacts | None) -> list[Finding]:
         state = "is empty" if target.path == target.ancestor else f"will be made in {target.ancestor}"
         findings.append(ok("target", target.path, f"{target.path} {state}"))
     if target.available_bytes is None:
+        if target.obstacle is None:
+            unknown = f"the file system of {target.ancestor} does not tell how much room it has"
+            findings.append(ok("target-space", target.path, unknown))
         return findings
     return [*findings, _space(target, target.available_bytes, size)]
 

@@ -10,6 +10,7 @@ from polarvault.errors import UsageError
 from polarvault.instance.debian import DebianCluster, cluster_of, configuration_root
 from polarvault.instance.model import Account
 from polarvault.storage.files import storage_failed
+from polarvault.storage.free_space import free_space
 from polarvault.storage.occupants import Occupant, enclosing_occupant, occupant_of
 
 # statfs types of file systems that share extents: a copy there may take no space at all.
@@ -65,12 +66,15 @@ class Host:
         """Return the path with every link resolved, also when its last parts do not exist yet."""
         return os.path.realpath(path)
 
-    def available_bytes(self, path: str) -> tuple[int, int]:
-        """Return the device and the bytes that this user may still write on the file system of a path."""
+    def available_bytes(self, path: str) -> tuple[int, int | None]:
+        """Return the device and the bytes that this user may still write on the file system of a path.
+
+        None: the file system does not tell.
+        """
         ancestor = existing_ancestor(path)
         try:
-            status = os.statvfs(ancestor)
-            return os.stat(ancestor).st_dev, status.f_bavail * status.f_frsize
+            found = free_space(ancestor)
+            return os.stat(ancestor).st_dev, None if found is None else found.available_bytes
         except OSError as problem:
             raise storage_failed(problem, "look at the file system of", ancestor) from problem
 

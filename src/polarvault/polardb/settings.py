@@ -15,6 +15,11 @@ from dataclasses import dataclass
 SHARED_STORAGE_MODE = "polar_enable_shared_storage_mode"
 DATADIR = "polar_datadir"
 LOCALFS_MODE = "polar_vfs.localfs_mode"
+DISK_NAME = "polar_disk_name"
+CLUSTER_NAME = "polar_storage_cluster_name"
+HOST_ID = "polar_hostid"
+# What a server on PFS mounts, and as whom.
+PFS_SETTINGS = (DISK_NAME, CLUSTER_NAME, HOST_ID)
 DIRECT_PROTOCOL = "file-dio"
 BUFFERED_PROTOCOL = "file"
 # Any name will do on an ordinary file system; these cannot be mistaken for a PFS disk or cluster of the source.
@@ -73,12 +78,12 @@ def shared_storage_settings(
         Wanted(DATADIR, f"{prefix}://{shared_directory}", "the restored shared half"),
         Wanted(LOCALFS_MODE, "on", "an ordinary file system, not PFS"),
     ]
-    if on_pfs or not value("polar_disk_name"):
-        wanted.append(Wanted("polar_disk_name", LOCAL_DISK_NAME, "must not name the source's disk"))
-    if on_pfs or not value("polar_storage_cluster_name"):
-        wanted.append(Wanted("polar_storage_cluster_name", LOCAL_CLUSTER_NAME, "must not name the source's storage"))
-    if on_pfs or not value("polar_hostid"):
-        wanted.append(Wanted("polar_hostid", "1", "the only node on this storage"))
+    if on_pfs or not value(DISK_NAME):
+        wanted.append(Wanted(DISK_NAME, LOCAL_DISK_NAME, "must not name the source's disk"))
+    if on_pfs or not value(CLUSTER_NAME):
+        wanted.append(Wanted(CLUSTER_NAME, LOCAL_CLUSTER_NAME, "must not name the source's storage"))
+    if on_pfs or not value(HOST_ID):
+        wanted.append(Wanted(HOST_ID, "1", "the only node on this storage"))
     return wanted + torn_page_settings()
 
 

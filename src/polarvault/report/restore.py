@@ -74,10 +74,9 @@ def plan_text(plan: RestorePlan) -> Iterator[str]:
     yield from left_out_text(plan.left_out)
     yield from delta_text(plan, is_done=False)
     for need in plan.space:
-        verdict = "" if need.needed <= need.available else "   NOT ENOUGH"
-        yield f"  space             {format_bytes(need.needed)} needed, {format_bytes(need.available)} available" + (
-            f" for {need.path}{verdict}"
-        )
+        verdict = "" if need.is_met else "   NOT ENOUGH"
+        there = "unknown how much is" if need.available is None else format_bytes(need.available)
+        yield f"  space             {format_bytes(need.needed)} needed, {there} available for {need.path}{verdict}"
     yield f"  WAL               {_wal_line(plan)}"
     yield f"  signal file       {plan.signal_path}"
     if plan.debian is not None:

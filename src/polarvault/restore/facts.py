@@ -55,12 +55,15 @@ class BackupFacts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A directory that is to be filled, as it is now. around: the database or backup that it lies in."""
+    """A directory that is to be filled, as it is now.
+
+    available_bytes: None where its file system does not tell. around: the database or backup that it lies in.
+    """
 
     path: str
     real_path: str
     device: int
-    available_bytes: int
+    available_bytes: int | None
     occupant: Occupant | None = None
     around: Occupant | None = None
 

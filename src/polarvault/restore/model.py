@@ -147,11 +147,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class SpaceNeed:
-    """Bytes wanted and available on the file system of a target."""
+    """Bytes wanted and available on the file system of a target; available: None where it does not tell."""
 
     path: str
     needed: int
-    available: int
+    available: int | None
+
+    @property
+    def is_met(self) -> bool:
+        """Tell whether there is room, as far as anybody can know."""
+        return self.available is None or self.needed <= self.available
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,7 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
     """
     if rest:
         raise UsageError(f'too many command-line arguments (first is "{rest[0]}")')
+    from polarvault.basebackup.places import check_places
     from polarvault.basebackup.request import check_request
     from polarvault.report.basebackup import outcome_fields, outcome_lines, request_fields
     from polarvault.report.events import BackupEvents
@@ -114,6 +115,7 @@ def command(rest: tuple[str, ...], **options: Any) -> int:
 
     request = _request({**options, "last_compression": click.get_current_context().meta.get(LAST_COMPRESSION)})
     check_request(request)
+    check_places(request)
     if request.to_stdout and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         raise StorageFailed("cannot write the backup to standard output: it is closed", hint="-D - needs | or >")
     output = current_output()

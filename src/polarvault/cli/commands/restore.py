@@ -146,7 +146,7 @@ def command(
         backup=backups[0] if from_pipe else os.path.abspath(backups[0]),
         older=tuple(map(os.path.abspath, backups[1:])),
         target=_directory("-D", target),
-        shared_target=None if polardata is None else _directory("--polardata", polardata),
+        shared_target=None if polardata is None else _shared_directory(polardata, role),
         shared_from=None if shared_from is None else os.path.abspath(shared_from),
         port=port,
         role=Role(role),
@@ -331,6 +331,21 @@ def _progress(
     # After a start other lines have come since, and the server's own say as much.
     if ends and not plan.request.start:
         click.echo(f"polarvault: {ends}", err=True)
+
+
+def _shared_directory(path: str, role: str) -> str:
+    """Return the place of the shared half; for a replica it may be the primary's, in PFS."""
+    from polarvault.storage.pfs_paths import pfs_place
+
+    address = pfs_place("--polardata", path)
+    if address is None:
+        return _directory("--polardata", path)
+    if role != "replica":
+        raise UsageError(
+            f"--polardata {path} lies in PFS, and a restore does not write there",
+            hint="name a directory of this machine: --polardata DIR",
+        )
+    return address.path
 
 
 def _directory(option: str, path: str) -> str:

@@ -189,9 +189,9 @@ def is_staged(source: Backup) -> bool:
 def check_space(plan: RestorePlan) -> None:
     """Raise when a file system lacks the space that the plan needs."""
     for need in plan.space:
-        if need.needed > need.available:
+        if not need.is_met:
             raise StorageFailed(
                 f'not enough space for "{need.path}": {format_bytes(need.needed)} are needed, '
-                f"{format_bytes(need.available)} are free",
+                f"{format_bytes(need.available or 0)} are free",
                 hint="free space or choose another target (df -h); nothing was written",
             )

@@ -11,6 +11,7 @@ from polarvault.errors import PolarvaultError, StorageFailed
 from polarvault.storage.files import open_regular
 from polarvault.wal.names import is_segment_name
 from polarvault.walarchive.fetching.ahead import ASKED, BUSY, KEY, LOCK
+from polarvault.walarchive.store.space import has_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,8 +94,7 @@ class Prefetcher:
         except ValueError:
             return []
         count = max(1, min(_MOST_AHEAD, _AHEAD_BYTES // size))
-        found = os.statvfs(self._directory)
-        if found.f_bavail * found.f_frsize < _FREE * count * size:
+        if not has_space(self._directory, _FREE * count * size):
             return self._pause()
         names = []
         for _ in range(count):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from polarvault.storage.free_space import FreeSpace, free_space
 
 # Fewer segments than these left, or a twentieth of the disk, and somebody has to act.
 _FEW_SEGMENTS = 4
@@ -10,21 +10,25 @@ _NEARLY_FULL = 0.05
 
 
 def has_space(path: str, size_bytes: int) -> bool:
-    """Tell whether so much can be written."""
+    """Tell whether so much can be written; a disk that does not tell is tried."""
     try:
-        found = os.statvfs(path)
+        found = free_space(path)
     except OSError:
         return False
-    return found.f_bavail * found.f_frsize >= size_bytes
+    return found is None or found.available_bytes >= size_bytes
 
 
 def space_warning(path: str, segment_size_bytes: int, advice: str) -> str | None:
     """Say that the disk is nearly full: less than a few segments, or than a twentieth, is left."""
     try:
-        found = os.statvfs(path)
+        found = free_space(path)
     except OSError:
         return None  # The next write says it better.
-    free = found.f_bavail * found.f_frsize
-    if free >= _FEW_SEGMENTS * segment_size_bytes and free >= _NEARLY_FULL * found.f_blocks * found.f_frsize:
+    if found is None or not _is_nearly_full(found, segment_size_bytes):
         return None
-    return f'the disk of "{path}" is nearly full: {free >> 20} MB left; {advice}'
+    return f'the disk of "{path}" is nearly full: {found.available_bytes >> 20} MB left; {advice}'
+
+
+def _is_nearly_full(found: FreeSpace, segment_size_bytes: int) -> bool:
+    few = found.available_bytes < _FEW_SEGMENTS * segment_size_bytes
+    return few or found.available_bytes < _NEARLY_FULL * found.total_bytes
