@@ -9,12 +9,15 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 
 from polarvault.storage.trees.local import LocalTree, LocalWritableTree
 from polarvault.storage.trees.model import EntryKind, WritableTree
+from support.fake_pfs import FakeDisk
+from support.pfs_disks import MISSING, pfs_disks, scratch_tree
 
 MIB = 1 << 20
 NO_ENTRY = "nothing"
@@ -22,18 +25,29 @@ NO_ENTRY = "nothing"
 REFUSED = (OSError,)
 
 
-def local(scratch: Path) -> WritableTree:
-    return LocalWritableTree(str(scratch))
+def local(scratch: Path) -> AbstractContextManager[WritableTree]:
+    return closing(LocalWritableTree(str(scratch)))
 
 
-TREES: list[Callable[[Path], WritableTree]] = [local]
+def fake_pfs(scratch: Path) -> AbstractContextManager[WritableTree]:
+    tree = FakeDisk(scratch).writable_tree()
+    tree.make_root()
+    return closing(tree)
+
+
+def pfs(scratch: Path) -> AbstractContextManager[WritableTree]:
+    if not pfs_disks():
+        pytest.skip(MISSING)
+    return scratch_tree(pfs_disks()[0])
+
+
+TREES: list[Callable[[Path], AbstractContextManager[WritableTree]]] = [local, fake_pfs, pfs]
 
 
 @pytest.fixture(params=TREES)
 def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WritableTree]:
-    opened: WritableTree = request.param(tmp_path)
-    yield opened
-    opened.close()
+    with request.param(tmp_path) as opened:
+        yield opened
 
 
 def put(tree: WritableTree, name: str, content: bytes) -> None:

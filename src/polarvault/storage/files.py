@@ -26,7 +26,7 @@ _SYNC_THREADS = 8
 
 
 def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) -> StorageFailed:
-    """Turn an OSError into our error, with the next step for the causes that have one."""
+    """Turn an OSError into our error, with the next step for the causes that have one, or that the error brings."""
     hints = {
         errno.ENOSPC: f"free space on the file system of {os.fspath(path)!r} (df -h) or choose another target",
         errno.EDQUOT: "the disk quota is used up; raise it or choose another target",
@@ -37,7 +37,7 @@ def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) 
     kind = DiskFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailed
     return kind(
         f'could not {action} "{os.fspath(path)}": {problem.strerror or os.strerror(problem.errno or 0)}',
-        hint=hints.get(problem.errno or 0),
+        hint=getattr(problem, "hint", None) or hints.get(problem.errno or 0),
     )
 
 

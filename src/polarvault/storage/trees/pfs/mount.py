@@ -1,0 +1,31 @@
+"""How a disk is mounted: by what name of the storage, as which host. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polarvault.model.pfs_address import PfsAddress
+
+# What PolarDB's own scripts call the storage where disks are devices of the machine.
+DEFAULT_CLUSTER = "disk"
+# Host numbers are 1 to this one (PolarDB-FileSystem: DEFAULT_MAX_HOSTS in pfs_paxos.h).
+MOST_HOST_ID = 254
+# Calls wait for the disk; a frozen daemon must not look like a slow one for ever.
+CALL_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class PfsMount:
+    """A directory in PFS and how to come to it.
+
+    host_id: None takes one that nobody on this machine uses, which is for reading only. force: take the disk over from
+    whoever holds it (the library's force flag).
+    """
+
+    address: PfsAddress
+    cluster: str = DEFAULT_CLUSTER
+    host_id: int | None = None
+    force: bool = False
+    call_timeout_s: float = CALL_TIMEOUT_S
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
