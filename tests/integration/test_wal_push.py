@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,58 +14,12 @@ import polarvault
 from polarvault.cli.wal_push import ARCHIVED, FAILED
 from polarvault.instance.account import server_account
 from polarvault.model.segment import WalSegment
+from support.archiving import Archived
 from support.cluster import Cluster
 from support.program import command_line, program_environment, run_polarvault
-from support.waiting import wait_until
 from support.wal_segments import segment_content
 
 pytestmark = pytest.mark.postgres
-
-
-class Archived:
-    """A server that archives into a repository, made by its own account."""
-
-    def __init__(self, cluster: Cluster, workspace: Path) -> None:
-        self.cluster, self.workspace = cluster, workspace
-        self.repository = workspace / "repository"
-        self.run("repo", "init", self.repository)
-        words = " ".join(command_line("wal", "push", "%p", "--cluster", "shop", "--repo", self.repository))
-        cluster.configure({"archive_mode": "on", "archive_command": words})
-        cluster.restart()
-
-    def run(self, *words: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run as the server's account, which owns the repository."""
-        return run_polarvault(*map(str, words), as_server=True, check=check, directory=self.workspace)
-
-    def back_up(self) -> dict[str, Any]:
-        done = self.run("backup", "shop", "--repo", self.repository, "-d", self.cluster.conninfo(), "--json")
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    def push(self, path: Path) -> subprocess.CompletedProcess[str]:
-        return self.run("wal", "push", path, "--cluster", "shop", "--repo", self.repository, check=False)
-
-    def switch(self) -> str:
-        """Have the segment that is written archived; return its name."""
-        ((segment,),) = self.cluster.query("SELECT pg_walfile_name(pg_current_wal_lsn())")
-        self.cluster.query("SELECT pg_switch_wal()")
-        wait_until(
-            lambda: self.cluster.query(
-                f"SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver"
-            ) == [(True,)],
-            "the segment is archived",
-        )  # fmt: skip
-        return str(segment)
-
-    def restored(self, name: str, *more: str, word: str = "shop") -> Cluster:
-        server = Cluster(self.cluster.installation, self.workspace)
-        server.data = self.workspace / name
-        self.run(
-            "restore", word, "--repo", self.repository, "-D", server.data, "--port", server.port, "--bindir",
-            server.installation.directory, "--set", f"unix_socket_directories={self.workspace}", "--set", "fsync=off",
-            "-N", "--start", *more,
-        )  # fmt: skip
-        return server
 
 
 @pytest.mark.parametrize("major", [15, 18])

@@ -61,7 +61,7 @@ def delete_without_where(cluster: Cluster, seaweedfs: ObjectServer, workspace: P
         restored.stop()
 
 
-@pytest.mark.parametrize("major", [15, 18])
+@pytest.mark.parametrize("major", [13, 14, 15, 16, 17, 18, 19])
 def test_a_delete_without_where_is_undone_from_an_encrypted_bucket(
     make_cluster: Callable[..., Cluster], seaweedfs: ObjectServer, workspace: Path, major: int
 ) -> None:

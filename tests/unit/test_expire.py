@@ -12,6 +12,7 @@ import pytest
 from polarvault.config.model import Retention
 from polarvault.errors import PolarvaultError, RepositoryNewer, UsageError
 from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
 from polarvault.repository.catalogue.intents import RESTORE, Intents
 from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.repository.catalogue.states import PIN, States
@@ -94,6 +95,28 @@ def test_what_no_backup_uses_goes_and_the_rest_stays_whole(encrypted: bool) -> N
     assert (again.removed.backups, again.removed.packs, again.removed.wal_ranges) == (0, 0, 0)
     after = back_up(reopened(repository) if encrypted else repository, trees(4)[3], parent=made[-1][0], minutes=60)
     check(repository, {after.label: trees(4)[3]})
+
+
+def test_files_beside_the_wal_go_with_it() -> None:
+    """Marks of backups and partial segments would stay for ever; a history tells what branched where."""
+    repository = with_wal(new_repository())
+    chain(repository)
+    wal = repository.wal("shop", SYSTEM, SEGMENT)
+    first, needed = (WalSegment.holding(at, 1, SEGMENT) for at in (0, facts().start_lsn))
+    for segment in (first, needed):
+        for suffix in (".partial", ".00000028.backup"):
+            wal.put_file(1, segment.file_name + suffix, b"said")
+    wal.put_file(2, "00000002.history", b"1\t0/500000\tpromoted\n")
+    dry = expire(repository, ExpireRequest("shop", Retention(keep=1), dry_run=True, safety_s=0))
+    assert dry.removed.wal_files == 2
+    careful = expire(repository, ExpireRequest("shop", Retention(keep=1), safety_s=86_400, compact_below=0))
+    assert careful.removed.wal_files == 0
+    assert len(wal.stored_files(1)) == 4
+    report = expire(repository, WITHOUT_COMPACTION)
+    assert report.removed.wal_files == 2
+    assert {segment for segment, _ in wal.stored_files(1)} == {needed}
+    assert wal.read_file(2, "00000002.history") is not None
+    assert expire(repository, WITHOUT_COMPACTION).removed.wal_files == 0
 
 
 def test_young_packs_stay_and_their_labels_are_adopted_by_nobody() -> None:

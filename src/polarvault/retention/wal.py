@@ -12,7 +12,7 @@ from polarvault.model.segment import WalSegment
 from polarvault.repository.catalogue.repository import Repository
 from polarvault.repository.maps.stored import maps_beside
 from polarvault.repository.wal.merging import merge_small_ranges, superseded, to_merge
-from polarvault.repository.wal.ranges import RepositoryWal
+from polarvault.repository.wal.ranges import RepositoryWal, StoredRange
 from polarvault.retention.plan import WalNeed, is_wal_needed
 
 # A stream merges its own segments; what is left of those that were killed is done bit by bit.
@@ -28,6 +28,8 @@ class Removed:
     pack_bytes: int = 0
     wal_ranges: int = 0
     wal_bytes: int = 0
+    wal_files: int = 0
+    """Partial segments, and the marks that the server made of backups."""
     wal_merged: int = 0
     """Ranges that were written in the place of many small ones."""
     maps: int = 0
@@ -47,7 +49,8 @@ class WalKeeper:
     def remove(self, needs: Sequence[WalNeed], ranks: dict[int, int], not_after: datetime) -> None:
         """Remove what nothing needs, and what lies in longer ranges that have been there for the safety time.
 
-        The map of a segment goes with the last of its ranges: it can be made again as long as there is one.
+        The map of a segment goes with the last of its ranges: it can be made again as long as there is one. So do the
+        marks of backups that the server archived, and partial segments.
         """
         for system_identifier, rank in ranks.items():
             wal = self._repository.wal_of(self._cluster, system_identifier)
@@ -66,6 +69,15 @@ class WalKeeper:
                         self._removed.wal_bytes += there.size_bytes
                     else:
                         left.add(one.segment)
+                for segment, there in wal.stored_files(timeline_id):
+                    whole = StoredRange(segment, segment.start, segment.end)
+                    if segment in left or is_wal_needed(whole, system_identifier, rank, needs):
+                        continue
+                    if there.modified > not_after:
+                        self._removed.young += 1
+                    elif self._delete(there.name):
+                        self._removed.wal_files += 1
+                        self._removed.wal_bytes += there.size_bytes
             self._remove_maps(wal, left, not_after)
 
     def _remove_maps(self, wal: RepositoryWal, left: Set[WalSegment], not_after: datetime) -> None:

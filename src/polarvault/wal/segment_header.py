@@ -20,6 +20,9 @@ LONG_HEADER_BYTES = 40
 OTHER_COPY = "take another copy from the server or another WAL directory; pg_waldump shows what a segment holds"
 _LONG = struct.Struct("<HHIQIxxxxQII")
 _SHORT = struct.Struct("<HHIQ")
+_RECORD_START = struct.Struct("<IIQ")
+_REMAINING_AT, _REMAINING = 16, struct.Struct("<I")
+BEGINNING_BYTES = LONG_HEADER_BYTES + _RECORD_START.size
 _LONG_FLAG = 0x2
 _MAGIC_MASK, _MAGIC = 0xF000, 0xD000
 _MIN_SEGMENT_BYTES, _MAX_SEGMENT_BYTES = 1 << 20, 1 << 30
@@ -56,6 +59,19 @@ def parse_segment_header(first_bytes: bytes | memoryview) -> SegmentHeader | Non
     return SegmentHeader(
         timeline, address, system_identifier=system, segment_size_bytes=segment, page_bytes=page
     )  # fmt: skip
+
+
+def begins_anew(first_bytes: bytes) -> bool:
+    """Tell whether the first record of a segment says that none is before it: initdb writes such, and pg_resetwal.
+
+    first_bytes: the first BEGINNING_BYTES. A record's header begins with its total length, the transaction, and the LSN
+    of the record before (server: access/xlogrecord.h).
+    """
+    if len(first_bytes) < LONG_HEADER_BYTES + _RECORD_START.size:
+        return False
+    total, _, previous = _RECORD_START.unpack_from(first_bytes, LONG_HEADER_BYTES)
+    (remaining,) = _REMAINING.unpack_from(first_bytes, _REMAINING_AT)
+    return bool(total and not previous and not remaining)
 
 
 class StartLook:

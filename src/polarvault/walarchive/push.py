@@ -19,6 +19,7 @@ from polarvault.model.segment import WalSegment
 from polarvault.repository.wal.ranges import RANGE_BYTES
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.wal.names import is_history_name
+from polarvault.wal.segment_header import BEGINNING_BYTES, begins_anew
 from polarvault.walarchive.histories import TWO_SERVERS, put_history
 from polarvault.walarchive.pushing.files import PARTIAL, is_segment, look_at_segment, read_small
 
@@ -101,7 +102,31 @@ class Pusher:
         wal = self._wal(path, header)
         self._continue(wal, path)
         segment = WalSegment.parse(name.removesuffix(PARTIAL), wal.segment_bytes)
+        if begins_anew(os.pread(stream.fileno(), BEGINNING_BYTES, 0)):
+            self._check_reset(wal, segment, stream, path)
         return self._put(wal, segment, stream, end, path)
+
+    def _check_reset(self, wal: RepositoryWal, segment: WalSegment, stream: BinaryIO, path: str) -> None:
+        """Refuse what pg_resetwal has begun in the place of, or right behind, what is archived.
+
+        A gap would be seen by everybody who plans a recovery. Without one the WAL looks as if it went on, and the
+        server would end its recovery there.
+        """
+        ranges = wal.ranges(segment.timeline_id)
+        before = WalSegment(segment.timeline_id, segment.number - 1, segment.size_bytes)
+        there = [one for one in ranges if one.segment == segment and one.first == segment.start]
+        is_same = any(
+            wal.read_range(one)[:BEGINNING_BYTES] == os.pread(stream.fileno(), BEGINNING_BYTES, 0) for one in there
+        )
+        if is_same or not (there or any(one.segment == before for one in ranges)):
+            return
+        last = max(one.segment for one in ranges)
+        raise IntegrityError(
+            f'"{path}" was begun by pg_resetwal, and does not continue the WAL of {self._cluster} in {self._address}, '
+            f"which ends at LSN {max(one.last for one in ranges)}",
+            hint=f"leave a gap: stop the server, run pg_resetwal -l {last.next().next().file_name} DIRECTORY, start, "
+            f"and take a backup: polarvault backup {self._cluster}; those from before reach what was archived before",
+        )
 
     def _put(self, wal: RepositoryWal, segment: WalSegment, stream: BinaryIO, end: int, path: str) -> int:
         """Compare what is there, and write what is not; return how many bytes that was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from polarvault.cli.json_output import current_output
 from polarvault.cli.messages import say_warning
 from polarvault.cli.options.configuration import load
 from polarvault.cli.options.repository import key_source
-from polarvault.errors import RepositoryNotFound, StorageFailed, UsageError
+from polarvault.errors import PolarvaultError, RepositoryNotFound, StorageFailed, UsageError
 
 if TYPE_CHECKING:
     from polarvault.config.model import Configuration, KeySource, RepositoryConfiguration
@@ -89,6 +89,30 @@ class RepositoryChoice:
         finally:
             opened.close()
 
+    @contextmanager
+    def opened_behind(
+        self, chosen: RepositoryConfiguration, cluster: str
+    ) -> Iterator[list[tuple[OpenedRepository, RepositoryConfiguration]]]:
+        """Open the repositories of a cluster behind one; of what does not open a warning is given.
+
+        Those before it did not answer. A restored server that is told of one that is away would wait for it at the end
+        of the WAL: what is away is never taken for the end.
+        """
+        from polarvault.repository.catalogue.opening import open_repository
+
+        known = self.repositories(cluster)
+        with ExitStack() as stack:
+            found = []
+            for one in known[known.index(chosen) + 1 :]:
+                try:
+                    opened = open_repository(one, os.environ)
+                except PolarvaultError as problem:
+                    say_warning(f"{problem.message}; no WAL is taken from there")
+                    continue
+                stack.callback(opened.close)
+                found.append((opened, one))
+            yield found
+
 
 def backup_of_cluster(choice: RepositoryChoice, text: str) -> BackupWord:
     """Return what a word means that must name a cluster; a path is refused."""
@@ -141,8 +165,8 @@ def shelved(
     from polarvault.repository.catalogue.reading import reading
     from polarvault.repository.reading.shelf import RepositoryShelf
 
-    with choice.opened(word.cluster) as (opened, chosen):
-        shelf = RepositoryShelf(opened, chosen, word.cluster, config=choice.configuration.path)
+    with choice.opened(word.cluster) as (opened, chosen), choice.opened_behind(chosen, word.cluster) as others:
+        shelf = RepositoryShelf(opened, chosen, word.cluster, config=choice.configuration.path, others=others)
         uses_archive = (recovery.is_wanted or goes_on) and not recovery.archive_is_unknown
         # A target chooses among all backups, unless one is named.
         several = recovery.is_wanted and word.label is None

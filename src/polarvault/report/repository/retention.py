@@ -67,6 +67,7 @@ def expired_json(report: ExpireReport) -> dict[str, Any]:
         "removed": {
             "backups": removed.backups, "packs": removed.packs, "pack_bytes": removed.pack_bytes,
             "wal_ranges": removed.wal_ranges, "wal_bytes": removed.wal_bytes, "wal_merged": removed.wal_merged,
+            "wal_files": removed.wal_files,
             "maps": removed.maps,
             "young": removed.young,
             "refused": list(removed.refused),

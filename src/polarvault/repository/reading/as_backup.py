@@ -27,6 +27,7 @@ from polarvault.repository.index.files import FileKind, FileRow
 from polarvault.repository.index.root import Part, PartArea
 from polarvault.repository.reading.backup_reader import BackupReader, Share
 from polarvault.repository.wal.of_backup import BackupWal
+from polarvault.repository.wal.several import RepositoriesWal
 
 if TYPE_CHECKING:
     from polarvault.repository.reading.rescue import Rescue
@@ -61,12 +62,13 @@ class SpeedLog(Protocol):
 class BackupInRepository:
     """One backup of a repository. name: what messages call it; archive: all WAL of its cluster.
 
-    page_key: the repository's, which tells whether files at hand are those of the backup.
+    page_key: the repository's, which tells whether files at hand are those of the backup. other_archives: WAL of the
+    cluster in other repositories, for what this one lacks.
     """
 
     def __init__(
         self, reader: BackupReader, archive: RepositoryWalSource, *, name: str, page_key: bytes,
-        speed_log: SpeedLog | None = None, rescue: Rescue | None = None,
+        speed_log: SpeedLog | None = None, rescue: Rescue | None = None, other_archives: Sequence[WalSource] = (),
     ) -> None:  # fmt: skip
         self._rescue = reader.rescue = rescue
         self.path = name
@@ -75,7 +77,7 @@ class BackupInRepository:
         self.form = Form.REPOSITORY
         self.parts: tuple[SourcePart, ...] = ()
         self.reader = reader
-        self._archive = archive
+        self._archive, self._other_archives = archive, tuple(other_archives)
         self._places = [_place_of(part) for part in reader.root.parts]
 
     @cached_property
@@ -129,8 +131,8 @@ class BackupInRepository:
 
     @property
     def archives(self) -> tuple[WalSource, ...]:
-        """The WAL of the cluster, in the same repository."""
-        return (self._archive,)
+        """The WAL of the cluster, in the same repository and in others."""
+        return (RepositoriesWal(self._archive, self._other_archives) if self._other_archives else self._archive,)
 
     def parts_of(self, area: Area) -> list[SourcePart]:
         """Return nothing: it lies in no directory."""

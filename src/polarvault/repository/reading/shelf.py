@@ -24,13 +24,20 @@ from polarvault.repository.wal.source import RepositoryWalSource
 class RepositoryShelf:
     """Finds ``shop@LABEL``, ``shop@latest``, ``shop@20261125``; ``shop`` alone stands for all of its backups.
 
-    config: the file that names the repository, which a restored server has to find it by.
+    config: the file that names the repository, which a restored server has to find it by. others: repositories of the
+    same file from which WAL is taken that is missing or damaged in this one.
     """
 
     def __init__(
-        self, opened: OpenedRepository, chosen: RepositoryConfiguration, cluster: str, *, config: str | None
+        self,
+        opened: OpenedRepository,
+        chosen: RepositoryConfiguration,
+        cluster: str,
+        *,
+        config: str | None,
+        others: Sequence[tuple[OpenedRepository, RepositoryConfiguration]] = (),
     ) -> None:
-        self._opened, self._chosen, self._config = opened, chosen, config
+        self._opened, self._chosen, self._config, self._others = opened, chosen, config, others
         self.cluster = cluster
         self._found: dict[str, BackupInRepository] = {}
         self._archives: dict[int, RepositoryWalSource] = {}
@@ -55,6 +62,7 @@ class RepositoryShelf:
             identifier = reader.record.facts.system_identifier
             self._found[word] = BackupInRepository(
                 reader, self._archive(identifier), name=word, page_key=self._opened.repository.page_key,
+                other_archives=self._other_archives(identifier),
                 speed_log=RestoreSpeeds(self._opened.repository, self.cluster),
                 rescue=Rescue(self._opened.repository, self.cluster, reader, self._archive(identifier)),
             )  # fmt: skip
@@ -108,7 +116,20 @@ class RepositoryShelf:
 
     def _archive(self, system_identifier: int) -> RepositoryWalSource:
         if system_identifier not in self._archives:
+            others = [chosen for opened, chosen in self._others if self._has(opened, system_identifier)]
             self._archives[system_identifier] = wal_source(
-                self._opened, self._chosen, self.cluster, system_identifier=system_identifier, config=self._config
-            )
+                self._opened, self._chosen, self.cluster, system_identifier=system_identifier, config=self._config,
+                others=others,
+            )  # fmt: skip
         return self._archives[system_identifier]
+
+    def _other_archives(self, system_identifier: int) -> list[RepositoryWalSource]:
+        return [
+            wal_source(opened, chosen, self.cluster, system_identifier=system_identifier, config=self._config)
+            for opened, chosen in self._others
+            if self._has(opened, system_identifier)
+        ]
+
+    def _has(self, opened: OpenedRepository, system_identifier: int) -> bool:
+        """Tell whether anything of the cluster came there under this system identifier; a fetch would find nothing."""
+        return system_identifier in opened.repository.generations(self.cluster)

@@ -9,6 +9,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from polarvault.errors import IntegrityError, ObjectDamaged, ObjectDiffers, ObjectMissing
 from polarvault.model import limits
@@ -104,6 +105,18 @@ class RepositoryWal:
         """Return the same as `ranges`, with what the store says of each."""
         folder = self._names.wal_timeline(self.system_identifier, timeline_id)
         return sorted(self._with_objects(timeline_id, folder), key=lambda one: one[0])
+
+    def stored_files(self, timeline_id: int) -> list[tuple[WalSegment, StoredObject]]:
+        """Return the partial segments and the marks of backups of a timeline, each with the segment that it is of."""
+        folder = self._names.wal_timeline(self.system_identifier, timeline_id)
+        found = []
+        for one in self._store.list_objects(folder):
+            word = one.name.removeprefix(f"{folder}/")
+            # A history is of no segment: what branches where stays known.
+            if re.fullmatch(_FILE, word) and not word.endswith(".history"):
+                with suppress(ValueError):
+                    found.append((WalSegment.parse(word[:24], self.segment_bytes), one))
+        return found
 
     def _listed(self, timeline_id: int, below: str) -> list[StoredRange]:
         return sorted(one for one, _ in self._with_objects(timeline_id, below))
