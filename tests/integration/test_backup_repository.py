@@ -364,7 +364,7 @@ def test_a_torn_page_that_the_wal_repairs_is_no_damage_and_a_new_looking_one_tha
         file.write(bytes([0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0x7F]))
     site = Site(cluster, workspace)
     options = ["--repo", site.path, "-d", cluster.conninfo(), "--max-rate", "8M", "--json"]
-    with start_polarvault("backup", "shop", *options) as running:
+    with start_polarvault("backup", "shop", "--source", "stream", *options) as running:
         # The backup forces whole pages into the WAL, whatever full_page_writes says.
         wait_until(lambda: bool(cluster.query(_STREAMING)), "the backup streams")
         cluster.query(f"UPDATE pages SET n = n WHERE ctid IN ('({torn},1)', '({torn},2)')")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import pwd
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 
 from support.backups import back_up, backup_listing, left_behind
 from support.cluster import PASSWORD, Cluster
+from support.polar_cluster import PolarCluster
 from support.program import program_environment, run_polarvault, start_polarvault
 from support.two_sources import differences
 from support.waiting import wait_until
@@ -192,3 +195,74 @@ class TestRefusals:
         assert "the session that held the backup on the server has ended" in errors
         assert not (workspace / "copy").exists()
         assert left_behind(server) == ([], 0)
+
+
+class TestIntoARepository:
+    """`backup` takes the files where it can."""
+
+    def test_the_restored_backup_of_either_source_is_the_same(
+        self, make_cluster: Callable[..., Cluster], workspace: Path
+    ) -> None:
+        server = make_cluster(16)
+        server.add_tablespace("space")
+        settle(server)
+        repository = workspace / "repository"
+        run_polarvault("repo", "init", repository)
+        taken = {}
+        for source in ("stream", "auto"):
+            words = [
+                "backup",
+                "shop",
+                "--repo",
+                repository,
+                "-d",
+                server.conninfo(),
+                "--source",
+                source,
+                "--full",
+                "-v",
+            ]
+            taken[source] = run_polarvault(*words)
+        assert f"source: the files of {server.data} themselves" in taken["auto"].stderr
+        listed = json.loads(run_polarvault("list", "shop", "--repo", repository, "--json").stdout)
+        labels = sorted(set(re.findall(r"\d{8}T\d{6}Z", json.dumps(listed))))
+        assert len(labels) == 2
+        for label in labels:
+            assert run_polarvault("verify", f"shop@{label}", "--repo", repository).returncode == 0
+            words = ["export", f"shop@{label}", "--repo", repository, "-D", workspace / label]
+            run_polarvault(*words, "-T", f"{server.directory}/tablespace_space={workspace / label}-space")
+        first, second = (workspace / label / "backup_manifest" for label in labels)
+        assert differences(first, second) == {}
+
+
+@pytest.mark.polardb
+class TestPolarDB:
+    """Both halves, each at its place."""
+
+    @pytest.mark.parametrize("options", [["-Fp"], ["-Fp", "--keep-all"], ["-Ft"]], ids=" ".join)
+    def test_both_sources_are_equal(self, polardb: PolarCluster, workspace: Path, options: list[str]) -> None:
+        settle(polardb)
+        for source in ("stream", "local"):
+            back_up(polardb, workspace / source, "--source", source, *options)
+        stream, local = workspace / "stream", workspace / "local"
+        # The description of the backup has its time.
+        own = {"polarvault_backup.json", "backup_manifest.server"}
+        # Between the two a backup ended, with a transaction of its own (its message flushes the WAL).
+        own.add("pg_xact/0000")
+        shared = "backup_manifest.shared" if "-Ft" in options else "polar_shared_data/backup_manifest"
+        for manifest in ("backup_manifest", shared):
+            assert differences(stream / manifest, local / manifest, at_least=10).keys() <= own
+        assert backup_listing(local) == backup_listing(stream)
+
+    def test_a_backup_under_load_restores(self, make_polardb: Callable[..., PolarCluster], workspace: Path) -> None:
+        server = make_polardb()
+        with server.pgbench(scale=2):
+            back_up(server, workspace / "copy", "--source", "local")
+        assert run_polarvault("verifybackup", workspace / "copy").returncode == 0
+        target = workspace / "restored"
+        server.account.own(workspace / "copy")
+        finished = run_polarvault(
+            "restore", workspace / "copy", "-D", target, "--bindir", server.installation.directory, "--start",
+            as_server=True, check=False,
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr

@@ -44,6 +44,10 @@ class ReceivedFiles:
         """It is complete."""
         self._hashes.append(_hash(self._path, self._size, self._crc.to_bytes(4, "little")))
 
+    def add(self, path: bytes, size: int, checksum: str) -> None:
+        """A file was received, with the CRC-32C that its reader has summed up, as a manifest spells it; any thread."""
+        self._hashes.append(_hash(path, size, bytes.fromhex(checksum)))
+
     def compare(self, manifest: bytes) -> int:
         """Return how many files the manifest lists; raise IntegrityError that names those that were received otherwise.
 

@@ -16,6 +16,7 @@ from polarvault.backup.increments import (
 )
 from polarvault.pgfiles.incremental_file import full_name
 from polarvault.pgfiles.tar import Member, MemberBegins, MemberData, MemberKind, TarEvent, has_protocol
+from polarvault.pipeline.contents import FileContent, read_for_its_sum
 from polarvault.pipeline.member_sinks import LeftOut
 from polarvault.repository.index.files import FileKind
 from polarvault.repository.reading.backup_reader import BackupReader
@@ -89,6 +90,22 @@ class ArchiveSink:
             self._is_file = self._is_kept = False
             self._changed = self._label = None
 
+    def take_file(self, member: Member, content: FileContent) -> None:
+        """Take a file that the writer's threads read."""
+        path = self._prefix + member.name.encode("utf-8", "surrogateescape")
+        content.when_read(lambda checksum: self._received.add(path, member.size, checksum or ""))
+        if has_protocol(member.name) or not self._keep(member):
+            self.left_out.add(member)
+            read_for_its_sum(content)
+            return
+        self._writer.begin(self._stored_member(member))
+        self._writer.fill(content)
+        self._writer.end()
+
+    def drain(self) -> None:
+        """Wait until everything that was taken has been read."""
+        self._writer.drain()
+
     def finish(self) -> None:
         """The archive is complete; the writer goes on."""
 
@@ -107,19 +124,22 @@ class ArchiveSink:
             if self._is_file:
                 self.left_out.add(member)
             return
-        stored = backup_writer.Member(
-            self._part,
-            path,
-            _KINDS[member.kind],
-            member.size if self._is_file else 0,
-            member.mode & _MODE_BITS,
-            member.mtime,
-            member.link.encode("utf-8", "surrogateescape") if member.kind is MemberKind.SYMLINK else b"",
-        )
+        stored = self._stored_member(member)
         if self._increments is not None and self._is_file and self._begin_increment(member, stored):
             return
         self._is_kept = True
         self._writer.begin(stored)
+
+    def _stored_member(self, member: Member) -> backup_writer.Member:
+        return backup_writer.Member(
+            self._part,
+            member.name.encode("utf-8", "surrogateescape"),
+            _KINDS[member.kind],
+            member.size if member.kind is MemberKind.FILE else 0,
+            member.mode & _MODE_BITS,
+            member.mtime,
+            member.link.encode("utf-8", "surrogateescape") if member.kind is MemberKind.SYMLINK else b"",
+        )
 
     def _begin_increment(self, member: Member, stored: backup_writer.Member) -> bool:
         """Begin a file that is not stored as it comes; tell whether it is one."""

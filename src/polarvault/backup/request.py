@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polarvault.taking.request import CourtesyLimits, ServerRequest
+from polarvault.taking.request import CourtesyLimits, ServerRequest, SourceKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class BackupJob:
     estimate_size: bool = False
     slot: str | None = None
     checkpoint_timeout_s: float = 60.0
+    source: SourceKind = SourceKind.AUTO
 
     @property
     def server_request(self) -> ServerRequest:
@@ -39,4 +40,5 @@ class BackupJob:
             checkpoint_timeout_s=self.checkpoint_timeout_s,
             refuses_bad_pages=False,
             server_verifies=False,
+            source=self.source,
         )

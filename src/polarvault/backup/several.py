@@ -9,7 +9,8 @@ from polarvault.backup.members import ArchiveSink
 from polarvault.backup.target import RepositoryTarget
 from polarvault.errors import PolarvaultError
 from polarvault.model.segment import WalSegment
-from polarvault.pgfiles.tar import TarEvent
+from polarvault.pgfiles.tar import Member, TarEvent
+from polarvault.pipeline.contents import FileContent
 from polarvault.pipeline.member_sinks import LeftOut
 from polarvault.repository.wal.sink import RepositoryWalSink
 from polarvault.server.base_backup import ArchiveBegins
@@ -77,7 +78,9 @@ class SeveralTargets:
 
     def archive(self, begins: ArchiveBegins) -> _Archive:
         """Return what gives an archive to all of them."""
-        return _Archive(self, dict(self.each(lambda target: target.archive(begins))))
+        sinks = dict(self.each(lambda target: target.archive(begins)))
+        # A file can be read into one place's buffers only.
+        return _Archive(self, sinks) if len(sinks) > 1 else _OnlyArchive(self, sinks)
 
     def commit(self, received: ReceivedBackup) -> StoredBackup:
         """Commit each; what is recorded in one place is not taken back because another one fails."""
@@ -106,6 +109,16 @@ class _Archive:
     def abandon(self) -> None:
         for sink in self._sinks.values():
             sink.abandon()
+
+
+class _OnlyArchive(_Archive):
+    """Implements `pipeline.contents.TakesFiles` as well."""
+
+    def take_file(self, member: Member, content: FileContent) -> None:
+        self._several.each(lambda target: self._sinks[target].take_file(member, content))
+
+    def drain(self) -> None:
+        self._several.each(lambda target: self._sinks[target].drain())
 
 
 class _Wal:

@@ -7,9 +7,12 @@ that nothing is copied twice and nobody waits for one reader.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from polarvault.pgfiles.tar import Member
+
+_BUFFER_BYTES = 1 << 20
 
 
 class ContentPart(Protocol):
@@ -41,6 +44,9 @@ class FileContent(Protocol):
     def waiting(self) -> None:
         """Called now and then by the thread that gave the file while it waits for it to be read; may raise."""
 
+    def when_read(self, tell: Callable[[str | None], None]) -> None:
+        """Have tell told the checksum, as a manifest spells it, when all was read; asked for before anything is."""
+
     def discard(self) -> None:
         """It will not be read to its end; safe to call at any time."""
 
@@ -57,3 +63,17 @@ class TakesFiles(Protocol):
 
     def drain(self) -> None:
         """Return when every file that was taken has been read."""
+
+
+def read_for_its_sum(content: FileContent) -> None:
+    """Read a file that is not stored: what describes the backup has its checksum all the same."""
+    if not content.size:
+        return
+    part = content.part(0, content.size)
+    buffer = memoryview(bytearray(min(content.size, _BUFFER_BYTES)))
+    left = content.size
+    while left:
+        view = buffer[:left]
+        part.read_into(view)
+        left -= len(view)
+        content.waiting()

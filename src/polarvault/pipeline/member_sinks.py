@@ -26,10 +26,11 @@ from polarvault.pgfiles.tar import (
     is_safe_name,
 )
 from polarvault.pipeline.byte_sinks import ByteSink
-from polarvault.pipeline.contents import FileContent
+from polarvault.pipeline.contents import FileContent, read_for_its_sum
 from polarvault.pipeline.parallel_copy import ParallelCopy
 from polarvault.storage import files
 from polarvault.storage.below import Below
+from polarvault.storage.copying import clone
 
 _WRITEBACK_BYTES = 8 << 20
 _PERMISSIONS = 0o777
@@ -109,6 +110,8 @@ class DirectorySink:
         self._name = ""
         self._started = 0
         self._copy: ParallelCopy | None = None
+        # Until one could not be: a tablespace and what it is copied to lie on one file system each.
+        self._may_clone = True
         try:
             self._below = Below(root, links=links)
         except OSError as problem:
@@ -137,13 +140,26 @@ class DirectorySink:
             self._begin(member)
             descriptor, self._descriptor = self._descriptor, -1
             if descriptor < 0:
-                content.discard()
+                read_for_its_sum(content)
+                return
+            if self._clone(descriptor, content):
+                os.close(descriptor)
                 return
             if self._copy is None:
                 self._copy = ParallelCopy(writeback=self._writeback)
             self._copy.copy(descriptor, self._below.path(self._name), content)
         except OSError as problem:
             raise self._failed(problem) from problem
+
+    def _clone(self, descriptor: int, content: FileContent) -> bool:
+        """Have the file share the source's extents, where nobody has to see its bytes and both lie together."""
+        source = content.clone_source() if self._may_clone and content.size else None
+        if source is None:
+            return False
+        self._may_clone = clone(source, descriptor, content.size)
+        if self._may_clone:
+            content.cloned()
+        return self._may_clone
 
     def drain(self) -> None:
         """Wait until every file that was taken is written."""

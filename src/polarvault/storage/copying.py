@@ -50,6 +50,18 @@ def copy_content(source: int, target: int, size: int, progress: Callable[[int], 
                 progress(copied)
 
 
+def clone(source: int, target: int, size: int) -> bool:
+    """Make the target share the source's extents, with exactly that size; False where the file system cannot.
+
+    What the source has grown by meanwhile is cut off, what it lacks is a hole. Raises OSError.
+    """
+    if not _reflink(source, target):
+        return False
+    if os.fstat(target).st_size != size:
+        os.ftruncate(target, size)
+    return True
+
+
 def copy_reading(
     source: int, target: int, size: int, digest: Digest, progress: Callable[[int], None] | None = None
 ) -> int:

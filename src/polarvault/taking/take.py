@@ -233,7 +233,9 @@ class Taking:
             from polarvault.taking.local.source import LocalSource
 
             options = base_backup_options(request, identity)
-            return LocalSource(place, identity, request, waits=options.wait, notice=pass_on)
+            source = LocalSource(place, identity, request, waits=options.wait, notice=pass_on)
+            closing.callback(source.close)
+            return source
         transport = open_transport(connection, pass_on)
         closing.callback(transport.close)
         if request.incremental is not None:

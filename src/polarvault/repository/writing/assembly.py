@@ -132,6 +132,11 @@ class Assembly:
         """Wait for the oldest job."""
         self._take_first()
 
+    def wait_for_buffers(self) -> None:
+        """Wait until no buffer is being processed."""
+        while any(not isinstance(job, _Encoding) for job in self._queue):
+            self._take_first()
+
     def finish(self) -> None:
         """Wait for everything; on return every chunk and every table has its place."""
         while self._queue:

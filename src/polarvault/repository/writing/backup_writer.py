@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from blake3 import blake3
 
@@ -54,6 +55,7 @@ from polarvault.repository.writing.work import (
     PieceSlice,
     SmallSlice,
     TableWork,
+    Unread,
     Worker,
     whole_piece,
 )
@@ -103,6 +105,13 @@ class WriterSettings:
 
     level: int = 1
     threads: int | None = None
+
+
+class UnreadFile(Protocol):
+    """A file that is open, and whose parts may be read by several threads at once."""
+
+    def part(self, start: int, size: int) -> Unread:
+        """Return a stretch; raise PolarvaultError where the backup has to stop."""
 
 
 class BackupWriter:
@@ -264,6 +273,22 @@ class BackupWriter:
                 self._at += take
                 self._room -= take
                 self._left -= take
+
+    def fill(self, content: UnreadFile) -> None:
+        """Take all bytes of the member from a file that nobody has read: the workers do, into their own buffers."""
+        while self._left:
+            self._open_slice()
+            batch, length = self._batch, self._room
+            batch.slices[-1].unread = content.part(self._at, length)
+            batch.filled += length
+            self._at += length
+            self._left -= length
+            self._room = 0
+
+    def drain(self) -> None:
+        """Return when the workers have read all files that were taken so far."""
+        self._flush_batch()
+        self._assembly.wait_for_buffers()
 
     def end(self) -> None:
         """The member is complete."""

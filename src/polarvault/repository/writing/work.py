@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy
 from blake3 import blake3
@@ -32,6 +32,8 @@ from polarvault.repository.sums.definition import PageSums
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# What was read is still in the processor's cache when it is checked.
+_READ_BYTES = 256 << 10
 # A piece of which more changed is stored anew: overlays of nearly all of it save nothing, and cost the reader.
 _MOST_CHANGED = PIECE_PAGES * 3 // 4
 
@@ -119,6 +121,13 @@ class TableWork:
             return self._parent_sums
 
 
+class Unread(Protocol):
+    """Bytes that are read by the worker itself, in order, into the place in the buffer that waits for them."""
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill the buffer with the next bytes; raise PolarvaultError."""
+
+
 @dataclass(slots=True)
 class SmallSlice:
     """A whole small file in a buffer. parent: the hash that it had, None if that is no evidence."""
@@ -128,6 +137,7 @@ class SmallSlice:
     row: int
     parent: bytes | None
     outcome: SmallOutcome | None = None
+    unread: Unread | None = None
 
 
 @dataclass(slots=True)
@@ -139,6 +149,7 @@ class PieceSlice:
     table: TableWork
     first: int
     outcomes: list[PieceOutcome] = field(default_factory=list)
+    unread: Unread | None = None
 
 
 @dataclass(slots=True)
@@ -165,6 +176,10 @@ class Worker:
         view = memoryview(batch.buffer)
         for one in batch.slices:
             content = view[one.start : one.start + one.length]
+            if one.unread is not None:
+                for at in range(0, one.length, _READ_BYTES):
+                    one.unread.read_into(content[at : at + _READ_BYTES])
+                one.unread = None
             sums = self._sums.of(content)
             if isinstance(one, SmallSlice):
                 digest = _hash(sums)

@@ -13,7 +13,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import google_crc32c
@@ -107,6 +107,8 @@ class Reading:
     pages: PageReader | None
     taken: Callable[[int], None]
     looks: Callable[[], None]
+    opened: set[SourceFile] = field(default_factory=set)
+    """Those that have not been read to their end."""
 
     def checksum_of(self, content: bytes) -> str | None:
         """Return the checksum of a small file."""
@@ -124,12 +126,14 @@ class SourceFile:
         self.is_divisible = reading.algorithm in (None, "CRC32C")
         self.path, self.shown = path, shown
         self.file, self.reading = file, reading
-        self._ended = ended
+        self._listeners = [ended]
+        self._checksum: str | None = None
         self._first_block = reading.pages.first_block(path, size) if reading.pages is not None else None
         self._lock = threading.Lock()
         self._sums: list[tuple[int, int, int]] = []
         self._left = size
         self._wrong: list[BadPage] = []
+        reading.opened.add(self)
         if not size:
             self._complete()
 
@@ -147,15 +151,24 @@ class SourceFile:
     def cloned(self) -> None:
         """Nothing is read."""
         self.reading.taken(self.size)
-        self._ended(None)
-        self.file.close()
+        for tell in self._listeners:
+            tell(None)
+        self.discard()
 
     def waiting(self) -> None:
         """See whether the backup goes on."""
         self.reading.looks()
 
+    def when_read(self, tell: Callable[[str | None], None]) -> None:
+        """Have somebody else told the checksum, too; of an empty file at once."""
+        if not self.size:
+            tell(self._checksum)
+        else:
+            self._listeners.append(tell)
+
     def discard(self) -> None:
         """Close it."""
+        self.reading.opened.discard(self)
         self.file.close()
 
     def read(self, view: memoryview, offset: int) -> None:
@@ -192,9 +205,11 @@ class SourceFile:
             found = (digest or hashlib.new(algorithm)).hexdigest()
         if pages is not None:
             pages.judge.file_ends(self.path, self._wrong)
-        self._ended(found)
+        self._checksum = found
+        for tell in self._listeners:
+            tell(found)
         with contextlib.suppress(OSError):  # Nothing was written.
-            self.file.close()
+            self.discard()
 
 
 class SourcePart:

@@ -59,6 +59,7 @@ class LocalSource:
         self._archives: list[ArchiveWalk] = []
         self._start: BackupStart | None = None
         self._tick: Callable[[], None] = lambda: None
+        self._reading: Reading | None = None
 
     def start(self, while_waiting: Callable[[], None]) -> BackupStart:
         """Begin the backup on the server, find its tablespaces."""
@@ -98,7 +99,7 @@ class LocalSource:
         pages = None
         if self._judge is not None:
             pages = PageReader(self._judge, relation_segment_bytes=self._identity.relation_segment_bytes)
-        reading = Reading(self._algorithm, pages, pace.taken, look)
+        reading = self._reading = Reading(self._algorithm, pages, pace.taken, look)
         try:
             for archive in self._archives:
                 self._send(receiver, archive, reading)
@@ -111,6 +112,15 @@ class LocalSource:
     def cancel(self) -> None:
         """Give the backup up."""
         self._session.cancel()
+
+    def close(self) -> None:
+        """Close what a failure has left open; nobody reads any more."""
+        for archive in self._archives:
+            if archive.tablespace.oid is not None and archive.walk is not None and not archive.tablespace.is_in_place:
+                archive.walk.tree.close()
+        if self._reading is not None:
+            for content in list(self._reading.opened):
+                content.discard()
 
     def _send(self, receiver: Receiver, archive: ArchiveWalk, reading: Reading) -> None:
         """Send one archive; with the last one, the data directory's, the backup ends."""

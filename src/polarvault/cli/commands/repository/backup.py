@@ -14,6 +14,7 @@ from polarvault.cli.json_output import current_events, current_output, json_opti
 from polarvault.cli.options.configuration import configured_connection, load
 from polarvault.cli.options.drop_in import connection_options, connection_settings
 from polarvault.cli.options.repository import key_source, repository_options
+from polarvault.cli.options.source import source_option
 from polarvault.errors import PolarvaultError, UsageError
 
 _CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
@@ -49,6 +50,7 @@ _MIN_RATE, _MAX_RATE = 32 << 10, 1 << 30
     "--checkpoint-timeout", metavar="SECS", type=float, default=60.0, show_default=True,
     help="PolarDB: give up and name the slot when one holds the checkpoint up for so long.",
 )  # fmt: skip
+@source_option("auto")
 @click.option("-v", "--verbose", is_flag=True, help="Tell every step.")
 @repository_options
 @connection_options
@@ -56,7 +58,7 @@ _MIN_RATE, _MAX_RATE = 32 << 10, 1 << 30
 @json_option
 def command(
     cluster: str, *, full: bool, note: str | None, checkpoint: str, max_rate: str | None, nice_to_server: bool,
-    commit_limit: float, lag_limit: float, slot: str | None, checkpoint_timeout: float, verbose: bool,
+    commit_limit: float, lag_limit: float, slot: str | None, checkpoint_timeout: float, source: str, verbose: bool,
     config: str | None, repo: str | None, **options: Any,
 ) -> int:  # fmt: skip
     """Take a backup of a running cluster into its repository.
@@ -77,7 +79,7 @@ def command(
     from polarvault.repository.catalogue.opening import open_repository
     from polarvault.repository.format.names import check_word
     from polarvault.server.connection import Connector
-    from polarvault.taking.request import CourtesyLimits
+    from polarvault.taking.request import CourtesyLimits, SourceKind
 
     check_word(cluster, "a cluster")
     configuration = load(config)
@@ -97,6 +99,7 @@ def command(
             estimate_size=True,
             slot=slot,
             checkpoint_timeout_s=checkpoint_timeout,
+            source=SourceKind(source),
         )
         connection = {name: options[name] for name in _CONNECTION}
         if connection["dbname"] is None:
