@@ -187,6 +187,19 @@ class TestWriting:
         file.close()
         assert get(tree, "cut") == b"12"
 
+    def test_a_file_that_is_there_gets_another_length(self, tree: WritableTree) -> None:
+        put(tree, "file", b"123456")
+        tree.set_length("file", 3)
+        assert get(tree, "file") == b"123"
+        tree.set_length("file", 2 * MIB)
+        content = get(tree, "file")
+        assert (len(content), content[:5]) == (2 * MIB, b"123\0\0")
+        tree.make_directory("directory", 0o700)
+        with pytest.raises(OSError, match="directory"):
+            tree.set_length("directory", 1)
+        with pytest.raises(FileNotFoundError):
+            tree.set_length(NO_ENTRY, 1)
+
     def test_threads_write_parts_of_one_file(self, tree: WritableTree) -> None:
         content = os.urandom(4 * MIB)
         file = tree.create("parts", 0o600)

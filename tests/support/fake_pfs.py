@@ -19,11 +19,11 @@ from polarvault.model.pfs_address import PfsAddress
 from polarvault.storage.trees.pfs.helper import serve
 from polarvault.storage.trees.pfs.library import MOST_CALL_BYTES, Status
 from polarvault.storage.trees.pfs.mount import PfsMount
-from polarvault.storage.trees.pfs.problems import TOO_MANY_FILES
+from polarvault.storage.trees.pfs.problems import TOO_FEW_HOSTS, TOO_MANY_FILES
 from polarvault.storage.trees.pfs.tree import PfsTree, PfsWritableTree
 
 ROOT_VARIABLE = "FAKE_PFS"
-# "files=N", "bytes=N", "hang=NAME", "die=NAME", "refuse=ERRNO", "torn", joined by commas
+# "files=N", "bytes=N", "hang=NAME", "die=NAME", "refuse=ERRNO", "hosts=N", joined by commas
 FAULTS_VARIABLE = "FAKE_PFS_FAULTS"
 HELPER = (sys.executable, str(Path(__file__).resolve()))
 DISK = "loop9"
@@ -42,6 +42,8 @@ class FakeLibrary:
     def mount(self, cluster: str, disk: str, host_id: int, *, writable: bool, force: bool, timeout_s: float) -> None:
         if "refuse" in self._faults:
             raise OSError(int(self._faults["refuse"]), "refused")
+        if host_id > int(self._faults.get("hosts", 254)):
+            raise OSError(TOO_FEW_HOSTS, "too few")
         if not os.path.isdir(f"{self._root}/{disk}"):
             raise OSError(errno.ETIMEDOUT, "no daemon")
         self._disk, self._writable = disk, writable

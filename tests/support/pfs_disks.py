@@ -32,7 +32,7 @@ def fresh_directory(disk: str) -> PfsAddress:
 
 def own_host_id() -> int:
     """Return a host number for a test's own mounts; servers of tests are numbered from 1."""
-    return 100 + os.getpid() % 50
+    return 20 + os.getpid() % 9
 
 
 def remove_all(tree: PfsWritableTree, name: str = "") -> None:

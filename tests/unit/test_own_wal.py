@@ -10,6 +10,7 @@ import pytest
 from polarvault.model.lsn import Lsn
 from polarvault.recovery.wal.chain import BackupSpan
 from polarvault.recovery.wal.own_wal import WalDamage, find_damage
+from polarvault.storage.trees.local import LocalTree
 from support.wal_bytes import XLOG, WalBuilder
 
 SIZE = 1 << 20
@@ -46,7 +47,7 @@ class Made:
 
     def damage(self, *, end: bool = True, timeline: int = 1, end_timeline: int = 1) -> WalDamage | None:
         span = BackupSpan("/b", Lsn(self.start), timeline, Lsn(self.end) if end else None, end_timeline, SIZE)
-        return find_damage(str(self.directory), span, SYSTEM)
+        return find_damage(LocalTree(str(self.directory)), span, SYSTEM)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_what_a_file_holds_behind_its_segment_is_not_read(made: Made) -> None:
 
 def test_wal_of_another_cluster_is_damage(made: Made) -> None:
     span = BackupSpan("/b", Lsn(made.start), 1, Lsn(made.end), 1, SIZE)
-    assert "belongs to the system 77, not to 78" in str(find_damage(str(made.directory), span, 78))
+    assert "belongs to the system 77, not to 78" in str(find_damage(LocalTree(str(made.directory)), span, 78))
 
 
 def test_the_newest_timeline_of_the_backup_counts(made: Made) -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from polarvault.storage.files import storage_failed
-from polarvault.storage.trees.pfs.host_ids import free_host_id, used_host_ids
+from polarvault.storage.trees.pfs.host_ids import free_host_ids, used_host_ids
 from polarvault.storage.trees.pfs.library import LIBRARY_VARIABLE
 from polarvault.storage.trees.pfs.messages import Call, Request
 from polarvault.storage.trees.pfs.mount import MOST_HOST_ID
-from polarvault.storage.trees.pfs.problems import PfsProblem
+from polarvault.storage.trees.pfs.problems import TOO_FEW_HOSTS, PfsProblem
 from polarvault.storage.trees.pfs.room import parse_room
 from polarvault.storage.trees.pfs.tree import PfsTree
 from support.fake_pfs import DISK, FakeDisk
@@ -118,15 +122,18 @@ def test_a_full_disk_is_full_of_blocks_or_of_files_and_says_which(disk: FakeDisk
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.EACCES, "refused to mount"), (errno.ETIMEDOUT, "did not answer within")]
-)
+    ("number", "words"),
+    [
+        (errno.EACCES, "refused to mount"), (errno.ETIMEDOUT, "did not answer within"),
+        (TOO_FEW_HOSTS, "host id 7 is larger than disk loop9 was made for"),
+    ],
+)  # fmt: skip
 def test_a_mount_that_fails_names_disk_and_host(disk: FakeDisk, number: int, words: str) -> None:
     disk.run_directory.mkdir()
-    (disk.run_directory / f"pfsd_{DISK}.pid").write_text(str(os.getpid()))
-    with pytest.raises(PfsProblem, match=words) as refused:
+    with daemon(disk), pytest.raises(PfsProblem, match=words) as refused:
         disk.tree(faults=f"refuse={number}")
     assert DISK in str(refused.value)
-    assert "pfsd" in (refused.value.hint or "")
+    assert "pfs" in (refused.value.hint or "")
 
 
 def test_no_daemon_is_said_with_where_it_would_be(disk: FakeDisk) -> None:
@@ -140,6 +147,33 @@ def test_no_library_is_said_with_what_was_tried(disk: FakeDisk, monkeypatch: pyt
     with pytest.raises(PfsProblem, match="libpfsd, the library for PFS, was not found") as missing:
         PfsTree(disk.mount())
     assert "/nowhere/libpfsd.so" in (missing.value.hint or "")
+
+
+def test_a_disk_for_few_hosts_is_read_as_one_of_these(disk: FakeDisk) -> None:
+    tree = disk.tree(disk.mount(host_id=None), faults="hosts=8")
+    assert tree.host_id == 8
+    assert [entry.name for entry in tree.list("")] == ["file"]
+    tree.close()
+
+
+def test_a_daemon_that_goes_while_it_is_waited_for_is_noticed_at_once(disk: FakeDisk) -> None:
+    disk.run_directory.mkdir()
+    with daemon(disk) as lock:
+        tree = disk.tree(faults="hang=file")
+        threading.Timer(1.0, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+        began = time.monotonic()
+        with pytest.raises(PfsProblem, match="pfsd of disk loop9 has gone"):
+            tree.open("file")
+        assert time.monotonic() - began < 10
+        tree.close()
+
+
+@contextmanager
+def daemon(disk: FakeDisk) -> Iterator[int]:
+    """Hold the lock that pfsd holds while it runs."""
+    with open(disk.run_directory / f"pfsd_{DISK}.pid", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream.fileno()
 
 
 def claim(disk: FakeDisk, host_id: int, process: int) -> None:
@@ -159,7 +193,7 @@ def test_a_host_id_in_use_is_refused_and_a_free_one_taken_for_reading(disk: Fake
         disk.writable_tree()
     disk.writable_tree(disk.mount(host_id=9)).close()
     tree = disk.tree(disk.mount(host_id=None))
-    assert tree.host_id == MOST_HOST_ID
+    assert tree.host_id == 30
     tree.close()
     with pytest.raises(PfsProblem, match="has to be named"):
         disk.writable_tree(disk.mount(host_id=None))
@@ -180,7 +214,8 @@ def test_the_locks_of_writers_count(tmp_path: Path) -> None:
         used = used_host_ids(DISK, run_directory=str(tmp_path), lock_file=str(tmp_path / "{}-paxos-hostid"))
         assert used == {3: f"process {writer.pid}"}
         writer.kill()
-    assert free_host_id(dict.fromkeys(range(1, MOST_HOST_ID + 1), "x")) is None
+    assert free_host_ids(dict.fromkeys(range(1, MOST_HOST_ID + 1), "x")) == []
+    assert free_host_ids({30: "x", 16: "x"}) == [29, 15, 8, 4, 2]
 
 
 def test_room_is_what_the_daemon_says_of_blocks_names_and_inodes() -> None:

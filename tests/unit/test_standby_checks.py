@@ -365,20 +365,25 @@ LIVE = Storage("/live", "/live", "/live", "/live", control_bytes(system=7), hold
 def test_only_the_primarys_own_storage_is_opened(
     storage: Storage, more: dict[str, Any], primary: dict[str, Any], words: str | None
 ) -> None:
-    conf = {(Area.LOCAL, "postgresql.conf"): b"polar_vfs.localfs_mode = on\n"}
-    backup = replace(BACKUP, inventory=replace(BACKUP.inventory, files=conf))
     served = identity(**{"shared_data_directory": "/live", **primary})
     asked = request(**{**REPLICA, **more})
     if words is None:
-        check_storage(asked, backup, served, storage)
+        check_storage(asked, served, storage)
         return
     with pytest.raises(PolarvaultError) as caught:
-        check_storage(asked, backup, served, storage)
+        check_storage(asked, served, storage)
     assert words in caught.value.message
 
 
-def test_on_pfs_only_the_numbers_of_the_nodes_can_be_compared() -> None:
-    served = replace(identity(shared_data_directory="/pfs"), settings={"polar_hostid": "3"})
-    check_storage(request(**REPLICA, host_id=4), BACKUP, served, replace(LIVE, control=None, holds_slot=False))
+def test_on_pfs_the_storage_is_looked_into_and_numbers_are_compared() -> None:
+    served = replace(identity(shared_data_directory="/live/"), settings={"polar_hostid": "3"})
+    on_pfs = replace(LIVE, on_pfs=True)
+    assert check_storage(request(**REPLICA, host_id=4), served, on_pfs) == []
     with pytest.raises(UsageError, match="the primary's own number"):
-        check_storage(request(**REPLICA, host_id=3), BACKUP, served, LIVE)
+        check_storage(request(**REPLICA, host_id=3), served, on_pfs)
+    with pytest.raises(ServerRefused, match="is not the storage that the primary writes to"):
+        check_storage(request(**REPLICA, host_id=4), served, replace(on_pfs, holds_slot=False))
+    # Without a library, or a daemon here, only the primary can tell.
+    unseen = replace(on_pfs, control=None, holds_slot=False, unseen="no pfsd serves disk live on this machine")
+    (warning,) = check_storage(request(**REPLICA, host_id=4), served, unseen)
+    assert "could not be looked into (no pfsd serves disk live" in warning

@@ -8,7 +8,7 @@ Sources: initdb (bin/initdb/initdb.c, subdirs) and basebackup.c, which sends mos
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 # Without data in them in every base backup: the server fills them anew.
 _ALWAYS_EMPTY = (
@@ -22,17 +22,25 @@ _OF_SHARED_HALF = (*_WITH_DATA, "pg_logindex", "pg_replslot", "pg_tblspc")
 
 def missing_directories(local: str, shared: str | None) -> list[str]:
     """Return the paths of such directories that are not there; shared is None for what lies in one directory."""
-    return [path for path in _wanted(local, shared) if not os.path.isdir(path)]
-
-
-def _wanted(local: str, shared: str | None) -> Iterator[str]:
-    names = (*_ALWAYS_EMPTY, *_OFTEN_EMPTY, *(() if shared else _WITH_DATA))
-    yield from (os.path.join(local, name) for name in names)
     if shared is None:
-        return
-    yield from (os.path.join(shared, name) for name in _OF_SHARED_HALF)
-    yield from (os.path.join(local, name) for name in ("global", "base"))
+        return _missing(local, (*_ALWAYS_EMPTY, *_OFTEN_EMPTY, *_WITH_DATA))
     databases = os.path.join(shared, "base")
-    for name in sorted(os.listdir(databases)) if os.path.isdir(databases) else ():
-        if name.isdecimal():
-            yield os.path.join(local, "base", name)
+    names = sorted(os.listdir(databases)) if os.path.isdir(databases) else []
+    in_shared = missing_in_shared_half(lambda name: os.path.isdir(os.path.join(shared, name)))
+    return [*(os.path.join(shared, name) for name in in_shared), *missing_of_local_half(local, names)]
+
+
+def missing_in_shared_half(is_there: Callable[[str], bool]) -> list[str]:
+    """Return the names of those that PolarDB's shared half lacks, wherever that lies."""
+    return [name for name in _OF_SHARED_HALF if not is_there(name)]
+
+
+def missing_of_local_half(local: str, databases: Iterable[str]) -> list[str]:
+    """Return the paths of those that PolarDB's local half lacks; databases: the names in base of the shared half."""
+    of_databases = (f"base/{name}" for name in databases if name.isdecimal())
+    return _missing(local, (*_ALWAYS_EMPTY, *_OFTEN_EMPTY, "global", "base", *of_databases))
+
+
+def _missing(directory: str, names: Iterable[str]) -> list[str]:
+    paths = (os.path.join(directory, name) for name in names)
+    return [path for path in paths if not os.path.isdir(path)]

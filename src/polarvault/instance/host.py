@@ -12,6 +12,9 @@ from polarvault.instance.model import Account
 from polarvault.storage.files import storage_failed
 from polarvault.storage.free_space import free_space
 from polarvault.storage.occupants import Occupant, enclosing_occupant, occupant_of
+from polarvault.storage.trees.pfs.host_ids import used_host_ids
+from polarvault.storage.trees.pfs.mount import PfsMount
+from polarvault.storage.trees.pfs.tree import PfsTree, PfsWritableTree
 
 # statfs types of file systems that share extents: a copy there may take no space at all.
 _REFLINK_FILE_SYSTEMS = frozenset({"btrfs", "xfs", "bcachefs", "ocfs2"})
@@ -107,6 +110,18 @@ class Host:
         if status.st_uid == account.uid:
             return bool(status.st_mode & 0o300 == 0o300)
         return bool(status.st_mode & (0o030 if status.st_gid == account.gid else 0o003) in (0o030, 0o003))
+
+    def open_pfs(self, mount: PfsMount) -> PfsTree:
+        """Open a directory in PFS for reading; raise OSError."""
+        return PfsTree(mount)
+
+    def open_writable_pfs(self, mount: PfsMount) -> PfsWritableTree:
+        """Open a directory in PFS for writing; raise OSError."""
+        return PfsWritableTree(mount)
+
+    def host_ids(self, disk: str) -> dict[int, str]:
+        """Return the host numbers of a disk in PFS that somebody on this machine uses, and who, in words."""
+        return used_host_ids(disk)
 
     def port_is_taken(self, port: int) -> bool:
         """Tell whether somebody listens on a TCP port of this machine."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from polarvault.instance.debian import DebianCluster
+    from polarvault.storage.trees.pfs.mount import PfsMount
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Instance:
     """What postgres and pg_ctl take as -D; on shared storage the local half."""
     control_path: str
     """Where pg_control lies; on shared storage in the shared half."""
+    pfs: PfsMount | None = None
+    """How the shared half is reached where it lies in PFS: control_path and wal_directory are no paths then."""
     wal_directory: str
     role: Role
     signal_path: str

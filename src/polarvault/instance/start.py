@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polarvault.errors import PolarvaultError, StartFailed
+from polarvault.instance.data_files import read_control, wal_names
 from polarvault.instance.lock_file import is_running, read_lock_file, server_address
 from polarvault.instance.log_files import last_lines_of, log_size, read_log
 from polarvault.instance.model import Account, Binaries, Instance, Role
@@ -200,21 +201,20 @@ def naming_the_server(instance: Instance) -> Iterator[None]:
 
 def describe_from_files(instance: Instance, host: str, port: int, log_path: str, why: str) -> StartedServer:
     """Say what the files tell of a server that does not let us log in."""
-    with open(instance.control_path, "rb") as stream:
-        control = parse_control(stream.read())
+    control = parse_control(read_control(instance))
     # A signal file goes away when recovery ends.
     in_recovery = os.path.exists(instance.signal_path)
     timeline_id = control.timeline_id
     if not in_recovery:
         # pg_control's follows with the next checkpoint; the history file is there before it says "in production".
-        timeline_id = max([timeline_id, *_histories(instance.wal_directory)])
+        timeline_id = max([timeline_id, *_histories(instance)])
     note = f"the server is up, but did not let us log in to ask more: {why}"
     return StartedServer(host, port, None, in_recovery, None, str(control.checkpoint_lsn), timeline_id, log_path, note)
 
 
-def _histories(wal_directory: str) -> list[int]:
+def _histories(instance: Instance) -> list[int]:
     """Return the timelines of which the server has a history file."""
-    return [int(name[:8], 16) for name in os.listdir(wal_directory) if is_history_name(name)]
+    return [int(name[:8], 16) for name in wal_names(instance) if is_history_name(name)]
 
 
 def not_ready(instance: Instance, log_path: str) -> StartFailed:

@@ -12,12 +12,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from polarvault.errors import UsageError
+from polarvault.model.pfs_address import PROTOCOL as PFS_PROTOCOL
+from polarvault.model.pfs_address import PfsAddress, is_pfs_address, parse_pfs_path
+from polarvault.storage.trees.pfs.mount import PfsMount
+
 SHARED_STORAGE_MODE = "polar_enable_shared_storage_mode"
 DATADIR = "polar_datadir"
 LOCALFS_MODE = "polar_vfs.localfs_mode"
 DISK_NAME = "polar_disk_name"
 CLUSTER_NAME = "polar_storage_cluster_name"
 HOST_ID = "polar_hostid"
+FORCE_MOUNT = "polar_vfs.pfs_force_mount"
 # What a server on PFS mounts, and as whom.
 PFS_SETTINGS = (DISK_NAME, CLUSTER_NAME, HOST_ID)
 DIRECT_PROTOCOL = "file-dio"
@@ -56,8 +62,10 @@ def uses_shared_storage(value: Callable[[str], str | None]) -> bool:
 
 
 def names_directory(datadir: str | None, directory: str) -> bool:
-    """Tell whether a polar_datadir value means this ordinary directory (an absolute path), whatever its protocol."""
+    """Tell whether a polar_datadir value means this place, whatever its protocol: an absolute path, or one of PFS."""
     protocol, path = split_protocol(datadir or "")
+    if is_pfs_address(directory):
+        return protocol in (None, PFS_PROTOCOL) and posixpath.normpath(path) == split_protocol(directory)[1]
     return protocol in (None, DIRECT_PROTOCOL, BUFFERED_PROTOCOL) and posixpath.normpath(path) == directory
 
 
@@ -85,6 +93,35 @@ def shared_storage_settings(
     if on_pfs or not value(HOST_ID):
         wanted.append(Wanted(HOST_ID, "1", "the only node on this storage"))
     return wanted + torn_page_settings()
+
+
+def pfs_settings(mount: PfsMount, host_id: int) -> list[Wanted]:
+    """Return the settings of an instance whose shared half lies in PFS. Torn pages are left to what the source has."""
+    return [
+        Wanted(SHARED_STORAGE_MODE, "on", "two halves"),
+        Wanted(DATADIR, f"{mount.address.path}/", "the shared half, in PFS"),
+        Wanted(LOCALFS_MODE, "off", "the shared half lies in PFS"),
+        Wanted(DISK_NAME, mount.address.disk, "the disk of the shared half"),
+        Wanted(CLUSTER_NAME, mount.cluster, "the storage that the disk belongs to"),
+        Wanted(HOST_ID, str(host_id), "its own number among the servers on this disk"),
+    ]
+
+
+def gentle_mount() -> Wanted:
+    """Return what keeps a server from taking a disk in PFS over from whoever has it, as it does by default."""
+    return Wanted(FORCE_MOUNT, "off", "must not take the disk from a server that has it")
+
+
+def pfs_path_of(value: Callable[[str], str | None]) -> PfsAddress | None:
+    """Return where in PFS a server's settings say that its shared half lies; None for an ordinary file system."""
+    datadir = value(DATADIR) or ""
+    protocol, path = split_protocol(datadir)
+    if not uses_shared_storage(value) or is_true(value(LOCALFS_MODE)) or protocol not in (None, PFS_PROTOCOL):
+        return None
+    try:
+        return parse_pfs_path(path)
+    except UsageError:
+        return None
 
 
 def merged_settings() -> list[Wanted]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from polarvault.errors import IntegrityError, StartFailed
+from polarvault.errors import IntegrityError, StartFailed, StorageFailed
+from polarvault.instance.data_files import read_control, read_wal_file
 from polarvault.instance.lock_file import read_lock_file, server_address
 from polarvault.instance.model import Account, Binaries, Instance
 from polarvault.instance.session import ask_value, connect_server
@@ -93,7 +94,7 @@ def start_and_recover(
     deadline = time.monotonic() + instance.timeout_s
     log = RecoveryLog(instance)
     log_path = ""
-    before = _read_control(instance)
+    before = read_control(instance)
     try:
         log_path, _ = launch(instance, binaries, account, wait_s=_LAUNCH_WAIT_S)
         watcher = _Watcher(instance, plan, account, log, log_path)
@@ -208,7 +209,7 @@ class _Watcher:
 
 def _is_in_production(instance: Instance) -> bool:
     """Tell whether recovery is over; servers before 14 remove the signal file before the new timeline has a history."""
-    return parse_control(_read_control(instance)).state is ClusterState.IN_PRODUCTION
+    return parse_control(read_control(instance)).state is ClusterState.IN_PRODUCTION
 
 
 def _ask_replay(connection: psycopg.Connection[Any]) -> _Observed:
@@ -232,18 +233,13 @@ def _ask_replay(connection: psycopg.Connection[Any]) -> _Observed:
     return _Observed(in_recovery, paused, Lsn.parse(lsn) if lsn else None, time)
 
 
-def _read_control(instance: Instance) -> bytes:
-    with open(instance.control_path, "rb") as stream:
-        return stream.read()
-
-
 def _has_shut_down(instance: Instance, plan: RecoveryPlan, log: RecoveryLog, before: bytes) -> bool:
     """Tell whether a server that is gone has shut down at its target; before: pg_control as it was at the start.
 
     A pause becomes a shutdown where hot standby is off (manual, 20.5.6). What counts is pg_control: the log may go
     elsewhere, or speak another language. Its minimum recovery point is written when the server shuts down.
     """
-    content = _read_control(instance)
+    content = read_control(instance)
     control = parse_control(content)
     if plan.action is TargetAction.PROMOTE or control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
         return False
@@ -261,7 +257,7 @@ def has_reached(lsn: Lsn, end: Lsn) -> bool:
 
 def _shut_down(instance: Instance, plan: RecoveryPlan, log: RecoveryLog, before: bytes) -> RecoveryOutcome:
     """Return the outcome of a server that is not there any more: fine if it was to shut down at its target."""
-    control = parse_control(_read_control(instance))
+    control = parse_control(read_control(instance))
     if not _has_shut_down(instance, plan, log, before):
         at = f", at LSN {control.minimum_recovery_lsn}" if control.state is ClusterState.SHUT_DOWN_IN_RECOVERY else ""
         raise StartFailed(
@@ -302,11 +298,9 @@ def _explained(problem: StartFailed, log: RecoveryLog) -> StartFailed:
 
 def end_of_recovery(instance: Instance, timeline_id: int) -> tuple[Lsn | None, str | None]:
     """Return where the new timeline begins and the server's reason for it, from its history file."""
-    path = os.path.join(instance.wal_directory, f"{timeline_id:08X}.history")
     try:
-        with open(path, "rb") as stream:
-            history = TimelineHistory.parse(stream.read(), timeline_id)
-    except (OSError, IntegrityError):
+        history = TimelineHistory.parse(read_wal_file(instance, f"{timeline_id:08X}.history"), timeline_id)
+    except (OSError, IntegrityError, StorageFailed):
         return None, None
     last = history.entries[-1]
     return last.switch_lsn, last.reason or None

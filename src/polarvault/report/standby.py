@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 _PRINT_EVERY_S = 2.0
 
 
+def show_first_segment(say: Callable[[str], None], done: int, whole: int) -> None:
+    """Say why a server on PFS does not take writes yet."""
+    say(
+        "polarvault: before it opens for writing, the server makes a WAL segment, 8 kB at a time: "
+        f"{format_bytes(done)} of {format_bytes(whole)}"
+    )
+
+
 class FollowPrinter:
     """Print where the standby is when its state changes, and every two seconds while it catches up."""
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from polarvault.backupset.backup import Backup
@@ -17,7 +17,7 @@ from polarvault.instance.model import Account, Binaries
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.backup_label import BackupLabel
 from polarvault.restore.model import Layout, Link
-from polarvault.storage.occupants import Occupant
+from polarvault.storage.occupants import Occupancy, Occupant
 
 if TYPE_CHECKING:
     from polarvault.recovery.reachability import RecoveryPlan, Window
@@ -66,6 +66,23 @@ class Place:
     available_bytes: int | None
     occupant: Occupant | None = None
     around: Occupant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PfsPlace:
+    """The directory in PFS that is to be filled, as it is now.
+
+    occupancy: what stands in it; None: nothing. around: the nearest directory above it in which a database lives.
+    available_bytes, available_files: what the disk has free; None where pfsd does not tell. used_host_ids: by number,
+    who on this machine has it, in words.
+    """
+
+    address: str
+    occupancy: Occupancy | None = None
+    around: str | None = None
+    available_bytes: int | None = None
+    available_files: int | None = None
+    used_host_ids: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,7 @@ class HostFacts:
     binaries: Binaries | None = None
     combine_program: str | None = None
     existing: Existing | None = None
+    pfs: PfsPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +156,8 @@ class WithheldWal:
 class Storage:
     """The live storage that a replica is to open, and what the primary calls its own, both as seen from here.
 
-    control: its pg_control; None: there is none. holds_slot: the slot of the request shows in it.
+    control: its pg_control; None: there is none. holds_slot: the slot of the request shows in it. on_pfs: it lies in
+    PFS; unseen: why it could not be looked into there.
     """
 
     directory: str
@@ -147,6 +166,8 @@ class Storage:
     primarys_real_path: str
     control: bytes | None
     holds_slot: bool
+    on_pfs: bool = False
+    unseen: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

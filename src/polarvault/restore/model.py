@@ -19,11 +19,13 @@ from polarvault.restore.only.model import LeftOut
 
 if TYPE_CHECKING:
     from polarvault.instance.debian import DebianCluster
+    from polarvault.model.pfs_address import PfsAddress
     from polarvault.recovery.reachability import RecoveryPlan
     from polarvault.restore.facts import RestoreFacts
     from polarvault.restore.plan.configuration import PutBack
     from polarvault.restore.plan.roles.rules import RoleRules
     from polarvault.restore.standby.primary import Primary
+    from polarvault.storage.trees.pfs.mount import PfsMount
 
 # Where a backup is put together inside of its target: a chain of incremental ones, or a tar from a pipe.
 STAGING_NAME = ".polarvault-incoming"
@@ -58,6 +60,12 @@ class RestoreRequest:
     older: tuple[str, ...] = ()
     """The other backups of an incremental one's chain; empty: they are looked for beside it."""
     shared_target: str | None = None
+    pfs: PfsAddress | None = None
+    """Where in PFS the shared half goes, or a replica's primary has it; shared_target is None then."""
+    pfs_cluster: str | None = None
+    """What the storage of that disk is called; None: as in the source, if that is on PFS."""
+    pfs_force: bool = False
+    """Take the disk from whoever has it."""
     shared_from: str | None = None
     port: int | None = None
     role: Role = Role.PRIMARY
@@ -112,6 +120,8 @@ class Layout:
     merged: bool = False
     live_datadir: str | None = None
     """Replica: polar_datadir of the primary's own storage, which the restore never writes to."""
+    pfs: PfsMount | None = None
+    """How PFS is mounted where the shared half lies there: `shared` is its address then, and no path."""
 
     @property
     def data(self) -> str:
@@ -125,8 +135,9 @@ class Layout:
 
     @property
     def roots(self) -> list[str]:
-        """Every directory that the restore fills, outer before inner."""
-        return [self.local, *([self.shared] if self.shared else []), *self.tablespaces.values()]
+        """Every directory of this machine that the restore fills, outer before inner."""
+        shared = [self.shared] if self.shared and self.pfs is None else []
+        return [self.local, *shared, *self.tablespaces.values()]
 
     @property
     def outer_roots(self) -> list[str]:
@@ -147,16 +158,26 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class SpaceNeed:
-    """Bytes wanted and available on the file system of a target; available: None where it does not tell."""
+    """Bytes wanted and available on the file system of a target; available: None where it does not tell.
+
+    needed_files: inodes, where they can run out before the bytes do, as in PFS; None: nobody counts them.
+    """
 
     path: str
     needed: int
     available: int | None
+    needed_files: int | None = None
+    available_files: int | None = None
 
     @property
     def is_met(self) -> bool:
         """Tell whether there is room, as far as anybody can know."""
-        return self.available is None or self.needed <= self.available
+        return (self.available is None or self.needed <= self.available) and self.has_files
+
+    @property
+    def has_files(self) -> bool:
+        """Tell whether there are inodes enough, as far as anybody can know."""
+        return self.needed_files is None or self.available_files is None or self.needed_files <= self.available_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +290,7 @@ class RestorePlan:
         return Instance(
             data_directory=self.layout.local,
             control_path=self.layout.control_path,
+            pfs=self.layout.pfs if self.layout.shared else None,
             wal_directory=os.path.join(self.layout.data, "pg_wal"),
             role=self.request.role,
             signal_path=self.signal_path,

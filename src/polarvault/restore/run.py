@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from polarvault.backupset.listing import Disagreement
 from polarvault.backupset.model import CONTROL_NAME, Area
 from polarvault.errors import BackupUnusable, IntegrityError, Interrupted, StartFailed, UsageError
 from polarvault.instance.account import working_as_account
+from polarvault.instance.first_segment import Say, watching_first_segment
 from polarvault.instance.host import Host
 from polarvault.instance.start import StartedServer, start_server
 from polarvault.pgfiles.control import system_identifier_of
@@ -35,10 +37,15 @@ from polarvault.restore.write.configuration import PutConfiguration
 from polarvault.restore.write.finish import Completion
 from polarvault.restore.write.lay_out import LayOut, Progress
 from polarvault.restore.write.mark import mark_targets
+from polarvault.restore.write.pfs_target import PfsTarget, opened_pfs, say_left
 from polarvault.restore.write.replica import ReplicaCompletion
 from polarvault.restore.write.staging import combine, remove_staging
 from polarvault.restore.write.targets import Targets
+from polarvault.storage.files import storage_failed
 from polarvault.storage.occupants import CONTROL_WAITING_NAME
+from polarvault.storage.trees.local import LocalTree
+from polarvault.storage.trees.model import Tree
+from polarvault.storage.trees.small_files import read_file
 
 if TYPE_CHECKING:
     from polarvault.instance.subscriptions import Subscription
@@ -122,11 +129,13 @@ def restore_backup(
     watch: Watch = lambda state: None,
     *,
     targets: Targets | None = None,
+    first_segment: Say = lambda done, whole: None,
 ) -> RestoreResult:
     """Carry a plan out; on failure or interruption before the start everything made is removed again.
 
     show: called while a started standby catches up, watch: while a started server recovers; both with where it is.
-    targets: claimed already, and the backup was put together in it (`stream.receive`).
+    targets: claimed already, and the backup was put together in it (`stream.receive`). first_segment: called with bytes
+    done and in all while a server on PFS makes the WAL segment that it opens with.
     """
     check_space(plan)
     # The slot first: from then on the primary keeps the WAL that it writes while files are copied.
@@ -146,7 +155,7 @@ def restore_backup(
     from polarvault.instance.start import naming_the_server
 
     try:
-        with naming_the_server(plan.instance):
+        with naming_the_server(plan.instance), watching_first_segment(plan.instance, first_segment):
             return _with_closed_databases(_without_subscriptions(start_restored(result, show, watch)))
     except StartFailed as problem:
         if plan.request.create_slot:
@@ -217,19 +226,29 @@ def write_files(
         from polarvault.restore.delta.run import bring_up
 
         return bring_up(plan, progress)
-    account = plan.account
+    with opened_pfs(plan, host) as in_pfs:
+        return _write_files(plan, host, progress, targets, in_pfs)
+
+
+def _write_files(
+    plan: RestorePlan, host: Host, progress: Progress, targets: Targets | None, in_pfs: PfsTarget | None
+) -> tuple[RestorePlan, list[str]]:
+    account, data = plan.account, None if in_pfs is None else in_pfs.tree
     is_staged = targets is not None
     targets = targets or Targets(
         account, directory_mode=0o750 if plan.inventory.group_readable else 0o700, sync=plan.request.sync
     )
-    completion = ReplicaCompletion() if plan.rules.is_armed_by_main_file else Completion()
+    completion = ReplicaCompletion(host) if plan.rules.is_armed_by_main_file else Completion(data)
     put = PutConfiguration(plan.put_back, account, sync=plan.request.sync) if plan.put_back is not None else None
     try:
         targets.claim([root for root in plan.layout.roots if not (is_staged and root == plan.layout.local)])
+        if in_pfs is not None:
+            in_pfs.claim()
         with working_as_account(account):
-            mark_targets(plan)
+            mark_targets(plan, data)
         laid_out = combine(plan, account) if plan.chain else plan
-        laying = LayOut(laid_out, router_of(plan.layout, plan.inventory), progress, move=is_staged or bool(plan.chain))
+        router, moves = router_of(plan.layout, plan.inventory), is_staged or bool(plan.chain)
+        laying = LayOut(laid_out, router, progress, move=moves, data=data)
         completion.begin(plan, account, file_mode=laying.file_mode)
         with working_as_account(account):
             laying.run()
@@ -238,17 +257,18 @@ def write_files(
             if is_staged or plan.chain:
                 remove_staging(plan)
         plan, warnings = _with_disagreements(plan, laying.checks.disagreements)
-        plan = _settled(plan, host)
+        plan = _settled(plan, host, data)
         if put is not None and plan.debian is not None:
             put.write()
         warnings += completion.finish(plan, account, file_mode=laying.file_mode, directory_mode=laying.directory_mode)
         return plan, warnings
     except KeyboardInterrupt:
-        _undo(plan, targets, put, completion)
-        raise Interrupted("interrupted; what was restored so far has been removed") from None
-    except BaseException:
+        interrupted = Interrupted("interrupted; what was restored so far has been removed")
+        _undo(plan, targets, put, completion, in_pfs, interrupted)
+        raise interrupted from None
+    except BaseException as problem:
         # A half restore must not look like a whole one.
-        _undo(plan, targets, put, completion)
+        _undo(plan, targets, put, completion, in_pfs, problem)
         raise
 
 
@@ -258,19 +278,28 @@ def _with_disagreements(plan: RestorePlan, found: list[Disagreement]) -> tuple[R
     return replace(plan, disagreements=tuple(found)), judge(plan.request, plan.source, new)
 
 
-def _undo(plan: RestorePlan, targets: Targets, put: PutConfiguration | None, completion: Completion) -> None:
+def _undo(
+    plan: RestorePlan,
+    targets: Targets,
+    put: PutConfiguration | None,
+    completion: Completion,
+    in_pfs: PfsTarget | None,
+    problem: BaseException,
+) -> None:
     if put is not None:
         put.undo()
     completion.undo(plan)
+    if in_pfs is not None and (why := in_pfs.undo()) is not None:
+        say_left(problem, in_pfs, why)
     targets.undo()
 
 
-def _settled(plan: RestorePlan, host: Host) -> RestorePlan:
+def _settled(plan: RestorePlan, host: Host, data: Tree | None) -> RestorePlan:
     """Return the plan as it is with what lay too deep in a compressed tar to be known before it was unpacked."""
     if plan.inventory.control is not None or plan.rules.takes_local_half_only:
         return plan
     with working_as_account(plan.account):
-        found = _unpacked(plan)
+        found = _unpacked(plan, data)
     if plan.primary is not None:
         identifier = str(system_identifier_of(found[Area.SHARED, CONTROL_NAME]))
         check_system_identifier(plan.primary, identifier, outcome="what was restored so far has been removed")
@@ -278,15 +307,17 @@ def _settled(plan: RestorePlan, host: Host) -> RestorePlan:
     return replace(settled, disagreements=plan.disagreements)
 
 
-def _unpacked(plan: RestorePlan) -> dict[tuple[Area, str], bytes]:
+def _unpacked(plan: RestorePlan, data: Tree | None) -> dict[tuple[Area, str], bytes]:
     """Read back the files that decide about settings and lay too deep in a compressed tar to be seen before."""
     found = {}
     for name, place in ((CONTROL_NAME, CONTROL_WAITING_NAME), ("global/polar_settings.conf",) * 2):
         try:
-            with open(os.path.join(plan.layout.data, place), "rb") as stream:
-                found[Area.SHARED, name] = stream.read()
+            with nullcontext(data) if data is not None else closing(LocalTree(plan.layout.data)) as tree:
+                found[Area.SHARED, name] = read_file(tree, place)
         except FileNotFoundError:
             continue
+        except OSError as problem:
+            raise storage_failed(problem, "read", os.path.join(plan.layout.data, place)) from problem
     if (Area.SHARED, CONTROL_NAME) not in found:
         raise BackupUnusable(
             f'"{plan.source.path}" holds no global/pg_control', hint="the backup is incomplete; restore another one"

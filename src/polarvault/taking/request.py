@@ -22,6 +22,8 @@ class SourceKind(Enum):
     AUTO = "auto"
     STREAM = "stream"
     LOCAL = "local"
+    PFS = "pfs"
+    """Its files read here, of which the shared half lies in PFS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ class Taking:
     ) -> TakenBackup:
         request, connector, reporter = self._request, self._connector, self._reporter
         place = None
-        if request.source is SourceKind.LOCAL:
+        if request.source in (SourceKind.LOCAL, SourceKind.PFS):
             place = self._find_place(request, identity, connection, closing)
         target.claim()
         earlier = self._earlier_manifest() if place is None else None

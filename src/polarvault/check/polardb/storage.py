@@ -138,8 +138,8 @@ def _place(facts: StorageFacts) -> Finding:
         return ok(
             check,
             subject,
-            f"shared half at {path} in PFS (PolarDB FileSystem); only the server reads it there, a restore goes to an "
-            "ordinary directory",
+            f"shared half at {path} in PFS (PolarDB FileSystem); on the server's host --source pfs reads it there, and "
+            "a restore goes to an ordinary directory or into PFS (--polardata pfsd:///DISK/DIR)",
         )
     where = f"{path} (relative to the data directory)" if not os.path.isabs(path) else path
     if protocol == DIRECT_PROTOCOL:

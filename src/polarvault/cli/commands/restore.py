@@ -17,6 +17,7 @@ from polarvault.cli.json_output import current_events, current_output, json_opti
 from polarvault.cli.messages import say_warning
 from polarvault.cli.options.backups import RepositoryChoice
 from polarvault.cli.options.mappings import mapping
+from polarvault.cli.options.pfs import check_pfs_options, pfs_options
 from polarvault.cli.options.recovery import recovery_options, recovery_request
 from polarvault.cli.options.repository import repository_options
 from polarvault.cli.options.settings import assignment
@@ -38,8 +39,8 @@ _DEFAULT_TIMEOUT_S = 3600.0
 @click.command("restore", context_settings={"help_option_names": ["-?", "--help"]})
 @click.argument("backups", type=click.Path(), nargs=-1, required=True, metavar="BACKUP...")
 @click.option("-D", "--pgdata", "target", required=True, metavar="DIR", help="Directory of the restored server.")
-@click.option("--polardata", metavar="DIR", help="Directory of the shared half (PolarDB); default: inside -D. "
-              "With --as replica: the primary's storage.")  # fmt: skip
+@click.option("--polardata", metavar="DIR", help="Directory of the shared half (PolarDB), or pfsd:///DISK/DIR; "
+              "default: inside -D. With --as replica: the primary's storage.")  # fmt: skip
 @click.option("--shared-from", metavar="DIR", help="Where the backup's shared half is, if it cannot be found.")
 @click.option("-p", "--port", type=int, metavar="N", help="Port of the restored server.")
 @click.option("--as", "role", type=click.Choice(["primary", "standby", "replica"]), default="primary",
@@ -51,7 +52,8 @@ _DEFAULT_TIMEOUT_S = 3600.0
 @click.option("--archive", "archiving", type=click.Choice(["off", "on", "always"]), default="off", show_default=True,
               help="Archive WAL: never, once promoted, or also as a standby.")  # fmt: skip
 @click.option("--archive-command", metavar="COMMAND", help="What archives a segment: %p is its path, %f its name.")
-@click.option("--hostid", "host_id", type=int, metavar="N",
+@pfs_options
+@click.option("--hostid", "--polar_host_id", "host_id", type=int, metavar="N",
               help="PolarDB: polar_hostid, unique among the servers that mount one PFS.")  # fmt: skip
 @click.option("-T", "--tablespace-mapping", "mappings", multiple=True, metavar="OLD=NEW",
               help="Put the tablespace at OLD into NEW.")  # fmt: skip
@@ -95,6 +97,9 @@ def command(
     archiving: str,
     archive_command: str | None,
     host_id: int | None,
+    polar_disk_name: str | None,
+    polar_storage_cluster_name: str | None,
+    pfs_force: bool,
     mappings: tuple[str, ...],
     settings: tuple[str, ...],
     only: str | None,
@@ -129,6 +134,7 @@ def command(
     from polarvault.config.words import BackupWord
     from polarvault.instance.model import Role
     from polarvault.restore.model import Archiving, RestoreRequest
+    from polarvault.storage.pfs_paths import pfs_place
 
     choice = RepositoryChoice.of(
         config=config, repo=repo, key_file=key_file, passphrase_file=passphrase_file,
@@ -142,11 +148,16 @@ def command(
             hint="keep the tar in a file, and name that",
         )
     assignments = tuple(assignment(text) for text in settings)
+    in_pfs = pfs_place("--polardata", polardata, polar_disk_name) if polardata is not None else None
+    check_pfs_options(in_pfs, disk=polar_disk_name, cluster=polar_storage_cluster_name, force=pfs_force)
     request = RestoreRequest(
         backup=backups[0] if from_pipe else os.path.abspath(backups[0]),
         older=tuple(map(os.path.abspath, backups[1:])),
         target=_directory("-D", target),
-        shared_target=None if polardata is None else _shared_directory(polardata, role),
+        shared_target=None if polardata is None or in_pfs is not None else _directory("--polardata", polardata),
+        pfs=in_pfs,
+        pfs_cluster=polar_storage_cluster_name,
+        pfs_force=pfs_force,
         shared_from=None if shared_from is None else os.path.abspath(shared_from),
         port=port,
         role=Role(role),
@@ -231,7 +242,7 @@ def _run(request: RestoreRequest, *, plan_only: bool) -> None:
 def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, plan_only: bool) -> None:
     from polarvault.report.recovery import replay_printer, scan_printer
     from polarvault.report.restore import plan_json, plan_text, result_json, result_text
-    from polarvault.report.standby import FollowPrinter
+    from polarvault.report.standby import FollowPrinter, show_first_segment
     from polarvault.restore.plan.places import check_space
     from polarvault.restore.run import prepare, restore_backup
 
@@ -268,7 +279,11 @@ def _restore(request: RestoreRequest, host: Host, targets: Targets | None, *, pl
             progress.stop()
             watch(state)
 
-        result = restore_backup(plan, host, progress, following, recovering, targets=targets)
+        def making(done: int, whole: int) -> None:
+            progress.stop()
+            show_first_segment(_say, done, whole)
+
+        result = restore_backup(plan, host, progress, following, recovering, targets=targets, first_segment=making)
     for warning in result.warnings[len(plan.warnings) :]:
         _warn(warning)
     if output is not None:
@@ -331,21 +346,6 @@ def _progress(
     # After a start other lines have come since, and the server's own say as much.
     if ends and not plan.request.start:
         click.echo(f"polarvault: {ends}", err=True)
-
-
-def _shared_directory(path: str, role: str) -> str:
-    """Return the place of the shared half; for a replica it may be the primary's, in PFS."""
-    from polarvault.storage.pfs_paths import pfs_place
-
-    address = pfs_place("--polardata", path)
-    if address is None:
-        return _directory("--polardata", path)
-    if role != "replica":
-        raise UsageError(
-            f"--polardata {path} lies in PFS, and a restore does not write there",
-            hint="name a directory of this machine: --polardata DIR",
-        )
-    return address.path
 
 
 def _directory(option: str, path: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from polarvault.model.segment import WalSegment
 from polarvault.recovery.wal.chain import BackupSpan
-from polarvault.storage.below import Below
+from polarvault.storage.trees.model import Tree
 from polarvault.wal.marks import MarkKind
 from polarvault.wal.names import is_segment_name
 from polarvault.wal.pages import LONG_HEADER_BYTES, PAGE_BYTES, Ending, PageSequence, WalEnd, read_page_header
@@ -33,28 +33,28 @@ class WalDamage:
         return f"{self.end}; that is byte {self.end.lsn - self.segment.start}"
 
 
-def find_damage(directory: str, span: BackupSpan, system_identifier: int) -> WalDamage | None:
-    """Read the segments of a pg_wal from the span's start to its end; return the first damage, None without any.
+def find_damage(tree: Tree, span: BackupSpan, system_identifier: int, *, directory: str = "") -> WalDamage | None:
+    """Read the segments of a pg_wal, a directory in a tree, from the span's start to its end.
 
-    A segment that is not there ends it: somebody else has to supply that one. Without a known end the WAL is read up to
-    the record that ends the backup. Raises OSError, and ValueError for a start where no record can begin.
+    Returns the first damage, None without any. A segment that is not there ends it: somebody else has to supply that
+    one. Without a known end the WAL is read up to the record that ends the backup. Raises OSError, and ValueError for a
+    start where no record can begin.
     """
     scanner = WalScanner(span.start_lsn, span.segment_size_bytes, expected_bytes=_expected_bytes(span))
-    with Below(directory) as below:
-        for segment, content in _segments(below, span):
-            damage = _header_problem(next(content, memoryview(b"")), segment, system_identifier)
-            for view in content if damage is None else ():
-                is_over = any(mark.lsn_argument == span.start_lsn for mark in
-                              scanner.feed(view).select((MarkKind.BACKUP_END,)))  # fmt: skip
-                if is_over if span.end_lsn is None else scanner.next_lsn >= span.end_lsn:
-                    return None
-                if scanner.end is not None:
-                    damage = scanner.end
-                    break
-            if damage is not None:
-                is_end = span.end_lsn is None and damage.ending in _MERE_END
-                holding = WalSegment.holding(damage.lsn, segment.timeline_id, segment.size_bytes)
-                return None if is_end else WalDamage(holding, damage)
+    for segment, content in _segments(tree, directory, span):
+        damage = _header_problem(next(content, memoryview(b"")), segment, system_identifier)
+        for view in content if damage is None else ():
+            is_over = any(mark.lsn_argument == span.start_lsn for mark in
+                          scanner.feed(view).select((MarkKind.BACKUP_END,)))  # fmt: skip
+            if is_over if span.end_lsn is None else scanner.next_lsn >= span.end_lsn:
+                return None
+            if scanner.end is not None:
+                damage = scanner.end
+                break
+        if damage is not None:
+            is_end = span.end_lsn is None and damage.ending in _MERE_END
+            holding = WalSegment.holding(damage.lsn, segment.timeline_id, segment.size_bytes)
+            return None if is_end else WalDamage(holding, damage)
     return None
 
 
@@ -62,9 +62,9 @@ def _expected_bytes(span: BackupSpan) -> int | None:
     return None if span.end_lsn is None else max(0, span.end_lsn - span.start_lsn)
 
 
-def _segments(below: Below, span: BackupSpan) -> Iterator[tuple[WalSegment, Iterator[memoryview]]]:
+def _segments(tree: Tree, directory: str, span: BackupSpan) -> Iterator[tuple[WalSegment, Iterator[memoryview]]]:
     """Yield each segment from the start on with its first page header, then its content from the start LSN on."""
-    names = {name for name in below.names() if is_segment_name(name)}
+    names = {entry.name for entry in tree.list(directory) if is_segment_name(entry.name)}
     # A standby can follow a switch of the timeline while it is backed up; the newer segment holds the older's content.
     found = sorted({int(name[:8], 16) for name in names}, reverse=True)
     timelines = [one for one in found if span.timeline_id <= one <= span.end_timeline_id]
@@ -74,23 +74,28 @@ def _segments(below: Below, span: BackupSpan) -> Iterator[tuple[WalSegment, Iter
         segment = next((one for one in candidates if one.file_name in names), None)
         if segment is None:
             return
-        yield segment, _content(below, segment, span)
+        name = f"{directory}/{segment.file_name}" if directory else segment.file_name
+        yield segment, _content(tree, name, segment, span)
         number += 1
 
 
-def _content(below: Below, segment: WalSegment, span: BackupSpan) -> Iterator[memoryview]:
-    with open(below.open_regular(segment.file_name), "rb", buffering=0) as stream:
-        yield memoryview(stream.read(LONG_HEADER_BYTES))
+def _content(tree: Tree, name: str, segment: WalSegment, span: BackupSpan) -> Iterator[memoryview]:
+    file = tree.open(name)
+    try:
+        head = bytearray(LONG_HEADER_BYTES)
+        yield memoryview(head)[: file.read_into(0, memoryview(head))]
         position = max(int(span.start_lsn), int(segment.start))
-        stream.seek(position - segment.start)
-        while True:
+        while position < segment.end:
             # Not far behind the end, where nothing counts; a record that begins before it is read to its own end.
             wanted = _READ_BYTES if span.end_lsn is None else max(int(span.end_lsn) - position, PAGE_BYTES)
-            piece = stream.read(min(wanted, _READ_BYTES, segment.end - position))
-            if not piece:
+            piece = bytearray(min(wanted, _READ_BYTES, segment.end - position))
+            got = file.read_into(position - segment.start, memoryview(piece))
+            if not got:
                 return
-            position += len(piece)
-            yield memoryview(piece)
+            position += got
+            yield memoryview(piece)[:got]
+    finally:
+        file.close()
 
 
 def _header_problem(head: memoryview, segment: WalSegment, system_identifier: int) -> WalEnd | None:

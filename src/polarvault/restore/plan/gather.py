@@ -28,7 +28,8 @@ from polarvault.restore.plan.configuration import PutBack, check_put_back, plan_
 from polarvault.restore.plan.incremental import combined, plan_chain
 from polarvault.restore.plan.integrity import check_integrity
 from polarvault.restore.plan.outside import look_outside
-from polarvault.restore.plan.places import check_port, check_targets, is_staged, port_of
+from polarvault.restore.plan.pfs_place import look_at_pfs
+from polarvault.restore.plan.places import check_pfs, check_port, check_targets, is_staged, port_of
 from polarvault.restore.plan.recovery import check_known, plan_recovery
 from polarvault.restore.plan.roles import RoleRules, rules_of
 from polarvault.restore.plan.roles.storage import storage_directory
@@ -82,6 +83,10 @@ def look_at_host(
     existing = _existing(request, backup, layout, places, account)
     kept = existing.occupied if existing is not None else frozenset()
     check_targets(layout, places, sources, backup.inventory.tablespaces, kept=kept)
+    in_pfs = None
+    if layout.pfs is not None and layout.shared is not None:
+        in_pfs = look_at_pfs(layout.pfs, host)
+        check_pfs(layout, in_pfs)
     cluster = _debian_cluster(request, layout, backup.major_version, host)
     put_back = _put_back(request, backup, layout, cluster, host)
     if put_back is not None:
@@ -96,7 +101,7 @@ def look_at_host(
         places=places,
         shares_extents=_shares_extents(source, layout, host),
         outside=outside,
-        takes_direct_io=layout.shared is None or host.takes_direct_io(layout.shared),
+        takes_direct_io=layout.shared is None or layout.pfs is not None or host.takes_direct_io(layout.shared),
         cluster=cluster,
         put_back=put_back,
         saved_configuration=saved if host.exists(saved) else None,
@@ -104,6 +109,7 @@ def look_at_host(
         wal_directories_hold_files=all(host.list_names(directory) for directory in request.recovery.wal_directories),
         storage_path=host.real_path(storage_directory(layout.live_datadir)) if layout.live_datadir else None,
         existing=existing,
+        pfs=in_pfs,
     )
     check_port(request, here)
     rules.check_host(request, backup, here)
@@ -173,9 +179,13 @@ def _source_paths(source: Backup, inventory: Inventory, host: Host) -> frozenset
 
 
 def _shares_extents(source: Backup, layout: Layout, host: Host) -> bool:
-    return source.form is Form.PLAIN and all(
-        host.shares_extents(part.path, layout.data if part.area is Area.SHARED else layout.local)
-        for part in source.parts
+    return (
+        source.form is Form.PLAIN
+        and layout.pfs is None
+        and all(
+            host.shares_extents(part.path, layout.data if part.area is Area.SHARED else layout.local)
+            for part in source.parts
+        )
     )
 
 

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from polarvault.backupset.backup import Backup
 from polarvault.backupset.model import SHARED_PREFIX, Area, Inventory, Tablespace
-from polarvault.errors import BackupUnusable, StorageFailed, UsageError
+from polarvault.errors import BackupUnusable, StorageFailed, TargetNotEmpty, UsageError
 from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.model.units import format_bytes
 from polarvault.pgconf.configuration import Configuration
-from polarvault.restore.facts import BackupFacts, HostFacts, Place
+from polarvault.restore.facts import BackupFacts, HostFacts, PfsPlace, Place
 from polarvault.restore.model import STAGING_NAME, Layout, RestorePlan, RestoreRequest, SpaceNeed
-from polarvault.storage.occupants import not_empty
+from polarvault.storage.occupants import Occupancy, not_empty
+from polarvault.storage.trees.pfs.mount import MOST_HOST_ID, PFS_BLOCK_BYTES, PfsMount
+
+# Directories, and what the server makes at its start before anybody could free anything.
+_SPARE_FILES = 100
 
 
-def plan_layout(request: RestoreRequest, inventory: Inventory, *, had_shared_half: bool) -> Layout:
-    """Decide where each area goes, for a server with a storage of its own."""
+def plan_layout(
+    request: RestoreRequest, inventory: Inventory, *, had_shared_half: bool, pfs: PfsMount | None = None
+) -> Layout:
+    """Decide where each area goes, for a server with a storage of its own. pfs: where the shared half goes into PFS."""
     if request.merge:
         if not had_shared_half:
             raise UsageError("--merge: the backup has no shared half to merge", hint="leave --merge out")
         return Layout(request.target, None, {}, merged=True)
+    if had_shared_half and pfs is not None:
+        return Layout(request.target, str(pfs.address), {}, pfs=pfs)
     if had_shared_half:
         return Layout(request.target, request.shared_target or os.path.join(request.target, SHARED_PREFIX), {})
-    if request.shared_target is not None:
+    if request.shared_target is not None or request.pfs is not None:
         raise UsageError("--polardata: the backup has no shared half", hint="leave --polardata out")
     return Layout(request.target, None, _map_tablespaces(_tablespace_mapping(request, inventory), inventory))
 
@@ -125,6 +134,51 @@ def is_within(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
+def check_pfs(layout: Layout, place: PfsPlace) -> None:
+    """Refuse a directory in PFS that holds something or lies in somebody's database, and a host number in use."""
+    if place.around is not None:
+        raise UsageError(
+            f'target "{place.address}" lies inside of "{place.around}", in which a database lives',
+            hint="choose a place outside: whoever backs that up or removes it would take the copy for a part of it",
+        )
+    if place.occupancy is not None:
+        what = "" if place.occupancy is Occupancy.OTHER else f": it is {place.occupancy.value}"
+        assert layout.pfs is not None
+        raise TargetNotEmpty(
+            f'directory "{place.address}" exists but is not empty{what}',
+            hint=f"choose another directory; see what is there: pfs -C {layout.pfs.cluster} ls "
+            f"{shlex.quote(layout.pfs.address.path)}",
+        )
+    host_id = layout.pfs.host_id if layout.pfs is not None else None
+    if host_id is not None and host_id in place.used_host_ids:
+        free = next(number for number in range(1, MOST_HOST_ID + 2) if number not in place.used_host_ids)
+        raise UsageError(
+            f"host id {host_id} is in use on this machine, by {place.used_host_ids[host_id]}, and two servers with one "
+            "number would write over each other's journal; nothing was written",
+            hint=f"give a number that no server on this disk has, on whichever host: --hostid {free}",
+        )
+
+
+def pfs_need(backup: BackupFacts, place: PfsPlace) -> SpaceNeed:
+    """Add up what the shared half takes of a disk in PFS: whole blocks and an inode for each file.
+
+    The server makes one more WAL segment before it opens for writing.
+    """
+    inventory = backup.inventory
+    lengths = {key[1]: length for key, length in inventory.lengths.items() if key[0] is Area.SHARED}
+    names = {name for area, name in inventory.names if area is Area.SHARED} | lengths.keys()
+    needed = sum(_in_blocks(length) for length in lengths.values()) + sum(map(_in_blocks, inventory.wal.values()))
+    # Without a manifest, and in tars that were not read to their ends, only the sum is known.
+    needed = max(needed, inventory.sizes.get(Area.SHARED, 0))
+    segment = inventory.control.wal_segment_size if inventory.control is not None else 0
+    files = max(len(names), 1 if inventory.is_whole else inventory.file_count) + len(inventory.wal) + _SPARE_FILES
+    return SpaceNeed(place.address, needed + segment, place.available_bytes, files, place.available_files)
+
+
+def _in_blocks(length: int) -> int:
+    return -(-length // PFS_BLOCK_BYTES) * PFS_BLOCK_BYTES
+
+
 def plan_space(backup: BackupFacts, host: HostFacts, *, wal_bytes: int = 0) -> list[SpaceNeed]:
     """Add up what each file system has to take; copies that share extents take nothing, nor what is only moved.
 
@@ -143,6 +197,10 @@ def plan_space(backup: BackupFacts, host: HostFacts, *, wal_bytes: int = 0) -> l
         needs = dict(host.existing.growth_bytes)
     if host.shares_extents or is_staged(backup.source):
         needs = dict.fromkeys(needs, 0)
+    in_pfs = []
+    if host.pfs is not None:
+        needs.pop(layout.data)
+        in_pfs = [pfs_need(backup, host.pfs)]
     by_path = {place.path: place for place in host.places}
     by_device: dict[int, SpaceNeed] = {}
     for path, needed in needs.items():
@@ -150,7 +208,7 @@ def plan_space(backup: BackupFacts, host: HostFacts, *, wal_bytes: int = 0) -> l
         seen = by_device.get(place.device)
         total = needed + (seen.needed if seen else 0)
         by_device[place.device] = replace(seen or SpaceNeed(path, 0, place.available_bytes), needed=total)
-    return list(by_device.values())
+    return [*by_device.values(), *in_pfs]
 
 
 def port_of(request: RestoreRequest, configuration: Configuration) -> int | None:
@@ -189,6 +247,11 @@ def is_staged(source: Backup) -> bool:
 def check_space(plan: RestorePlan) -> None:
     """Raise when a file system lacks the space that the plan needs."""
     for need in plan.space:
+        if not need.has_files:
+            raise StorageFailed(
+                f'not enough inodes for "{need.path}": {need.needed_files} are needed, {need.available_files} are free',
+                hint="remove what is not needed on that disk, or grow it (pfs growfs); nothing was written",
+            )
         if not need.is_met:
             raise StorageFailed(
                 f'not enough space for "{need.path}": {format_bytes(need.needed)} are needed, '

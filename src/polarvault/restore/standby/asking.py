@@ -28,7 +28,8 @@ def ask_about_primary(request: RestoreRequest, backup: BackupFacts, here: HostFa
     live_datadir = here.layout.live_datadir
     warnings = check_follows(request, backup, primary, None if live_datadir else _span(request, backup))
     if live_datadir is not None:
-        check_storage(request, backup, primary, look_at_storage(request, backup, live_datadir, primary, host))
+        storage = look_at_storage(request, here.layout, primary, host)
+        warnings += check_storage(request, primary, storage)
     else:
         warnings += judge_withheld(request, _withheld_wal(backup, primary))
     return PrimaryFacts(primary, tuple(warnings))

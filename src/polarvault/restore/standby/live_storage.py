@@ -5,42 +5,60 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from contextlib import closing, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from polarvault.backupset.model import CONTROL_NAME
 from polarvault.errors import IntegrityError, ServerRefused, StorageFailed, UsageError
 from polarvault.instance.host import Host
 from polarvault.pgfiles.control import parse_control
-from polarvault.polardb.settings import LOCALFS_MODE, is_true, split_protocol
-from polarvault.restore.facts import BackupFacts, Storage
-from polarvault.restore.model import RestorePlan, RestoreRequest
-from polarvault.restore.plan.backup import local_settings
+from polarvault.polardb.settings import HOST_ID, split_protocol
+from polarvault.restore.facts import Storage
+from polarvault.restore.model import Layout, RestorePlan, RestoreRequest
 from polarvault.restore.plan.roles.storage import storage_directory
 from polarvault.restore.standby.follow_checks import check_system_identifier
 from polarvault.storage.files import storage_failed
+from polarvault.storage.trees.pfs.mount import PfsMount
+from polarvault.storage.trees.small_files import is_directory, read_file
 
 if TYPE_CHECKING:
     from polarvault.restore.standby.primary import Primary
 
 
-def look_at_storage(
-    request: RestoreRequest, backup: BackupFacts, live_datadir: str, primary: Primary, host: Host
-) -> Storage:
-    """Look at the storage as it is seen from here; raise StorageFailed if it cannot be read."""
-    directory = storage_directory(live_datadir)
+def look_at_storage(request: RestoreRequest, layout: Layout, primary: Primary, host: Host) -> Storage:
+    """Look at the storage as it is seen from here; raise StorageFailed if a directory here cannot be read."""
+    assert layout.live_datadir is not None
+    directory = storage_directory(layout.live_datadir)
     theirs = split_protocol(primary.identity.shared_data_directory or "")[1]
     if not posixpath.isabs(theirs):
         # Relative to its data directory, which only those with pg_read_all_settings are told.
         theirs = posixpath.join(primary.settings.get("data_directory", "?"), theirs)
     theirs = posixpath.normpath(theirs)
+    if layout.pfs is not None:
+        return _look_into_pfs(layout.pfs, request, directory, theirs, host)
     return Storage(
         directory=directory,
         real_path=host.real_path(directory),
         primarys_path=theirs,
         primarys_real_path=host.real_path(theirs),
-        control=_control_of(directory) if is_on_localfs(backup) else None,
+        control=_control_of(directory),
         holds_slot=holds_slot(directory, request.slot or ""),
     )
+
+
+def _look_into_pfs(mount: PfsMount, request: RestoreRequest, directory: str, theirs: str, host: Host) -> Storage:
+    """Look at a storage in PFS. Where that cannot be done from here, only what the primary answers is left."""
+    control, shows_slot, unseen = None, False, None
+    try:
+        with closing(host.open_pfs(replace(mount, host_id=None))) as tree:
+            with suppress(FileNotFoundError):
+                control = read_file(tree, CONTROL_NAME)
+            shows_slot = is_directory(tree, f"pg_replslot/{request.slot}")
+    except OSError as problem:
+        unseen = problem.strerror or str(problem)
+    # A path of PFS is the same everywhere: it begins with the disk.
+    return Storage(directory, directory, theirs, theirs, control, shows_slot, on_pfs=True, unseen=unseen)
 
 
 def _control_of(directory: str) -> bytes | None:
@@ -54,8 +72,8 @@ def _control_of(directory: str) -> bytes | None:
         raise storage_failed(problem, "read", path) from problem
 
 
-def check_storage(request: RestoreRequest, backup: BackupFacts, primary: Primary, storage: Storage) -> None:
-    """Raise unless the primary runs on exactly this storage and takes replicas."""
+def check_storage(request: RestoreRequest, primary: Primary, storage: Storage) -> list[str]:
+    """Raise unless the primary runs on exactly this storage and takes replicas; return what could not be seen."""
     identity = primary.identity
     if not identity.shared_storage:
         raise _refused("the primary does not use shared storage, so it can have no replica", "use --as standby")
@@ -71,18 +89,17 @@ def check_storage(request: RestoreRequest, backup: BackupFacts, primary: Primary
             f'the primary\'s storage is "{storage.primarys_path}", and the replica would open "{storage.directory}"',
             f"name the primary's: --polardata {storage.primarys_path}",
         )
-    if not is_on_localfs(backup):
-        if str(request.host_id) == primary.settings.get("polar_hostid"):
-            raise UsageError(f"--hostid {request.host_id} is the primary's own number", hint="choose another one")
-        return
+    if storage.on_pfs and str(request.host_id) == primary.settings.get(HOST_ID):
+        raise UsageError(f"--hostid {request.host_id} is the primary's own number", hint="choose another one")
+    if storage.unseen is not None:
+        return [
+            f'"{storage.directory}" in PFS could not be looked into ({storage.unseen}): that it is the storage which '
+            "the primary writes to is known from the primary alone"
+        ]
     _check_control(primary, storage)
     if not request.create_slot and not storage.holds_slot:
         raise not_the_storage(storage.directory, request.slot)
-
-
-def is_on_localfs(backup: BackupFacts) -> bool:
-    """Tell whether the storage is a file system of this machine; PFS cannot be looked into."""
-    return is_true(local_settings(backup.inventory).value(LOCALFS_MODE))
+    return []
 
 
 def _check_control(primary: Primary, storage: Storage) -> None:
@@ -100,7 +117,7 @@ def _check_control(primary: Primary, storage: Storage) -> None:
     check_system_identifier(primary, str(control.system_identifier))
 
 
-def prove_storage(plan: RestorePlan) -> None:
+def prove_storage(plan: RestorePlan, host: Host) -> None:
     """Raise unless the slot on the primary shows in the storage now: a copy at the same path would not have it.
 
     PolarDB keeps the slots of a primary in its shared storage (facts 6.3), so this tells live storage from a copy.
@@ -108,7 +125,12 @@ def prove_storage(plan: RestorePlan) -> None:
     assert plan.layout.live_datadir is not None
     assert plan.request.slot is not None
     directory = storage_directory(plan.layout.live_datadir)
-    if is_on_localfs(plan.facts.backup) and not holds_slot(directory, plan.request.slot):
+    if plan.layout.pfs is not None:
+        storage = _look_into_pfs(plan.layout.pfs, plan.request, directory, directory, host)
+        shows = storage.holds_slot or storage.unseen is not None
+    else:
+        shows = holds_slot(directory, plan.request.slot)
+    if not shows:
         raise not_the_storage(directory, plan.request.slot)
 
 

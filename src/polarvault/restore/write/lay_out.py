@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 from polarvault.backupset.backup import DeliveryStopped, Entry, LocalFile, Share
@@ -21,8 +22,10 @@ from polarvault.pgfiles.tar import MemberKind
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router, is_hidden
 from polarvault.restore.write.content_checks import ContentChecks
+from polarvault.restore.write.pfs_files import AppendedInPfs, PfsFiles
 from polarvault.storage.copying import copy_content, copy_reading, read_through
 from polarvault.storage.files import start_writeback, storage_failed, write_all
+from polarvault.storage.trees.model import WritableTree
 from polarvault.storage.waiting import run_bounded
 
 _ZEROS = bytes(1 << 20)
@@ -39,9 +42,18 @@ class LayOut:
     """One run of laying files out; `progress` is called with bytes done, from several threads.
 
     move: the files of a plain backup are renamed where that is possible, because they are ours (see `staging`).
+    data: the tree in PFS that the shared half goes to; None where all places are directories of this machine.
     """
 
-    def __init__(self, plan: RestorePlan, router: Router, progress: Progress, *, move: bool = False) -> None:
+    def __init__(
+        self,
+        plan: RestorePlan,
+        router: Router,
+        progress: Progress,
+        *,
+        move: bool = False,
+        data: WritableTree | None = None,
+    ) -> None:
         self._plan = plan
         self._router = router
         self._progress = progress
@@ -51,12 +63,19 @@ class LayOut:
         group = plan.inventory.group_readable
         self.file_mode = 0o640 if group else 0o600
         self.directory_mode = 0o750 if group else 0o700
+        self.pfs = None
+        if data is not None:
+            self.pfs = PfsFiles(data, file_mode=self.file_mode, directory_mode=self.directory_mode)
 
     def run(self) -> None:
         """Lay everything out; on the first failure the rest is abandoned and the failure raised."""
         source, inventory, layout = self._plan.source, self._plan.inventory, self._plan.layout
         with source.shares(inventory, self.is_wanted, tablespaces=layout.tablespaces) as shares:
-            self.deliver(shares)
+            try:
+                self.deliver(shares)
+            finally:
+                if self.pfs is not None:
+                    self.pfs.close()
         self.checks.finish()
 
     @property
@@ -88,9 +107,17 @@ class LayOut:
             return False
         return True
 
+    def name_in_pfs(self, target: str) -> str | None:
+        """Return the name of a target below the directory in PFS; None for a path of this machine."""
+        return None if self.pfs is None else self.pfs.name(target)
+
     def _make_hole(self, target: str, size: int) -> None:
         """Make a file of zeros that takes no room: one of a database that is left out."""
+        name = self.name_in_pfs(target)
         try:
+            if self.pfs is not None and name is not None:
+                self.pfs.make_hole(name, size)
+                return
             self.make_directory(os.path.dirname(target))
             descriptor = self.new_file(target, os.O_TRUNC)
             try:
@@ -120,6 +147,12 @@ class LayOut:
 
     def make_directory(self, path: str) -> None:
         """Make a directory and what is missing above it."""
+        if self.pfs is not None and (name := self.pfs.name(path)) is not None:
+            try:
+                self.pfs.make_directory(name)
+            except OSError as problem:
+                raise storage_failed(problem, "create directory", path) from problem
+            return
         if os.path.isdir(path):
             return
         self.make_directory(os.path.dirname(path))
@@ -145,6 +178,7 @@ class _Placing:
         self._digest: Digest | None = None
         # Of files whose pieces come in any order: those that were written to last.
         self._placed: OrderedDict[Entry, _PlacedFile] = OrderedDict()
+        self._appended: AppendedInPfs | None = None
 
     def begin(self, entry: Entry, local: LocalFile | None) -> bool:
         """Make what the entry is; copy a file that is here at once."""
@@ -161,7 +195,11 @@ class _Placing:
                 self._copy(entry, local)
                 return False
             self._check_member(entry)
-            if self._target:
+            name = run.name_in_pfs(self._target)
+            if run.pfs is not None and name is not None:
+                file = run.pfs.create(name, replace=True)
+                self._appended = AppendedInPfs(file, sparse=self._sparse)
+            elif self._target:
                 # A merged PolarDB tar holds some names twice, and the later one is right: truncate, not exclusive.
                 self._descriptor = run.new_file(self._target, os.O_TRUNC)
         except OSError as problem:
@@ -170,11 +208,13 @@ class _Placing:
 
     def data(self, views: Sequence[memoryview]) -> None:
         """Write and digest the next bytes."""
-        if self._descriptor >= 0:
-            try:
+        try:
+            if self._appended is not None:
+                self._appended.append(views)
+            elif self._descriptor >= 0:
                 _write(self._descriptor, views, sparse=self._sparse)
-            except OSError as problem:
-                raise storage_failed(problem, "restore", self._target) from problem
+        except OSError as problem:
+            raise storage_failed(problem, "restore", self._target) from problem
         if self._digest is not None:
             for view in views:
                 self._digest.update(bytes(view))
@@ -185,6 +225,9 @@ class _Placing:
         if self._digest is not None:
             self._run.checks.judge(self._key, self._size, self._digest)
         try:
+            if self._appended is not None:
+                self._appended.finish(self._size)
+                self._appended = None
             if self._descriptor >= 0:
                 # A hole at the end exists only when the length is set.
                 os.ftruncate(self._descriptor, self._size)
@@ -194,6 +237,14 @@ class _Placing:
 
     def place(self, entry: Entry, offset: int, view: memoryview) -> None:
         """Write a piece of a file at its place."""
+        run = self._run
+        if run.pfs is not None and (target := run.target(entry)) and (name := run.pfs.name(target)) is not None:
+            try:
+                run.pfs.placed(name, entry.size).write(offset, view)
+            except OSError as problem:
+                raise storage_failed(problem, "restore", target) from problem
+            run.advance(len(view))
+            return
         try:
             placed = self._placed.get(entry)
             if placed is None:
@@ -223,6 +274,11 @@ class _Placing:
 
     def close(self) -> None:
         """Close what is open."""
+        if self._appended is not None:
+            # Of a file that was not finished; what made that so is the failure to report.
+            with suppress(OSError):
+                self._appended.close()
+            self._appended = None
         descriptor, placed = self._descriptor, [*self._placed.values()]
         self._descriptor = -1
         self._placed.clear()
@@ -243,7 +299,10 @@ class _Placing:
         run, size = self._run, local.size
         key = key_of(entry.area, entry.name, entry.tablespace_oid)
         digest = None if entry.name.startswith("pg_wal/") else run.checks.digest(key)
-        if run.moves and self._moved(local.path):
+        name = run.name_in_pfs(self._target)
+        if run.pfs is not None and name is not None:
+            size = run.pfs.copy(name, local.descriptor, size, digest, run.advance)
+        elif run.moves and self._moved(local.path):
             if digest is None:
                 run.advance(size)
             else:

@@ -14,18 +14,28 @@ from polarvault.restore.model import RestorePlan
 from polarvault.storage.below import Below
 from polarvault.storage.files import storage_failed
 from polarvault.storage.occupants import RESTORE_MARK_NAME
+from polarvault.storage.trees.model import WritableTree
+from polarvault.storage.trees.small_files import write_file
 
 _MODE = 0o600
 
 
-def mark_targets(plan: RestorePlan) -> None:
-    """Have every target say that it is unfinished; raise StorageFailed. The caller works as the account."""
+def mark_targets(plan: RestorePlan, data: WritableTree | None = None) -> None:
+    """Have every target say that it is unfinished; raise StorageFailed. The caller works as the account.
+
+    data: the shared half, where that is no directory of this machine.
+    """
     since = datetime.now(UTC).isoformat(timespec="seconds")
     content = (
         f"This directory is not a server's (yet): polarvault {__version__} restore, process {os.getpid()}, began to "
         f"fill it at {since}.\nWhen that process has ended and this file is still here, the restore was cut off: "
         "restore again, into another directory or in the place of this one.\n"
     ).encode()
+    if data is not None:
+        try:
+            write_file(data, RESTORE_MARK_NAME, content, _MODE)
+        except OSError as problem:
+            raise storage_failed(problem, "write", data.path(RESTORE_MARK_NAME)) from problem
     for root in plan.layout.roots:
         try:
             with Below(root) as below:
@@ -39,8 +49,13 @@ def mark_targets(plan: RestorePlan) -> None:
             raise storage_failed(problem, "write", os.path.join(root, RESTORE_MARK_NAME)) from problem
 
 
-def unmark_targets(plan: RestorePlan) -> None:
+def unmark_targets(plan: RestorePlan, data: WritableTree | None = None) -> None:
     """Take the marks away: all that is left to do is the last step. The caller works as the account."""
+    if data is not None:
+        try:
+            data.remove(RESTORE_MARK_NAME)
+        except OSError as problem:
+            raise storage_failed(problem, "remove", data.path(RESTORE_MARK_NAME)) from problem
     for root in plan.layout.roots:
         try:
             with Below(root) as below:

@@ -30,9 +30,13 @@ _WAITING_SUFFIX = ".polarvault"
 class ReplicaCompletion(Completion):
     """The steps of a replica; postgresql.conf makes it one that starts, last of all."""
 
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._host = host
+
     def begin(self, plan: RestorePlan, account: Account, *, file_mode: int) -> None:
         """Prove whose storage it is; write replica.signal, before anything that a server could start from. Durable."""
-        prove_storage(plan)
+        prove_storage(plan, self._host)
         try:
             with working_as_account(account):
                 write_durably(plan.signal_path, b"", mode=file_mode, sync=plan.request.sync)

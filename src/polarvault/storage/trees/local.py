@@ -151,6 +151,14 @@ class LocalWritableTree(LocalTree):
         if not made:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.path(name))
 
+    def set_length(self, name: str, size: int) -> None:
+        """Make a regular file that is there so long."""
+        descriptor = self._below.open_for_writing(name)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+
     def rename(self, old: str, new: str) -> None:
         """Rename a file; a file that has the new name is replaced."""
         self._below.rename(old, new)

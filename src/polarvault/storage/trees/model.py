@@ -110,6 +110,9 @@ class WritableTree(Tree, Protocol):
     def make_directory(self, name: str, mode: int) -> None:
         """Make a directory; FileExistsError if something has the name."""
 
+    def set_length(self, name: str, size: int) -> None:
+        """Make a regular file that is there so long: what is behind goes, what is missing is a hole."""
+
     def rename(self, old: str, new: str) -> None:
         """Rename a file; a file that has the new name is replaced."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polarvault.errors import ServerRefused
+from polarvault.model.pfs_address import is_pfs_address
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity
 from polarvault.taking.local.place import LocalPlace, NotHere, find_place
@@ -25,10 +26,13 @@ def choose_place(
         if reason is not None:
             raise NotHere(reason, what_to_do="")
         place = find_place(connector, connection, identity)
+        if request.source is SourceKind.PFS and (place.shared is None or not is_pfs_address(place.shared.address)):
+            place.close()
+            raise NotHere(f"{identity.product} keeps nothing in PFS", what_to_do="--source local")
     except NotHere as problem:
-        if request.source is SourceKind.LOCAL:
+        if request.source in (SourceKind.LOCAL, SourceKind.PFS):
             hint = f"{problem.what_to_do}; or {_STREAM}" if problem.what_to_do else _STREAM
-            raise ServerRefused(f"--source local: {problem.why}", hint=hint) from None
+            raise ServerRefused(f"--source {request.source.value}: {problem.why}", hint=hint) from None
         tell = reporter.step if problem.is_plain else reporter.note
         tell(f"source: the server's stream, because {problem.why}")
         return None

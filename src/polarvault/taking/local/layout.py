@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from polarvault.errors import ServerRefused
 from polarvault.model.limits import TABLESPACES
+from polarvault.model.pfs_address import is_pfs_address
 from polarvault.pgfiles.tar import MemberKind
 from polarvault.server.base_backup import Tablespace
 from polarvault.server.identity import ServerIdentity
@@ -68,7 +69,7 @@ def find_archives(
                 hint="take the backup with --source stream",
             )
         # To the server such a path is not one of lstat(2)'s: it misses every init fork (facts 1.3).
-        finds = "://" not in (identity.shared_data_directory or "")
+        finds = "://" not in (identity.shared_data_directory or "") and not is_pfs_address(place.shared.address)
         shared_rules = replace(rules, finds_init_forks=finds)
         nested = _below(place.data.address, place.shared.address)
         return [

@@ -32,7 +32,7 @@ class ManifestLog:
         return ended
 
     def encode(self, identity: ServerIdentity, wal: ManifestRange) -> bytes:
-        """Return the manifest; every file has its checksum by now."""
+        """Return the manifest; every file that was read has its checksum by now."""
         found = sorted(zip(self._files, self._checksums, strict=True), key=lambda entry: entry[0][0])
         entries = [
             ManifestFile(
@@ -40,6 +40,8 @@ class ManifestLog:
                 self._force_encode or not _is_text(path),
             )
             for (_, path, size, modified), checksum in found
+            # What the sink did not want was not read, and no manifest of a half lists it (PolarDB's polar_fullpage).
+            if checksum is not None or self._algorithm is None
         ]  # fmt: skip
         version = versions.of_server(identity.version_num).manifest_version
         system = int(identity.system_identifier) if version > 1 else None

@@ -18,10 +18,12 @@ from polarvault.instance.lock_file import LOCK_FILE_NAME
 from polarvault.model import limits, versions
 from polarvault.model.lsn import Lsn
 from polarvault.pgfiles.control import ControlFile, parse_control
+from polarvault.polardb.settings import CLUSTER_NAME, DATADIR, LOCALFS_MODE, SHARED_STORAGE_MODE, pfs_path_of
 from polarvault.server.connection import Connection, Connector, is_on_this_machine
-from polarvault.server.identity import ServerIdentity
+from polarvault.server.identity import ServerIdentity, show
 from polarvault.storage.trees.local import LocalTree
 from polarvault.storage.trees.model import Tree
+from polarvault.storage.trees.pfs.mount import DEFAULT_CLUSTER, PfsMount
 from polarvault.taking.local.rules import CONTROL_FILE
 from polarvault.wire.messages import parse_lsn
 
@@ -111,7 +113,7 @@ def _open(sql: Connection, identity: ServerIdentity, opened: list[Tree]) -> Loca
     opened.append(data)
     shared = None
     if identity.shared_data_directory is not None:
-        shared = _tree(_shared_directory(identity.shared_data_directory, directory))
+        shared = open_shared_half(sql, identity.shared_data_directory, directory)
         opened.append(shared)
     _compare_start(data, started)
     control = _compare_control(sql, shared or data, identity)
@@ -143,11 +145,30 @@ def _ask_facts(sql: Connection, identity: ServerIdentity) -> tuple[str, int]:
     return row[0], int(row[1])
 
 
-def _shared_directory(setting: str, data_directory: str) -> str:
+def open_shared_half(sql: Connection, setting: str, data_directory: str) -> Tree:
+    """Open PolarDB's shared half, a directory of this machine or one in PFS; raise NotHere."""
+    settings = {name: show(sql, name) for name in (SHARED_STORAGE_MODE, LOCALFS_MODE, CLUSTER_NAME)}
+    address = pfs_path_of({**settings, DATADIR: setting}.get)
+    if address is not None:
+        return _open_pfs(PfsMount(address, cluster=settings[CLUSTER_NAME] or DEFAULT_CLUSTER))
     path = _LOCAL_SCHEME.sub("", setting)
     if _OTHER_SCHEME.match(path):
         raise NotHere(f"the shared half is at {setting}, no local directory", what_to_do="--source stream")
-    return os.path.normpath(os.path.join(data_directory, path))
+    return _tree(os.path.normpath(os.path.join(data_directory, path)))
+
+
+def _open_pfs(mount: PfsMount) -> Tree:
+    """Mount for reading, as a host that nobody is: the server goes on undisturbed."""
+    # Loaded here: ordinary servers do without.
+    from polarvault.storage.trees.pfs.tree import PfsTree
+
+    try:
+        return PfsTree(mount)
+    except OSError as problem:
+        hint = getattr(problem, "hint", None)
+        raise NotHere(
+            f'"{mount.address}" cannot be read here: {problem.strerror}', what_to_do=hint or "--source stream"
+        ) from None
 
 
 def _tree(directory: str) -> LocalTree:

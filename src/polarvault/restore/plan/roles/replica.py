@@ -106,7 +106,7 @@ class ReplicaRules(FollowerRules):
     def check_host(self, request: RestoreRequest, backup: BackupFacts, host: HostFacts) -> None:
         """Refuse a target in the live storage, and a second server with one number on PFS."""
         value = local_settings(backup.inventory).value
-        if not is_true(value(LOCALFS_MODE)) and request.host_id is None:
+        if (host.layout.pfs is not None or not is_true(value(LOCALFS_MODE))) and request.host_id is None:
             raise UsageError(
                 "on PFS every server that mounts the storage needs a number of its own (polar_hostid)",
                 hint=f"add --hostid N, another than the primary's ({value('polar_hostid') or 1})",

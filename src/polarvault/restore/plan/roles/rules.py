@@ -19,6 +19,7 @@ from polarvault.restore.plan.backup import judge_backup, missing_wal
 from polarvault.restore.plan.roles.storage import MERGED, OWN, StorageRules
 from polarvault.restore.plan.settings.archiving import check_archiving
 from polarvault.restore.plan.settings.hot_standby import check_given
+from polarvault.storage.trees.pfs.mount import MOST_HOST_ID
 from polarvault.walarchive.restore_command import restore_command
 
 if TYPE_CHECKING:
@@ -42,8 +43,15 @@ class RoleRules(ABC):
         """Raise UsageError for options that exclude each other or have no sense for the role."""
         self.check_role_options(request)
         check_archiving(request)
-        if request.merge and request.shared_target:
+        if request.merge and (request.shared_target or request.pfs):
             raise UsageError("--merge puts both halves into -D; it excludes --polardata")
+        if request.delta and request.pfs:
+            raise UsageError(
+                "--delta changes directories of this machine only, not a shared half in PFS",
+                hint="restore into a new directory there, without --delta",
+            )
+        if request.host_id is not None and request.pfs and request.host_id > MOST_HOST_ID:
+            raise UsageError(f"--hostid {request.host_id}: a host number in PFS is at most {MOST_HOST_ID}")
         if request.host_id is not None and request.host_id < 1:
             raise UsageError(f"--hostid {request.host_id}: a host number is 1 or more")
         if request.port is not None and not 1 <= request.port <= 65535:

@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from polarvault.storage.trees.pfs.host_ids import free_host_id, used_host_ids
+from polarvault.storage.trees.pfs.daemon import is_served, lock_path
+from polarvault.storage.trees.pfs.host_ids import free_host_ids, used_host_ids
 from polarvault.storage.trees.pfs.library import LIBRARY_VARIABLE
 from polarvault.storage.trees.pfs.messages import (
     BLOCK_BYTES,
@@ -28,7 +29,7 @@ from polarvault.storage.trees.pfs.messages import (
     send_request,
 )
 from polarvault.storage.trees.pfs.mount import PfsMount
-from polarvault.storage.trees.pfs.problems import RUN_DIRECTORY, PfsProblem, pfsd_hint, problem_of
+from polarvault.storage.trees.pfs.problems import RUN_DIRECTORY, TOO_FEW_HOSTS, PfsProblem, pfsd_hint, problem_of
 
 HELPER = (sys.executable, "-m", "polarvault.storage.trees.pfs.helper")
 CHANNELS = 8
@@ -64,32 +65,48 @@ class PfsConnection:
         self.mount = mount
         self.disk = mount.address.disk
         self._run_directory = run_directory
-        self.host_id = self._choose_host_id(writable=writable)
+        self.host_id = 0
+        self._has_daemon = is_served(self.disk, run_directory) is True
         self._dead: OSError | None = None
         self._lock = threading.Lock()
-        self._free: queue.LifoQueue[Channel] = queue.LifoQueue()
+        self._life = -1
         self._said = b""
+        *others, last = self._host_ids(writable=writable)
+        for host_id in others:
+            if self._connect(host_id, writable=writable, helper=helper, channels=channels, is_last=False):
+                return
+        self._connect(last, writable=writable, helper=helper, channels=channels, is_last=True)
+
+    def _connect(self, host_id: int, *, writable: bool, helper: Sequence[str], channels: int, is_last: bool) -> bool:
+        """Mount as this host; return False if the disk was made for fewer hosts, and another number is to be tried."""
+        self.host_id = host_id
+        self._free: queue.LifoQueue[Channel] = queue.LifoQueue()
         self._start(helper, channels)
         try:
             self._mount(writable=writable)
-        except BaseException:
+        except BaseException as problem:
             self.close()
+            self._dead = None
+            if isinstance(problem, PfsProblem) and problem.errno == TOO_FEW_HOSTS and not is_last:
+                return False
             raise
+        return True
 
-    def _choose_host_id(self, *, writable: bool) -> int:
+    def _host_ids(self, *, writable: bool) -> list[int]:
+        """Return the number to mount as, or for reading some that are free, to be tried one after the other."""
         used = used_host_ids(self.disk, run_directory=self._run_directory)
         wanted = self.mount.host_id
-        free = free_host_id(used)
-        if wanted is None and not writable and free is not None:
+        free = free_host_ids(used)
+        if wanted is None and not writable and free:
             return free
         if wanted is None or wanted in used:
             by = f"{wanted} is in use on this machine, by {used[wanted]}" if wanted in used else "has to be named"
-            example = f"for example {free}" if free is not None else "all are in use here"
+            example = f"for example {free[-1]}" if free else "all are in use here"
             raise PfsProblem(
                 errno.EACCES, f"the host id for disk {self.disk} {by}", str(self.mount.address),
                 hint=f"name one that no server on this disk has, on whichever host ({example}): --polar_host_id N",
             )  # fmt: skip
-        return wanted
+        return [wanted]
 
     def _start(self, helper: Sequence[str], channels: int) -> None:
         memory = os.memfd_create("polarvault-pfs", os.MFD_CLOEXEC)
@@ -149,11 +166,17 @@ class PfsConnection:
             self._free.put(one)
 
     def _not_mounted(self, number: int) -> PfsProblem:
-        if self._daemon() is None:
+        if number == TOO_FEW_HOSTS:
+            return PfsProblem(
+                number, f"host id {self.host_id} is larger than disk {self.disk} was made for", str(self.mount.address),
+                hint="give a smaller one, which no server on this disk has: --polar_host_id N (how many there can be "
+                "was said with pfs mkfs -u; 30 in PFS's own examples)",
+            )  # fmt: skip
+        if is_served(self.disk, self._run_directory) is False:
             return PfsProblem(
                 errno.ENODEV, f"no pfsd serves disk {self.disk} on this machine", str(self.mount.address),
-                hint=f"start it as its documentation says (start_pfsd.sh -p {self.disk}); its number is then in "
-                f"{self._daemon_path()}",
+                hint=f"start it as its documentation says (start_pfsd.sh -p {self.disk}); it then holds a lock on "
+                f"{lock_path(self.disk, self._run_directory)}",
             )  # fmt: skip
         if number == errno.ETIMEDOUT:
             return self._silent(self.mount.connect_timeout_s)
@@ -197,7 +220,11 @@ class PfsConnection:
             while not select.select([channel.socket], [], [], _LOOK_S)[0]:
                 if time.monotonic() > deadline:
                     raise self._give_up(self._silent(timeout_s))
-                if request.call is not Call.MOUNT and self._daemon_has_gone():
+                if (
+                    request.call is not Call.MOUNT
+                    and self._has_daemon
+                    and is_served(self.disk, self._run_directory) is False
+                ):
                     raise self._give_up(
                         PfsProblem(
                             errno.ECONNRESET, f"pfsd of disk {self.disk} has gone", name, hint=pfsd_hint(self.disk)
@@ -208,6 +235,9 @@ class PfsConnection:
             if self._dead is not None:
                 raise self._dead from problem
             raise self._give_up(self._helper_gone(name)) from problem
+
+    def _daemon_has_gone(self) -> bool:
+        return self._has_daemon and is_served(self.disk, self._run_directory) is False
 
     def _silent(self, timeout_s: float) -> PfsProblem:
         return PfsProblem(
@@ -235,24 +265,6 @@ class PfsConnection:
                 self._dead = problem
         self._process.kill()
         return problem
-
-    def _daemon_path(self) -> str:
-        return os.path.join(self._run_directory, f"pfsd_{self.disk}.pid")
-
-    def _daemon(self) -> int | None:
-        """Return the process of the daemon; None where there is none, or nobody knows."""
-        try:
-            with open(self._daemon_path(), encoding="ascii") as stream:
-                number = int(stream.read(32).strip() or "0")
-            os.kill(number, 0)
-        except PermissionError:
-            return number
-        except (OSError, ValueError):
-            return None
-        return number if number > 0 else None
-
-    def _daemon_has_gone(self) -> bool:
-        return os.path.exists(self._daemon_path()) and self._daemon() is None
 
     def close(self) -> None:
         """Give the disk back and end the helper; safe to call twice."""

@@ -64,6 +64,7 @@ class Helper:
             Call.ROOM: self._room,
             Call.MAKE_ROOT: self._make_root,
             Call.REMOVE_ROOT: self._remove_root,
+            Call.SET_LENGTH: self._set_length,
         }
 
     def mount(self, request: Request) -> None:
@@ -149,6 +150,17 @@ class Helper:
 
     def _truncate(self, request: Request, _: memoryview) -> Reply:
         self._library.truncate(request.descriptor, request.size)
+        return Reply()
+
+    def _set_length(self, request: Request, _: memoryview) -> Reply:
+        path = self._below(request.payload)
+        if self._library.status(path).is_directory:
+            raise OSError(errno.EISDIR, path)
+        descriptor = self._library.open(path, os.O_RDWR)
+        try:
+            self._library.truncate(descriptor, request.size)
+        finally:
+            self._library.close(descriptor)
         return Reply()
 
     def _close(self, request: Request, _: memoryview) -> Reply:

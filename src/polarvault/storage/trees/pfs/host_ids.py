@@ -16,6 +16,8 @@ from polarvault.storage.trees.pfs.problems import RUN_DIRECTORY
 
 _LOCK_FILE = "/var/run/pfs/{}-paxos-hostid"
 _LOCK_BYTES = 1024
+# How many hosts disks are made for: as in PFS's own examples, and fewer.
+_USUAL_MOST = (30, 16, 8, 4, 2)
 # version, name of the storage, disk, host id, flags
 _CLIENT = struct.Struct("=I64s64sii")
 # struct flock with 64-bit offsets: type, whence, start, length, process.
@@ -37,9 +39,13 @@ def used_host_ids(disk: str, *, run_directory: str = RUN_DIRECTORY, lock_file: s
     return used
 
 
-def free_host_id(used: dict[int, str]) -> int | None:
-    """Return the highest number that nobody uses: servers are numbered from 1."""
-    return next((number for number in range(MOST_HOST_ID, 0, -1) if number not in used), None)
+def free_host_ids(used: dict[int, str]) -> list[int]:
+    """Return numbers that nobody uses, to be tried in this order: servers are numbered from 1, so high ones first.
+
+    A disk is made for some number of hosts, which only a mount tells; the usual ones are tried.
+    """
+    found = (next((one for one in range(most, 0, -1) if one not in used), None) for most in _USUAL_MOST)
+    return list(dict.fromkeys(one for one in found if one is not None))
 
 
 def _host_id_in(path: str) -> int | None:

@@ -42,11 +42,12 @@ class Call(IntEnum):
     ROOM = 15
     MAKE_ROOT = 16
     REMOVE_ROOT = 17
+    SET_LENGTH = 18
 
 
 WRITING = frozenset({
     Call.CREATE, Call.WRITE, Call.TRUNCATE, Call.MAKE_DIRECTORY, Call.REMOVE_DIRECTORY, Call.REMOVE, Call.RENAME,
-    Call.MAKE_ROOT, Call.REMOVE_ROOT,
+    Call.MAKE_ROOT, Call.REMOVE_ROOT, Call.SET_LENGTH,
 })  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from polarvault.model.pfs_address import PfsAddress
 DEFAULT_CLUSTER = "disk"
 # Host numbers are 1 to this one (PolarDB-FileSystem: DEFAULT_MAX_HOSTS in pfs_paxos.h).
 MOST_HOST_ID = 254
+# Files are allocated in blocks of this size (facts: PolarDB-FileSystem, README; measured).
+PFS_BLOCK_BYTES = 4 << 20
 # Calls wait for the disk; a frozen daemon must not look like a slow one for ever.
 CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 20.0

@@ -7,6 +7,8 @@ import os
 
 # Out of inodes: the library hands out an internal number (PolarDB-FileSystem: PFSErrCode in pfs_api.h).
 TOO_MANY_FILES = 1001
+# Of a mount: the host id is larger than the number of hosts that the disk was made for (measured).
+TOO_FEW_HOSTS = 228
 RUN_DIRECTORY = "/var/run/pfsd"
 # What a program expects and handles: they keep their own class (FileNotFoundError and its like) and words.
 _ORDINARY = frozenset({

@@ -9,6 +9,8 @@ import re
 import socket
 import struct
 
+from polarvault.storage.trees.pfs.mount import PFS_BLOCK_BYTES
+
 _SOCKET = "/var/run/pfs/pfsadm-{}.sock"
 # Type, operation, error, length of what follows.
 _HEADER = struct.Struct("=hhiq")
@@ -17,7 +19,6 @@ _QUESTION = struct.Struct("=64si")
 _TIMEOUT_S = 5.0
 # An answer has three lines a chunk; a disk of a petabyte stays far below.
 _MOST_BYTES = 1 << 20
-BLOCK_BYTES = 4 << 20
 _FREE = re.compile(r"nfree (\d{1,18})\b")
 
 
@@ -44,7 +45,7 @@ def parse_room(answer: str) -> tuple[int, int] | None:
             free.setdefault(heading, int(match[1]))
     if not {"blktag", "direntry", "inode"} <= free.keys():
         return None
-    return free["blktag"] * BLOCK_BYTES, min(free["direntry"], free["inode"])
+    return free["blktag"] * PFS_BLOCK_BYTES, min(free["direntry"], free["inode"])
 
 
 def _ask(disk: str) -> str:

@@ -157,6 +157,10 @@ class PfsWritableTree(PfsTree):
         """Make a directory; FileExistsError if something has the name."""
         self._connection.ask(Request(Call.MAKE_DIRECTORY, payload=self._below(name)), self.path(name))
 
+    def set_length(self, name: str, size: int) -> None:
+        """Make a regular file that is there so long."""
+        self._connection.ask(Request(Call.SET_LENGTH, size=size, payload=self._below(name)), self.path(name))
+
     def rename(self, old: str, new: str) -> None:
         """Rename a file; a file that has the new name is replaced."""
         names = self._below(old) + b"\0" + self._below(new)

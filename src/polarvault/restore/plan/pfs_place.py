@@ -1,0 +1,55 @@
+"""Look at the directory in PFS that a restore is to fill: is it empty, in nobody's database, and is there room?"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+
+from polarvault.backupset.model import CONTROL_NAME
+from polarvault.instance.host import Host
+from polarvault.model.pfs_address import PfsAddress
+from polarvault.restore.facts import PfsPlace
+from polarvault.storage.files import storage_failed
+from polarvault.storage.occupants import CONTROL_WAITING_NAME, RESTORE_MARK_NAME, Occupancy
+from polarvault.storage.trees.model import Tree
+from polarvault.storage.trees.pfs.mount import PfsMount
+from polarvault.storage.trees.small_files import exists
+
+
+def look_at_pfs(mount: PfsMount, host: Host) -> PfsPlace:
+    """Ask for what stands in the directory, and above it; raise StorageFailed where PFS does not answer.
+
+    Mounted for reading, and as a host of its own, so that whoever runs there is not disturbed.
+    """
+    address = mount.address
+    used = host.host_ids(address.disk)
+    top, *below = address.directory.split("/")
+    try:
+        with closing(host.open_pfs(replace(mount, address=PfsAddress(address.disk, top), host_id=None))) as tree:
+            room = tree.room()
+            around = None
+            for depth in range(len(below)):
+                outer = "/".join(below[:depth])
+                if exists(tree, f"{outer}/{CONTROL_NAME}" if outer else CONTROL_NAME):
+                    around = tree.path(outer)
+            occupancy = _occupancy(tree, "/".join(below))
+    except OSError as problem:
+        raise storage_failed(problem, "look at", str(address)) from problem
+    return PfsPlace(str(address), occupancy, around, room.available_bytes, room.available_files, used)
+
+
+def _occupancy(tree: Tree, name: str) -> Occupancy | None:
+    try:
+        found = {entry.name for entry in tree.list(name)}
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return Occupancy.OTHER
+    if not found:
+        return None
+    prefix = f"{name}/" if name else ""
+    if exists(tree, prefix + CONTROL_NAME):
+        return Occupancy.SHARED_HALF
+    if RESTORE_MARK_NAME in found or exists(tree, prefix + CONTROL_WAITING_NAME):
+        return Occupancy.CUT_OFF_RESTORE
+    return Occupancy.OTHER
