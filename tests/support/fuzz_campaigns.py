@@ -221,7 +221,7 @@ def polardb_recording() -> Recording:
     shared = next(content for name, content in recording.archives.items() if name != "base.tar")
     parsed = parse_manifest(recording.manifest)
     ours = [entry for entry in parsed.files if not entry.path.startswith("pg_tblspc/")]
-    theirs = [replace(entry, path=entry.path.split("/", 2)[2]) for entry in parsed.files if entry not in ours]
+    theirs = [entry._replace(path=entry.path.split("/", 2)[2]) for entry in parsed.files if entry not in ours]
     settings = {
         "polar_enable_shared_storage_mode": "on", "polar_datadir": "file-dio:///shared", "polar_version": "2.0.15.2.0"
     }  # fmt: skip

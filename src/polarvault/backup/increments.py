@@ -137,7 +137,7 @@ def whole_manifest(sent: Manifest, whole: Mapping[str, WholeFile], parent: Manif
             continue
         there = earlier.get(found.path) if found.is_parents else None
         if there is not None and there.size == found.size:
-            files.append(replace(there, last_modified=entry.last_modified))
+            files.append(there._replace(last_modified=entry.last_modified))
         else:
             algorithm = entry.algorithm if found.checksum is not None else None
             files.append(ManifestFile(found.path, found.size, entry.last_modified, algorithm, found.checksum))

@@ -129,13 +129,13 @@ class _TreeShare:
             descriptor = self.tree.open(found)
         except OSError as problem:
             raise storage_failed(problem, "read", path) from problem
-        with open(descriptor, "rb", buffering=0) as source:
+        try:
             if not sink.begin(entry, LocalFile(descriptor, os.fstat(descriptor).st_size, path)):
                 return
             view = memoryview(bytearray(_READ_BYTES))
             while not stop.is_set():
                 try:
-                    count = source.readinto(view) or 0
+                    count = os.readv(descriptor, [view])
                 except OSError as problem:
                     raise storage_failed(problem, "read", path) from problem
                 if not count:
@@ -143,6 +143,8 @@ class _TreeShare:
                     return
                 sink.data([view[:count]])
             raise DeliveryStopped
+        finally:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,9 +68,10 @@ def main() -> NoReturn:
         if answers_interrupts:
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         sys.exit(run_push(arguments[2:]))
-    from polarvault.cli.process import leave_cores_to_our_threads
+    from polarvault.cli.process import collect_rarely, leave_cores_to_our_threads
 
     leave_cores_to_our_threads()
+    collect_rarely()
     from polarvault.cli.main import ends_by_signal, run
     from polarvault.cli.signals import die_by
 

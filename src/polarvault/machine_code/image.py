@@ -2,8 +2,9 @@
 
 `linked` makes one of the object file that LLVM emits (ELF64, System V ABI, x86-64 supplement), which has its code in
 one section, constants in others, and relative references between them. All are put one behind the other, once and for
-all, so that loading is copying. What a kernel may call outside of itself is memcpy alone: through a slot, which the
-loader fills in. An object that needs anything else is no image; it raises NotLinkable, and LLVM itself has to load it.
+all, so that loading is copying. What a kernel may call outside of itself are a few functions of the C library: each
+through a slot, which the loader fills in. An object that needs anything else is no image; it raises NotLinkable, and
+LLVM itself has to load it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 MOST_IMAGE_BYTES = 1 << 20
 _MOST_FUNCTIONS = 64
 _NAME_BYTES = 64
-EXTERNALS = ("memcpy",)
+EXTERNALS = ("close", "memcpy", "openat", "read")
 
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")

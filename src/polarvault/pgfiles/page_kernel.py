@@ -6,6 +6,7 @@ All 32 lanes are one vector, which the compiler cuts into what the CPU has. Noth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llvmlite import ir
 
@@ -18,6 +19,12 @@ def kernel_source(offsets: Sequence[int], prime: int, page_bytes: int) -> str:
     offsets: one for each lane.
     """
     module = ir.Module("pages")
+    add_check(module, offsets, prime, page_bytes)
+    return str(module)
+
+
+def add_check(module: Any, offsets: Sequence[int], prime: int, page_bytes: int) -> Any:
+    """Add ``check`` to a module and return it."""
     code = Code(module, "check", 7)
     address, count, first_block, per_run, stride, bad, capacity = code.parameters
     lanes = len(offsets)
@@ -48,4 +55,4 @@ def kernel_source(offsets: Sequence[int], prime: int, page_bytes: int) -> str:
 
     found, _ = code.fold(code.number(0), count, 1, code.number(0), check_page)
     code.give(found)
-    return str(module)
+    return code.function

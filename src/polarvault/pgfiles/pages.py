@@ -151,10 +151,12 @@ def _emit() -> str:
     # Imported here: it needs llvmlite, which is expensive and may be absent.
     from polarvault.pgfiles.page_kernel import kernel_source
 
-    return kernel_source(_OFFSETS, _PRIME, PAGE_BYTES)
+    return kernel_source(*CONSTANTS)
 
 
-KERNEL = KernelSource(_emit, ("pgfiles.page_kernel",), f"{_OFFSETS} {_PRIME} {PAGE_BYTES}")
+CONSTANTS = (_OFFSETS, _PRIME, PAGE_BYTES)
+"""What the kernel is made with: an offset for each lane, the prime, the size of a page."""
+KERNEL = KernelSource(_emit, ("pgfiles.page_kernel",), str(CONSTANTS))
 
 
 def _compile_kernel() -> Kernel:

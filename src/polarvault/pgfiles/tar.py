@@ -28,7 +28,6 @@ TERMINATOR = bytes(2 * BLOCK_BYTES)
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 # A member may have a long name, a long link target and a pax header, and a global header may stand before them.
 _MAX_NAME_HEADERS = 8
-_OCTAL = re.compile(rb"[0-7]*\Z")
 # The digits of the longest pax record and of the largest size that there can be.
 _PAX_LENGTH_DIGITS = len(str(limits.TAR_METADATA_BYTES))
 _PAX_SIZE = re.compile(r"[0-9]{1,19}\Z")
@@ -96,9 +95,11 @@ def parse_number(field: bytes) -> int:
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     text = field.split(b"\0", 1)[0].strip(b" ")
-    if _OCTAL.match(text) is None:
+    if text.isdigit():
+        return int(text, 8)
+    if text:
         raise ValueError(f"{text!r} is not an octal number")
-    return int(text, 8) if text else 0
+    return 0
 
 
 def _text(field: bytes) -> str:

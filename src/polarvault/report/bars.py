@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 20
 _INDENT = 20
+_STEP_S = 0.05
 # Lines to type are never broken, whatever their length.
 _COMMANDS = ("psql ", "pg_ctl", "su ", "polarvault ", "pg_ctlcluster")
 
@@ -81,15 +82,20 @@ class CopyBar(Bar):
         super().__init__("copying", console=console)
         self._total = total_bytes
         self._clock = clock
-        self._began = clock()
+        self._began = self._due = clock()
         self._done = 0
 
     def __call__(self, size: int) -> None:
         """Take a step; one that is lost between threads does no harm."""
         self._done += size
+        now = self._clock()
+        # Of a hundred thousand small files nobody wants to see each.
+        if self._is_over or (now < self._due and self._done < self._total):
+            return
+        self._due = now + _STEP_S
         # A file may have grown since it was listed.
         done = min(self._done, self._total)
-        self.show(done, self._total, copy_words(done, self._total, self._clock() - self._began))
+        self.show(done, self._total, copy_words(done, self._total, now - self._began))
 
 
 @contextmanager

@@ -17,12 +17,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
     import threading
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import BinaryIO
 
 _SYNC_FILE_RANGE_WRITE = 2
 # fsync waits for the disk, not for a core, so more threads than cores are right.
 _SYNC_THREADS = 8
+_SYNC_SHARE = 64
 
 
 def storage_failed(problem: OSError, action: str, path: str | os.PathLike[str]) -> StorageFailed:
@@ -110,17 +111,18 @@ def fsync_paths(paths: Iterable[str]) -> None:
     """Make many files durable, in parallel. After a failure or an interruption no other file is begun."""
     import threading
     from concurrent.futures import ThreadPoolExecutor
+    from functools import partial
+    from itertools import islice
 
-    from polarvault.storage.waiting import wait_for
+    from polarvault.storage.waiting import run_bounded
 
-    everything = list(paths)
-    stop = threading.Event()
-    # A share a thread: handing over a thousand small files one by one would cost more than syncing them.
-    shares = [everything[first::_SYNC_THREADS] for first in range(_SYNC_THREADS)]
+    stop, left = threading.Event(), iter(paths)
+    # In shares: handing over a million small files one by one would cost more than syncing them, and all at once
+    # more memory than anything else here.
+    shares = iter(lambda: list(islice(left, _SYNC_SHARE)), [])
     with ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="fsync") as pool:
         try:
-            for done in wait_for([pool.submit(_fsync_each, share, stop) for share in shares if share]):
-                done.result()
+            run_bounded(pool, (partial(_fsync_each, share, stop) for share in shares), workers=_SYNC_THREADS)
         except BaseException:
             # The pool waits for its threads before it goes: each for the one file that it is at.
             stop.set()
@@ -151,15 +153,29 @@ def fsync_tree(root: str, *, method: str = "fsync") -> None:
         finally:
             os.close(descriptor)
         return
-    files: list[str] = []
     directories: list[str] = []
-    for directory, _, names in os.walk(root):
-        directories.append(directory)
-        files += [path for name in names if not os.path.islink(path := os.path.join(directory, name))]
-    fsync_paths(files)
+    fsync_paths(_files_below(root, directories))
     # Directories after files: a name must not be durable before what it names.
     fsync_paths(directories)
     fsync_parent(root)
+
+
+def _files_below(root: str, directories: list[str]) -> Iterator[str]:
+    """Yield every file below a directory; add this and all directories below it to `directories`."""
+    pending = [root]
+    while pending:
+        directory = pending.pop()
+        directories.append(directory)
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    # Both are known from the directory itself: a million files are not asked one by one.
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif not entry.is_symlink():
+                        yield entry.path
+        except OSError as problem:
+            raise storage_failed(problem, "open directory", directory) from problem
 
 
 def create_file(path: str, mode: int, flags: int = os.O_WRONLY) -> int:

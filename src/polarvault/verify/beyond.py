@@ -20,11 +20,14 @@ class BeyondThread:
     All that is compiled is compiled here, one thing after the other (see `machine_code`).
     """
 
-    def __init__(self, judge_facts: Callable[[], list[Finding]], wal: OwnWal, *, with_pages: bool) -> None:
+    def __init__(
+        self, judge_facts: Callable[[], list[Finding]], wal: OwnWal, *, with_pages: bool, with_looks: bool = False
+    ) -> None:
         self.kernel_loaded = threading.Event()
         self._judge_facts = judge_facts
         self._wal = wal
         self._with_pages = with_pages
+        self._with_looks = with_looks
         self._stopped = False
         self._facts: list[Finding] = []
         self._verdict: WalVerdict | None = None
@@ -53,6 +56,11 @@ class BeyondThread:
         try:
             if self._with_pages:
                 load_kernel()
+            if self._with_looks:
+                # Here: few backups have so many files.
+                from polarvault.verify.files.looks import load_look
+
+                load_look()
             self.kernel_loaded.set()
             self._facts = self._judge_facts()
             self._verdict = self._wal.check(lambda: self._stopped)

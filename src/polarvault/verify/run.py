@@ -34,7 +34,13 @@ from polarvault.verify.request import VerifyRequest
 from polarvault.verify.small_files import SmallFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from polarvault.backupset.wal.tars import SpooledWal
+    from polarvault.verify.files.looks import Looked
+
+# With fewer files than these, what looks at many small ones at a time is not loaded.
+MANY_FILES = 4000
 
 
 class VerifyReporter(Protocol):
@@ -104,6 +110,7 @@ class _Run:
         self._spooled_wal: SpooledWal | None = None
         self._unreadable: set[str] = set()
         self._mismatches: dict[str, Finding] = {}
+        self._has_many = False
 
     def everything(self) -> None:
         """Go through all checks."""
@@ -115,7 +122,11 @@ class _Run:
         small = SmallFiles(contents, self._report)
         own_wal = OwnWal(self._request, self._layout, manifests, contents, small, wal)
         judge = self._page_judge(manifests, small)
-        self._beyond = BeyondThread(lambda: self._judge_facts(manifests, small), own_wal, with_pages=judge is not None)
+        self._has_many = sum(len(one.sizes) for one in contents if one.tree is not None) >= MANY_FILES
+        self._beyond = BeyondThread(
+            lambda: self._judge_facts(manifests, small), own_wal,
+            with_pages=judge is not None, with_looks=self._has_many,
+        )  # fmt: skip
         expected = manifests.assign(contents, self._report)
         self._compare_names(contents, expected)
         self._read(contents, expected, small, judge, self._beyond.kernel_loaded)
@@ -239,7 +250,7 @@ class _Run:
         tasks: list[FileTask] = []
         entries: dict[str, tuple[Contents, str, ManifestFile | None]] = {}
         for found, listed in zip(contents, expected, strict=True):
-            for path in found.sizes:
+            for path in self._paths_to_read(found, listed, small, judge, kernel_loaded):
                 entry = listed.entries.get(path)
                 if path in found.readings:
                     # That a file has another size was said already.
@@ -268,6 +279,33 @@ class _Run:
                 self._judge(reading, *entries[reading.task.name], judge)
         tick(total)
 
+    def _paths_to_read(
+        self,
+        found: Contents,
+        listed: Expected,
+        small: SmallFiles,
+        judge: PageJudge | None,
+        kernel_loaded: threading.Event,
+    ) -> Iterable[str]:
+        """Return the files of a half that are to be read one by one; many small ones are looked at before."""
+        if not self._has_many:
+            return found.sizes
+        # Here: few backups have so many files.
+        from polarvault.verify.files.small_first import look_at_small
+
+        def take(looked: Looked) -> None:
+            self._result.file_count += looked.count
+            self._result.bytes_read += looked.size_bytes
+            if judge is not None:
+                judge.checked_pages += looked.pages
+
+        return look_at_small(
+            found, listed.entries,
+            with_checksums=self._request.check_checksums,
+            first_block=None if judge is None else lambda path: first_block_of(path, small),
+            jobs=os.cpu_count() or 1, kernel_loaded=kernel_loaded, take=take,
+        )  # fmt: skip
+
     def _judge_of(
         self, reading: FileReading, path: str, small: SmallFiles, judge: PageJudge | None
     ) -> PageJudge | None:
@@ -285,7 +323,9 @@ class _Run:
         self, found: Contents, path: str, entry: ManifestFile | None, pages: SmallFiles | None
     ) -> FileTask | None:
         """Return what is to be read of a file; None: nothing."""
-        place = found.places[path]
+        place = found.place_of(path)
+        if place is None:
+            return None
         algorithm = None
         if self._request.check_checksums and entry is not None and entry.size == place.size:
             algorithm = entry.algorithm

@@ -56,6 +56,8 @@ class PlainTree:
         self.root = root
         self._skip = skip
         self._tablespace = tablespace
+        # One file could be opened by root alone: most likely all others, too.
+        self._needs_root = False
         # By the name of the link, "" for the directory itself, with the user who made the link.
         self._directories: dict[str, tuple[Below, int | None]] = {}
         try:
@@ -88,11 +90,13 @@ class PlainTree:
         With the rights of the account that the process works as; root's where those do not do and that is safe.
         """
         below, link_owner = self._directories[entry.behind]
-        try:
-            return below.open_regular(entry.place)
-        except PermissionError:
-            if not can_read_as_root():
-                raise
+        if not self._needs_root:
+            try:
+                return below.open_regular(entry.place)
+            except PermissionError:
+                if not can_read_as_root():
+                    raise
+                self._needs_root = True
         with reading_as_root():
             descriptor = below.open_regular(entry.place)
         status = os.fstat(descriptor)
@@ -101,7 +105,12 @@ class PlainTree:
         is_foreign = status.st_uid != maker and maker != 0 and (link_owner is not None or status.st_nlink > 1)
         if is_foreign:
             os.close(descriptor)
-            raise NameRefused(below.path(entry.place), "it belongs to somebody else than what leads to it")
+            try:
+                # It may be read without root's rights, if the account can.
+                return below.open_regular(entry.place)
+            except PermissionError:
+                why = "it belongs to somebody else than what leads to it"
+                raise NameRefused(below.path(entry.place), why) from None
         return descriptor
 
     def read(self, entry: TreeEntry, most_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ identity, and only reading falls back on root's rights.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +60,9 @@ class LayOut:
         self._progress = progress
         self.moves = move
         self._stop = threading.Event()
+        self._made: set[str] = set()
+        # Directories in which a new file has the mode it is made with: umask and default ACLs take nothing away.
+        self._keep_modes: set[str] = set()
         self.checks = ContentChecks(plan)
         group = plan.inventory.group_readable
         self.file_mode = 0o640 if group else 0o600
@@ -136,7 +140,13 @@ class LayOut:
     def new_file(self, target: str, how: int) -> int:
         """Open a new file for writing; return its descriptor."""
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | how, self.file_mode)
-        os.fchmod(descriptor, self.file_mode)
+        directory = target.rpartition("/")[0]
+        if how & os.O_EXCL and directory in self._keep_modes:
+            return descriptor
+        if how & os.O_EXCL and stat.S_IMODE(os.fstat(descriptor).st_mode) == self.file_mode:
+            self._keep_modes.add(directory)
+        else:
+            os.fchmod(descriptor, self.file_mode)
         return descriptor
 
     def advance(self, size: int) -> None:
@@ -146,7 +156,13 @@ class LayOut:
         self._progress(size)
 
     def make_directory(self, path: str) -> None:
-        """Make a directory and what is missing above it."""
+        """Make a directory and what is missing above it; nothing is done about one that was asked for before."""
+        if path in self._made:
+            return
+        self._make_directory(path)
+        self._made.add(path)
+
+    def _make_directory(self, path: str) -> None:
         if self.pfs is not None and (name := self.pfs.name(path)) is not None:
             try:
                 self.pfs.make_directory(name)
@@ -190,7 +206,7 @@ class _Placing:
             return False
         try:
             if self._target:
-                run.make_directory(os.path.dirname(self._target))
+                run.make_directory(self._target.rpartition("/")[0])
             if local is not None:
                 self._copy(entry, local)
                 return False
@@ -308,11 +324,14 @@ class _Placing:
             else:
                 size = read_through(local.descriptor, size, digest, run.advance)
         else:
-            with open(run.new_file(self._target, os.O_EXCL), "wb", buffering=0) as writing:
+            writing = run.new_file(self._target, os.O_EXCL)
+            try:
                 if digest is None:
-                    copy_content(local.descriptor, writing.fileno(), size, run.advance)
+                    copy_content(local.descriptor, writing, size, run.advance)
                 else:
-                    size = copy_reading(local.descriptor, writing.fileno(), size, digest, run.advance)
+                    size = copy_reading(local.descriptor, writing, size, digest, run.advance)
+            finally:
+                os.close(writing)
         if digest is not None:
             run.checks.judge(key, size, digest)
 

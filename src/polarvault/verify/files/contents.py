@@ -68,7 +68,8 @@ class Place:
 class Contents:
     """What was found in a half, by path relative to it.
 
-    sizes: of the files that are compared with the manifest. places: how to read each file. readings: what was read
+    sizes: of the files that are compared with the manifest. places: how to read each file, names: what to open in tree
+    instead of its path, where it is another one; `place_of` knows both. readings: what was read
     already instead (compressed tars). small: contents from there. links: where the links in pg_tblspc lead, and whether
     that is a directory, by oid. wal_in_data: pg_wal is there and not in a tar of its own. cut_tars: those that could
     not be read to their end, and the last member that was seen in each. outside, refused: as in `trees.Listing`, and
@@ -78,6 +79,7 @@ class Contents:
     half: Half
     sizes: dict[str, int] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     readings: dict[str, FileReading] = field(default_factory=dict)
     small: dict[str, bytes] = field(default_factory=dict)
     links: dict[int, tuple[str, bool]] = field(default_factory=dict)
@@ -100,11 +102,20 @@ class Contents:
             path = path.rpartition("/")[0]
         return False
 
+    def place_of(self, path: str) -> Place | None:
+        """Return where a file's content is; None for one that is not there."""
+        place = self.places.get(path)
+        if place is None and self.tree is not None and path in self.sizes:
+            # Made when it is asked for: a million of them take memory and time.
+            name = self.names.get(path, path)
+            return Place(self.tree.path(path), self.sizes[path], tree=self.tree, name=name)
+        return place
+
     def read_small(self, path: str, report: Report) -> bytes | None:
         """Return the content of a small file; None when it is not there or cannot be read."""
         if path in self.small:
             return self.small[path]
-        place = self.places.get(path)
+        place = self.place_of(path)
         if place is None:
             return None
         try:
@@ -126,11 +137,9 @@ def list_plain(half: Half, ignored: IgnoreRules, report: Report) -> Contents:
     except OSError as problem:
         raise storage_failed(problem, "open directory", half.directory) from problem
     listing = list_tree(tree, ignored, half.name, report)
-    found = Contents(half, listing.sizes, tree=tree, outside=listing.outside, refused=listing.refused)
-    names = listing.names
-    found.places = {
-        path: Place(tree.path(path), size, tree=tree, name=names.get(path, path)) for path, size in found.sizes.items()
-    }
+    found = Contents(
+        half, listing.sizes, names=listing.names, tree=tree, outside=listing.outside, refused=listing.refused
+    )
     for path, target in listing.outside.items():
         found.places[path] = Place(target, found.sizes[path], is_outside=True)
     with contextlib.suppress(OSError):

@@ -49,7 +49,7 @@ def missing_parts(contents: Sequence[Contents], names: Iterable[str], ignored: I
 
     names: all paths in the halves, those that the manifests list included: what is missing of them is said already.
     """
-    tops = {name.partition("/")[0] for name in names}
+    tops = {name.partition("/")[0] for name in {name.rpartition("/")[0] or name for name in names}}
     for directory in _NEVER_EMPTY:
         is_said = any(found.is_refused(directory) or found.cut_tars for found in contents)
         if directory not in tops and not is_said and not ignored.covers(directory):
@@ -70,11 +70,12 @@ def lost_databases(
     if content is None or major is None or contents.cut_tars:
         return []
     held: set[tuple[str, str]] = set()
-    for name in names:
-        parts = name.split("/", 4)
-        if parts[0] == "base" and len(parts) > 2:
+    # By directory: there are far fewer of them than files.
+    for directory in {name.rpartition("/")[0] for name in names}:
+        parts = directory.split("/", 4)
+        if parts[0] == "base" and len(parts) > 1:
             held.add(("base", parts[1]))
-        elif parts[0] == "pg_tblspc" and len(parts) > 4:
+        elif parts[0] == "pg_tblspc" and len(parts) > 3:
             held.add((parts[1], parts[3]))
     known: dict[str, bytes | None] = {}
 

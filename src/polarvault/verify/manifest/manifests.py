@@ -169,7 +169,9 @@ def _is_in(found: Contents, entry: ManifestFile) -> bool:
         return False
     if entry.path in found.readings:
         return found.readings[entry.path].checksum == entry.checksum
-    place = found.places[entry.path]
+    place = found.place_of(entry.path)
+    if place is None:
+        return False
     task = FileTask(entry.path, place.path, entry.size, place.offset, entry.algorithm, open_file=place.open)
     return read_in_this_thread(task).checksum == entry.checksum
 
