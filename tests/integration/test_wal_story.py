@@ -217,6 +217,7 @@ def archiving_standby_takes_over(site: StreamSite) -> None:
         shown = site.run("wal", "status", "shop", *site.options).stdout
         assert "timeline 2, branched from 1" in shown
         assert "GAP" not in shown
+        assert "nothing of it is reached" not in shown
     finally:
         standby.stop("immediate")
 

@@ -9,7 +9,7 @@ from polarvault.model.lsn import Lsn
 from polarvault.report.repository.timelines import timeline_tree
 from polarvault.report.repository.wal import wal_json, wal_text
 from polarvault.repository.catalogue.gaps import AcknowledgedGap
-from polarvault.repository.catalogue.repository import Repository
+from polarvault.repository.catalogue.repository import Generation, Repository
 from polarvault.repository.catalogue.states import CLUSTER, GAP_ACKNOWLEDGED, States
 from polarvault.repository.catalogue.wal_windows import (
     GenerationWal,
@@ -49,6 +49,29 @@ def test_a_window_goes_from_the_end_of_a_backup_to_the_first_gap() -> None:
     (generation,) = wal_json("shop", "memory:", [found])["generations"]
     (window,) = generation["timelines"][0]["windows"]
     assert (window["start"], window["end"], window["backups"]) == ("0/2000000", "0/3000000", [label])
+
+
+def test_the_first_segment_of_a_new_timeline_has_the_end_of_the_old_one() -> None:
+    """A promoted server archives the segment that it left without its zeros; a dead primary has archived none of it."""
+    for missing_from in (0x27FFFF9, 0x2000000):
+        repository = new_repository()
+        repository.ensure_generation("shop", Generation(SYSTEM, 180000, False, SEGMENT, 1 << 30, True))
+        wal = repository.wal("shop", SYSTEM, SEGMENT)
+        wal.put_range(1, 0x1000000, bytes(SEGMENT))
+        if missing_from > 0x2000000:
+            wal.put_range(1, 0x2000000, bytes(missing_from - 0x2000000))
+        label = back_up(repository, two_trees()[0]).label
+        for timeline_id, switch in ((2, 0x2800000), (3, 0x2900000)):
+            lines = "1\t0/2800000\tpromoted\n" + ("2\t0/2900000\tpromoted\n" if timeline_id == 3 else "")
+            wal.put_file(timeline_id, f"{timeline_id:08X}.history", lines.encode())
+            wal.put_range(timeline_id, 0x2000000, bytes(SEGMENT))
+            line = looked(repository).timelines[timeline_id - 1]
+            ((window),) = line.windows
+            assert (window.start, window.end, window.backups) == (Lsn(switch), Lsn(0x3000000), (label,))
+        # Of a branch the first segment of which is not there nothing is reached.
+        wal.put_file(4, "00000004.history", b"1\t0/2800000\tpromoted\n")
+        wal.put_range(4, 0x3000000, bytes(SEGMENT))
+        assert looked(repository).timelines[3].windows == []
 
 
 def test_a_window_goes_on_where_a_timeline_branched_off() -> None:

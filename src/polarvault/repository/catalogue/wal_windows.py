@@ -230,19 +230,25 @@ def _windows(
 def reach(
     history: TimelineHistory, held: Mapping[int, Sequence[HeldRange]], timeline_id: int, start: Lsn, stop: Lsn
 ) -> Lsn | None:
-    """Return how far WAL leads on the last timeline from a backup on; None if it does not get there."""
+    """Return how far WAL leads on the last timeline from a backup on; None if it does not get there.
+
+    Of the segment in which a server is promoted it copies the beginning into its new timeline's first one, and a
+    recovery on the new timeline reads that. The old timeline's own need not be there to its end: it is archived as a
+    .partial, without the zeros behind it, or by nobody when the old primary is dead.
+    """
     own = history.range_of(timeline_id)
     if own is None or (own.end is not None and stop > own.end):
         return None
     at, needed = start, stop
-    for stretch in history.ranges:
-        if stretch.timeline_id < timeline_id:
-            continue
+    stretches = [one for one in history.ranges if one.timeline_id >= timeline_id]
+    for number, stretch in enumerate(stretches):
         span = next((one for one in held.get(stretch.timeline_id, ()) if one.start <= at < one.end), None)
         goal = needed if stretch.end is None else max(needed, stretch.end)
-        if span is None or span.end < goal:
+        end = at if span is None else span.end
+        later = (one for other in stretches[number + 1 :] for one in held.get(other.timeline_id, ()))
+        if end < goal and not any(one.start <= end and one.end >= goal for one in later):
             return None
         if stretch.end is None:
-            return span.end
+            return None if span is None else span.end
         at = stretch.end
     return None
