@@ -39,6 +39,7 @@ _COMMANDS = {
     "config": "Show the configuration, and where each value comes from.",
     "check": "Say what would keep a backup from being taken or restored.",
     "drill": "Prove that a backup restores, by restoring it.",
+    "clone": "Copies of a cluster that run within seconds, and can be written.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }
 # Modules in `commands/repository`; the marks share one.

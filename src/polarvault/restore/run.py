@@ -215,30 +215,41 @@ def start_restored(
 
 
 def write_files(
-    plan: RestorePlan, host: Host, progress: Progress, *, targets: Targets | None = None
+    plan: RestorePlan,
+    host: Host,
+    progress: Progress,
+    *,
+    targets: Targets | None = None,
+    completion: Completion | None = None,
 ) -> tuple[RestorePlan, list[str]]:
     """Lay the files out and complete them; return the plan, settled by what was unpacked, and warnings.
 
     On failure and on KeyboardInterrupt, which becomes Interrupted, everything made is removed again. targets: as for
-    restore_backup.
+    restore_backup. completion: what is to be made of the files, None for a cluster that starts.
     """
     if plan.facts.host.existing is not None:
         from polarvault.restore.delta.run import bring_up
 
         return bring_up(plan, progress)
     with opened_pfs(plan, host) as in_pfs:
-        return _write_files(plan, host, progress, targets, in_pfs)
+        return _write_files(plan, host, progress, targets, in_pfs, completion)
 
 
 def _write_files(
-    plan: RestorePlan, host: Host, progress: Progress, targets: Targets | None, in_pfs: PfsTarget | None
+    plan: RestorePlan,
+    host: Host,
+    progress: Progress,
+    targets: Targets | None,
+    in_pfs: PfsTarget | None,
+    completion: Completion | None,
 ) -> tuple[RestorePlan, list[str]]:
     account, data = plan.account, None if in_pfs is None else in_pfs.tree
     is_staged = targets is not None
     targets = targets or Targets(
         account, directory_mode=0o750 if plan.inventory.group_readable else 0o700, sync=plan.request.sync
     )
-    completion = ReplicaCompletion(host) if plan.rules.is_armed_by_main_file else Completion(data)
+    if completion is None:
+        completion = ReplicaCompletion(host) if plan.rules.is_armed_by_main_file else Completion(data)
     put = PutConfiguration(plan.put_back, account, sync=plan.request.sync) if plan.put_back is not None else None
     try:
         targets.claim([root for root in plan.layout.roots if not (is_staged and root == plan.layout.local)])

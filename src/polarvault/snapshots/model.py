@@ -13,6 +13,8 @@ class Kind(Enum):
 
     SNAPSHOT = "snapshot"
     CLONE = "clone"
+    BASE = "base"
+    """A copy that clones are made of."""
 
 
 class Atomicity(Enum):

@@ -37,6 +37,11 @@ def drill_recovery_options(function: Function) -> Function:
     return _with_options(function, action)
 
 
+def clone_recovery_options(function: Function) -> Function:
+    """Add --target-... and --wal for a clone, whose role says what it does at the target."""
+    return _with_options(function, lambda unchanged: unchanged)
+
+
 def _with_options(function: Function, target_action: Callable[[Any], Any]) -> Function:
     options = [
         click.option("--target-time", metavar="TIME", help="Recover to a moment: '2026-11-22 14:03:00+01'."),

@@ -1,6 +1,7 @@
 """Run as a script: put up the walls of `network` around this process, then become the program of the arguments.
 
 usage: behind_walls.py USER-ID GROUP-ID PROGRAM [ARGUMENT]...   or: behind_walls.py USER-ID GROUP-ID probe
+With `listens` in front of the program there is no namespace of its own, because others are to reach it by TCP.
 
 Only the standard library: it runs in an isolated Python, as root at first if the caller is root. `probe` says in one
 line which walls stand and what kept the others from it. Kernel numbers: sched.h, linux/prctl.h, linux/seccomp.h,
@@ -18,7 +19,7 @@ import socket
 import struct
 import sys
 
-NAMESPACE, CONNECT, PROBE = "namespace", "connect", "probe"
+NAMESPACE, CONNECT, PROBE, LISTENS = "namespace", "connect", "probe", "listens"
 _NEW_NET, _NEW_USER = 0x40000000, 0x10000000
 _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVS, _SECCOMP_FILTER = 4, 22, 38, 2
 _SET_INTERFACE_FLAGS, _IS_UP = 0x8914, 1
@@ -36,10 +37,12 @@ def main(arguments: list[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     why: list[str] = []
     is_root = os.geteuid() == 0
-    has_namespace = is_root and libc.unshare(_NEW_NET) == 0
+    listens = words[0] == LISTENS
+    words = words[1:] if listens else words
+    has_namespace = is_root and not listens and libc.unshare(_NEW_NET) == 0
     if has_namespace:
         _bring_up_loopback()
-    elif is_root:
+    elif is_root and not listens:
         why.append(f"a network namespace: {os.strerror(ctypes.get_errno())}")
     if is_root:
         os.setgroups([])
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> None:
         os.setuid(user)
         # Else the files in /proc/self, which the next step writes, belong to root.
         libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0)
-    if not has_namespace and _enter_own_user_namespace(libc, why):
+    if not has_namespace and not listens and _enter_own_user_namespace(libc, why):
         has_namespace = True
         _bring_up_loopback()
     refuses_connect = _refuse_connecting(libc, why)

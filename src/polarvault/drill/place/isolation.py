@@ -22,7 +22,6 @@ HBA = b"# Written by polarvault drill: nobody from outside.\nlocal all all trust
 
 _FIXED = (
     # Nobody reaches it.
-    ("listen_addresses", ""),
     ("unix_socket_permissions", "0700"),
     ("unix_socket_group", ""),
     ("bonjour", "off"),
@@ -31,7 +30,6 @@ _FIXED = (
     ("archive_mode", "off"),
     ("max_logical_replication_workers", "0"),
     ("synchronous_standby_names", ""),
-    ("autovacuum", "off"),
     # A library of the server's own, not one that the backup names.
     ("jit_provider", "llvmjit"),
     # Libraries with workers of their own: pg_cron's jobs, Citus' maintenance (which would end prepared transactions on
@@ -54,12 +52,18 @@ _FIXED = (
     ("lc_messages", "C"),
     # A page that makes one process crash must not keep the others from being read.
     ("restart_after_crash", "on"),
-    # A transaction that was prepared on the source holds its locks in the copy, too: nothing may wait for ever.
-    ("lock_timeout", "10s"),
-    ("statement_timeout", "0"),
     ("update_process_title", "on"),
-    ("cluster_name", "polarvault drill"),
 )
+# By what the copy is for. A drill only reads, by itself; a clone is worked with.
+_FOR = {
+    "drill": (
+        ("autovacuum", "off"),
+        # A transaction that was prepared on the source holds its locks in the copy, too: nothing may wait for ever.
+        ("lock_timeout", "10s"),
+        ("statement_timeout", "0"),
+    ),
+    "clone": (("autovacuum", "on"),),
+}
 # It starts beside production. Only these yield to --set.
 _SMALL = (
     ("shared_buffers", "128MB"),
@@ -72,7 +76,8 @@ _SINCE_18 = (("extension_control_path", "$system"),)
 # What --set may not touch: each would open the copy or point it at something of the source's.
 _OURS = {
     *(name for name, _ in (*_FIXED, *_SINCE_17, *_SINCE_18)),
-    "port", "unix_socket_directories", "hba_file", "ident_file", "data_directory", "config_file", "external_pid_file",
+    "listen_addresses", "cluster_name", "autovacuum", "port",
+    "unix_socket_directories", "hba_file", "ident_file", "data_directory", "config_file", "external_pid_file",
     "archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command", "restore_command",
     "primary_conninfo", "primary_slot_name", "include", "include_if_exists", "include_dir",
     "polar_datadir", "polar_enable_shared_storage_mode",
@@ -80,17 +85,18 @@ _OURS = {
 }  # fmt: skip
 
 
-def check_settings(settings: Sequence[tuple[str, str]]) -> None:
-    """Raise UsageError for a --set that would open the copy to the world or the world to the copy."""
+def check_settings(settings: Sequence[tuple[str, str]], what: str = "a drill") -> None:
+    """Raise UsageError for a --set that would open the copy to the world or the world to the copy; what: makes it."""
+    ours = _OURS | {name for name, _ in _FOR[what.removeprefix("a ")]}
     for name, _ in settings:
-        if name.lower() in _OURS or name.lower().startswith("recovery_target"):
+        if name.lower() in ours or name.lower().startswith("recovery_target"):
             hint = "leave it out"
             if name.lower() == "restore_command":
                 hint = "name the directory that holds the WAL: --wal DIR"
             elif name.lower().startswith("recovery_target"):
                 hint = "give the target with --target-time, --target-lsn, --target-xid, --target-name or --target"
             raise UsageError(
-                f"--set {name}: a drill sets this itself, so that its copy is closed to the world", hint=hint
+                f"--set {name}: {what} sets this itself, so that its copy is closed to the world", hint=hint
             )
 
 
@@ -105,9 +111,18 @@ def choose_port(draw: int) -> int:
 
 
 def private_settings(
-    *, socket_directory: str, hba_file: str, ident_file: str, wanted: Sequence[tuple[str, str]]
+    *,
+    socket_directory: str,
+    hba_file: str,
+    ident_file: str,
+    wanted: Sequence[tuple[str, str]],
+    purpose: str = "drill",
+    listen_addresses: str = "",
 ) -> tuple[tuple[str, str], ...]:
-    """Return what every drill's server is started with, the user's own settings in their place."""
+    """Return what the copy's server is started with, the user's own settings in their place.
+
+    purpose: drill or clone.
+    """
     asked = {name.lower() for name, _ in wanted}
     places = (
         ("unix_socket_directories", f'"{socket_directory}"'),
@@ -115,7 +130,8 @@ def private_settings(
         ("ident_file", ident_file),
     )
     small = tuple(setting for setting in _SMALL if setting[0] not in asked)
-    return (*small, *wanted, *_FIXED, *places)
+    named = (("listen_addresses", listen_addresses), ("cluster_name", f"polarvault {purpose}"))
+    return (*small, *wanted, *_FIXED, *_FOR[purpose], *named, *places)
 
 
 def settings_of_version(major: int) -> tuple[tuple[str, str], ...]:

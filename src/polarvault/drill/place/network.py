@@ -41,9 +41,13 @@ class Walls:
         return " and ".join(found) or "nothing"
 
 
-def build_walls(account: Account) -> Walls:
-    """Try what the kernel lets us, in a process that ends; never raises for what it does not."""
-    prefix = (sys.executable, "-I", "-S", behind_walls.__file__, str(account.uid), str(account.gid))
+def build_walls(account: Account, *, listens: bool = False) -> Walls:
+    """Try what the kernel lets us, in a process that ends; never raises for what it does not.
+
+    listens: others are to reach the server by TCP, so that it stays in the network and is only kept from connecting.
+    """
+    prefix: tuple[str, ...] = (sys.executable, "-I", "-S", behind_walls.__file__, str(account.uid), str(account.gid))
+    prefix = (*prefix, behind_walls.LISTENS) if listens else prefix
     try:
         tried = run_program([*prefix, behind_walls.PROBE], account, timeout_s=_PROBE_TIMEOUT_S, keeps_user=True)
     except (OSError, subprocess.TimeoutExpired) as problem:

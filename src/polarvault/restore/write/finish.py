@@ -80,6 +80,24 @@ class Completion:
         """Do nothing before everything is removed, in whatever order."""
 
 
+class LayingOnly(Completion):
+    """Makes the laid-out files a plain backup again: links and pg_control, and no settings or signal files."""
+
+    def finish(self, plan: RestorePlan, account: Account, *, file_mode: int, directory_mode: int) -> list[str]:
+        """Complete them; on return everything is durable."""
+        with working_as_account(account), self._opened(plan) as data:
+            try:
+                _check_control(plan, data)
+                warnings = _complete_directories(plan, data, directory_mode)
+                _link_tablespaces(plan, directory_mode)
+            except OSError as problem:
+                raise storage_failed(problem, "complete", plan.layout.local) from problem
+            _sync(plan)
+            unmark_targets(plan, self._data)
+            _put_control_in_place(plan, data)
+        return warnings
+
+
 def _complete(plan: RestorePlan, data: WritableTree, *, file_mode: int, directory_mode: int) -> list[str]:
     try:
         wal_segment_size = _check_control(plan, data)
