@@ -15,12 +15,14 @@ from polarvault.check.polardb.node import (
     primary_address,
 )
 from polarvault.check.polardb.pages import TornPageFacts, judge_torn_pages
+from polarvault.check.polardb.pfs import PfsFacts, judge_pfs
 from polarvault.check.polardb.replicas import Applied, Progress, ReplicaFacts, ReplicaSlot, judge_replicas
 from polarvault.check.polardb.storage import StorageFacts, fetch_member_bytes, judge_storage
 from polarvault.check.polardb.tablespaces import SharedTablespace, judge_tablespaces
 from polarvault.check.polardb.wal import WalCostFacts, WalsenderLimitFacts, judge_wal_costs, judge_walsender_limit
 from polarvault.model.finding import Finding, Severity, worst
 from polarvault.model.lsn import Lsn
+from polarvault.model.pfs_address import PfsAddress
 
 OK, WARNING, PROBLEM = Severity.OK, Severity.WARNING, Severity.PROBLEM
 LEVEL = Applied(oldest=Lsn.parse("0/3000000"), behind_bytes=0, progress=Progress.LEVEL)
@@ -261,3 +263,30 @@ def test_two_walsenders_must_be_free_for_an_ordinary_role(
 def test_paths_are_quoted_for_sql() -> None:
     assert quote_literal("/a'b") == "'/a''b'"
     assert quote_literal("/a\\b") == "E'/a\\\\b'"
+
+
+# PFS
+
+
+PFS_FACTS = PfsFacts(address=PfsAddress("loop1", "shared"), host_id="1", room=(20 << 30, 2000))
+
+
+@pytest.mark.parametrize(
+    ("room", "severity"),
+    [
+        ((20 << 30, 2000), Severity.OK), (None, Severity.OK), ((4 << 30, 2000), Severity.WARNING),
+        ((20 << 30, 399), Severity.WARNING), ((512 << 20, 2000), Severity.PROBLEM), ((20 << 30, 49), Severity.PROBLEM),
+    ],
+)  # fmt: skip
+def test_room_in_pfs_is_blocks_and_inodes(room: tuple[int, int] | None, severity: Severity) -> None:
+    (finding,) = [one for one in judge_pfs(replace(PFS_FACTS, room=room)) if one.check == "pfs-room"]
+    assert finding.severity is severity
+    assert "does not tell" in finding.message if room is None else f"{room[1]} inodes free" in finding.message
+
+
+def test_host_ids_and_doors_that_are_open_are_said() -> None:
+    _, ids = judge_pfs(replace(PFS_FACTS, used_host_ids={1: "process 7", 3: "process 9"}))
+    assert "polar_hostid is 1; in use on this machine: 1 (process 7), 3 (process 9)" in ids.message
+    (*_, access) = judge_pfs(replace(PFS_FACTS, open_to_all=("/var/run/pfsd/loop1", "/dev/shm/pfsd")))
+    assert access.severity is Severity.WARNING
+    assert "/var/run/pfsd/loop1, /dev/shm/pfsd are open to all" in access.message

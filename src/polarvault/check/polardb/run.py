@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from polarvault.check.polardb.node import check_polardb_node, judge_replica_settings, read_replica_settings
 from polarvault.check.polardb.pages import check_torn_pages
+from polarvault.check.polardb.pfs import check_pfs
 from polarvault.check.polardb.replicas import check_replicas
 from polarvault.check.polardb.storage import check_storage
 from polarvault.check.polardb.tablespaces import check_tablespaces
@@ -31,6 +32,7 @@ def check_polardb(session: CheckSession) -> list[Finding]:
         return findings + judge_replica_settings(read_replica_settings(session))
     if shared:
         findings += check_storage(session)
+        findings += check_pfs(session)
         findings += check_replicas(session)
         findings += check_tablespaces(session)
     findings += check_torn_pages(session, shared=shared)
