@@ -30,15 +30,19 @@ from support.servers import features_of, found_polardb
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One comparison; {out} in the options is a directory that does not exist yet."""
+    """One comparison; {out} in the options is a directory that does not exist yet. ours_only: options of ours."""
 
     name: str
     place: str
     options: Sequence[str]
     target: float
     on_polardb: bool = False
+    ours_only: Sequence[str] = ()
+    on_reflink: bool = False
 
 
+_LOCAL = ("--source", "local")
+_UNSEEN = ("--manifest-checksums", "NONE", "--no-verify-checksums")
 CASES = (
     Case("plain-tmpfs", "tmpfs", ("-Fp", "-D", "{out}", "-X", "stream"), 0.8),
     Case("plain-disk", "disk", ("-Fp", "-D", "{out}", "-X", "stream"), 0.8),
@@ -49,6 +53,17 @@ CASES = (
     Case(
         "polardb-disk", "disk", ("-Fp", "-D", "{out}/local", "--polardata", "{out}/shared", "-X", "stream"), 0.4, True
     ),
+    Case("plain-tmpfs-local", "tmpfs", ("-Fp", "-D", "{out}", "-X", "stream"), 0.6, ours_only=_LOCAL),
+    Case("plain-disk-local", "disk", ("-Fp", "-D", "{out}", "-X", "stream"), 0.6, ours_only=_LOCAL),
+    Case(
+        "zstd-tmpfs-local", "tmpfs", ("-Ft", "-Z", "client-zstd:1", "-D", "{out}", "-X", "stream"), 0.6,
+        ours_only=_LOCAL,
+    ),
+    Case(
+        "polardb-local", "disk", ("-Fp", "-D", "{out}/local", "--polardata", "{out}/shared", "-X", "stream"), 0.25,
+        True, ours_only=_LOCAL,
+    ),
+    Case("clone", "reflink", ("-Fp", "-D", "{out}", "-X", "stream", *_UNSEEN), 0.15, ours_only=_LOCAL, on_reflink=True),
 )  # fmt: skip
 
 
@@ -57,7 +72,7 @@ def compare(case: Case, server: ThrowawayServer, theirs: Path, place: Path, roun
     out = place / "out"
     options = [option.format(out=out / "backup") for option in case.options]
     connection = ["-h", str(server.directory), "-p", str(server.port), "-U", SUPERUSER, "-c", "fast"]
-    ours_command = [sys.executable, "-m", "polarvault", "basebackup", *options, *connection]
+    ours_command = [sys.executable, "-m", "polarvault", "basebackup", *options, *connection, *case.ours_only]
     theirs_command = [str(theirs), *options, *connection]
     ours_runs, theirs_runs = Runs(), Runs()
     for number in range(rounds):
@@ -126,16 +141,24 @@ def main() -> None:
         places = {"disk": Path(disk), "tmpfs": Path(tmpfs)}
         Path(sockets).chmod(0o755)
         print_machine(places)
-        groups: list[tuple[Binaries | None, Callable[..., ThrowawayServer], str, bool, int]] = [
-            (options.installation, make_server, "pg_basebackup", False, options.scale),
-            (found_polardb(), make_polardb, "polar_basebackup", True, options.polardb_scale),
+        wanted = [case for case in CASES if not options.only or case.name in options.only]
+        plain = [case for case in wanted if not case.on_polardb and not case.on_reflink]
+        polardb, reflink = [case for case in wanted if case.on_polardb], [case for case in wanted if case.on_reflink]
+        groups: list[tuple[Binaries | None, Callable[..., ThrowawayServer], str, list[Case], int, Path]] = [
+            (options.installation, make_server, "pg_basebackup", plain, options.scale, Path(sockets)),
+            (found_polardb(), make_polardb, "polar_basebackup", polardb, options.polardb_scale, Path(sockets)),
         ]
-        for found, make, their_name, on_polardb, scale in groups:
-            cases = [c for c in CASES if c.on_polardb == on_polardb and (not options.only or c.name in options.only)]
+        if options.reflink is not None:
+            # Server and copy lie on one file system: only there can a copy share what the server has.
+            own = Path(tempfile.mkdtemp(prefix="pv-", dir=options.reflink))
+            own.chmod(0o755)
+            places["reflink"] = own
+            groups.append((options.installation, make_server, "pg_basebackup", reflink, options.scale, own))
+        for found, make, their_name, cases, scale, home in groups:
             if found is None or not cases:
                 continue
             installation = reachable(found, account, Path(sockets))
-            with make(installation, Path(sockets) / their_name, scale) as server:
+            with make(installation, home / their_name, scale) as server:
                 ((size,),) = server.query("SELECT pg_size_pretty(sum(pg_database_size(oid))) FROM pg_database")
                 floors = [measure_floor(server.conninfo().replace("dbname=postgres", "")) for _ in range(3)]
                 floor = min(floors, key=lambda f: f.seconds)
@@ -182,6 +205,7 @@ def _parse() -> argparse.Namespace:
     add_place_options(parser)
     parser.add_argument("--scale", type=int, default=150, help="size of the data; 150 is about 2.2 GB")
     parser.add_argument("--polardb-scale", type=int, default=20, help="the same for PolarDB; 20 is 0.3 GB")
+    parser.add_argument("--reflink", help="a directory on XFS or btrfs, for the case of cloned files")
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"cases: {', '.join(c.name for c in CASES)}")
     options = parser.parse_args()
     options.installation = choose_installation(options.bindir)

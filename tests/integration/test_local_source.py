@@ -18,6 +18,7 @@ from support.backups import back_up, backup_listing, left_behind
 from support.cluster import PASSWORD, Cluster
 from support.polar_cluster import PolarCluster
 from support.program import program_environment, run_polarvault, start_polarvault
+from support.receiving import make_standby
 from support.two_sources import differences
 from support.waiting import wait_until
 
@@ -266,3 +267,44 @@ class TestPolarDB:
             as_server=True, check=False,
         )  # fmt: skip
         assert finished.returncode == 0, finished.stderr
+
+
+class TestStandby:
+    """A backup of a standby, and one that its promotion ends."""
+
+    def test_a_backup_of_a_standby_starts(
+        self, pg18: Cluster, workspace: Path, start_restored: Callable[..., Cluster]
+    ) -> None:
+        standby = make_standby(pg18, workspace / "standby", slot="local_source")
+        try:
+            back_up(standby, workspace / "copy", "--source", "local")
+            assert run_polarvault("verifybackup", workspace / "copy").returncode == 0
+            assert "BACKUP FROM: standby\n" in (workspace / "copy/backup_label").read_text()
+            (workspace / "copy/standby.signal").unlink()
+            (workspace / "copy/postgresql.auto.conf").write_text("")
+            assert start_restored(18, workspace / "copy").hashes() == pg18.hashes()
+        finally:
+            standby.remove()
+            pg18.query("SELECT pg_drop_replication_slot('local_source')")
+
+    @pytest.mark.parametrize("what", ["promoted", "restarted"])
+    def test_a_server_that_changes_ends_the_backup(self, pg18: Cluster, workspace: Path, what: str) -> None:
+        standby = make_standby(pg18, workspace / "standby", slot="local_source")
+        try:
+            running = start_polarvault(
+                "basebackup", "-d", standby.conninfo(), "-c", "fast", "-N", "-D", workspace / "copy",
+                "--source", "local", "-r", "1M", "-X", "none",
+            )  # fmt: skip
+            wait_until((workspace / "copy/base").exists, "the backup runs")
+            if what == "promoted":
+                standby.query("SELECT pg_promote()")
+            else:
+                standby.restart()
+            _, errors = running.communicate(timeout=100)
+            assert running.returncode == 1
+            expected = "it was promoted while the backup was taken" if what == "promoted" else "has ended"
+            assert expected in errors
+            assert not (workspace / "copy").exists()
+        finally:
+            standby.remove()
+            pg18.query("SELECT pg_drop_replication_slot('local_source')")

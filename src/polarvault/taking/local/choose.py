@@ -24,7 +24,8 @@ def choose_place(
     try:
         reason = _refusal(request, identity)
         if reason is not None:
-            raise NotHere(reason, what_to_do="")
+            # What was asked for makes it so; nothing is strange about it.
+            raise NotHere(reason, what_to_do="", is_plain=True)
         place = find_place(connector, connection, identity)
         if request.source is SourceKind.PFS and (place.shared is None or not is_pfs_address(place.shared.address)):
             place.close()
