@@ -39,6 +39,7 @@ _COMMANDS = {
     "config": "Show the configuration, and where each value comes from.",
     "check": "Say what would keep a backup from being taken or restored.",
     "drill": "Prove that a backup restores, by restoring it.",
+    "snapshot": "Snapshots of running servers, each of them a backup.",
     "clone": "Copies of a cluster that run within seconds, and can be written.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }

@@ -135,7 +135,8 @@ def _refuse_clone(source: str) -> None:
     path = os.path.realpath(source) if "/" in source else source
     while len(path) > 1 and "/" in path:
         mark = read_mark(path)
-        if mark is not None and mark.kind is Kind.CLONE:
+        # What a snapshot consists of may be a clone of the file system's; a clone of ours has a server's place in it.
+        if mark is not None and mark.kind is Kind.CLONE and os.path.isdir(os.path.join(path, "run")):
             raise CloneRefused(
                 f'"{source}" belongs to the clone {mark.id}: a clone of a clone is not made',
                 hint="clone what it came from, to the same moment; see: polarvault clone list",

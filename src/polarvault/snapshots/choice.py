@@ -27,3 +27,12 @@ def provider_for(directories: Sequence[str], at: str, commands: CommandWords | N
     if kinds == {"btrfs"} and len(devices) == 1:
         return Btrfs(at)
     return Trees(at, shares=len(devices) == 1 and can_share(at))
+
+
+def provider_again(name: str, at: str, datasets: Sequence[str] = ()) -> SnapshotProvider:
+    """Return the provider that made something earlier, by its name; "" for one that was cut off before."""
+    if name == "zfs":
+        return Zfs(datasets)
+    if name == "btrfs":
+        return Btrfs(at)
+    return Trees(at, shares=name == "reflink")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 _DEFAULT_TIMEOUT_S = 3600.0
 _REPOSITORY = ("config", "repo", "key_file", "passphrase_file", "passphrase_command")
+_SNAPSHOT = "snapshot:"
 _RECOVERY = (
     "target_time", "target_xid", "target_lsn", "target_name", "target_word", "target_inclusive", "target_timeline",
     "wal_directories", "accept_end",
@@ -59,6 +60,8 @@ def command() -> None:
 @click.option("--min-free", metavar="SIZE",
               help="What has to stay free on its file system: else it is not made, or is stopped; default: 5 percent, "
               "at most 10GB.")  # fmt: skip
+@click.option("--snapshots", metavar="DIR",
+              help="The directory of snapshots, for a SOURCE snapshot:NAME.")  # fmt: skip
 @click.option("--shared-from", metavar="DIR", help="Where the backup's shared half is, if it cannot be found.")
 @click.option("--merge", is_flag=True, help="PolarDB: put both halves into one, without shared storage.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting of the clone.")
@@ -74,16 +77,18 @@ def command() -> None:
 def create(**options: Any) -> None:
     """Make a clone of SOURCE, recover it, start it, and say how to connect.
 
-    SOURCE is a backup (a path), a directory of backups, or a cluster of a repository (the last backup from which the
-    target is reached) or one of its backups (shop@20261125T22). Without a target it goes as far as the WAL leads, and
-    is promoted.
+    SOURCE is a backup (a path), a directory of backups, snapshot:NAME, or a cluster of a repository (the last backup
+    from which the target is reached) or one of its backups (shop@20261125T22). Without a target it goes as far as the
+    WAL leads, and is promoted.
 
     Where the file system shares extents (XFS, btrfs), files are cloned and not copied. Of a backup in tar files, in a
     repository, or on another file system, a base copy is made once.
     """
-    for name in ("source", "at", "shared_from", "bindir"):
+    for name in ("source", "at", "snapshots", "shared_from", "bindir"):
         if options[name] is not None and (name != "source" or "/" in options[name]):
             options[name] = os.path.abspath(options[name])
+    if options["source"].startswith(_SNAPSHOT):
+        options["source"] = _backup_of_snapshot(options["source"].removeprefix(_SNAPSHOT), options["snapshots"])
     options["wal_directories"] = [os.path.abspath(path) for path in options["wal_directories"]]
     options["settings"] = list(options["settings"])
     _tell(_create(options))
@@ -198,6 +203,18 @@ def remove_clone(names: tuple[str, ...], at: str | None) -> None:
     output = current_output()
     if output is not None:
         output.add(removed=list(names))
+
+
+def _backup_of_snapshot(name: str, at: str | None) -> str:
+    """Return the path of the backup that a snapshot is; raise SnapshotRefused for one that is not whole."""
+    from polarvault.cli.commands.snapshot import shelf_at
+    from polarvault.snapshots.errors import SnapshotRefused
+    from polarvault.snapshotting.model import SnapshotState
+
+    status = shelf_at(at).find(name).status()
+    if status.state is not SnapshotState.WHOLE or status.record is None:
+        raise SnapshotRefused(f'the snapshot "{name}" is {status.state.value}', hint="polarvault snapshot list")
+    return status.record.backup
 
 
 def _options_of_moment(record: CloneRecord) -> dict[str, Any]:

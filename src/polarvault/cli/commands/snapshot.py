@@ -1,0 +1,149 @@
+"""`polarvault snapshot`: snapshots of running servers. Parses, calls the use cases, renders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from polarvault.cli import signals
+from polarvault.cli.json_output import current_output, json_option
+from polarvault.cli.options.configuration import config_option, configured_connection, load
+from polarvault.cli.options.drop_in import connection_options, connection_settings
+from polarvault.errors import UsageError
+
+if TYPE_CHECKING:
+    from polarvault.snapshotting.shelf import Shelf
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_CONNECTION = ("dbname", "host", "port", "username", "no_password", "password")
+
+
+def _at_option(function: Function) -> Function:
+    return click.option(
+        "--at", metavar="DIR",
+        help="The directory of snapshots; default: `snapshots` in the directory for state. On the XFS or btrfs of the "
+        "server's files, or where they lie on ZFS, a snapshot takes no room.",
+    )(function)  # fmt: skip
+
+
+@click.group("snapshot", context_settings={"help_option_names": ["-?", "--help"]})
+def command() -> None:
+    """Snapshots of running servers: each of them is a backup that can be cloned, drilled and restored."""
+
+
+@command.command("create", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("cluster", required=False, metavar="[CLUSTER]")
+@click.option("--name", metavar="NAME", help="What the snapshot is called; default: its id.")
+@click.option("--label", default="polarvault snapshot", show_default=True, metavar="TEXT", help="For backup_label.")
+@click.option(
+    "--checkpoint", type=click.Choice(["fast", "spread"]), default="fast", show_default=True,
+    help="How the server makes the checkpoint with which it begins.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint-timeout", metavar="SECS", type=float, default=60.0, show_default=True,
+    help="PolarDB: give up and name the slot when one holds the checkpoint up for so long.",
+)  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="Tell every step.")
+@_at_option
+@config_option
+@connection_options
+@json_option
+def create(
+    cluster: str | None, *, name: str | None, label: str, checkpoint: str, checkpoint_timeout: float, verbose: bool,
+    at: str | None, config: str | None, **connection: Any,
+) -> None:  # fmt: skip
+    """Take a snapshot of a running server, primary or standby, on its own host.
+
+    CLUSTER is a cluster of the configuration, which says where the server is; or the connection options do. The server
+    is told by pg_backup_start and pg_backup_stop, and the WAL between is kept, so that the snapshot is a backup.
+    """
+    from polarvault.report.snapshots import snapshot_json, snapshot_text
+    from polarvault.report.taking import TextReporter
+    from polarvault.server.connection import Connector
+    from polarvault.snapshotting.create import create_snapshot
+    from polarvault.snapshotting.model import SnapshotRequest
+
+    if cluster is not None and connection["dbname"] is None:
+        configuration = load(config)
+        if cluster not in configuration.clusters:
+            raise UsageError(
+                f'there is no cluster "{cluster}" in the configuration', hint="see polarvault config show; or name the "
+                "server: -d CONNSTR",
+            )  # fmt: skip
+        connection["dbname"] = configured_connection(configuration.clusters[cluster])
+    connector = Connector(
+        connection_settings(**{word: connection[word] for word in _CONNECTION}), on_connected=signals.interrupt
+    )
+    request = SnapshotRequest(
+        at=shelf_at(at).path, name=name, label=label, checkpoint_fast=checkpoint == "fast",
+        checkpoint_timeout_s=checkpoint_timeout,
+    )  # fmt: skip
+    output = current_output()
+    with ExitStack() as stack:
+        reporter = stack.enter_context(TextReporter(verbose=verbose, progress=False))
+        if output is not None:
+            reporter.warnings, reporter.notes = output.warnings, output.notes
+        record = create_snapshot(request, connector, reporter, clock=lambda: datetime.now(UTC))
+    status = shelf_at(at).find(record.id).status()
+    if output is not None:
+        output.add(snapshot=snapshot_json(status, datetime.now(UTC)))
+        return
+    for line in snapshot_text(status):
+        click.echo(line)
+
+
+@command.command("list", context_settings={"help_option_names": ["-?", "--help"]})
+@_at_option
+@json_option
+def list_snapshots(at: str | None) -> int:
+    """List the snapshots, and see whether what they are made of is still there.
+
+    Exit status: 0; 1, one is gone, removed by somebody else.
+    """
+    from polarvault.report.snapshots import list_text, snapshot_json
+    from polarvault.snapshotting.model import SnapshotState
+
+    shelf, now = shelf_at(at), datetime.now(UTC)
+    shelf.sweep()
+    statuses = [slot.status() for slot in shelf.slots()]
+    output = current_output()
+    if output is not None:
+        output.add(directory=shelf.path, snapshots=[snapshot_json(one, now) for one in statuses])
+    else:
+        for line in list_text(statuses, now, shelf.path):
+            click.echo(line)
+    return int(any(one.state is SnapshotState.GONE for one in statuses))
+
+
+@command.command("remove", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@_at_option
+@json_option
+def remove(names: tuple[str, ...], at: str | None) -> None:
+    """Remove snapshots; clones that were made of them by reflink stay whole, but cannot be reset any more."""
+    from polarvault.snapshotting.create import remove_snapshot
+
+    shelf = shelf_at(at)
+    for name in names:
+        click.echo(f"removed {remove_snapshot(shelf, name)}", err=True)
+    output = current_output()
+    if output is not None:
+        output.add(removed=list(names))
+
+
+def shelf_at(at: str | None) -> Shelf:
+    """Return the directory of snapshots that --at names, or the default."""
+    from polarvault.snapshotting.shelf import Shelf
+    from polarvault.storage.state_directory import state_directory
+
+    if at is not None:
+        return Shelf(at)
+    state = state_directory(os.environ, outside=())
+    if state is None:
+        raise UsageError("there is no directory for state that can be used", hint="name a directory: --at DIR")
+    return Shelf(os.path.join(state, "snapshots"))

@@ -1,0 +1,65 @@
+"""Snapshots as text and JSON."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from polarvault.model.units import format_bytes, format_duration
+from polarvault.snapshotting.model import SnapshotState, SnapshotStatus
+
+_FIELDS = (
+    "name", "source", "provider", "backup", "shared", "system_identifier", "version", "is_polardb", "from_standby",
+    "is_atomic", "start_lsn", "stop_lsn", "timeline_id", "held_s",
+)  # fmt: skip
+
+
+def snapshot_json(status: SnapshotStatus, now: datetime) -> dict[str, Any]:
+    """Return one snapshot; everything that is not known is null."""
+    record = status.record
+    found: dict[str, Any] = {
+        "id": status.id, "directory": status.directory, "state": status.state.value, "used_bytes": status.used_bytes,
+        "made": None if record is None else record.made.isoformat(),
+        "age_s": None if record is None else int((now - record.made).total_seconds()),
+        "directories": None if record is None else list(record.directories),
+    }  # fmt: skip
+    return found | {name: None if record is None else getattr(record, name) for name in _FIELDS}
+
+
+def snapshot_text(status: SnapshotStatus) -> Iterator[str]:
+    """Yield what there is to say about a snapshot that was just made."""
+    record = status.record
+    assert record is not None
+    role = "standby" if record.from_standby else "primary"
+    yield (
+        f"snapshot {record.name} of the {role} in {record.source} by {record.provider}, LSN {record.start_lsn} to "
+        f"{record.stop_lsn} on timeline {record.timeline_id}, in {record.held_s:.1f} s"
+    )
+    path = shlex.quote(record.backup)
+    yield f"  it is a backup: polarvault clone create {path}; polarvault drill {path}; polarvault restore {path} -D ..."
+    yield f"  remove it: polarvault snapshot remove {record.name}"
+
+
+def list_text(statuses: Sequence[SnapshotStatus], now: datetime, directory: str) -> Iterator[str]:
+    """Yield lines for each snapshot, problems with what to type."""
+    if not statuses:
+        yield f'no snapshots in "{directory}"'
+    for status in statuses:
+        record = status.record
+        if record is None:
+            yield f"{status.id}: unfinished; remove it: polarvault snapshot remove {status.id}"
+            continue
+        size = "unknown size" if status.used_bytes is None else f"{format_bytes(status.used_bytes)} of its own"
+        age = format_duration((now - record.made).total_seconds())
+        yield (
+            f"{record.name}: {status.state.value}, {record.provider}, of {record.source}, LSN {record.start_lsn} to "
+            f"{record.stop_lsn} on timeline {record.timeline_id}, {age} old, {size}"
+        )
+        yield f"  {record.backup}"
+        if status.state is SnapshotState.GONE:
+            yield (
+                "  what it was made of has been removed by somebody else; remove the rest: polarvault snapshot remove "
+                f"{record.name}"
+            )

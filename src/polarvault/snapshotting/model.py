@@ -1,0 +1,68 @@
+"""Values of snapshots of servers: what is asked for, what is written down. Frozen, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRequest:
+    """What the user asked for. at: the directory of snapshots, absolute; label: goes into backup_label."""
+
+    at: str
+    name: str | None = None
+    label: str = "polarvault snapshot"
+    checkpoint_fast: bool = True
+    checkpoint_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRecord:
+    """What is written down about a snapshot; that it is being made, first of all.
+
+    provider, datasets: who made it and, on ZFS, where. backup: the plain backup that it is, local half first; shared:
+    its shared half. held_s: how long it took between the start and the end of the backup. is_atomic: all of it is of
+    one moment.
+    """
+
+    id: str
+    name: str
+    made: datetime
+    source: str
+    provider: str
+    directories: tuple[str, ...]
+    datasets: tuple[str, ...] = ()
+    backup: str = ""
+    shared: str | None = None
+    system_identifier: str = ""
+    version: str = ""
+    is_polardb: bool = False
+    from_standby: bool = False
+    is_atomic: bool = False
+    start_lsn: str = ""
+    stop_lsn: str = ""
+    timeline_id: int = 0
+    held_s: float = 0.0
+
+
+class SnapshotState(Enum):
+    """What is seen of a snapshot."""
+
+    WHOLE = "whole"
+    UNFINISHED = "unfinished"
+    """What made it was killed, or is at work."""
+    GONE = "gone"
+    """Somebody has removed what the provider had made, or a part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStatus:
+    """A snapshot as `snapshot list` shows it. used_bytes: what would be free without it, where that is known."""
+
+    record: SnapshotRecord | None
+    id: str
+    directory: str
+    state: SnapshotState
+    used_bytes: int | None

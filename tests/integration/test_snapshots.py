@@ -1,0 +1,230 @@
+"""Snapshots of running servers: each is a backup, whatever made it, and nothing else is changed or left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polarvault.instance.account import server_account
+from polarvault.instance.model import Binaries
+from support.clones import Clones, ask
+from support.cluster import Cluster
+from support.file_systems import FileSystem, Unavailable, file_system
+from support.polar_cluster import PolarCluster
+from support.program import run_polarvault, start_polarvault
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.postgres
+# All four are the same at every moment, whatever pgbench does.
+SUMS = """
+    SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches),
+           (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)
+"""
+
+
+class Snapshots:
+    """The snapshots in one directory, by way of the program."""
+
+    def __init__(self, at: Path) -> None:
+        self.at = at
+
+    def run(self, verb: str, *words: object, status: int = 0) -> dict[str, Any]:
+        finished = run_polarvault("snapshot", verb, *map(str, words), "--at", self.at, "--json", check=False)
+        assert finished.returncode == status, finished.stdout + finished.stderr
+        found: dict[str, Any] = json.loads(finished.stdout)
+        return found
+
+    def create(self, source: Cluster, *words: object) -> dict[str, Any]:
+        found: dict[str, Any] = self.run("create", "-d", source.conninfo(), *words)["snapshot"]
+        return found
+
+    def states(self, status: int = 0) -> dict[str, str]:
+        return {one["name"]: one["state"] for one in self.run("list", status=status)["snapshots"]}
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.at.iterdir()) if self.at.exists() else []
+
+
+@contextmanager
+def disk_of(kind: str, workspace: Path) -> Iterator[tuple[FileSystem, Path]]:
+    """Yield a file system and a directory in it for a server, a dataset or subvolume of its own where that counts."""
+    try:
+        with file_system(kind, workspace, size_mb=1500) as disk:
+            disk.path.chmod(0o755)
+            home = disk.path / "home"
+            if kind == "zfs":
+                subprocess.run(["zfs", "create", f"{disk.dataset}/home"], check=True)
+            elif kind == "btrfs":
+                subprocess.run(["btrfs", "subvolume", "create", str(home)], check=True, capture_output=True)
+            else:
+                home.mkdir()
+            for path in (disk.path, home):
+                server_account().own(path)
+            yield disk, home
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def datasets_of(disk: FileSystem) -> list[str]:
+    """Return every dataset and snapshot of ZFS."""
+    if disk.dataset is None:
+        return []
+    words = ["zfs", "list", "-H", "-r", "-t", "filesystem,snapshot", "-o", "name", disk.dataset]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.parametrize(("kind", "major"), [("xfs", 18), ("btrfs", 15), ("zfs", 18)])
+def test_snapshots_under_load_are_backups(
+    installation: Callable[[int], Binaries], workspace: Path, kind: str, major: int
+) -> None:
+    with disk_of(kind, workspace) as (disk, home):
+        before = datasets_of(disk)
+        snapshots, clones = Snapshots(disk.path / "snapshots"), Clones(disk.path / "clones")
+        with Cluster.made(installation(major), home / "c") as source:
+            source.add_tablespace("space")
+            made = []
+            with source.pgbench(clients=3):
+                for number in range(4):
+                    made.append(snapshots.create(source, "--name", f"s{number}"))
+                    time.sleep(0.3)
+            assert {one["provider"] for one in made} == {{"xfs": "reflink"}.get(kind, kind)}
+            source.query("DELETE FROM in_space; DELETE FROM accounts")
+            assert snapshots.states() == {f"s{number}": "whole" for number in range(4)}
+            try:
+                rows = []
+                for one in made:
+                    clone = clones.create(f"snapshot:{one['name']}", "--snapshots", snapshots.at)
+                    [sums] = ask(clone, SUMS)
+                    assert len(set(sums)) == 1
+                    assert ask(clone, "SELECT count(*) FROM in_space") == [(5000,)]
+                    assert ask(clone, "SELECT count(*) FROM accounts") == [(5000,)]
+                    rows.append(ask(clone, "SELECT count(*) FROM pgbench_history")[0][0])
+                    clones.remove_all()
+                assert rows == sorted(rows)
+                assert rows[-1] > rows[0]
+                report = disk.path / "report"
+                words = ("--scratch", disk.path, "--report", report, "--amcheck", "-N")
+                run_polarvault("drill", made[0]["backup"], *words)
+            finally:
+                clones.remove_all()
+            assert (
+                "there is a snapshot"
+                in snapshots.run("create", "-d", source.conninfo(), "--name", "s0", status=1)["error"]["message"]
+            )
+            snapshots.run("remove", *(one["name"] for one in made))
+            assert snapshots.left() == []
+            assert datasets_of(disk) == before
+
+
+def test_several_file_systems_are_taken_with_a_connection(
+    installation: Callable[[int], Binaries], workspace: Path
+) -> None:
+    with disk_of("xfs", workspace) as (disk, home), Cluster.made(installation(18), workspace / "c") as source:
+        location = source.account.make_directory(home / "space")
+        source.query(f"CREATE TABLESPACE far LOCATION '{location}'")
+        source.query("CREATE TABLE in_far TABLESPACE far AS SELECT n FROM generate_series(1, 1000) n")
+        snapshots, clones = Snapshots(disk.path / "snapshots"), Clones(disk.path / "clones")
+        with source.pgbench():
+            made = snapshots.create(source)
+        assert made["provider"] == "copy"
+        try:
+            clone = clones.create(made["backup"])
+            assert ask(clone, "SELECT count(*) FROM in_far") == [(1000,)]
+            assert len(set(ask(clone, SUMS)[0])) == 1
+        finally:
+            clones.remove_all()
+
+
+def test_a_standby_is_a_source_and_its_replay_goes_on(installation: Callable[[int], Binaries], workspace: Path) -> None:
+    with disk_of("xfs", workspace) as (disk, home), Cluster.made(installation(18), workspace / "c") as primary:
+        data = home / "standby"
+        primary.run("pg_basebackup", "-d", primary.conninfo(), "-D", str(data), "-c", "fast", "-R")
+        snapshots, clones = Snapshots(disk.path / "snapshots"), Clones(disk.path / "clones")
+        with Cluster.adopt(installation(18), data, home / "run") as standby, primary.pgbench():
+            standby.start()
+            wait_until(lambda: standby.query("SELECT count(*) FROM pgbench_history")[0][0] > 50, "it follows")
+            made = [snapshots.create(standby, "--name", f"s{number}") for number in range(3)]
+            assert all(one["from_standby"] for one in made)
+            seen = standby.query("SELECT pg_last_wal_replay_lsn()")
+            wait_until(lambda: standby.query("SELECT pg_last_wal_replay_lsn()") > seen, "replay goes on")
+            try:
+                for one in made:
+                    clone = clones.create(one["backup"])
+                    assert len(set(ask(clone, SUMS)[0])) == 1
+                    assert ask(clone, "SELECT pg_is_in_recovery()") == [(False,)]
+            finally:
+                clones.remove_all()
+
+
+def test_what_is_cut_off_or_removed_by_others_is_seen(installation: Callable[[int], Binaries], workspace: Path) -> None:
+    with disk_of("xfs", workspace) as (disk, home), Cluster.made(installation(18), home / "c") as source:
+        snapshots = Snapshots(disk.path / "snapshots")
+        words = ("snapshot", "create", "-d", source.conninfo(), "--at", snapshots.at)
+        for delay_s in (0.4, 0.6, 0.8, 1.0):
+            running = start_polarvault(*words)
+            time.sleep(delay_s)
+            running.send_signal(signal.SIGKILL)
+            running.communicate()
+        made = snapshots.create(source, "--name", "whole")
+        assert set(snapshots.states().values()) == {"whole"}
+        # No backup goes on at the server, and no slot is left.
+        wait_until(lambda: source.slots() == [], "temporary slots are gone")
+        shutil.rmtree(made["backup"])
+        assert snapshots.states(status=1)["whole"] == "gone"
+        snapshots.run("remove", "whole")
+        somebodys = snapshots.at / "polarvault-snapshot-0123456789abcdef"
+        somebodys.mkdir()
+        (somebodys / "precious").write_text("x")
+        snapshots.run("remove", "0123456789abcdef", status=1)
+        assert (somebodys / "precious").exists()
+
+
+def test_without_room_or_rights_nothing_is_left(installation: Callable[[int], Binaries], workspace: Path) -> None:
+    with disk_of("xfs", workspace) as (disk, _), Cluster.made(installation(18), workspace / "c") as source:
+        snapshots = Snapshots(disk.path / "snapshots")
+        with (disk.path / "filler").open("wb", buffering=0) as stream:
+            block = bytes(1 << 20)
+            try:
+                while True:
+                    stream.write(block)
+            except OSError:
+                pass
+        error = snapshots.run("create", "-d", source.conninfo(), status=1)["error"]
+        assert error["id"] in ("disk-full", "wal-incomplete")
+        assert snapshots.left() == []
+        source.query("CREATE ROLE weak LOGIN REPLICATION")
+        error = snapshots.run("create", "-d", f"{source.conninfo()} user=weak", status=1)["error"]
+        assert error["id"] == "server-refused"
+        assert error["hint"]
+        assert snapshots.left() == []
+
+
+@pytest.mark.polardb
+@pytest.mark.parametrize("kind", ["xfs", "zfs"])
+def test_both_halves_of_a_polardb_are_taken(polardb_installation: Binaries, workspace: Path, kind: str) -> None:
+    with disk_of(kind, workspace) as (disk, home):
+        snapshots, clones = Snapshots(disk.path / "snapshots"), Clones(disk.path / "clones")
+        protocol = "file://" if kind == "zfs" else "file-dio://"
+        with PolarCluster.made_polar(polardb_installation, home / "c", protocol=protocol) as source:
+            with source.pgbench():
+                made = [snapshots.create(source, "--name", f"s{number}") for number in range(2)]
+            source.query("DELETE FROM accounts")
+            try:
+                for one in made:
+                    assert one["is_polardb"]
+                    clone = clones.create(f"snapshot:{one['name']}", "--snapshots", snapshots.at)
+                    assert len(set(ask(clone, SUMS)[0])) == 1
+                    assert ask(clone, "SELECT count(*) FROM accounts") == [(5000,)]
+            finally:
+                clones.remove_all()
+            snapshots.run("remove", "s0", "s1")
+            assert snapshots.left() == []
