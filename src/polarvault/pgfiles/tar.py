@@ -15,6 +15,7 @@ terminator. GNU long names and pax paths are understood because restored tars ma
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -59,14 +60,15 @@ class Member:
         return -self.size % BLOCK_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as values are elsewhere: these are made three times for each member, and freezing triples their time.
+@dataclass(slots=True)
 class MemberBegins:
     """A member's header has been read."""
 
     member: Member
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MemberData:
     """Payload of the current member: views in order, `size` bytes in all, starting at `offset` in the member."""
 
@@ -75,7 +77,7 @@ class MemberData:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MemberEnds:
     """The current member is complete."""
 
@@ -100,6 +102,16 @@ def parse_number(field: bytes) -> int:
     if text:
         raise ValueError(f"{text!r} is not an octal number")
     return 0
+
+
+def _sum(header: bytes) -> int:
+    """Return the sum of a header's bytes.
+
+    The lower half of an Adler-32 is one more than that, modulo 65521, which half a header cannot reach: five times as
+    fast as `sum`, and there may be a million headers.
+    """
+    half = BLOCK_BYTES // 2
+    return (zlib.adler32(header[:half]) & 0xFFFF) + (zlib.adler32(header[half:]) & 0xFFFF) - 2
 
 
 def _text(field: bytes) -> str:
@@ -225,7 +237,7 @@ class TarReader:
             mtime = parse_number(header[136:148])
         except ValueError:
             raise self._damaged("a header field is not a number") from None
-        if stored_sum != sum(header) - sum(header[148:156]) + 8 * 0x20:
+        if stored_sum != _sum(header) - sum(header[148:156]) + 8 * 0x20:
             raise self._damaged("the header's checksum is wrong")
         if type_flag in (b"L", b"K", b"x", b"g"):
             yield from self._begin_metadata(header, type_flag, size)

@@ -71,6 +71,8 @@ class Below:
         self._root = os.open(self.root, _DIRECTORY)
         # By name, the least recently used first.
         self._open: dict[str, int] = {}
+        # The directory, and the mode, of which it was seen last that umask and default ACLs take nothing away.
+        self._keeps_mode: tuple[str, int] = ("", -1)
         # The one used last: a stream fills directory after directory.
         self._recent: tuple[str, int] = ("", self._root)
 
@@ -204,7 +206,12 @@ class Below:
         try:
             if self.owner is not None:
                 os.fchown(descriptor, *self.owner)
-            os.fchmod(descriptor, mode)
+            where = name.rpartition("/")[0], mode
+            if where != self._keeps_mode:
+                if stat.S_IMODE(os.fstat(descriptor).st_mode) == mode:
+                    self._keeps_mode = where
+                else:
+                    os.fchmod(descriptor, mode)
         except BaseException:
             os.close(descriptor)
             raise
