@@ -19,9 +19,8 @@ import pytest
 
 from polarvault.storage.files import storage_failed
 from polarvault.storage.trees.pfs.host_ids import free_host_ids, used_host_ids
-from polarvault.storage.trees.pfs.library import LIBRARY_VARIABLE
 from polarvault.storage.trees.pfs.messages import Call, Request
-from polarvault.storage.trees.pfs.mount import MOST_HOST_ID
+from polarvault.storage.trees.pfs.mount import LIBRARY_VARIABLE, MOST_HOST_ID
 from polarvault.storage.trees.pfs.problems import TOO_FEW_HOSTS, PfsProblem
 from polarvault.storage.trees.pfs.room import parse_room
 from polarvault.storage.trees.pfs.tree import PfsTree

@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from polarvault.model.pfs_address import PfsAddress
     from polarvault.wal.source import WalSource
     from polarvault.walarchive.fetch import Fetcher
     from polarvault.walarchive.fetching.ahead import Ahead
@@ -42,11 +43,13 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
         "Take a directory without WAL for one that is not mounted, not for an archive that is new.",
     ),
     "--last-segment": ("SEGMENT", "Let recovery end in this segment, whatever is wrong with it and whatever follows."),
+    "--polar_storage_cluster_name": ("NAME", "PFS: what the storage of the disk in %p is called.  [default: disk]"),
     "--grace": (
         "SECONDS",
         "How long to wait for a file that is too short and does not grow.  [default: 10]",
     ),
 }
+_CLUSTER_NAME = "--polar_storage_cluster_name"
 # Those that may be repeated.
 PLACES = ("--wal", "--from", "--spool", "--repo")
 _KEYS = ("--passphrase-file", "--passphrase-command", "--key-file")
@@ -100,17 +103,34 @@ def _fetch(arguments: list[str]) -> int:
             f"a file name and a target path are expected, not {len(names)} words",
             hint="restore_command = 'polarvault wal fetch --wal DIR %f \"%p\"'",
         )
+    if names[1].startswith(("/", "pfsd:")) and (in_pfs := _place_in_pfs(names[1])) is not None:
+        from polarvault.walarchive.in_pfs import fetch_into_pfs
+
+        def fetch(target: str) -> bool:
+            return _serve(places, values, [names[0], target])
+
+        return SERVED if fetch_into_pfs(fetch, names[0], in_pfs, values.get(_CLUSTER_NAME, "disk")) else NOT_THERE
+    return SERVED if _serve(places, values, names) else NOT_THERE
+
+
+def _place_in_pfs(path: str) -> PfsAddress | None:
+    from polarvault.walarchive.in_pfs import wal_place
+
+    return wal_place(path)
+
+
+def _serve(places: list[tuple[str, str]], values: dict[str, str], names: list[str]) -> bool:
     ahead = _ahead(places, values, names, make=False)
     if ahead is not None and ahead.take(*names):
-        return SERVED
+        return True
     if not _fetcher(_sources(places, values), values, say_warning).fetch(*names):
-        return NOT_THERE
+        return False
     ahead = _ahead(places, values, names, make=True)
     if ahead is not None:
         # It has its full size, whatever of it is filled.
         ahead.ask(names[0], os.stat(names[1]).st_size)
         ahead.start([option if value == "" else f"{option}={value}" for option, value in [*places, *values.items()]])
-    return SERVED
+    return True
 
 
 def _fetcher(sources: list[WalSource], values: dict[str, str], warn: Callable[[str], None]) -> Fetcher:

@@ -14,6 +14,7 @@ from polarvault.errors import PolarvaultError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from polarvault.model.pfs_address import PfsAddress
     from polarvault.walarchive.pushing.destinations import Destinations
     from polarvault.walarchive.pushing.spool import Spool
 
@@ -30,8 +31,10 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "--spool": ("DIR", "Keep the file here while a repository is away; later pushes upload it."),
     "--spool-max": ("SIZE", "What the spool may take, as 20GB; when it is full, the push fails."),
     "--flush-spool": (None, "Upload what is in the spool, all of it, and push no other file: for a timer."),
+    "--polar_storage_cluster_name": ("NAME", "PFS: what the storage of the disk in %p is called; default: disk."),
     "--one": (None, "Push this file only, not what else the server wants archived."),
 }
+_CLUSTER_NAME = "--polar_storage_cluster_name"
 _KEYS = ("--passphrase-file", "--passphrase-command", "--key-file")
 
 
@@ -61,16 +64,34 @@ def _push(arguments: list[str]) -> None:
         raise UsageError(
             f"one path is expected, not {len(words)} words", hint="archive_command = 'polarvault wal push %p'"
         )
+    if "--flush-spool" in values:
+        raise UsageError("--flush-spool pushes no other file", hint="leave out the path")
+    if words[0].startswith(("/", "pfsd:")) and (in_pfs := _place_in_pfs(words[0])) is not None:
+        from polarvault.walarchive.in_pfs import push_out_of_pfs
+
+        cluster_name = values.pop(_CLUSTER_NAME, "disk")
+        # What else waits is named in PFS, too: each file is pushed by the server's own call.
+        push_out_of_pfs(lambda path: _push_file(values | {"--one": ""}, path), in_pfs, cluster_name)
+        return
+    values.pop(_CLUSTER_NAME, None)
+    _push_file(values, words[0])
+
+
+def _place_in_pfs(path: str) -> PfsAddress | None:
+    from polarvault.walarchive.in_pfs import wal_place
+
+    return wal_place(path)
+
+
+def _push_file(values: dict[str, str], path: str) -> None:
     if "--to" in values:
         if more := sorted(values.keys() - {"--to", "--one"}):
             raise UsageError(f"--to names a directory, for which {more[0]} means nothing")
         from polarvault.walarchive.pushing.directory import DirectoryPusher
 
-        DirectoryPusher(values["--to"]).push(words[0])
+        DirectoryPusher(values["--to"]).push(path)
         return
-    if "--flush-spool" in values:
-        raise UsageError("--flush-spool pushes no other file", hint="leave out the path")
-    _into_repositories(values, words[0])
+    _into_repositories(values, path)
 
 
 def _add_site_packages() -> None:

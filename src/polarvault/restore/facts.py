@@ -74,7 +74,7 @@ class PfsPlace:
 
     occupancy: what stands in it; None: nothing. around: the nearest directory above it in which a database lives.
     available_bytes, available_files: what the disk has free; None where pfsd does not tell. used_host_ids: by number,
-    who on this machine has it, in words.
+    who on this machine has it, in words. library: the path that POLARVAULT_LIBPFSD names.
     """
 
     address: str
@@ -83,6 +83,7 @@ class PfsPlace:
     available_bytes: int | None = None
     available_files: int | None = None
     used_host_ids: Mapping[int, str] = field(default_factory=dict)
+    library: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

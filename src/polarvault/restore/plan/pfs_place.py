@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from polarvault.restore.facts import PfsPlace
 from polarvault.storage.files import storage_failed
 from polarvault.storage.occupants import CONTROL_WAITING_NAME, RESTORE_MARK_NAME, Occupancy
 from polarvault.storage.trees.model import Tree
-from polarvault.storage.trees.pfs.mount import PfsMount
+from polarvault.storage.trees.pfs.mount import LIBRARY_VARIABLE, PfsMount
 from polarvault.storage.trees.small_files import exists
 
 
@@ -35,7 +36,9 @@ def look_at_pfs(mount: PfsMount, host: Host) -> PfsPlace:
             occupancy = _occupancy(tree, "/".join(below))
     except OSError as problem:
         raise storage_failed(problem, "look at", str(address)) from problem
-    return PfsPlace(str(address), occupancy, around, room.available_bytes, room.available_files, used)
+    named = os.environ.get(LIBRARY_VARIABLE)
+    library = os.path.abspath(named) if named else None
+    return PfsPlace(str(address), occupancy, around, room.available_bytes, room.available_files, used, library)
 
 
 def _occupancy(tree: Tree, name: str) -> Occupancy | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from polarvault.backupset.backup import Backup
 from polarvault.backupset.model import Inventory
@@ -19,11 +19,24 @@ from polarvault.restore.plan.backup import judge_backup, missing_wal
 from polarvault.restore.plan.roles.storage import MERGED, OWN, StorageRules
 from polarvault.restore.plan.settings.archiving import check_archiving
 from polarvault.restore.plan.settings.hot_standby import check_given
-from polarvault.storage.trees.pfs.mount import MOST_HOST_ID
+from polarvault.storage.trees.pfs.mount import LIBRARY_VARIABLE, MOST_HOST_ID
 from polarvault.walarchive.restore_command import restore_command
 
 if TYPE_CHECKING:
     from polarvault.restore.plan.settings.book import SettingsBook
+
+
+class _ForPfs(TypedDict, total=False):
+    pfs_cluster: str
+    environment: dict[str, str]
+
+
+def _for_pfs(host: HostFacts) -> _ForPfs:
+    """Return what a restore_command has to be told where pg_wal lies in PFS: the server's environment is another."""
+    if host.layout.pfs is None:
+        return {}
+    named = {} if host.pfs is None or host.pfs.library is None else {LIBRARY_VARIABLE: host.pfs.library}
+    return {"pfs_cluster": host.layout.pfs.cluster, "environment": named}
 
 
 class RoleRules(ABC):
@@ -97,6 +110,7 @@ class RoleRules(ABC):
             # What holds WAL now and is empty later is a file system that is not mounted any more.
             refuse_empty=facts.host.wal_directories_hold_files,
             last_segment=facts.recovery.last_segment if facts.recovery else None,
+            **_for_pfs(facts.host),
         )
 
     @abstractmethod

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+import polarvault
 from polarvault.storage.trees.pfs.daemon import is_served, lock_path
 from polarvault.storage.trees.pfs.host_ids import free_host_ids, used_host_ids
-from polarvault.storage.trees.pfs.library import LIBRARY_VARIABLE
 from polarvault.storage.trees.pfs.messages import (
     BLOCK_BYTES,
     Call,
@@ -28,10 +28,13 @@ from polarvault.storage.trees.pfs.messages import (
     receive_reply,
     send_request,
 )
-from polarvault.storage.trees.pfs.mount import PfsMount
+from polarvault.storage.trees.pfs.mount import LIBRARY_VARIABLE, TOOLS, PfsMount
 from polarvault.storage.trees.pfs.problems import RUN_DIRECTORY, TOO_FEW_HOSTS, PfsProblem, pfsd_hint, problem_of
 
-HELPER = (sys.executable, "-m", "polarvault.storage.trees.pfs.helper")
+# The interpreter that runs now and our own files, whatever the environment and the directory; it needs nothing else.
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(polarvault.__file__)))
+_PROGRAM = "import sys; sys.path.insert(0, {!r}); from polarvault.storage.trees.pfs.helper import main; main()"
+HELPER = (sys.executable, "-I", "-S", "-c", _PROGRAM.format(_PACKAGES))
 CHANNELS = 8
 # While an answer is waited for: is the daemon still there?
 _LOOK_S = 0.5
@@ -99,6 +102,8 @@ class PfsConnection:
         free = free_host_ids(used)
         if wanted is None and not writable and free:
             return free
+        if wanted == TOOLS:
+            return [TOOLS]
         if wanted is None or wanted in used:
             by = f"{wanted} is in use on this machine, by {used[wanted]}" if wanted in used else "has to be named"
             example = f"for example {free[-1]}" if free else "all are in use here"

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -73,10 +74,17 @@ class Helper:
         self._disk, self._root, self._writable = asked["disk"], asked["root"], asked["writable"]
         if name_problem(self._root) is not None:
             raise OSError(errno.EINVAL, "no directory")
-        self._library.mount(
-            asked["cluster"], self._disk, asked["host_id"],
-            writable=self._writable, force=asked["force"], timeout_s=asked["timeout_s"],
-        )  # fmt: skip
+        began = time.monotonic()
+        try:
+            self._library.mount(
+                asked["cluster"], self._disk, asked["host_id"],
+                writable=self._writable, force=asked["force"], timeout_s=asked["timeout_s"],
+            )  # fmt: skip
+        except OSError as problem:
+            # The library gives no number for a daemon that does not answer either.
+            if problem.errno == errno.EACCES and time.monotonic() - began >= asked["timeout_s"]:
+                raise OSError(errno.ETIMEDOUT, "no answer") from problem
+            raise
 
     def serve(self, channel: socket.socket, number: int) -> None:
         """Answer requests until the channel ends."""
@@ -250,5 +258,6 @@ def serve(library: Callable[[], PfsLibrary], arguments: list[str]) -> None:
     os._exit(0)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the helper on the real library."""
     serve(lambda: load_library(os.environ), sys.argv[1:])

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from polarvault.storage.trees.pfs.mount import LIBRARY_VARIABLE, TOOLS
 from polarvault.storage.trees.pfs.room import read_room
 
-LIBRARY_VARIABLE = "POLARVAULT_LIBPFSD"
 # The project's own make installs the second and no shared first one.
 _NAMES = ("libpfsd.so", "libpfsd_test.so")
 _PLACES = ("", "/usr/local/polarstore/pfsd/lib/")
-_READ, _WRITE, _LOG, _BY_FORCE = 0x1, 0x2, 0x10, 0x200000
+_READ, _WRITE, _LOG, _TOOL, _BY_FORCE = 0x1, 0x2, 0x10, 0x1000, 0x200000
 # With one process and several threads the library itself refuses to write through a mount for reading.
 _THREADS_MODE = 0
 MOST_CALL_BYTES = 4 << 20
@@ -174,8 +174,10 @@ class Libpfsd:
             function.restype, function.argtypes = result, list(arguments)
 
     def mount(self, cluster: str, disk: str, host_id: int, *, writable: bool, force: bool, timeout_s: float) -> None:
-        """Mount the one disk of this process. Not as a tool: that flag takes standard error away."""
+        """Mount the one disk of this process. As a tool only where asked: that flag takes standard error away."""
         flags = _READ | _LOG | (_WRITE if writable else 0) | (_BY_FORCE if force else 0)
+        if host_id == TOOLS:
+            flags |= _TOOL
         self._library.pfsd_set_mode(_THREADS_MODE)
         self._library.pfsd_set_connect_timeout(int(timeout_s * 1000))
         ctypes.set_errno(0)
