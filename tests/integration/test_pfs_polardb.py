@@ -242,3 +242,49 @@ def test_a_frozen_daemon_is_not_waited_for_without_end(source: PfsCluster, works
     assert f"disk {disk} did not answer" in failed.stderr
     assert f"/var/log/pfsd-{disk}/pfsd.log" in failed.stderr
     assert not (workspace / "restored").exists()
+
+
+def test_from_one_shared_storage_straight_onto_another_and_started(
+    source: PfsCluster, workspace: Path, place: Callable[[int], PfsAddress]
+) -> None:
+    connection = ["-h", source.directory, "-p", str(source.port), "-U", "postgres", "-c", "fast", "-N"]
+    target = place(1)
+    words = [*connection, "--polardata", str(target), "--polar_host_id", str(RESTORED_HOST), "-R"]
+    with source.pgbench(clients=2):
+        run_polarvault("basebackup", *words, "--source", "pfs", "-D", workspace / "copy", timeout_s=300)
+    assert {"backup_manifest", "global/pg_control"} <= contents_in_pfs(target).keys()
+    refused = run_polarvault("basebackup", *words, "-D", workspace / "second", check=False)
+    assert f'directory "{target}" exists but is not empty' in refused.stderr
+    assert not (workspace / "second").exists()
+    standby = Cluster.adopt(source.installation, workspace / "copy", workspace / "standby")
+    standby.start()
+    try:
+        lsn = source.query("SELECT pg_current_wal_lsn()")[0][0]
+        wait_until(lambda: standby.query("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [lsn]) == [(True,)], "replay")
+        assert standby.query("SHOW polar_datadir") == [(f"{target.path}/",)]
+        standby.promote()
+        assert standby.hashes() == source.hashes()
+        standby.query("CREATE TABLE written_here AS SELECT 1")
+        assert source.query("SELECT to_regclass('written_here')") == [(None,)]
+    finally:
+        standby.stop("immediate")
+
+
+def test_a_backup_into_pfs_that_is_interrupted_leaves_nothing(
+    source: PfsCluster, workspace: Path, place: Callable[[int], PfsAddress]
+) -> None:
+    target = place(1)
+    words = command_line(
+        "basebackup", "-h", source.directory, "-p", str(source.port), "-U", "postgres", "-c", "fast", "-N",
+        "--polardata", str(target), "--polar_host_id", str(RESTORED_HOST), "-D", workspace / "copy",
+    )  # fmt: skip
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=program_environment(None), cwd="/",
+    ) as running:  # fmt: skip
+        wait_until(lambda: running.poll() is not None or len(contents_in_pfs(target)) > 50, "files arrive")
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert contents_in_pfs(target) == {}
+    assert not (workspace / "copy").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polarvault.basebackup.places import check_places
+from polarvault.basebackup.places import check_places, pfs_target
 from polarvault.basebackup.request import BackupRequest
 from polarvault.errors import UsageError
 from polarvault.model.pfs_address import PfsAddress, disk_of_path, is_pfs_address, parse_pfs_address, parse_pfs_path
@@ -66,12 +66,26 @@ def test_a_named_disk_makes_a_bare_path_one_of_pfs_on_that_disk() -> None:
 
 
 @pytest.mark.parametrize(
-    "places",
+    ("places", "words"),
     [
-        {"polardata": "pfsd:///loop1/x"}, {"polardata": "pfsd://loop1/x"}, {"directory": "pfsd:///loop1/x"},
-        {"polardata": "/loop1/x", "polar_disk_name": "loop1", "polar_host_id": "2"},
+        ({"directory": "pfsd:///loop1/x"}, "lies in PFS"),
+        ({"polardata": "pfsd://loop1/x", "polar_host_id": "2"}, "is not a directory in PFS"),
+        ({"polardata": "pfsd:///loop1/x"}, "needs a number of its own"),
+        ({"polardata": "pfsd:///loop1/x", "polar_host_id": "0"}, "is 1 to 254"),
+        ({"polardata": "/srv/x", "polar_disk_name": "loop1", "polar_host_id": "2"}, "not on disk loop1"),
+        ({"polardata": "pfsd:///loop1/x", "polar_host_id": "2", "format": "tar"}, "only plain format"),
     ],
 )  # fmt: skip
-def test_a_backup_into_pfs_is_refused_before_anything_is_made(places: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="PFS"):
-        check_places(BackupRequest(format="plain", **({"directory": "/b"} | places)))  # type: ignore[arg-type]
+def test_places_in_pfs_that_cannot_be_are_refused_before_anything_is_made(places: dict[str, str], words: str) -> None:
+    given = {"directory": "/b", "format": "plain"} | places
+    with pytest.raises(UsageError, match=words):
+        check_places(BackupRequest(**given))  # type: ignore[arg-type]
+
+
+def test_the_official_options_and_an_address_mean_the_same() -> None:
+    named = {"directory": "/b", "format": "plain", "polar_host_id": "2"}
+    by_address = pfs_target(BackupRequest(polardata="pfsd:///loop1/x", **named))  # type: ignore[arg-type]
+    by_options = pfs_target(BackupRequest(polardata="/loop1/x", polar_disk_name="loop1", **named))  # type: ignore[arg-type]
+    assert by_address == by_options
+    assert by_address is not None
+    assert (by_address.cluster, by_address.host_id) == ("disk", 2)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Protocol
 
 from polarvault.backupset.unfinished import MARKER_NAME, marker_content
 from polarvault.errors import UsageError
@@ -14,6 +15,16 @@ from polarvault.model.tablespace_mapping import mapping_option
 from polarvault.storage import files
 from polarvault.storage.below import Below
 from polarvault.storage.occupants import Occupancy, enclosing_occupant, not_empty, occupant_of
+
+
+class Elsewhere(Protocol):
+    """A place of the backup that is no directory of this machine, and knows itself how to take back what it has."""
+
+    def clean_up(self, say: Callable[[str], None]) -> None:
+        """Undo everything."""
+
+    def say_kept(self, say: Callable[[str], None]) -> None:
+        """Tell what is left in place."""
 
 
 class CreatedPaths:
@@ -28,6 +39,7 @@ class CreatedPaths:
         self._made: list[str] = []
         self._found: list[str] = []
         self._marked: list[str] = []
+        self.elsewhere: list[Elsewhere] = []
 
     def claim(self, directory: str, *, tablespace: str | None = None) -> None:
         """Make the directory, or accept an empty one; raise TargetNotEmpty otherwise, and UsageError inside a server.
@@ -78,6 +90,8 @@ class CreatedPaths:
 
     def clean_up(self, say: Callable[[str], None]) -> None:
         """Undo everything: remove what was made, empty what was found."""
+        for place in self.elsewhere:
+            place.clean_up(say)
         for directory in reversed(self._made):
             say(f'removing directory "{directory}"')
             _empty(directory)
@@ -88,6 +102,8 @@ class CreatedPaths:
 
     def say_kept(self, say: Callable[[str], None]) -> None:
         """Tell what is left in place."""
+        for place in self.elsewhere:
+            place.say_kept(say)
         for directory in self._made + self._found:
             say(f'directory "{directory}" not removed at user\'s request')
 

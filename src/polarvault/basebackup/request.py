@@ -94,6 +94,6 @@ def _contradictions(request: BackupRequest) -> list[tuple[bool, str]]:
          "-D and --polardata name the same directory, but each half needs one of its own in plain mode"),
         (bool(request.polar_disk_name) and request.polardata is None,
          "--polar_disk_name needs --polardata, the directory on that disk"),
-        (bool(request.polar_disk_name) != bool(request.polar_host_id),
+        (bool(request.polar_disk_name) and not request.polar_host_id,
          "polar_disk_name and polar_host_id must be specified together"),
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from polarvault.basebackup import recovery_settings
 from polarvault.basebackup.copied_configuration import WithConfiguration
 from polarvault.basebackup.created_paths import CreatedPaths
 from polarvault.basebackup.destination import Destination, Output
+from polarvault.basebackup.places import pfs_target
 from polarvault.basebackup.plain_output import PlainOutput
 from polarvault.basebackup.request import BackupRequest
 from polarvault.basebackup.server_target import ServerTarget
@@ -18,8 +19,10 @@ from polarvault.errors import ChecksumFailure, ServerRefused
 from polarvault.model.lsn import Lsn
 from polarvault.pipeline.page_check import PageFindings
 from polarvault.polardb.layout import SHARED_HALF_NAME
+from polarvault.polardb.settings import gentle_mount, pfs_settings
 from polarvault.server.connection import Connection, Connector
 from polarvault.server.identity import ServerIdentity, show
+from polarvault.storage.trees.pfs.mount import PfsMount
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.take import Taking
 
@@ -50,7 +53,7 @@ def take_base_backup(request: BackupRequest, connector: Connector, reporter: Bac
         if request.write_recovery_conf:
             settings = _recovery_settings(request, identity, connector, connection)
         destination = Destination(request, identity, reporter, created, settings)
-        opened.append((created, output := _choose_output(destination)))
+        opened.append((created, output := _choose_output(destination, pfs_target(request))))
         return WithConfiguration(output, destination, connector, connection)
 
     try:
@@ -84,10 +87,15 @@ def _refuse_places(request: BackupRequest, identity: ServerIdentity) -> None:
         )
 
 
-def _choose_output(destination: Destination) -> Output:
+def _choose_output(destination: Destination, mount: PfsMount | None) -> Output:
     request = destination.request
     if request.target is not None:
         return ServerTarget()
+    if request.is_plain and mount is not None:
+        # Loaded here: few have PFS.
+        from polarvault.basebackup.pfs_output import PfsOutput
+
+        return PfsOutput(destination, mount)
     if request.is_plain:
         return PlainOutput(destination)
     if request.to_stdout:
@@ -100,6 +108,13 @@ def _recovery_settings(
 ) -> bytes:
     storage: dict[str, str] = {}
     if identity.shared_storage and request.directory is not None:
+        if (mount := pfs_target(request)) is not None:
+            host_id = mount.host_id or 1
+            wanted = [*pfs_settings(mount, host_id), gentle_mount()]
+            storage = {one.name: one.value for one in wanted}
+            return recovery_settings.recovery_settings(
+                connector, identity.version_num, slot=request.slot, storage=storage
+            )
         default = os.path.join(request.directory, SHARED_HALF_NAME)
         shared = os.path.abspath(request.polardata or default)
         storage = recovery_settings.storage_settings(shared, lambda name: show(connection, name))

@@ -103,7 +103,7 @@ def _fetch(arguments: list[str]) -> int:
             f"a file name and a target path are expected, not {len(names)} words",
             hint="restore_command = 'polarvault wal fetch --wal DIR %f \"%p\"'",
         )
-    if names[1].startswith(("/", "pfsd:")) and (in_pfs := _place_in_pfs(names[1])) is not None:
+    if (in_pfs := _place_in_pfs(names[1])) is not None:
         from polarvault.walarchive.in_pfs import fetch_into_pfs
 
         def fetch(target: str) -> bool:
@@ -114,6 +114,9 @@ def _fetch(arguments: list[str]) -> int:
 
 
 def _place_in_pfs(path: str) -> PfsAddress | None:
+    # Nearly every path is one of this machine: what knows PFS is loaded only where the first directory is not here.
+    if not path.startswith("pfsd:") and (path[:1] != "/" or os.path.isdir("/" + path.lstrip("/").partition("/")[0])):
+        return None
     from polarvault.walarchive.in_pfs import wal_place
 
     return wal_place(path)

@@ -66,7 +66,7 @@ def _push(arguments: list[str]) -> None:
         )
     if "--flush-spool" in values:
         raise UsageError("--flush-spool pushes no other file", hint="leave out the path")
-    if words[0].startswith(("/", "pfsd:")) and (in_pfs := _place_in_pfs(words[0])) is not None:
+    if (in_pfs := _place_in_pfs(words[0])) is not None:
         from polarvault.walarchive.in_pfs import push_out_of_pfs
 
         cluster_name = values.pop(_CLUSTER_NAME, "disk")
@@ -78,6 +78,9 @@ def _push(arguments: list[str]) -> None:
 
 
 def _place_in_pfs(path: str) -> PfsAddress | None:
+    # Nearly every path is one of this machine: what knows PFS is loaded only where the first directory is not here.
+    if not path.startswith("pfsd:") and (path[:1] != "/" or os.path.isdir("/" + path.lstrip("/").partition("/")[0])):
+        return None
     from polarvault.walarchive.in_pfs import wal_place
 
     return wal_place(path)

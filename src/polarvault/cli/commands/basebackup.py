@@ -78,7 +78,10 @@ def last_of_two(context: click.Context, parameter: click.Parameter, value: Any) 
 @click.option("--sync-method", metavar="fsync|syncfs", default="fsync", help="Set method for syncing files to disk.")
 @click.option("-s", "--status-interval", metavar="SECS", default="10", help="Time between status packets.")
 @connection_options
-@click.option("--polardata", metavar="DIRECTORY", help="PolarDB: receive the shared half into this directory.")
+@click.option(
+    "--polardata", metavar="DIRECTORY",
+    help="PolarDB: receive the shared half into this directory, or one in PFS: pfsd:///DISK/DIR.",
+)  # fmt: skip
 @click.option(
     "--polar_disk_name", "--polar-disk-name", "--polar_disk_home", metavar="DISK", help="PolarDB on PFS: disk name."
 )

@@ -6,15 +6,12 @@ import os
 from contextlib import closing
 from dataclasses import replace
 
-from polarvault.backupset.model import CONTROL_NAME
 from polarvault.instance.host import Host
 from polarvault.model.pfs_address import PfsAddress
 from polarvault.restore.facts import PfsPlace
 from polarvault.storage.files import storage_failed
-from polarvault.storage.occupants import CONTROL_WAITING_NAME, RESTORE_MARK_NAME, Occupancy
-from polarvault.storage.trees.model import Tree
 from polarvault.storage.trees.pfs.mount import LIBRARY_VARIABLE, PfsMount
-from polarvault.storage.trees.small_files import exists
+from polarvault.storage.trees.pfs.occupants import enclosing_database, occupancy_of
 
 
 def look_at_pfs(mount: PfsMount, host: Host) -> PfsPlace:
@@ -28,31 +25,11 @@ def look_at_pfs(mount: PfsMount, host: Host) -> PfsPlace:
     try:
         with closing(host.open_pfs(replace(mount, address=PfsAddress(address.disk, top), host_id=None))) as tree:
             room = tree.room()
-            around = None
-            for depth in range(len(below)):
-                outer = "/".join(below[:depth])
-                if exists(tree, f"{outer}/{CONTROL_NAME}" if outer else CONTROL_NAME):
-                    around = tree.path(outer)
-            occupancy = _occupancy(tree, "/".join(below))
+            name = "/".join(below)
+            around = enclosing_database(tree, name)
+            occupancy = occupancy_of(tree, name)
     except OSError as problem:
         raise storage_failed(problem, "look at", str(address)) from problem
     named = os.environ.get(LIBRARY_VARIABLE)
     library = os.path.abspath(named) if named else None
     return PfsPlace(str(address), occupancy, around, room.available_bytes, room.available_files, used, library)
-
-
-def _occupancy(tree: Tree, name: str) -> Occupancy | None:
-    try:
-        found = {entry.name for entry in tree.list(name)}
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        return Occupancy.OTHER
-    if not found:
-        return None
-    prefix = f"{name}/" if name else ""
-    if exists(tree, prefix + CONTROL_NAME):
-        return Occupancy.SHARED_HALF
-    if RESTORE_MARK_NAME in found or exists(tree, prefix + CONTROL_WAITING_NAME):
-        return Occupancy.CUT_OFF_RESTORE
-    return Occupancy.OTHER

@@ -23,9 +23,9 @@ from polarvault.pgfiles.tar import MemberKind
 from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router, is_hidden
 from polarvault.restore.write.content_checks import ContentChecks
-from polarvault.restore.write.pfs_files import AppendedInPfs, PfsFiles
 from polarvault.storage.copying import copy_content, copy_reading, read_through
 from polarvault.storage.files import start_writeback, storage_failed, write_all
+from polarvault.storage.trees.laying import AppendedInPfs, PfsFiles
 from polarvault.storage.trees.model import WritableTree
 from polarvault.storage.waiting import run_bounded
 
