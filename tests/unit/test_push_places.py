@@ -158,6 +158,21 @@ def test_nothing_is_lost_while_the_repository_is_away(tmp_path: Path) -> None:
     assert all(content == segment_content(WalSegment.parse(n, 1 << 20)) for n, content in place.held.items())
 
 
+def test_after_a_flush_the_next_file_does_not_wait_in_the_spool(tmp_path: Path) -> None:
+    place, spool = Place(), Spool(str(tmp_path / "spool"), "shop", 100 << 20)
+    segments = [WalSegment(1, number, 1 << 20) for number in range(1, 4)]
+    first, second, third = (made(tmp_path, one.file_name, segment_content(one)) for one in segments)
+    place.is_away = True
+    assert push_or_keep(first, place.push, spool)[0]
+    with pytest.raises(StoreUnreachable):
+        spool.upload(place.push)
+    place.is_away = False
+    assert push_or_keep(second, place.push, spool) == (True, None)
+    assert spool.upload(place.push, within_s=None) == 2
+    assert push_or_keep(third, place.push, spool) == (False, None)
+    assert sorted(place.held) == [one.file_name for one in segments]
+
+
 def test_one_that_took_minutes_to_fail_is_left_alone_for_longer(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), "shop", 100 << 20)
     mark = os.path.join(spool.path, ".away")

@@ -83,6 +83,9 @@ class Spool:
                 refused = refused or problem
                 continue
             self._remove(path)
+            if not done:
+                # It answers: what is archived next goes there, and not into the spool until somebody looks again.
+                self._forget_away()
             done += 1
         if refused is not None:
             raise refused
@@ -109,6 +112,10 @@ class Spool:
         # Where there is no room for it, the repository is asked again sooner.
         with contextlib.suppress(OSError), Below(self.path) as below:
             below.write(_AWAY_NAME, b"%d" % min(took_s, _LONGEST_AWAY_S), 0o600, sync=False, replace=True)
+
+    def _forget_away(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.path, _AWAY_NAME))
 
     def was_away(self) -> bool:
         """Tell whether the repository did not answer a moment ago."""
