@@ -23,7 +23,7 @@ from polarvault.storage.trees.pfs.problems import TOO_FEW_HOSTS, TOO_MANY_FILES
 from polarvault.storage.trees.pfs.tree import PfsTree, PfsWritableTree
 
 ROOT_VARIABLE = "FAKE_PFS"
-# "files=N", "bytes=N", "hang=NAME", "die=NAME", "refuse=ERRNO", "hosts=N", joined by commas
+# "files=N", "bytes=N", "hang=NAME", "slow=NAME", "die=NAME", "refuse=ERRNO", "hosts=N", joined by commas
 FAULTS_VARIABLE = "FAKE_PFS_FAULTS"
 HELPER = (sys.executable, str(Path(__file__).resolve()))
 DISK = "loop9"
@@ -117,6 +117,8 @@ class FakeLibrary:
     def _meet_faults(self, path: str) -> None:
         if path.endswith(self._faults.get("hang", "\0")):
             time.sleep(3600)
+        if path.endswith(self._faults.get("slow", "\0")):
+            time.sleep(1)
         if path.endswith(self._faults.get("die", "\0")):
             print("assertion failed", file=sys.stderr, flush=True)
             os.abort()

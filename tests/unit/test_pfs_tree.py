@@ -106,6 +106,27 @@ def test_the_helper_goes_with_its_parent(disk: FakeDisk, tmp_path: Path) -> None
                "the helper has gone")  # fmt: skip
 
 
+def test_an_interrupt_in_the_middle_of_a_call_leaves_no_reply_for_another(disk: FakeDisk) -> None:
+    tree = disk.writable_tree(faults="slow=slow")
+    (disk.root / DISK / "data/slow").write_bytes(b"s" * 100)
+    signal.signal(signal.SIGALRM, interrupt)
+    for attempt in range(3):
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            tree.open("slow")
+        # On the very same channel: the last one that was given back is taken first.
+        assert {entry.name for entry in tree.list("")} == {"file", "slow", *map(str, range(attempt))}
+        written = tree.create(str(attempt), 0o600)
+        written.write(0, memoryview(b"content"))
+        written.close()
+        assert (disk.root / DISK / f"data/{attempt}").read_bytes() == b"content"
+    tree.close()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_full_disk_is_full_of_blocks_or_of_files_and_says_which(disk: FakeDisk) -> None:
     tree = disk.writable_tree(faults="bytes=10000,files=3")
     file = tree.create("new", 0o600)

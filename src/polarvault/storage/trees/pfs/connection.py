@@ -51,6 +51,8 @@ class Channel:
     def __init__(self, connection: socket.socket, block: memoryview) -> None:
         self.socket = connection
         self.block = block
+        self.number = 0
+        self.is_settled = True
 
 
 class PfsConnection:
@@ -213,6 +215,9 @@ class PfsConnection:
         try:
             if self._dead is not None:
                 raise self._dead
+            if not channel.is_settled:
+                # An interrupt came between a request and its reply: the block may still be written to.
+                self._ask(channel, Request(Call.NOTHING), self.mount.call_timeout_s, self.disk)
             yield channel
         finally:
             self._free.put(channel)
@@ -220,26 +225,28 @@ class PfsConnection:
     def _ask(self, channel: Channel, request: Request, timeout_s: float, name: str) -> Reply:
         deadline = time.monotonic() + timeout_s
         channel.socket.settimeout(timeout_s)
+        channel.number = (channel.number + 1) & 0xFFFFFFFF
+        channel.is_settled = False
         try:
-            send_request(channel.socket, request)
-            while not select.select([channel.socket], [], [], _LOOK_S)[0]:
-                if time.monotonic() > deadline:
-                    raise self._give_up(self._silent(timeout_s))
-                if (
-                    request.call is not Call.MOUNT
-                    and self._has_daemon
-                    and is_served(self.disk, self._run_directory) is False
-                ):
-                    raise self._give_up(
-                        PfsProblem(
-                            errno.ECONNRESET, f"pfsd of disk {self.disk} has gone", name, hint=pfsd_hint(self.disk)
-                        )
-                    )
-            return receive_reply(channel.socket)
+            send_request(channel.socket, request, channel.number)
+            while (reply := self._next_reply(channel, request, deadline, timeout_s, name)).answers != channel.number:
+                pass  # What was asked before an interrupt.
         except (ChannelClosed, ConnectionError, TimeoutError, ValueError) as problem:
             if self._dead is not None:
                 raise self._dead from problem
             raise self._give_up(self._helper_gone(name)) from problem
+        channel.is_settled = True
+        return reply
+
+    def _next_reply(self, channel: Channel, request: Request, deadline: float, timeout_s: float, name: str) -> Reply:
+        """Wait for what comes next on a channel."""
+        while not select.select([channel.socket], [], [], _LOOK_S)[0]:
+            if time.monotonic() > deadline:
+                raise self._give_up(self._silent(timeout_s))
+            if request.call is not Call.MOUNT and self._daemon_has_gone():
+                words = f"pfsd of disk {self.disk} has gone"
+                raise self._give_up(PfsProblem(errno.ECONNRESET, words, name, hint=pfsd_hint(self.disk)))
+        return receive_reply(channel.socket)
 
     def _daemon_has_gone(self) -> bool:
         return self._has_daemon and is_served(self.disk, self._run_directory) is False

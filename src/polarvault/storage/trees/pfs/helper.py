@@ -66,6 +66,7 @@ class Helper:
             Call.MAKE_ROOT: self._make_root,
             Call.REMOVE_ROOT: self._remove_root,
             Call.SET_LENGTH: self._set_length,
+            Call.NOTHING: lambda *_: Reply(),
         }
 
     def mount(self, request: Request) -> None:
@@ -98,7 +99,7 @@ class Helper:
                     reply = self._calls[request.call](request, block)
                 except OSError as problem:
                     reply = Reply(number=problem.errno or errno.EIO)
-                send_reply(channel, reply)
+                send_reply(channel, reply, request.number)
 
     def leave(self) -> None:
         """Give the disk back."""
@@ -233,12 +234,12 @@ def serve(library: Callable[[], PfsLibrary], arguments: list[str]) -> None:
     except ChannelClosed:
         return
     except LibraryMissing as problem:
-        send_reply(channels[0], Reply(errno.ENOENT, payload=str(problem.strerror).encode()))
+        send_reply(channels[0], Reply(errno.ENOENT, payload=str(problem.strerror).encode()), first.number)
         return
     except OSError as problem:
-        send_reply(channels[0], Reply(problem.errno or errno.EACCES))
+        send_reply(channels[0], Reply(problem.errno or errno.EACCES), first.number)
         return
-    send_reply(channels[0], Reply())
+    send_reply(channels[0], Reply(), first.number)
     threads = [
         threading.Thread(target=helper.serve, args=(channel, number), daemon=True)
         for number, channel in enumerate(channels)

@@ -15,8 +15,8 @@ from polarvault.storage.trees.pfs.library import MOST_CALL_BYTES
 
 # One call of the library moves no more, and PFS allocates as much at a time.
 BLOCK_BYTES = MOST_CALL_BYTES
-_REQUEST = struct.Struct("=BiqqI")
-_REPLY = struct.Struct("=iqI")
+_REQUEST = struct.Struct("=IBiqqI")
+_REPLY = struct.Struct("=IiqI")
 _STATUS = struct.Struct("=Bqdq")
 # A listing of a directory with all files that a disk of 100 TB can have stays below.
 _MOST_REPLY_BYTES = 1 << 30
@@ -43,6 +43,7 @@ class Call(IntEnum):
     MAKE_ROOT = 16
     REMOVE_ROOT = 17
     SET_LENGTH = 18
+    NOTHING = 19
 
 
 WRITING = frozenset({
@@ -53,51 +54,57 @@ WRITING = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """descriptor, offset, size: what the call needs of them. payload: a name, or two with a zero byte between."""
+    """descriptor, offset, size: what the call needs of them. payload: a name, or two with a zero byte between.
+
+    number: which request of its channel this is; the reply has it as well.
+    """
 
     call: Call
     descriptor: int = -1
     offset: int = 0
     size: int = 0
     payload: bytes = b""
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """number: an errno, 0 for success; value: what the call returns."""
+    """number: an errno, 0 for success; value: what the call returns; answers: the number of the request."""
 
     number: int = 0
     value: int = 0
     payload: bytes = b""
+    answers: int = 0
 
 
 class ChannelClosed(Exception):
     """The other side has gone."""
 
 
-def send_request(channel: socket.socket, request: Request) -> None:
-    """Send a request; raise OSError."""
-    header = _REQUEST.pack(request.call, request.descriptor, request.offset, request.size, len(request.payload))
+def send_request(channel: socket.socket, request: Request, number: int) -> None:
+    """Send a request under a number; raise OSError."""
+    length = len(request.payload)
+    header = _REQUEST.pack(number, request.call, request.descriptor, request.offset, request.size, length)
     channel.sendall(header + request.payload)
 
 
 def receive_request(channel: socket.socket) -> Request:
     """Wait for the next request; raise ChannelClosed at the end."""
-    call, descriptor, offset, size, length = _REQUEST.unpack(receive(channel, _REQUEST.size))
-    return Request(Call(call), descriptor, offset, size, receive(channel, length))
+    number, call, descriptor, offset, size, length = _REQUEST.unpack(receive(channel, _REQUEST.size))
+    return Request(Call(call), descriptor, offset, size, receive(channel, length), number)
 
 
-def send_reply(channel: socket.socket, reply: Reply) -> None:
-    """Send a reply; raise OSError."""
-    channel.sendall(_REPLY.pack(reply.number, reply.value, len(reply.payload)) + reply.payload)
+def send_reply(channel: socket.socket, reply: Reply, answers: int) -> None:
+    """Send the reply to the request of that number; raise OSError."""
+    channel.sendall(_REPLY.pack(answers, reply.number, reply.value, len(reply.payload)) + reply.payload)
 
 
 def receive_reply(channel: socket.socket) -> Reply:
     """Wait for the reply; raise ChannelClosed, and OSError after the socket's time-out."""
-    number, value, length = _REPLY.unpack(receive(channel, _REPLY.size))
+    answers, number, value, length = _REPLY.unpack(receive(channel, _REPLY.size))
     if length > _MOST_REPLY_BYTES:
         raise ChannelClosed
-    return Reply(number, value, receive(channel, length))
+    return Reply(number, value, receive(channel, length), answers)
 
 
 def receive(channel: socket.socket, size: int) -> bytes:
