@@ -7,7 +7,6 @@ import sys
 
 _MEMBERS = 150_000
 _PROGRAM = f"""
-import resource
 from polarvault.pipeline.page_check import PageCheck
 from polarvault.taking.archive import ArchiveInput, MemberLog
 from polarvault.taking.facts import ArchiveNames
@@ -25,7 +24,10 @@ def header(name, size):
     head[148:156] = b"%06o\\0 " % sum(head)
     return bytes(head)
 
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    # Not ru_maxrss: that begins with what the process had that started this one.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 log = MemberLog()
 log.begin(ArchiveNames())
@@ -55,4 +57,4 @@ def test_a_million_files_take_a_hundred_megabytes():
     count, bytes_each = said.stdout.split()
     assert int(count) == _MEMBERS
     # 400 MB for a million of them, less what the program needs itself, would be 300.
-    assert 0 < float(bytes_each) < 200
+    assert 20 < float(bytes_each) < 200
