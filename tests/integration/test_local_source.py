@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,6 +237,20 @@ class TestIntoARepository:
         assert differences(first, second) == {}
 
 
+def is_fleeting(name: str) -> bool:
+    """Tell whether the server changes a file by itself, or for each backup: page images, its own note of the label."""
+    return "polar_fullpage/" in name or name.endswith("polar_non_exclusive_backup_label")
+
+
+def lasting(listing: dict[str, Any]) -> dict[str, Any]:
+    """Return a listing without what is fleeting, in tar files as well."""
+    return {
+        name: lasting(value) if isinstance(value, dict) else value
+        for name, value in listing.items()
+        if not is_fleeting(name)
+    }
+
+
 @pytest.mark.polardb
 class TestPolarDB:
     """Both halves, each at its place."""
@@ -252,21 +267,26 @@ class TestPolarDB:
         own.add("pg_xact/0000")
         shared = "backup_manifest.shared" if "-Ft" in options else "polar_shared_data/backup_manifest"
         for manifest in ("backup_manifest", shared):
-            assert differences(stream / manifest, local / manifest, at_least=10).keys() <= own
-        assert backup_listing(local) == backup_listing(stream)
+            found = differences(stream / manifest, local / manifest, at_least=10)
+            assert {name for name in found if not is_fleeting(name)} <= own
+        assert lasting(backup_listing(local)) == lasting(backup_listing(stream))
 
     def test_a_backup_under_load_restores(self, make_polardb: Callable[..., PolarCluster], workspace: Path) -> None:
         server = make_polardb()
         with server.pgbench(scale=2):
             back_up(server, workspace / "copy", "--source", "local")
         assert run_polarvault("verifybackup", workspace / "copy").returncode == 0
-        target = workspace / "restored"
-        server.account.own(workspace / "copy")
-        finished = run_polarvault(
-            "restore", workspace / "copy", "-D", target, "--bindir", server.installation.directory, "--start",
-            as_server=True, check=False,
+        restored = Cluster(server.installation, workspace)
+        restored.data = workspace / "restored"
+        run_polarvault(
+            "restore", workspace / "copy", "-D", restored.data, "--port", str(restored.port), "-N", "--start",
+            "--bindir", server.installation.directory, "--set", f"unix_socket_directories={workspace}",
         )  # fmt: skip
-        assert finished.returncode == 0, finished.stderr
+        try:
+            sums = "SELECT sum(abalance) = (SELECT sum(delta) FROM pgbench_history) FROM pgbench_accounts"
+            assert restored.query(sums) == [(True,)]
+        finally:
+            restored.stop("immediate")
 
 
 class TestStandby:
