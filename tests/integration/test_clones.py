@@ -14,7 +14,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from support.clones import Clones, ask, can_reach, photograph, postmaster_of, processes_below, sharing_disk
+from support.clones import (
+    Clones,
+    ask,
+    can_reach,
+    moment_behind_backup,
+    photograph,
+    postmaster_of,
+    processes_below,
+    sharing_disk,
+)
 from support.cluster import Cluster
 from support.program import run_polarvault, start_polarvault
 from support.waiting import wait_until
@@ -67,7 +76,7 @@ def test_clones_go_to_their_moments_and_leave_the_backup_as_it_was(site: Site) -
     with site.source.pgbench():
         site.back_up("-T", f"{location}={site.disk}/space")
     then = site.source.hash_of("pgbench_accounts")
-    [[moment]] = site.source.query("SELECT clock_timestamp()::text")
+    moment = moment_behind_backup(site.source)
     site.source.query("INSERT INTO accounts SELECT n, 'later', 1 FROM generate_series(100001, 100100) n")
     site.source.query("DELETE FROM in_space")
     site.archive_all()
@@ -128,7 +137,7 @@ def test_a_clone_reaches_nobody_and_only_its_user_reaches_it(site: Site) -> None
 @pytest.mark.parametrize("site", [13, 18], indirect=True)
 def test_a_read_only_clone_stays_in_recovery(site: Site) -> None:
     site.back_up()
-    [[moment]] = site.source.query("SELECT clock_timestamp()::text")
+    moment = moment_behind_backup(site.source)
     site.source.query("DELETE FROM accounts WHERE id > 100")
     site.archive_all()
     latest = site.clones.create(site.backup, "--wal", site.archive, "--read-only", "--name", "latest")
@@ -232,7 +241,7 @@ def test_a_backup_in_a_repository_gets_one_base_for_all_clones(site: Site, works
     run_polarvault("repo", "init", repository)
     words = ("--repo", repository)
     run_polarvault("backup", "shop", *words, "-d", site.source.conninfo())
-    moment = site.source.query("SELECT clock_timestamp()::text")[0][0]
+    moment = moment_behind_backup(site.source)
     site.source.query("DELETE FROM accounts WHERE id > 7")
     [[last]] = site.source.query("SELECT pg_walfile_name(pg_switch_wal())")
     wait_until(lambda: (site.archive / last).exists(), "the segment is archived")

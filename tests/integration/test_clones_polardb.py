@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.clones import Clones, ask, can_reach, photograph, sharing_disk
+from support.clones import Clones, ask, can_reach, moment_behind_backup, photograph, sharing_disk
 from support.polar_cluster import PolarCluster
 from support.program import run_polarvault
 from support.waiting import wait_until
@@ -25,7 +25,7 @@ def test_clones_of_both_halves_go_to_their_moments(make_polardb: Callable[..., P
         backup = disk / "backup"
         with source.pgbench():
             run_polarvault("basebackup", "-d", source.conninfo(), "-c", "fast", "-N", "-D", backup, as_server=True)
-        moment = source.query("SELECT clock_timestamp()::text")[0][0]
+        moment = moment_behind_backup(source)
         source.query("DELETE FROM accounts WHERE id > 50")
         [[last]] = source.query("SELECT pg_walfile_name(pg_switch_wal())")
         wait_until(lambda: (archive / last).exists(), "the segment is archived")

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import psycopg
 import pytest
 
 from polarvault.instance.account import server_account
+from support.cluster import Cluster
 from support.file_systems import Unavailable, file_system
 from support.program import run_polarvault
 
@@ -79,6 +81,16 @@ class Clones:
         """Remove every clone, also after a test that failed."""
         for name in self.left():
             run_polarvault("clone", "remove", name.rpartition("-")[2], "--at", self.area, check=False)
+
+
+def moment_behind_backup(source: Cluster) -> str:
+    """Return a moment that lies behind a backup which has just ended, as the WAL shows it.
+
+    The end of a backup is known to the second, so a transaction has to follow in a later one.
+    """
+    time.sleep(1.1)
+    source.query("CREATE TABLE IF NOT EXISTS moments (at timestamptz); INSERT INTO moments VALUES (clock_timestamp())")
+    return str(source.query("SELECT clock_timestamp()::text")[0][0])
 
 
 def ask(clone: dict[str, Any], query: str, **more: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,6 +18,7 @@ from polarvault.clones.model import CloneRecord, CloneState, CloneStatus
 from polarvault.drill.place.network import build_walls
 from polarvault.drill.place.processes import postmaster_of, stop_whatever_runs
 from polarvault.errors import StartFailed
+from polarvault.instance.lock_file import LOCK_FILE_NAME
 from polarvault.instance.model import Account, Binaries, Instance, Role
 from polarvault.instance.programs import examine
 from polarvault.instance.start import start_server
@@ -71,7 +73,7 @@ def start(place: Place) -> CloneStatus:
             )
         walls = build_walls(account, listens=record.listens)
         instance = _instance(record, walls.prefix)
-        # The lock file of a server that was killed: its socket is in the way of nobody, the file is.
+        _remove_stale_locks(record)
         start_server(instance, found, account)
         place.write_record(replace(record, stopped=None, boot_id=present_moment().boot_id))
     return look_at(place)
@@ -145,6 +147,18 @@ def _is_old(place: Place) -> bool:
         return time.time() - os.stat(place.directory).st_mtime > _TIME_TO_LOCK_S
     except OSError:
         return False
+
+
+def _remove_stale_locks(record: CloneRecord) -> None:
+    """Remove what a killed server has left; the caller knows from the process table that none runs there.
+
+    The next one looks whether a process of that number is there, and takes one for it that nobody has reaped yet, or,
+    after a start of the machine, that is another account's program (server: CreateLockFile).
+    """
+    socket = os.path.join(record.socket_directory, f".s.PGSQL.{record.port}")
+    for path in (os.path.join(record.data, LOCK_FILE_NAME), socket, f"{socket}.lock"):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _known(place: Place) -> CloneRecord:
