@@ -94,7 +94,7 @@ def remove(area: Area, place: Place) -> None:
         if place.kind is Kind.BASE and (users := list(users_of(area, place))):
             raise CloneRefused(
                 f"the base copy {place.id} is what clones are made of: {', '.join(users)}",
-                hint="remove them first: polarvault clone remove NAME",
+                hint="they go first, if they are not needed any more: polarvault clone remove NAME",
             )
         remove_place(place)
 
@@ -166,7 +166,7 @@ def _known(place: Place) -> CloneRecord:
     if record is None or mark is None or not mark.is_whole:
         raise CloneRefused(
             f'"{place.directory}" is what a killed command has left of a clone',
-            hint=f"remove it: polarvault clone remove {place.id}",
+            hint=f"it is not usable; take it away: polarvault clone remove {place.id}",
         )
     return record
 

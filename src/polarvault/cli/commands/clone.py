@@ -167,7 +167,7 @@ def reset_clone(name: str, at: str | None) -> None:
     old = area.find(name)
     record = old.record()
     if record is None or not record.request:
-        raise CloneRefused(f'"{name}" is unfinished', hint=f"remove it: polarvault clone remove {name}")
+        raise CloneRefused(f'"{name}" is unfinished', hint=f"take it away: polarvault clone remove {name}")
     options = _options_of_moment(record)
     was_stopped = record.stopped
     # Its port, and its name.
