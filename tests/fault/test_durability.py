@@ -35,6 +35,11 @@ ELSEWHERE = {
     "session.py _stream sync": "asks another thread, which is judged itself",
     "session.py _housekeeping sync": "asks another thread, as above",
     "run.py _make_durable sync": "asks another thread, as above",
+    "btrfs.py _make fsync_path": "needs btrfs; a subvolume that is cut off is known by its mark, which comes first",
+    "btrfs.py _make fsync_parent": "the same",
+    "commands.py _make write_durably": "needs a user's commands; it is the scenario of a document",
+    "local.py sync fsync": "no command writes through a local tree: it is what PFS is compared with",
+    "small_files.py write_file sync": "writes into PFS only, which a power cut here is not",
 }
 
 

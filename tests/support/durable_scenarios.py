@@ -276,19 +276,25 @@ from polarvault.restore.write.replica import ReplicaCompletion
 local = WORK + "/replica"
 os.mkdir(local)
 os.chmod(local, 0o777)
-settings = b"polar_datadir = 'file-dio:///live'\\npolar_enable_shared_storage_mode = on\\narchive_mode = off\\n"
+settings = (
+    f"polar_datadir = 'file-dio://{WORK}/live'\\npolar_enable_shared_storage_mode = on\\narchive_mode = off\\n"
+).encode()
 plan = SimpleNamespace(
-    layout=SimpleNamespace(local=local, roots=[local], live_datadir="file-dio:///live"), binaries=None,
+    layout=SimpleNamespace(local=local, roots=[local], live_datadir=f"file-dio://{WORK}/live", pfs=None), binaries=None,
     signal_path=local + "/replica.signal", request=SimpleNamespace(sync=True, slot="s"),
-    # On PFS, which nobody looks into.
-    facts=SimpleNamespace(backup=SimpleNamespace(inventory=SimpleNamespace(files={}))),
     files={local + "/postgresql.conf": settings, local + "/postgresql.auto.conf": b""},
 )
 account = Host().account(None, WORK)
-completion = ReplicaCompletion()
+completion = ReplicaCompletion(Host())
 completion.begin(plan, account, file_mode=0o600)
 completion.finish(plan, account, file_mode=0o600, directory_mode=0o700)
 """
+
+
+def _live_storage(worker: Worker, work: Path) -> None:
+    """The slot of the replica shows in it."""
+    (work / "live/pg_replslot/s").mkdir(parents=True)
+
 
 # WAL
 
@@ -399,6 +405,50 @@ for name in names[:1]:
     spool.keep(f"{WORK}/pg_wal/{name}")
 """
 
+_SNAPSHOT = """
+from datetime import UTC, datetime
+from polarvault.snapshots.model import Kind
+from polarvault.snapshots.trees import Trees
+from polarvault.snapshotting.complete import Directories, complete
+from polarvault.snapshotting.model import SnapshotRecord
+from polarvault.snapshotting.shelf import Shelf
+slot = Shelf(WORK + "/shelf").new()
+record = SnapshotRecord(
+    id=slot.id, name="s1", made=datetime(2026, 11, 27, tzinfo=UTC), source="shop", provider="copy",
+    directories=(WORK + "/source",),
+)
+slot.make(record)
+provider = Trees(slot.directory, shares=False)
+made = provider.create([WORK + "/source"], slot.id)
+local = made.places[0].path
+complete(Directories(local, None, {}), label=b"START", control=None, wal=WORK + "/wal", description={"a": 1})
+slot.finish(record)
+provider.destroy(provider.create([WORK + "/source"], "0123456789abcdef"[: len(slot.id)]))
+"""
+
+_CLONE = """
+import dataclasses
+from datetime import UTC, datetime
+from polarvault.clones.area import Area
+from polarvault.clones.model import CloneRecord
+from polarvault.instance.host import Host
+from polarvault.snapshots.model import Kind
+area = Area(WORK + "/clones")
+place = area.place(Kind.CLONE, area.new_id())
+place.make(Host().account(None, WORK), "shop")
+known = {"made": datetime(2026, 11, 27, tzinfo=UTC), "origin": ()}
+place.write_record(CloneRecord(**{one.name: known.get(one.name, "") for one in dataclasses.fields(CloneRecord)}))
+place.finish("shop")
+"""
+
+
+def _to_be_copied(worker: Worker, work: Path) -> None:
+    for name in ("source/global", "source/base/1", "source/pg_wal", "source/pg_tblspc", "wal", "shelf", "clones"):
+        (work / name).mkdir(parents=True)
+    for name in ("PG_VERSION", "postgresql.conf", "global/pg_control", "base/1/1259", "postmaster.pid"):
+        (work / "source" / name).write_text(name)
+    (work / "wal/000000010000000000000001").write_bytes(b"received")
+
 
 def _wal_to_push(worker: Worker, work: Path) -> None:
     for name in ("pg_wal", "archive"):
@@ -482,7 +532,9 @@ def scenarios() -> Mapping[str, Scenario]:
         ),
         "restore configuration": Scenario(Rules(), script=_PUT_CONFIGURATION),
         "restore replica": Scenario(
-            Rules(commits=(("rename", "postgresql.conf"),), guard="replica.signal"), script=_REPLICA
+            Rules(commits=(("rename", "postgresql.conf"),), guard="replica.signal"),
+            script=_REPLICA,
+            prepare=_live_storage,
         ),
         "drill report": Scenario(
             Rules(renames=True),
@@ -516,6 +568,8 @@ def scenarios() -> Mapping[str, Scenario]:
         "spooled WAL": Scenario(Rules(news=(".incoming",), scratch=(".incoming",)), script=_SPOOLED),
         "spooled before": Scenario(Rules(news=(".lock",)), script=_SPOOLED_LEFT),
         "spooled history": Scenario(Rules(), script=_SPOOLED_HISTORY),
+        "snapshot": Scenario(Rules(scratch=("wal",)), script=_SNAPSHOT, prepare=_to_be_copied),
+        "clone": Scenario(Rules(renames=True), script=_CLONE, prepare=_to_be_copied),
         "document": Scenario(Rules(renames=True), script=_DOCUMENT),
     }
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME
 from polarvault.pgconf.configuration import MAIN_FILE
 from polarvault.snapshots.errors import SnapshotFailed
-from polarvault.storage.files import fsync_path, fsync_tree, storage_failed, write_durably
+from polarvault.storage.files import fsync_paths, fsync_tree, storage_failed, write_durably
 
 # Of a running server, or of an earlier backup; recovery would believe them (manual, 26.3.3.2).
 _OF_A_SERVER = (
@@ -67,15 +67,15 @@ def complete(
         written = {os.path.join(local, DESCRIPTION_NAME): _description(directories, description)}
         if control is not None:
             written[os.path.join(directories.data, CONTROL_NAME)] = control
-        # Last: with it recovery goes to where the server said that the backup ends.
+        # With it recovery goes to where the server said that the backup ends.
         written[os.path.join(local, "backup_label")] = label
         for path, content in written.items():
-            write_durably(path, content, mode=owner.st_mode & 0o777)
+            write_durably(path, content, mode=owner.st_mode & 0o777, sync=False)
             if os.geteuid() == 0:
                 os.chown(path, owner.st_uid, owner.st_gid)
-            fsync_path(path)
+        # All at once: the copy counts from the moment on at which its mark says that it is whole.
+        fsync_paths([*written, *{os.path.dirname(path) for path in written}, directories.data])
         fsync_tree(os.path.join(directories.data, "pg_wal"))
-        fsync_path(local)
     except OSError as problem:
         raise storage_failed(problem, "complete", local) from problem
 
