@@ -250,7 +250,7 @@ def check_space(plan: RestorePlan) -> None:
         if not need.has_files:
             raise StorageFailed(
                 f'not enough inodes for "{need.path}": {need.needed_files} are needed, {need.available_files} are free',
-                hint="remove what is not needed on that disk, or grow it (pfs growfs); nothing was written",
+                hint="choose a larger disk, or grow this one (pfs growfs); nothing was written",
             )
         if not need.is_met:
             raise StorageFailed(
