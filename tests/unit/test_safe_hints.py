@@ -20,7 +20,7 @@ ALLOWED = {
     "report/drill.py": "the drill's own scratch directory",
     "pgfiles/backup_label.py": "never delete it",
     "verify/facts/label.py": "never delete it",
-    "walarchive/push.py": "of a server that was reset already, and without -f it refuses one that was not stopped cleanly",
+    "walarchive/push.py": "of a server that was reset; without -f it refuses one that was not stopped cleanly",
     "check/polardb/tablespaces.py": "the link of a tablespace that holds nothing, as the line before makes sure",
 }
 
