@@ -148,7 +148,7 @@ def test_what_the_server_sends_of_changes_makes_the_whole(
     path = workspace / "repository"
     run_polarvault("repo", "init", path)
     fill(cluster)
-    first = backed_up(cluster, path)
+    first = backed_up(cluster, path, "--source", "stream")
     assert first["parent"] is None
     label = first["label"]
     for number in range(rounds):
@@ -229,7 +229,7 @@ def test_where_the_server_has_no_summaries_it_sends_everything_and_the_backup_sa
     cluster.query("SELECT pg_reload_conf()")
     second = backed_up(cluster, path)
     assert second["parent"] == first["label"]
-    (note,) = second["notes"]
+    note, *_ = second["notes"]
     assert "the server cannot tell what has changed, and sends everything" in note
     assert second["reason"] == "the last backup on this timeline"
     third = backed_up(cluster, path)

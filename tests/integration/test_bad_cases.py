@@ -46,7 +46,19 @@ class Site:
     def started(self, cluster: Cluster) -> subprocess.Popen[str]:
         """Begin a slow backup."""
         return start_polarvault(
-            "backup", "shop", "-d", cluster.conninfo(), "--max-rate", "8M", "--checkpoint", "fast", *self.how, "--json"
+            "backup",
+            "shop",
+            "-d",
+            cluster.conninfo(),
+            "--max-rate",
+            "8M",
+            "--checkpoint",
+            "fast",
+            *self.how,
+            "--json",
+            # Its progress is what tells where the backup is.
+            "--source",
+            "stream",
         )
 
     def hashes(self, cluster: Cluster, word: str, name: str) -> dict[str, tuple[int, str]]:

@@ -51,7 +51,9 @@ class Site:
 
     def back_up_during(self, work: Callable[[], object]) -> str:
         """Take a full backup, and let work be done when it has begun to send and before it ends."""
-        running = start_polarvault(*self._words, "--full", "--max-rate", "8M", as_server=True)
+        # The server's stream: its progress is what tells that the backup has begun.
+        slow = "--source", "stream", "--max-rate", "8M"
+        running = start_polarvault(*self._words, "--full", *slow, as_server=True)
         wait_until(
             lambda: self.cluster.query("SELECT 1 FROM pg_stat_progress_basebackup WHERE phase LIKE 'streaming%'"),
             "the backup sends files",

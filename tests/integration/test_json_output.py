@@ -264,6 +264,7 @@ def test_every_event_that_the_program_can_write_is_on_the_page() -> None:
             if (
                 isinstance(node.func, ast.Attribute)
                 and node.func.attr == "emit"
+                and node.args
                 and isinstance(node.args[0], ast.Constant)
             ):
                 written.add(node.args[0].value)
@@ -288,6 +289,7 @@ def test_every_field_that_the_program_can_print_is_on_the_page_and_no_other() ->
                 printed |= set(literal_keys(node))
     # Given as arguments where they are known.
     printed |= {"planned_only", "data_directory", "backup", "slot", "directory", "target", "text"}
+    printed |= {"area", "clone", "clones", "snapshot", "snapshots", "removed"}
     on_page = {name.rpartition(".")[2].removesuffix("[]") for names in FIELDS.values() for name in names}
     assert printed - on_page == set()
     assert on_page - printed == set()

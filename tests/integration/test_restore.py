@@ -322,11 +322,11 @@ def test_a_damaged_pg_control_is_refused(pg15: Cluster, workspace: Path) -> None
 
 def test_an_interrupted_restore_leaves_nothing_behind(pg15: Cluster, workspace: Path) -> None:
     backup = back_up(pg15, workspace / "backup")
-    # In the middle of the copying, however fast or slow the machine is: at the hundredth of its files.
+    # In the middle of the copying, however fast or slow the machine is: when so many files have been closed.
     program = (
         "import os, signal; from polarvault.cli.entry import main\n"
-        "fchmod, files = os.fchmod, iter(range(10_000))\n"
-        "os.fchmod = lambda *how: fchmod(*how) if next(files) != 100 else os.kill(os.getpid(), signal.SIGINT)\n"
+        "close, files = os.close, iter(range(100_000))\n"
+        "os.close = lambda one: (close(one), next(files) != 500 or os.kill(os.getpid(), signal.SIGINT)) and None\n"
         "main()"
     )
     finished = subprocess.run(

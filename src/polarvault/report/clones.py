@@ -14,19 +14,30 @@ from polarvault.model.units import format_bytes
 def clone_json(status: CloneStatus, now: datetime) -> dict[str, Any]:
     """Return one clone; everything that is not known is null."""
     record = status.record
-    found: dict[str, Any] = {
-        "id": status.id, "directory": status.directory, "state": status.state.value, "own_bytes": status.own_bytes,
+    return {
+        "id": status.id,
+        "directory": status.directory,
+        "state": status.state.value,
+        "own_bytes": status.own_bytes,
         "connection": status.connection,
-    }  # fmt: skip
-    for name in ("name", "source", "moment", "lsn", "timeline_id", "read_only", "major", "is_polardb", "shares",
-                 "max_bytes", "least_free_bytes", "stopped"):  # fmt: skip
-        found[name] = None if record is None else getattr(record, name)
-    found["port"] = record.port if record is not None and record.listens else None
-    found["socket_directory"] = None if record is None else record.socket_directory
-    found["made"] = None if record is None else record.made.isoformat()
-    found["expires"] = None if record is None or record.expires is None else record.expires.isoformat()
-    found["age_s"] = None if record is None else int((now - record.made).total_seconds())
-    return found
+        "name": record and record.name,
+        "source": record and record.source,
+        "moment": record and record.moment,
+        "lsn": record and record.lsn,
+        "timeline_id": record and record.timeline_id,
+        "read_only": record and record.read_only,
+        "major": record and record.major,
+        "is_polardb": record and record.is_polardb,
+        "shares": record and record.shares,
+        "max_bytes": record and record.max_bytes,
+        "least_free_bytes": record and record.least_free_bytes,
+        "stopped": record and record.stopped,
+        "port": record.port if record is not None and record.listens else None,
+        "socket_directory": record and record.socket_directory,
+        "made": record and record.made.isoformat(),
+        "expires": None if record is None or record.expires is None else record.expires.isoformat(),
+        "age_s": None if record is None else int((now - record.made).total_seconds()),
+    }
 
 
 def clone_text(status: CloneStatus) -> Iterator[str]:

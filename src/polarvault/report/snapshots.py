@@ -10,22 +10,33 @@ from typing import Any
 from polarvault.model.units import format_bytes, format_duration
 from polarvault.snapshotting.model import SnapshotState, SnapshotStatus
 
-_FIELDS = (
-    "name", "source", "provider", "backup", "shared", "system_identifier", "version", "is_polardb", "from_standby",
-    "is_atomic", "start_lsn", "stop_lsn", "timeline_id", "held_s",
-)  # fmt: skip
-
 
 def snapshot_json(status: SnapshotStatus, now: datetime) -> dict[str, Any]:
     """Return one snapshot; everything that is not known is null."""
     record = status.record
-    found: dict[str, Any] = {
-        "id": status.id, "directory": status.directory, "state": status.state.value, "used_bytes": status.used_bytes,
-        "made": None if record is None else record.made.isoformat(),
+    return {
+        "id": status.id,
+        "directory": status.directory,
+        "state": status.state.value,
+        "used_bytes": status.used_bytes,
+        "made": record and record.made.isoformat(),
         "age_s": None if record is None else int((now - record.made).total_seconds()),
         "directories": None if record is None else list(record.directories),
-    }  # fmt: skip
-    return found | {name: None if record is None else getattr(record, name) for name in _FIELDS}
+        "name": record and record.name,
+        "source": record and record.source,
+        "provider": record and record.provider,
+        "backup": record and record.backup,
+        "shared": record and record.shared,
+        "system_identifier": record and record.system_identifier,
+        "version": record and record.version,
+        "is_polardb": record and record.is_polardb,
+        "from_standby": record and record.from_standby,
+        "is_atomic": record and record.is_atomic,
+        "start_lsn": record and record.start_lsn,
+        "stop_lsn": record and record.stop_lsn,
+        "timeline_id": record and record.timeline_id,
+        "held_s": record and record.held_s,
+    }
 
 
 def snapshot_text(status: SnapshotStatus) -> Iterator[str]:
