@@ -146,7 +146,7 @@ class DirectorySink:
                 os.close(descriptor)
                 return
             if self._copy is None:
-                self._copy = ParallelCopy(writeback=self._writeback)
+                self._copy = ParallelCopy()
             self._copy.copy(descriptor, self._below.path(self._name), content)
         except OSError as problem:
             raise self._failed(problem) from problem

@@ -1,7 +1,8 @@
 """Copy contents into open files by several threads, each with a buffer that is used again and again.
 
 One large file is cut into stretches, so that the last one of a backup does not keep one thread busy while the others
-have nothing to do. A failure ends all: it is raised by the next call of the thread that feeds.
+have nothing to do. A failure ends all: it is raised by the next call of the thread that feeds. Writing to the disk is
+not started early, as for a stream: several threads that write and start writing one file hold each other up.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from polarvault.storage import files
 # A processor's cache holds it: what was read is still there when it is checked, and when it is written.
 _BUFFER_BYTES = 512 << 10
 _STRETCH_BYTES = 16 << 20
-_WRITEBACK_BYTES = 8 << 20
 # Jobs that wait, for each thread: enough that none runs dry while the feeding thread lists a directory.
 _WAITING_JOBS = 8
 _TICK_S = 0.2
@@ -55,8 +55,7 @@ class _Target:
 class ParallelCopy:
     """Copies with threads of its own, which `finish` or `abandon` ends; fed by one thread."""
 
-    def __init__(self, *, writeback: bool, threads: int | None = None) -> None:
-        self._writeback = writeback
+    def __init__(self, *, threads: int | None = None) -> None:
         count = threads or os.cpu_count() or 1
         self._jobs: queue.Queue[tuple[_Target, ContentPart, int, int] | None] = queue.Queue(count * _WAITING_JOBS)
         self._failure: BaseException | None = None
@@ -149,8 +148,7 @@ class ParallelCopy:
                 self._failure = failure
 
     def _copy(self, buffer: memoryview, target: _Target, part: ContentPart, start: int, size: int) -> None:
-        begun = position = start
-        end = start + size
+        position, end = start, start + size
         while position < end:
             view = buffer[: min(len(buffer), end - position)]
             part.read_into(view)
@@ -158,9 +156,6 @@ class ParallelCopy:
                 # A short write is legal (a signal, a nearly full disk); the next one then reports the real error.
                 written = os.pwrite(target.descriptor, view, position)
                 view, position = view[written:], position + written
-            if self._writeback and position - begun >= _WRITEBACK_BYTES:
-                files.start_writeback(target.descriptor, begun, position - begun)
-                begun = position
 
     def _end_stretch(self, target: _Target) -> None:
         target.stretch_done()

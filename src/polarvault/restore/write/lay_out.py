@@ -24,7 +24,7 @@ from polarvault.restore.model import RestorePlan
 from polarvault.restore.plan.routing import Router, is_hidden
 from polarvault.restore.write.content_checks import ContentChecks
 from polarvault.storage.copying import copy_content, copy_reading, read_through
-from polarvault.storage.files import start_writeback, storage_failed, write_all
+from polarvault.storage.files import storage_failed, write_all
 from polarvault.storage.trees.laying import AppendedInPfs, PfsFiles
 from polarvault.storage.trees.model import WritableTree
 from polarvault.storage.waiting import run_bounded
@@ -32,9 +32,6 @@ from polarvault.storage.waiting import run_bounded
 _ZEROS = bytes(1 << 20)
 # Descriptors that one worker holds for files that it goes back to.
 _MOST_OPEN = 32
-# Blocks are allocated, and the disk is asked, once for so much.
-_WRITEBACK_BYTES = 8 << 20
-_LEAST_WRITEBACK_BYTES = 64 << 10
 
 Progress = Callable[[int], None]
 
@@ -347,13 +344,11 @@ class _Placing:
 class _PlacedFile:
     """A file whose pieces come in any order; descriptor: -1 if it stays behind.
 
-    What is on its way to the disk already is not waited for at the end, so that each stretch is sent on when it is
-    long enough, or when another one begins.
+    Writing to the disk is not started early: several threads write a large file, and hold each other up by that.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._start = self._end = 0
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write a piece at its place; raise OSError."""
@@ -363,22 +358,10 @@ class _PlacedFile:
         at = offset
         while at < end:
             at += os.pwrite(self._descriptor, view[at - offset :], at)
-        if offset != self._end:
-            self._send_on()
-            self._start = offset
-        self._end = end
-        if end - self._start >= _WRITEBACK_BYTES:
-            self._send_on()
-
-    def _send_on(self) -> None:
-        if self._end - self._start >= _LEAST_WRITEBACK_BYTES:
-            start_writeback(self._descriptor, self._start, self._end - self._start)
-        self._start = self._end
 
     def close(self) -> None:
         """Close it."""
         if self._descriptor >= 0:
-            self._send_on()
             os.close(self._descriptor)
             self._descriptor = -1
 
