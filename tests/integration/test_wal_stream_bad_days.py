@@ -147,6 +147,7 @@ def test_a_receiver_can_be_stopped_while_the_object_store_hangs(
                 wait_until(lambda: site.status()["upload"]["waiting_bytes"] > 0, "something waits")
                 # A request is given up after minutes, the test after one.
                 assert stream.stop() == 0, stream.said
+                wait_until(lambda: cluster.query("SELECT count(*) FROM pg_stat_replication") == [(0,)], "it is gone")
                 with site.streaming(*SLOT, *QUICK, "-v") as again:
                     wait_until(lambda: cluster.query("SELECT count(*) FROM pg_stat_replication") == [(1,)],
                                "it is connected, and asks the repository where to go on")  # fmt: skip

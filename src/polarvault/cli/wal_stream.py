@@ -190,13 +190,15 @@ def _stream(
     try:
         told = OutageHooks(reporter, configuration, job.cluster, "wal stream")
         stream_wal(job, request, connector, told, stop)
+    except KeyboardInterrupt:
+        # Before it is connected a signal interrupts, for a server may never answer. It was told to stop, as later.
+        if not signals.received():
+            raise
     finally:
         reporter.close()
         if output is not None:
             output.warnings += reporter.warnings
             output.add(slot=request.slot, **received_json(reporter.last_state))
-    if signals.received() and not stop.requested:
-        raise KeyboardInterrupt
     return 128 + signal.SIGHUP if signals.received() == signal.SIGHUP else 0
 
 
