@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from basebackup import _fill
-from measuring import add_place_options, choose_installation, print_machine
+from measuring import add_place_options, begin_evenly, choose_installation, print_machine
 from polarvault.demo.reachable import reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer
 from polarvault.instance.account import ServerAccount, server_account
@@ -133,7 +132,7 @@ class Theirs:
 
 def run(account: ServerAccount, command: Sequence[str], directory: Path) -> float:
     """Run a command as the servers' account; return its wall time in seconds."""
-    os.sync()
+    begin_evenly()
     started = time.perf_counter()
     done = subprocess.run(
         command, cwd=directory, env=account.environment(directory), capture_output=True, text=True, check=False,

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from measuring import Runs, add_place_options, choose_installation, print_machine, run_once
+from measuring import Runs, add_place_options, begin_evenly, choose_installation, print_machine, run_once
 from polarvault.demo.reachable import reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer
 from polarvault.instance.account import server_account
@@ -137,7 +137,7 @@ def _compare(case: Case, backup: Path, theirs: str, rounds: int) -> dict[str, ob
         pairs = [(ours, ours_runs), ([theirs, *case.theirs, str(backup)], theirs_runs)]
         for command, runs in pairs if number % 2 == 0 else reversed(pairs):
             if case.is_cold:
-                os.sync()
+                begin_evenly()
                 Path("/proc/sys/vm/drop_caches").write_text("3")
             run_once(command, runs, backup.parent / "out")
     return {"case": case.name, "target": case.target, "ours": asdict(ours_runs), "theirs": asdict(theirs_runs)}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import psycopg
 
-from measuring import add_place_options, choose_installation, print_machine
+from measuring import add_place_options, begin_evenly, choose_installation, print_machine
 from polarvault.demo.reachable import reachable
 from polarvault.demo.server import SUPERUSER, ThrowawayServer
 from polarvault.instance.account import ServerAccount, server_account
@@ -66,7 +65,7 @@ class Site:
         """Archive everything as the archiver does; return the seconds. What is done is wanted again afterwards."""
         names = self.ready()
         text = f"{shlex.join(command)} pg_wal/"
-        os.sync()
+        begin_evenly()
         started = time.perf_counter()
         for name in names:
             done = subprocess.run(
@@ -100,7 +99,7 @@ class Site:
                 "hot_standby": "off",
             }
         )  # fmt: skip
-        os.sync()
+        begin_evenly()
         started = time.perf_counter()
         try:
             copy.start()

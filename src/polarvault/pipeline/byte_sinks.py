@@ -20,6 +20,7 @@ from typing import Protocol
 
 from polarvault.model.compression import Compression
 from polarvault.storage import files
+from polarvault.storage.writeback import start_aside
 
 # Start writing to disk every so often, so that the fsync at the end has little left to do.
 _WRITEBACK_BYTES = 16 << 20
@@ -66,7 +67,7 @@ class FileBytes:
         except OSError as problem:
             raise files.storage_failed(problem, "write to file", self.path) from problem
         if self._writeback and self._position - self._started >= _WRITEBACK_BYTES:
-            files.start_writeback(self._descriptor, self._started, self._position - self._started)
+            start_aside(self._descriptor, self._started, self._position)
             self._started = self._position
 
     def write_zeros(self, count: int) -> None:

@@ -31,6 +31,7 @@ from polarvault.pipeline.parallel_copy import ParallelCopy
 from polarvault.storage import files
 from polarvault.storage.below import Below
 from polarvault.storage.copying import clone
+from polarvault.storage.writeback import start_aside
 
 _WRITEBACK_BYTES = 8 << 20
 _PERMISSIONS = 0o777
@@ -146,7 +147,7 @@ class DirectorySink:
                 os.close(descriptor)
                 return
             if self._copy is None:
-                self._copy = ParallelCopy()
+                self._copy = ParallelCopy(writeback=self._writeback)
             self._copy.copy(descriptor, self._below.path(self._name), content)
         except OSError as problem:
             raise self._failed(problem) from problem
@@ -225,7 +226,7 @@ class DirectorySink:
         files.write_all(self._descriptor, event.views)
         written = event.offset + event.size
         if self._writeback and written - self._started >= _WRITEBACK_BYTES:
-            files.start_writeback(self._descriptor, self._started, written - self._started)
+            start_aside(self._descriptor, self._started, written)
             self._started = written
 
     def _leave_out(self, member: Member) -> None:

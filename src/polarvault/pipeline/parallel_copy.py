@@ -1,8 +1,7 @@
 """Copy contents into open files by several threads, each with a buffer that is used again and again.
 
 One large file is cut into stretches, so that the last one of a backup does not keep one thread busy while the others
-have nothing to do. A failure ends all: it is raised by the next call of the thread that feeds. Writing to the disk is
-not started early, as for a stream: several threads that write and start writing one file hold each other up.
+have nothing to do. A failure ends all: it is raised by the next call of the thread that feeds.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import threading
 from polarvault.errors import PolarvaultError
 from polarvault.pipeline.contents import ContentPart, FileContent
 from polarvault.storage import files
+from polarvault.storage.writeback import start_aside
 
 # A processor's cache holds it: what was read is still there when it is checked, and when it is written.
 _BUFFER_BYTES = 512 << 10
@@ -30,6 +30,8 @@ class _Target:
     def __init__(self, descriptor: int, path: str, stretches: int) -> None:
         self.path = path
         self.descriptor = descriptor
+        # One thread at a time writes: the kernel lets no two into one file, and has the second spin on a core.
+        self.writing = threading.Lock()
         self._left = stretches
         self._lock = threading.Lock()
 
@@ -55,7 +57,8 @@ class _Target:
 class ParallelCopy:
     """Copies with threads of its own, which `finish` or `abandon` ends; fed by one thread."""
 
-    def __init__(self, *, threads: int | None = None) -> None:
+    def __init__(self, *, writeback: bool, threads: int | None = None) -> None:
+        self._writeback = writeback
         count = threads or os.cpu_count() or 1
         self._jobs: queue.Queue[tuple[_Target, ContentPart, int, int] | None] = queue.Queue(count * _WAITING_JOBS)
         self._failure: BaseException | None = None
@@ -152,10 +155,13 @@ class ParallelCopy:
         while position < end:
             view = buffer[: min(len(buffer), end - position)]
             part.read_into(view)
-            while view:
-                # A short write is legal (a signal, a nearly full disk); the next one then reports the real error.
-                written = os.pwrite(target.descriptor, view, position)
-                view, position = view[written:], position + written
+            with target.writing:
+                while view:
+                    # A short write is legal (a signal, a nearly full disk); the next one then reports the real error.
+                    written = os.pwrite(target.descriptor, view, position)
+                    view, position = view[written:], position + written
+        if self._writeback:
+            start_aside(target.descriptor, start, end)
 
     def _end_stretch(self, target: _Target) -> None:
         target.stretch_done()

@@ -28,6 +28,7 @@ from polarvault.storage.files import storage_failed, write_all
 from polarvault.storage.trees.laying import AppendedInPfs, PfsFiles
 from polarvault.storage.trees.model import WritableTree
 from polarvault.storage.waiting import run_bounded
+from polarvault.storage.writeback import Writeback, start_aside
 
 _ZEROS = bytes(1 << 20)
 # Descriptors that one worker holds for files that it goes back to.
@@ -327,6 +328,7 @@ class _Placing:
                     copy_content(local.descriptor, writing, size, run.advance)
                 else:
                     size = copy_reading(local.descriptor, writing, size, digest, run.advance)
+                start_aside(writing, 0, size)
             finally:
                 os.close(writing)
         if digest is not None:
@@ -342,13 +344,11 @@ class _Placing:
 
 
 class _PlacedFile:
-    """A file whose pieces come in any order; descriptor: -1 if it stays behind.
-
-    Writing to the disk is not started early: several threads write a large file, and hold each other up by that.
-    """
+    """A file whose pieces come in any order; descriptor: -1 if it stays behind."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._writeback = Writeback(descriptor)
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write a piece at its place; raise OSError."""
@@ -358,10 +358,12 @@ class _PlacedFile:
         at = offset
         while at < end:
             at += os.pwrite(self._descriptor, view[at - offset :], at)
+        self._writeback.wrote(offset, len(view))
 
     def close(self) -> None:
         """Close it."""
         if self._descriptor >= 0:
+            self._writeback.finish()
             os.close(self._descriptor)
             self._descriptor = -1
 
