@@ -6,40 +6,17 @@ from dataclasses import replace
 
 from polarvault.clones.area import Place
 from polarvault.clones.model import CloneRequest
-from polarvault.drill.place.isolation import choose_port, private_settings
+from polarvault.drill.planning import confined_request
 from polarvault.recovery.target import RecoveryRequest, RecoveryTarget, TargetAction, TargetKind
 from polarvault.restore.model import RestoreRequest
 
 
 def restore_request(request: CloneRequest, place: Place, draw: int) -> RestoreRequest:
     """Return the request for the restore; draw is a random number, for the name of the socket."""
-    recovery = recovery_of(request)
-    return RestoreRequest(
-        backup=request.source,
-        target=place.data,
-        shared_from=request.shared_from,
-        port=request.port or choose_port(draw),
-        settings=private_settings(
-            socket_directory=place.socket_directory,
-            hba_file=place.hba_file,
-            ident_file=place.ident_file,
-            wanted=request.settings,
-            purpose="clone",
-            listen_addresses="" if request.port is None else "127.0.0.1",
-        ),
-        shelf=request.shelf,
-        # Behind its walls the clone's server reaches no object store, and it is given no key.
-        brings_wal=recovery.uses_archive,
-        merge=request.merge,
-        start=True,
-        timeout_s=request.timeout_s,
-        bindir=request.bindir,
-        owner=request.owner,
-        force=request.force,
-        recovery=recovery,
-        superuser=request.superuser,
-        confined_to=place.run,
-    )
+    return confined_request(
+        request, request.source, place, recovery_of(request), draw=draw, confined_to=place.run, purpose="clone",
+        port=request.port,
+    )  # fmt: skip
 
 
 def recovery_of(request: CloneRequest) -> RecoveryRequest:

@@ -9,6 +9,12 @@ from typing import Any
 
 from polarvault.clones.model import CloneState, CloneStatus
 from polarvault.model.units import format_bytes
+from polarvault.report.kept import age_s, age_words, fields_of, size_words, unfinished_line
+
+_FIELDS = (
+    "name", "source", "moment", "lsn", "timeline_id", "read_only", "major", "is_polardb", "shares", "max_bytes",
+    "least_free_bytes", "stopped", "socket_directory", "made", "expires",
+)  # fmt: skip
 
 
 def clone_json(status: CloneStatus, now: datetime) -> dict[str, Any]:
@@ -20,23 +26,9 @@ def clone_json(status: CloneStatus, now: datetime) -> dict[str, Any]:
         "state": status.state.value,
         "own_bytes": status.own_bytes,
         "connection": status.connection,
-        "name": record and record.name,
-        "source": record and record.source,
-        "moment": record and record.moment,
-        "lsn": record and record.lsn,
-        "timeline_id": record and record.timeline_id,
-        "read_only": record and record.read_only,
-        "major": record and record.major,
-        "is_polardb": record and record.is_polardb,
-        "shares": record and record.shares,
-        "max_bytes": record and record.max_bytes,
-        "least_free_bytes": record and record.least_free_bytes,
-        "stopped": record and record.stopped,
+        **fields_of(record, _FIELDS),
         "port": record.port if record is not None and record.listens else None,
-        "socket_directory": record and record.socket_directory,
-        "made": record and record.made.isoformat(),
-        "expires": None if record is None or record.expires is None else record.expires.isoformat(),
-        "age_s": None if record is None else int((now - record.made).total_seconds()),
+        "age_s": age_s(record, now),
     }
 
 
@@ -61,14 +53,13 @@ def list_text(statuses: Sequence[CloneStatus], now: datetime, area: str) -> Iter
     for status in statuses:
         record = status.record
         if record is None:
-            yield f"{status.id}: unfinished, what made it was killed; remove it: polarvault clone remove {status.id}"
+            yield unfinished_line("clone", status.id)
             continue
-        size = "unknown size" if status.own_bytes is None else format_bytes(status.own_bytes)
         port = f"port {record.port}" if record.listens else "socket"
         kind = "read-only, " if record.read_only else ""
         yield (
             f"{record.name}: {status.state.value}, {kind}{port}, of {record.source} at {record.moment}, "
-            f"{_age(now - record.made)} old, {size}"
+            f"{age_words((now - record.made).total_seconds())} old, {size_words(status.own_bytes)}"
         )
         if status.connection is not None:
             yield f"  psql {shlex.quote(status.connection)}"
@@ -77,12 +68,4 @@ def list_text(statuses: Sequence[CloneStatus], now: datetime, area: str) -> Iter
         if status.state in (CloneState.DIED, CloneState.HOST_RESTARTED, CloneState.STOPPED):
             yield f"  start it: polarvault clone start {record.name}"
         if record.expires is not None:
-            yield f"  is removed in {_age(record.expires - now)}"
-
-
-def _age(span: Any) -> str:
-    seconds = max(0, int(span.total_seconds()))
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+            yield f"  is removed in {age_words((record.expires - now).total_seconds())}"

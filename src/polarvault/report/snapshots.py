@@ -7,8 +7,13 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from polarvault.model.units import format_bytes, format_duration
+from polarvault.report.kept import age_s, age_words, fields_of, size_words, unfinished_line
 from polarvault.snapshotting.model import SnapshotState, SnapshotStatus
+
+_FIELDS = (
+    "made", "directories", "name", "source", "provider", "backup", "shared", "system_identifier", "version",
+    "is_polardb", "from_standby", "is_atomic", "start_lsn", "stop_lsn", "timeline_id", "held_s",
+)  # fmt: skip
 
 
 def snapshot_json(status: SnapshotStatus, now: datetime) -> dict[str, Any]:
@@ -19,23 +24,8 @@ def snapshot_json(status: SnapshotStatus, now: datetime) -> dict[str, Any]:
         "directory": status.directory,
         "state": status.state.value,
         "used_bytes": status.used_bytes,
-        "made": record and record.made.isoformat(),
-        "age_s": None if record is None else int((now - record.made).total_seconds()),
-        "directories": None if record is None else list(record.directories),
-        "name": record and record.name,
-        "source": record and record.source,
-        "provider": record and record.provider,
-        "backup": record and record.backup,
-        "shared": record and record.shared,
-        "system_identifier": record and record.system_identifier,
-        "version": record and record.version,
-        "is_polardb": record and record.is_polardb,
-        "from_standby": record and record.from_standby,
-        "is_atomic": record and record.is_atomic,
-        "start_lsn": record and record.start_lsn,
-        "stop_lsn": record and record.stop_lsn,
-        "timeline_id": record and record.timeline_id,
-        "held_s": record and record.held_s,
+        "age_s": age_s(record, now),
+        **fields_of(record, _FIELDS),
     }
 
 
@@ -60,10 +50,10 @@ def list_text(statuses: Sequence[SnapshotStatus], now: datetime, directory: str)
     for status in statuses:
         record = status.record
         if record is None:
-            yield f"{status.id}: unfinished; remove it: polarvault snapshot remove {status.id}"
+            yield unfinished_line("snapshot", status.id)
             continue
-        size = "unknown size" if status.used_bytes is None else f"{format_bytes(status.used_bytes)} of its own"
-        age = format_duration((now - record.made).total_seconds())
+        size = size_words(status.used_bytes) + ("" if status.used_bytes is None else " of its own")
+        age = age_words((now - record.made).total_seconds())
         yield (
             f"{record.name}: {status.state.value}, {record.provider}, of {record.source}, LSN {record.start_lsn} to "
             f"{record.stop_lsn} on timeline {record.timeline_id}, {age} old, {size}"

@@ -60,9 +60,7 @@ def create_snapshot(
     shelf.make()
     for done in shelf.sweep():
         reporter.note(done)
-    if request.name is not None and any(
-        (record := slot.record()) is not None and record.name == request.name for slot in shelf.slots()
-    ):
+    if request.name is not None and shelf.with_name(request.name):
         raise SnapshotRefused(f'there is a snapshot "{request.name}" already', hint="choose another name")
     with ExitStack() as closing:
         connection = connector.replication()

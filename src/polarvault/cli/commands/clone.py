@@ -14,6 +14,7 @@ from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.messages import say_warning
 from polarvault.cli.options.backups import RepositoryChoice, shelved
 from polarvault.cli.options.durations import seconds_of
+from polarvault.cli.options.kept import directory_of
 from polarvault.cli.options.recovery import clone_recovery_options, recovery_request
 from polarvault.cli.options.repository import repository_options
 from polarvault.cli.options.settings import assignment
@@ -230,14 +231,8 @@ def _options_of_moment(record: CloneRecord) -> dict[str, Any]:
 
 def _area(at: str | None) -> Area:
     from polarvault.clones.area import Area
-    from polarvault.storage.state_directory import state_directory
 
-    if at is not None:
-        return Area(at)
-    state = state_directory(os.environ, outside=())
-    if state is None:
-        raise UsageError("there is no directory for state that can be used", hint="name a directory: --at DIR")
-    return Area(os.path.join(state, "clones"))
+    return Area(directory_of(at, "clones"))
 
 
 def _create(options: dict[str, Any], *, replaces: Place | None = None) -> Created:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from polarvault.cli import signals
 from polarvault.cli.json_output import current_output, json_option
 from polarvault.cli.options.configuration import config_option, configured_connection, load
 from polarvault.cli.options.drop_in import connection_options, connection_settings
+from polarvault.cli.options.kept import directory_of
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
@@ -139,11 +139,5 @@ def remove(names: tuple[str, ...], at: str | None) -> None:
 def shelf_at(at: str | None) -> Shelf:
     """Return the directory of snapshots that --at names, or the default."""
     from polarvault.snapshotting.shelf import Shelf
-    from polarvault.storage.state_directory import state_directory
 
-    if at is not None:
-        return Shelf(at)
-    state = state_directory(os.environ, outside=())
-    if state is None:
-        raise UsageError("there is no directory for state that can be used", hint="name a directory: --at DIR")
-    return Shelf(os.path.join(state, "snapshots"))
+    return Shelf(directory_of(at, "snapshots"))
