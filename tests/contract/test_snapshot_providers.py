@@ -26,25 +26,11 @@ from polarvault.snapshots.model import Kind, Made, Place, SnapshotProvider
 from polarvault.snapshots.names import name_of
 from polarvault.snapshots.trees import Trees
 from polarvault.snapshots.zfs import Zfs
-from support.file_systems import FileSystem, Unavailable, file_system
+from support.file_systems import HOOK, FileSystem, Unavailable, file_system
 from support.small_disk import small_disk
 
 PROVIDERS = ("zfs", "btrfs", "reflink-on-xfs", "reflink-on-btrfs", "commands", "copy")
 MIB = 1 << 20
-HOOK = """#!/bin/sh
-# The user's own storage: a directory of copies.
-set -e
-store="$1"; verb="$2"; shift 2
-case "$verb" in
-create)
-    name="$1"; shift; mkdir "$store/$name.new"; n=0
-    for source in "$@"; do cp -a "$source" "$store/$name.new/$n"; n=$((n+1)); done
-    mv "$store/$name.new" "$store/$name";;
-clone) cp -a "$store/$2" "$3"; ln -s "$3" "$store/$1";;
-list) cd "$store"; for name in *; do if [ -e "$name" ] || [ -h "$name" ]; then echo "$name 4096"; fi; done;;
-destroy) if [ -h "$store/$1" ]; then rm -r "$(readlink "$store/$1")"; rm "$store/$1"; else rm -r "$store/$1"; fi;;
-esac
-"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polarvault.config.load import load_configuration
-from polarvault.config.schema import CLUSTER, DEFAULTS, REPOSITORY, RETENTION, Setting
+from polarvault.config.schema import CLUSTER, DEFAULTS, REPOSITORY, RETENTION, SNAPSHOTS, Setting
 from polarvault.storage.objects.address import Scheme
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -29,6 +29,7 @@ def _row(setting: Setting) -> str:
         ("[cluster.NAME]", CLUSTER),
         ("[cluster.NAME.retention]", RETENTION),
         ("[defaults]", DEFAULTS),
+        ("[snapshots.NAME]", SNAPSHOTS),
     ],
 )
 def test_every_setting_has_its_row_and_no_other_has_one(heading: str, settings: tuple[Setting, ...]) -> None:

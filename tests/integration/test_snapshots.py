@@ -5,81 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from polarvault.instance.account import server_account
 from polarvault.instance.model import Binaries
 from support.clones import Clones, ask
 from support.cluster import Cluster
-from support.file_systems import FileSystem, Unavailable, file_system
+from support.file_systems import HOOK
 from support.polar_cluster import PolarCluster
 from support.program import run_polarvault, start_polarvault
+from support.snapshots import SUMS, Snapshots, datasets_of, disk_of
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
-# All four are the same at every moment, whatever pgbench does.
-SUMS = """
-    SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches),
-           (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)
-"""
-
-
-class Snapshots:
-    """The snapshots in one directory, by way of the program."""
-
-    def __init__(self, at: Path) -> None:
-        self.at = at
-
-    def run(self, verb: str, *words: object, status: int = 0) -> dict[str, Any]:
-        finished = run_polarvault("snapshot", verb, *map(str, words), "--at", self.at, "--json", check=False)
-        assert finished.returncode == status, finished.stdout + finished.stderr
-        found: dict[str, Any] = json.loads(finished.stdout)
-        return found
-
-    def create(self, source: Cluster, *words: object) -> dict[str, Any]:
-        found: dict[str, Any] = self.run("create", "-d", source.conninfo(), *words)["snapshot"]
-        return found
-
-    def states(self, status: int = 0) -> dict[str, str]:
-        return {one["name"]: one["state"] for one in self.run("list", status=status)["snapshots"]}
-
-    def left(self) -> list[str]:
-        return sorted(path.name for path in self.at.iterdir()) if self.at.exists() else []
-
-
-@contextmanager
-def disk_of(kind: str, workspace: Path) -> Iterator[tuple[FileSystem, Path]]:
-    """Yield a file system and a directory in it for a server, a dataset or subvolume of its own where that counts."""
-    try:
-        with file_system(kind, workspace, size_mb=1500) as disk:
-            disk.path.chmod(0o755)
-            home = disk.path / "home"
-            if kind == "zfs":
-                subprocess.run(["zfs", "create", f"{disk.dataset}/home"], check=True)
-            elif kind == "btrfs":
-                subprocess.run(["btrfs", "subvolume", "create", str(home)], check=True, capture_output=True)
-            else:
-                home.mkdir()
-            for path in (disk.path, home):
-                server_account().own(path)
-            yield disk, home
-    except Unavailable as reason:
-        pytest.skip(str(reason))
-
-
-def datasets_of(disk: FileSystem) -> list[str]:
-    """Return every dataset and snapshot of ZFS."""
-    if disk.dataset is None:
-        return []
-    words = ["zfs", "list", "-H", "-r", "-t", "filesystem,snapshot", "-o", "name", disk.dataset]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.mark.parametrize(("kind", "major"), [("xfs", 18), ("btrfs", 15), ("zfs", 18)])
@@ -206,6 +147,43 @@ def test_without_room_or_rights_nothing_is_left(installation: Callable[[int], Bi
         assert error["id"] == "server-refused"
         assert error["hint"]
         assert snapshots.left() == []
+
+
+def test_commands_of_the_configuration_make_them(installation: Callable[[int], Binaries], workspace: Path) -> None:
+    workspace.chmod(0o755)
+    hook, store = workspace / "storage", workspace / "store"
+    hook.write_text(HOOK)
+    hook.chmod(0o755)
+    store.mkdir()
+    lines = [
+        "[snapshots.san]", f'paths = ["{workspace / "home"}"]',
+        *(
+            f"{verb} = {json.dumps([str(hook), str(store), verb, *words])}"
+            for verb, words in (
+                ("create", ["{name}", "{source}"]), ("clone", ["{name}", "{snapshot}", "{target}"]), ("list", []),
+                ("destroy", ["{name}"]),
+            )
+        ),
+    ]  # fmt: skip
+    configuration = workspace / "polarvault.toml"
+    configuration.write_text("\n".join(lines))
+    snapshots, clones = Snapshots(workspace / "snapshots"), Clones(workspace / "clones")
+    (workspace / "home").mkdir()
+    with Cluster.made(installation(18), workspace / "home" / "c") as source:
+        made = snapshots.create(source, "--config", configuration, "--name", "s")
+        assert made["provider"] == "commands"
+        try:
+            assert ask(clones.create(made["backup"]), "SELECT count(*) FROM accounts") == [(5000,)]
+        finally:
+            clones.remove_all()
+        configuration.unlink()
+        # What made it is written down with it.
+        assert snapshots.states() == {"s": "whole"}
+        words = ("create", "-d", source.conninfo(), "--config", workspace / "none")
+        assert snapshots.run(*words, status=2)["error"]["id"] == "configuration"
+        snapshots.run("remove", "s")
+        assert snapshots.left() == []
+        assert list(store.iterdir()) == []
 
 
 @pytest.mark.polardb

@@ -18,6 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SIZE_MB = {"xfs": 320, "btrfs": 320}
+# Commands of a user for the provider that runs them.
+HOOK = """#!/bin/sh
+# The user's own storage: a directory of copies.
+set -e
+store="$1"; verb="$2"; shift 2
+case "$verb" in
+create)
+    name="$1"; shift; mkdir "$store/$name.new"; n=0
+    for source in "$@"; do cp -a "$source" "$store/$name.new/$n"; n=$((n+1)); done
+    mv "$store/$name.new" "$store/$name";;
+clone) cp -a "$store/$2" "$3"; ln -s "$3" "$store/$1";;
+list) cd "$store"; for name in *; do if [ -e "$name" ] || [ -h "$name" ]; then echo "$name 4096"; fi; done;;
+destroy) if [ -h "$store/$1" ]; then rm -r "$(readlink "$store/$1")"; rm "$store/$1"; else rm -r "$store/$1"; fi;;
+esac
+"""
 _DAEMON_FILES = Path("/tmp/polarvault-zfs-fuse")
 
 

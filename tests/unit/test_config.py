@@ -12,6 +12,8 @@ from polarvault.config.load import load_configuration
 from polarvault.config.model import Configuration, Hooks, KeySource, Limits, Retention, SourceKind
 from polarvault.errors import ConfigurationError, UsageError
 from polarvault.report.configuration import configuration_text
+from polarvault.snapshots.choice import commands_for
+from polarvault.snapshots.errors import SnapshotRefused
 from support.program import run_polarvault
 
 GOOD = """\
@@ -343,3 +345,46 @@ def test_limits_come_from_the_cluster_then_from_the_defaults(tmp_path: Path) -> 
     assert hooks.hooks_of("a") == Hooks(timeout_s=5)
     assert hooks.hooks_of("b") == hooks.hooks_of(None) == Hooks(on_failure=("/p", "a b"), timeout_s=5)
     assert "[defaults]" in configuration_text(found)
+
+
+_SNAPSHOTS = """
+[snapshots.san]
+paths = ["/srv/pg"]
+create = ["/usr/local/bin/san", "create", "{name}", "{source}"]
+clone = ["/usr/local/bin/san", "clone", "{name}", "{snapshot}", "{target}"]
+list = ["/usr/local/bin/san", "list"]
+destroy = ["/usr/local/bin/san", "destroy", "{name}"]
+atomic = true
+timeout = "2min"
+"""
+
+
+def test_commands_for_snapshots_are_read_and_serve_what_lies_below_their_paths(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(_SNAPSHOTS)
+    found = load_configuration(str(tmp_path / "x"), {}).snapshots["san"]
+    assert (found.paths, found.is_atomic, found.timeout_s) == (("/srv/pg",), True, 120)
+    words = commands_for(["/srv/pg/data", "/srv/pg"], [found])
+    assert words is not None
+    assert words.destroy == ("/usr/local/bin/san", "destroy", "{name}")
+    assert commands_for(["/srv/pgother"], [found]) is None
+    with pytest.raises(SnapshotRefused, match="/srv/other"):
+        commands_for(["/srv/pg/data", "/srv/other"], [found])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('paths = ["/srv/pg"]\n', "", "has no paths"),
+        ('"/srv/pg"', '"srv/pg"', "absolute path"),
+        ('"destroy", "{name}"', '"destroy"', "lacks {name}"),
+        ('"{snapshot}", ', "", "lacks {snapshot}"),
+        ('list = ["/usr/local/bin/san", "list"]', "list = []", "must have words"),
+        ("atomic", "atomik", 'did you mean "atomic"'),
+    ],
+)
+def test_mistakes_in_commands_for_snapshots_are_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in _SNAPSHOTS
+    (tmp_path / "x").write_text(_SNAPSHOTS.replace(old, new))
+    with pytest.raises(ConfigurationError) as raised:
+        load_configuration(str(tmp_path / "x"), {})
+    assert said in raised.value.message

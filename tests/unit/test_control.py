@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 
 from polarvault.errors import IntegrityError
-from polarvault.pgfiles.control import ClusterState, ControlDamage, parse_control
+from polarvault.model.lsn import Lsn
+from polarvault.pgfiles.control import ClusterState, ControlDamage, as_recovering, parse_control
 from support.small_files import control_bytes
 
 
@@ -86,3 +88,13 @@ def test_an_impossible_segment_size_is_refused() -> None:
 def test_a_state_that_no_server_writes_is_refused() -> None:
     with pytest.raises(ControlDamage, match="state 77"):
         parse_control(control_bytes(state=77))
+
+
+@pytest.mark.parametrize(("version", "catalog"), [(1300, 202307071), (1905, 202610061)])
+def test_a_copy_of_one_moment_is_told_how_far_to_recover(version: int, catalog: int) -> None:
+    before = control_bytes(version, catalog)
+    after = parse_control(as_recovering(before, Lsn.parse("0/60000000")))
+    assert after.state is ClusterState.IN_ARCHIVE_RECOVERY
+    assert str(after.minimum_recovery_lsn) == "0/60000000"
+    expected = replace(parse_control(before), state=after.state, minimum_recovery_lsn=after.minimum_recovery_lsn)
+    assert after == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from polarvault.config.model import ClusterConfiguration, RepositoryConfiguration
+from polarvault.config.model import ClusterConfiguration, RepositoryConfiguration, SnapshotConfiguration
 from polarvault.config.schema import REPOSITORY
 from polarvault.model.dataclass import dataclass
 from polarvault.storage.objects.address import Scheme, parse_address
@@ -58,6 +58,20 @@ def cluster_problems(cluster: ClusterConfiguration, repositories: Iterable[str])
     for name in cluster.repositories:
         if name not in known:
             yield "repositories", f"there is no [repository.{name}]{did_you_mean(name, known)}"
+
+
+def snapshot_problems(snapshot: SnapshotConfiguration) -> Iterator[tuple[str, str]]:
+    """Yield field and reason of what the words of a command lack."""
+    needed = {
+        "create": ("{name}", "{source}"), "clone": ("{name}", "{snapshot}", "{target}"), "list": (),
+        "destroy": ("{name}",),
+    }  # fmt: skip
+    for field, marks in needed.items():
+        words: tuple[str, ...] = getattr(snapshot, field)
+        if not words:
+            yield field, "must have words"
+        elif missing := [mark for mark in marks if not any(mark in word for word in words)]:
+            yield field, f"lacks {' and '.join(missing)}, without which it cannot know what it is to do"
 
 
 _STORES = {

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from polarvault.config.checks import Mistake, cluster_problems, did_you_mean, repository_problems
+from polarvault.config.checks import Mistake, cluster_problems, did_you_mean, repository_problems, snapshot_problems
 from polarvault.config.model import (
     ClusterConfiguration,
     Configuration,
@@ -18,6 +18,7 @@ from polarvault.config.model import (
     RepositoryConfiguration,
     Retention,
     ShownSetting,
+    SnapshotConfiguration,
     SourceKind,
 )
 from polarvault.config.places import SYSTEM_FILE, candidate_files
@@ -30,6 +31,8 @@ from polarvault.config.schema import (
     REPOSITORY,
     RETENTION,
     RETENTION_FIELD,
+    SNAPSHOT_COMMANDS,
+    SNAPSHOTS,
     Setting,
 )
 from polarvault.config.values import is_name
@@ -45,7 +48,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polarvault.config.positions import Place
 
-_SECTIONS = ("repository", "defaults", "cluster")
+_SECTIONS = ("repository", "defaults", "cluster", "snapshots")
 _SHOWN_CHARACTERS = 80
 _KEY_FIELDS = {"passphrase_file", "passphrase_command", "key_file"}
 # Whose variables they are.
@@ -147,10 +150,13 @@ class _Reading:
         names = list(known) if isinstance(known, dict) else []
         self.defaults = self._defaults()
         clusters = {name: self._cluster(name, table, names) for name, table in self._tables("cluster")}
+        snapshots = {
+            name: found for name, table in self._tables("snapshots") if (found := self._snapshots(name, table))
+        }
         if self.mistakes:
             raise self._error()
         return Configuration(
-            self.path, repositories, clusters, tuple(self.shown), limits=_limits(self.defaults),
+            self.path, repositories, clusters, snapshots, tuple(self.shown), limits=_limits(self.defaults),
             hooks=_hooks(self.defaults), passed_over=passed_over,
         )  # fmt: skip
 
@@ -251,6 +257,23 @@ class _Reading:
             except PolarvaultError as problem:
                 self._mistake((*place, "connection"), problem.message, cluster.connection)
         return cluster
+
+    def _snapshots(self, name: str, table: dict[str, Any]) -> SnapshotConfiguration | None:
+        place: Place = ("snapshots", name)
+        given = self._values(place, table, SNAPSHOTS)
+        self._show(place, SNAPSHOTS, given)
+        needed = ("paths", *SNAPSHOT_COMMANDS)
+        for missing in [one for one in needed if one not in table]:
+            self._mistake(place, f"has no {missing}")
+        if not all(one in given for one in needed):
+            return None
+        commands = {one: given[one] for one in needed}
+        found = SnapshotConfiguration(
+            name, **commands, is_atomic=given.get("atomic", False), timeout_s=given.get("timeout", 600)
+        )
+        for wrong, why in snapshot_problems(found):
+            self._mistake((*place, wrong), why, table[wrong])
+        return found
 
     def _values(
         self, place: Place, table: dict[str, Any], settings: Sequence[Setting], *, tables: Sequence[str] = ()

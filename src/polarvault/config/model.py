@@ -89,6 +89,20 @@ class ClusterConfiguration:
     spool_max: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotConfiguration:
+    """Commands that make snapshots of what lies below some paths, by their name; each is a list of words."""
+
+    name: str
+    paths: tuple[str, ...]
+    create: tuple[str, ...]
+    clone: tuple[str, ...]
+    list: tuple[str, ...]
+    destroy: tuple[str, ...]
+    is_atomic: bool = False
+    timeout_s: int = 600
+
+
 class SourceKind(Enum):
     """Where a value comes from."""
 
@@ -120,6 +134,7 @@ class Configuration:
     path: str | None
     repositories: dict[str, RepositoryConfiguration] = field(default_factory=dict)
     clusters: dict[str, ClusterConfiguration] = field(default_factory=dict)
+    snapshots: dict[str, SnapshotConfiguration] = field(default_factory=dict)
     settings: tuple[ShownSetting, ...] = ()
     warnings: tuple[str, ...] = ()
     limits: Limits = Limits()

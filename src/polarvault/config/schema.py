@@ -129,6 +129,18 @@ CLUSTER = (
     Setting("spool", values.absolute_path, "the directory in which `wal stream` keeps what is not uploaded", "none"),
     Setting("spool_max", values.size_bytes, "what may wait in the spool, as `20GB`; needed with `spool`"),
 )
+SNAPSHOTS = (
+    Setting("paths", values.absolute_paths, "the directories whose snapshots these commands make, with all below them"),
+    Setting("create", values.command_words, "makes a snapshot of `{source}` under `{name}`"),
+    Setting(
+        "clone", values.command_words, "makes a copy of `{snapshot}` that can be written, under `{name}`, in `{target}`"
+    ),
+    Setting("list", values.command_words, "prints a line for each: its name and its bytes, if known"),
+    Setting("destroy", values.command_words, "removes `{name}`"),
+    Setting("atomic", values.boolean, "`true`: a snapshot of several directories is of one moment", "false"),
+    Setting("timeout", values.duration_s, "how long each of them may take", "10min"),
+)  # fmt: skip
+SNAPSHOT_COMMANDS = ("create", "clone", "list", "destroy")
 DEFAULTS = (*LIMITS, *HOOKS)
 """What holds for every cluster that does not say it itself."""
 # A table in a cluster's table.

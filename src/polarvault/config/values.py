@@ -45,6 +45,14 @@ def absolute_path(value: object) -> str:
     return path
 
 
+def absolute_paths(value: object) -> tuple[str, ...]:
+    """One path, or a list of paths."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list) or not 0 < len(given) <= _MOST_WORDS:
+        raise ValueError("must be an absolute path, or a list of such")
+    return tuple(map(absolute_path, given))
+
+
 def address(value: object) -> str:
     """The address of a store; a path is absolute."""
     written = text(value)

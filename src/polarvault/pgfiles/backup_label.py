@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from polarvault.errors import BackupUnusable
 from polarvault.model import limits
 from polarvault.model.lsn import Lsn
 from polarvault.model.names import shown_name
+from polarvault.model.segment import WalSegment
+from polarvault.pgfiles.control import ControlFile
 
 _START = re.compile(r"START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{24})\)$")
 _OID = re.compile(r"[0-9]{1,10}\Z")
@@ -35,6 +38,24 @@ class BackupLabel:
     def is_from_standby(self) -> bool:
         """Tell whether the server that was backed up was in recovery."""
         return self.taken_from == "standby"
+
+
+def standby_label(control: ControlFile, time: datetime, label: str) -> bytes:
+    """Return the label of files of one moment: recovery from the redo point to pg_control's minimum recovery point.
+
+    As a standby's label has it, the server then takes that point for the end of the backup (server: xlogrecovery.c,
+    backupFromStandby), and refuses to be used before. control: of a server in recovery, or shut down in it.
+    """
+    segment = WalSegment.holding(control.redo_lsn, control.timeline_id, control.wal_segment_size)
+    return (
+        f"START WAL LOCATION: {control.redo_lsn} (file {segment.file_name})\n"
+        f"CHECKPOINT LOCATION: {control.checkpoint_lsn}\n"
+        "BACKUP METHOD: streamed\n"
+        "BACKUP FROM: standby\n"
+        f"START TIME: {time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC\n"
+        f"LABEL: {label}\n"
+        f"START TIMELINE: {control.timeline_id}\n"
+    ).encode("utf-8", "surrogateescape")
 
 
 def parse_backup_label(content: bytes, what: str = "backup_label") -> BackupLabel:

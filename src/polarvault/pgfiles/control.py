@@ -25,6 +25,8 @@ _HEAD = struct.Struct("<QII")
 # PG_DATA_CHECKSUM_VERSION; other numbers than 0 would be states in between, in which pages need not have checksums.
 _CHECKSUMS_ON = 1
 _LARGEST_FORMAT = 1 << 16
+# Behind the minimum recovery point come its timeline (u32, aligned) and the start of a backup that is not yet replayed.
+_TO_BACKUP_START = 16
 
 
 class ControlDamage(IntegrityError):
@@ -86,6 +88,8 @@ class ControlFile:
     data_checksum_version: int
     checkpoint_time: datetime | None = None
     full_page_writes: bool = True
+    backup_start_lsn: Lsn = Lsn(0)
+    """While recovery from a base backup has not yet reached its end: where that backup began."""
 
     @property
     def major_version(self) -> int | None:
@@ -150,7 +154,24 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
         data_checksum_version=checksum_version,
         checkpoint_time=_time(checkpoint_time),
         full_page_writes=content[56] != 0,
+        backup_start_lsn=Lsn(struct.unpack_from("<Q", content, layout.minimum_recovery_lsn + _TO_BACKUP_START)[0]),
     )
+
+
+def as_recovering(content: bytes, minimum_recovery_lsn: Lsn) -> bytes:
+    """Return pg_control of a server in recovery that has to get as far as an LSN on the timeline of its checkpoint.
+
+    So pg_rewind leaves it (server: bin/pg_rewind/pg_rewind.c, perform_rewind); recovery ends with an error before that
+    LSN. content: one that `parse_control` takes.
+    """
+    control = parse_control(content)
+    layout = versions.control_layout(control.control_version)
+    assert layout is not None
+    changed = bytearray(content)
+    struct.pack_into("<i", changed, 16, ClusterState.IN_ARCHIVE_RECOVERY)
+    struct.pack_into("<QI", changed, layout.minimum_recovery_lsn, minimum_recovery_lsn, control.timeline_id)
+    struct.pack_into("<I", changed, layout.crc, google_crc32c.value(bytes(changed[: layout.crc])))
+    return bytes(changed)
 
 
 def parse_known_control(content: bytes, major: int | None, what: str = "global/pg_control") -> ControlFile | None:

@@ -12,7 +12,7 @@ from polarvault.snapshotting.model import SnapshotState, SnapshotStatus
 
 _FIELDS = (
     "made", "directories", "name", "source", "provider", "backup", "shared", "system_identifier", "version",
-    "is_polardb", "from_standby", "is_atomic", "start_lsn", "stop_lsn", "timeline_id", "held_s",
+    "is_polardb", "from_standby", "is_atomic", "connected", "start_lsn", "stop_lsn", "timeline_id", "held_s",
 )  # fmt: skip
 
 
@@ -36,7 +36,8 @@ def snapshot_text(status: SnapshotStatus) -> Iterator[str]:
     role = "standby" if record.from_standby else "primary"
     yield (
         f"snapshot {record.name} of the {role} in {record.source} by {record.provider}, LSN {record.start_lsn} to "
-        f"{record.stop_lsn} on timeline {record.timeline_id}, in {record.held_s:.1f} s"
+        f"{record.stop_lsn} on timeline {record.timeline_id}, "
+        + (f"in {record.held_s:.1f} s" if record.connected else "without a connection, of one moment")
     )
     path = shlex.quote(record.backup)
     yield f"  it is a backup: polarvault clone create {path}; polarvault drill {path}; polarvault restore {path} -D ..."

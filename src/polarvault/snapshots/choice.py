@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 
+from polarvault.config.model import SnapshotConfiguration
 from polarvault.snapshots.btrfs import Btrfs
 from polarvault.snapshots.commands import Commands, CommandWords
+from polarvault.snapshots.errors import SnapshotRefused
 from polarvault.snapshots.model import SnapshotProvider
 from polarvault.snapshots.mounts import mount_of
 from polarvault.snapshots.trees import Trees, can_share
@@ -29,8 +32,35 @@ def provider_for(directories: Sequence[str], at: str, commands: CommandWords | N
     return Trees(at, shares=len(devices) == 1 and can_share(at))
 
 
-def provider_again(name: str, at: str, datasets: Sequence[str] = ()) -> SnapshotProvider:
+def commands_for(directories: Sequence[str], configured: Iterable[SnapshotConfiguration]) -> CommandWords | None:
+    """Return the commands that serve all of these directories; raise SnapshotRefused where they serve some of them."""
+    for one in configured:
+        below = [any(_is_below(directory, path) for path in one.paths) for directory in directories]
+        if all(below):
+            return CommandWords(
+                one.create, one.clone, one.list, one.destroy, is_atomic=one.is_atomic, timeout_s=one.timeout_s
+            )
+        if any(below):
+            left = directories[below.index(False)]
+            raise SnapshotRefused(
+                f'"{left}" lies below none of the paths of [snapshots.{one.name}], and other directories of the server '
+                "do",
+                hint="name it there as well: paths = [...]",
+            )
+    return None
+
+
+def _is_below(directory: str, path: str) -> bool:
+    real, root = os.path.realpath(directory), os.path.realpath(path).rstrip("/")
+    return real == root or real.startswith(root + "/")
+
+
+def provider_again(
+    name: str, at: str, datasets: Sequence[str] = (), commands: CommandWords | None = None
+) -> SnapshotProvider:
     """Return the provider that made something earlier, by its name; "" for one that was cut off before."""
+    if commands is not None:
+        return Commands(at, commands)
     if name == "zfs":
         return Zfs(datasets)
     if name == "btrfs":

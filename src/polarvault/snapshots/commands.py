@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from polarvault.errors import PolarvaultError
 from polarvault.snapshots.errors import NotOurs, SnapshotFailed, SnapshotRefused
@@ -38,6 +39,14 @@ class CommandWords:
     destroy: tuple[str, ...]
     is_atomic: bool = False
     timeout_s: float = 600.0
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> CommandWords:
+        """Return what `dataclasses.asdict` made a record of; raise TypeError for anything else."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+        }
+        return cls(**values)
 
 
 class Commands:

@@ -10,7 +10,9 @@ On Linux nobody but root can mount, so that clones need root or sudo, whatever `
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +25,7 @@ from polarvault.snapshots.model import Atomicity, Kind, Made, Place
 from polarvault.snapshots.mounts import Mount, mount_of, mounts_below
 from polarvault.snapshots.names import name_of, parse_name
 from polarvault.snapshots.programs import ProgramRefused, run
+from polarvault.snapshots.zfs_advice import PROPERTIES, RIGHTS, advice, missing_rights
 from polarvault.storage.files import storage_failed
 
 KINDS = ("zfs", "fuse.zfs")
@@ -178,6 +181,36 @@ class Zfs:
         sizes = [thing.values.get("used", ("", ""))[0] for thing in self._properties(names, "used")]
         return sum(map(int, sizes)) if sizes and all(size.isdecimal() for size in sizes) else None
 
+    def advice(self, *, relies_on_records: bool = False) -> list[str]:
+        """Return what to change for a database, and the rights that whoever runs this lacks; of old ZFS less is known.
+
+        relies_on_records: as for `zfs_advice.advice`.
+        """
+        found: list[str] = []
+        for dataset in dict.fromkeys(self._datasets):
+            values: dict[str, str] = {}
+            for name in PROPERTIES:
+                with suppress(ProgramRefused):
+                    (thing,) = self._properties([dataset], name)
+                    values |= {name: value for name, (value, _) in thing.values.items()}
+            found += advice(dataset, values, relies_on_records=relies_on_records)
+            if os.geteuid() != 0:
+                found += self._lacking(dataset)
+        return found
+
+    def _lacking(self, dataset: str) -> list[str]:
+        try:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            groups = {grp.getgrgid(number).gr_name for number in os.getgroups()}
+            missing = missing_rights(self._run(["allow", dataset]), user, groups)
+        except (KeyError, SnapshotFailed):
+            return []  # What is really lacking is told by what fails.
+        if not missing:
+            return []
+        return [
+            f"{user} lacks {', '.join(missing)} on {dataset}; as root: zfs allow {user} {','.join(missing)} {dataset}"
+        ]
+
     def _snapshot(self, datasets: Sequence[str], label: str, properties: Sequence[str]) -> None:
         """Take snapshots of datasets of one pool in one transaction."""
         options = [word for one in properties for word in ("-o", one)]
@@ -262,7 +295,7 @@ class Zfs:
         except ProgramRefused as refused:
             if _RIGHTS.search(refused.said):
                 refused.hint = (
-                    "run it as root, or as root: zfs allow USER snapshot,destroy,clone,create,mount,userprop DATASET; "
+                    f"run it as root, or as root: zfs allow USER {','.join(RIGHTS)} DATASET; "
                     "clones need root on Linux all the same, where nobody else can mount"
                 )
             raise

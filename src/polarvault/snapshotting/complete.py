@@ -15,6 +15,7 @@ from polarvault.backupset.model import CONTROL_NAME, DESCRIPTION_NAME
 from polarvault.pgconf.configuration import MAIN_FILE
 from polarvault.snapshots.errors import SnapshotFailed
 from polarvault.storage.files import fsync_paths, fsync_tree, storage_failed, write_durably
+from polarvault.wal.names import is_segment_name
 
 # Of a running server, or of an earlier backup; recovery would believe them (manual, 26.3.3.2).
 _OF_A_SERVER = (
@@ -27,11 +28,12 @@ _EMPTIED = ("pg_replslot", "pg_dynshmem", "pg_notify", "pg_serial", "pg_snapshot
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """The directories of a copy. shared: PolarDB's; tablespaces: by oid."""
+    """The directories of a copy. shared: PolarDB's; tablespaces: by oid; wal: its pg_wal, where that lies elsewhere."""
 
     local: str
     shared: str | None
     tablespaces: Mapping[str, str]
+    wal: str | None = None
 
     @property
     def data(self) -> str:
@@ -40,11 +42,13 @@ class Directories:
 
 
 def complete(
-    directories: Directories, *, label: bytes, control: bytes | None, wal: str, description: dict[str, object]
-) -> None:
-    """Complete a copy; control: what pg_control is to be, None for what it is; wal: a directory that is moved into it.
+    directories: Directories, *, label: bytes | None, control: bytes | None, wal: str | None,
+    description: dict[str, object], first_segment: str = "",
+) -> None:  # fmt: skip
+    """Complete a copy. label None: of a server that was shut down.
 
-    Raises StorageFailed, SnapshotFailed.
+    control: what pg_control is to be, None for what it is. wal: a directory whose files make up pg_wal; None leaves in
+    it what is there from first_segment on. Raises StorageFailed, SnapshotFailed.
     """
     local = directories.local
     if not os.path.exists(os.path.join(local, MAIN_FILE)) or not os.path.exists(
@@ -61,14 +65,18 @@ def complete(
                     os.unlink(path)
             for name in _EMPTIED:
                 _empty(os.path.join(root, name))
-        _put_wal(wal, os.path.join(directories.data, "pg_wal"))
+        pg_wal = os.path.join(directories.data, "pg_wal")
+        if wal is not None:
+            _put_wal(wal, pg_wal)
+        _leave_wal_from(first_segment, pg_wal)
         _lead_links(os.path.join(local, "pg_tblspc"), directories.tablespaces)
         owner = os.stat(os.path.join(local, "PG_VERSION"))
         written = {os.path.join(local, DESCRIPTION_NAME): _description(directories, description)}
         if control is not None:
             written[os.path.join(directories.data, CONTROL_NAME)] = control
         # With it recovery goes to where the server said that the backup ends.
-        written[os.path.join(local, "backup_label")] = label
+        if label is not None:
+            written[os.path.join(local, "backup_label")] = label
         for path, content in written.items():
             write_durably(path, content, mode=owner.st_mode & 0o777, sync=False)
             if os.geteuid() == 0:
@@ -108,6 +116,14 @@ def _put_wal(wal: str, target: str) -> None:
     if os.geteuid() == 0:
         for path in (target, *(os.path.join(target, name) for name in os.listdir(target))):
             os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _leave_wal_from(first_segment: str, directory: str) -> None:
+    """Remove segments from before one, whatever their timeline, and what the server noted for its archive."""
+    _empty(os.path.join(directory, "archive_status"))
+    for name in os.listdir(directory):
+        if is_segment_name(name) and name[8:] < first_segment[8:]:
+            os.unlink(os.path.join(directory, name))
 
 
 def _lead_links(directory: str, tablespaces: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from polarvault.errors import PolarvaultError, ServerRefused
@@ -20,13 +20,12 @@ from polarvault.server.base_backup import BackupStart
 from polarvault.server.connection import Connector
 from polarvault.server.identity import ServerIdentity, read_identity
 from polarvault.server.wal_stream import SlotPlan, WalStream
-from polarvault.snapshots.choice import provider_for
 from polarvault.snapshots.errors import SnapshotRefused
-from polarvault.snapshots.model import Made, SnapshotProvider
-from polarvault.snapshots.mounts import mount_of
+from polarvault.snapshots.model import SnapshotProvider
 from polarvault.snapshotting.complete import Directories, complete
 from polarvault.snapshotting.model import SnapshotRecord, SnapshotRequest
 from polarvault.snapshotting.shelf import Shelf, Slot
+from polarvault.snapshotting.source import Source, chosen_provider, copy_of, refuse_nested
 from polarvault.taking.checkpoint_watch import CheckpointWatch
 from polarvault.taking.facts import BackupFacts, ReceivedBackup
 from polarvault.taking.local.layout import find_archives
@@ -37,31 +36,11 @@ from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.wal_end import finish_wal
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where the server's files are: the data directory, PolarDB's shared half, tablespaces by oid."""
-
-    local: str
-    shared: str | None
-    tablespaces: dict[str, str]
-
-    @property
-    def directories(self) -> list[str]:
-        """Everything, and what has pg_control last."""
-        last = [self.local] if self.shared is None else [self.local, self.shared]
-        return [*self.tablespaces.values(), *last]
-
-
 def create_snapshot(
     request: SnapshotRequest, connector: Connector, reporter: BackupReporter, *, clock: Callable[[], datetime]
 ) -> SnapshotRecord:
     """Take a snapshot of the server that the connector reaches; return what is written down about it."""
-    shelf = Shelf(request.at)
-    shelf.make()
-    for done in shelf.sweep():
-        reporter.note(done)
-    if request.name is not None and shelf.with_name(request.name):
-        raise SnapshotRefused(f'there is a snapshot "{request.name}" already', hint="choose another name")
+    shelf = prepared_shelf(request, reporter.note)
     with ExitStack() as closing:
         connection = connector.replication()
         closing.callback(connection.close)
@@ -85,13 +64,8 @@ def create_snapshot(
         slot.make(record)
         with slot.locked():
             try:
-                provider = provider_for(source.directories, slot.directory)
+                provider, record = chosen_provider(request, record, source, slot, reporter)
                 _refuse_torn(provider, identity)
-                datasets = [mount_of(one).device for one in source.directories] if provider.name == "zfs" else []
-                record = replace(
-                    record, provider=provider.name, datasets=tuple(dict.fromkeys(datasets)),
-                    is_atomic=provider.is_atomic(source.directories),
-                )  # fmt: skip
                 # Before anything is made: what a kill leaves is found by it.
                 slot.write_record(record)
                 record = _take(request, connector, reporter, identity, place, source, provider, slot, record)
@@ -104,7 +78,7 @@ def create_snapshot(
 
 def _take(
     request: SnapshotRequest, connector: Connector, reporter: BackupReporter, identity: ServerIdentity,
-    place: LocalPlace, source: _Source, provider: SnapshotProvider, slot: Slot, record: SnapshotRecord,
+    place: LocalPlace, source: Source, provider: SnapshotProvider, slot: Slot, record: SnapshotRecord,
 ) -> SnapshotRecord:  # fmt: skip
     session = BackupSession(
         place.sql, identity, label=request.label, fast=request.checkpoint_fast, waits=False
@@ -143,7 +117,7 @@ def _take(
         if failed:
             session.cancel()
         wal.close(failed=failed)
-    directories = _copy_of(provider, made, slot, source)
+    directories = copy_of(provider, made, slot, source)
     description = {
         "format": 1, "label": request.label, "server_version": identity.version,
         "server_version_num": identity.version_num, "system_identifier": identity.system_identifier,
@@ -170,36 +144,24 @@ def _ended(
     )  # fmt: skip
 
 
-def _copy_of(provider: SnapshotProvider, made: Made, slot: Slot, source: _Source) -> Directories:
-    """Return the directories of a copy that can be written: the snapshot's own, or a clone's, which costs nothing."""
-    if any(one.path is None for one in made.places) or provider.name not in ("reflink", "copy"):
-        made = provider.clone(made, slot.clone, slot.id)
-    paths = {place.source: place.path or "" for place in made.places}
-    for path in paths.values():
-        # The account of a drill or a clone has to get through to what is its own.
-        while (path := os.path.dirname(path)) != slot.directory and path.startswith(slot.directory):
-            os.chmod(path, os.stat(path).st_mode | 0o011)
-    found = {original: paths[os.path.realpath(original)] for original in source.directories}
-    return Directories(
-        found[source.local],
-        None if source.shared is None else found[source.shared],
-        {oid: found[location] for oid, location in source.tablespaces.items()},
-    )
-
-
-def _find_source(place: LocalPlace, identity: ServerIdentity) -> _Source:
+def _find_source(place: LocalPlace, identity: ServerIdentity) -> Source:
     """Return the server's directories by their real paths; raise SnapshotRefused for those in one another."""
     spaces = _tablespaces(place, identity)
     shared = None if place.shared is None else os.path.realpath(place.shared.address)
-    source = _Source(os.path.realpath(place.data.address), shared, spaces)
-    for inner in source.directories:
-        for outer in source.directories:
-            if inner != outer and inner.startswith(outer.rstrip("/") + "/"):
-                raise SnapshotRefused(
-                    f'"{inner}" lies inside of "{outer}"',
-                    hint="move it beside it, or take a backup: polarvault basebackup",
-                )
+    source = Source(os.path.realpath(place.data.address), shared, spaces)
+    refuse_nested(source)
     return source
+
+
+def prepared_shelf(request: SnapshotRequest, note: Callable[[str], None]) -> Shelf:
+    """Return the directory of snapshots, without what killed commands have left; raise SnapshotRefused for its name."""
+    shelf = Shelf(request.at)
+    shelf.make()
+    for done in shelf.sweep():
+        note(done)
+    if request.name is not None and shelf.with_name(request.name):
+        raise SnapshotRefused(f'there is a snapshot "{request.name}" already', hint="choose another name")
+    return shelf
 
 
 def _tablespaces(place: LocalPlace, identity: ServerIdentity) -> dict[str, str]:
@@ -211,7 +173,7 @@ def _tablespaces(place: LocalPlace, identity: ServerIdentity) -> dict[str, str]:
     }
 
 
-def _check_tablespaces(place: LocalPlace, identity: ServerIdentity, source: _Source) -> None:
+def _check_tablespaces(place: LocalPlace, identity: ServerIdentity, source: Source) -> None:
     if _tablespaces(place, identity) != source.tablespaces:
         raise SnapshotRefused(
             "tablespaces were made, moved or dropped while the snapshot was taken", hint="take it again"

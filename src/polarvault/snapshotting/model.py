@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from typing import Any
+
+from polarvault.config.model import SnapshotConfiguration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRequest:
-    """What the user asked for. at: the directory of snapshots, absolute; label: goes into backup_label."""
+    """What the user asked for. at: the directory of snapshots, absolute; label: goes into backup_label.
+
+    configured: the commands of the configuration, for the paths that they serve.
+    """
 
     at: str
     name: str | None = None
     label: str = "polarvault snapshot"
     checkpoint_fast: bool = True
     checkpoint_timeout_s: float = 60.0
+    configured: tuple[SnapshotConfiguration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +32,8 @@ class SnapshotRecord:
 
     provider, datasets: who made it and, on ZFS, where. backup: the plain backup that it is, local half first; shared:
     its shared half. held_s: how long it took between the start and the end of the backup. is_atomic: all of it is of
-    one moment.
+    one moment. connected: the server was told. commands: the words of those that made
+    it, as the configuration had them then.
     """
 
     id: str
@@ -45,6 +54,8 @@ class SnapshotRecord:
     stop_lsn: str = ""
     timeline_id: int = 0
     held_s: float = 0.0
+    connected: bool = True
+    commands: Mapping[str, Any] | None = None
 
 
 class SnapshotState(Enum):

@@ -15,6 +15,7 @@ from typing import ClassVar
 from polarvault.errors import PolarvaultError
 from polarvault.snapshots.choice import provider_again
 from polarvault.snapshots.collection import Collection, Thing, Words
+from polarvault.snapshots.commands import CommandWords
 from polarvault.snapshots.errors import SnapshotRefused
 from polarvault.snapshots.marks import remove_marked
 from polarvault.snapshots.model import Kind, SnapshotProvider
@@ -51,7 +52,8 @@ class Slot(Thing[SnapshotRecord]):
 
     def provider(self, record: SnapshotRecord) -> SnapshotProvider:
         """Return who made it, and can list and destroy it."""
-        return provider_again(record.provider, self.directory, record.datasets)
+        commands = None if record.commands is None else CommandWords.of_record(record.commands)
+        return provider_again(record.provider, self.directory, record.datasets, commands)
 
     def status(self) -> SnapshotStatus:
         """Look whether what was made is still there, and how much room it takes."""

@@ -17,6 +17,8 @@ from polarvault.cli.options.kept import directory_of
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
+    from polarvault.report.taking import TextReporter
+    from polarvault.snapshotting.model import SnapshotRecord, SnapshotRequest
     from polarvault.snapshotting.shelf import Shelf
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -38,6 +40,10 @@ def command() -> None:
 
 @command.command("create", context_settings={"help_option_names": ["-?", "--help"]})
 @click.argument("cluster", required=False, metavar="[CLUSTER]")
+@click.option("-D", "--pgdata", "data", metavar="DIR",
+              help="Without a connection: the data directory. Only where all of it is of one moment.")  # fmt: skip
+@click.option("--polardata", "shared", metavar="DIR",
+              help="Without a connection: PolarDB's shared half; default: where the settings say.")  # fmt: skip
 @click.option("--name", metavar="NAME", help="What the snapshot is called; default: its id.")
 @click.option("--label", default="polarvault snapshot", show_default=True, metavar="TEXT", help="For backup_label.")
 @click.option(
@@ -54,47 +60,65 @@ def command() -> None:
 @connection_options
 @json_option
 def create(
-    cluster: str | None, *, name: str | None, label: str, checkpoint: str, checkpoint_timeout: float, verbose: bool,
-    at: str | None, config: str | None, **connection: Any,
+    cluster: str | None, *, data: str | None, shared: str | None, name: str | None, label: str, checkpoint: str,
+    checkpoint_timeout: float, verbose: bool, at: str | None, config: str | None, **connection: Any,
 ) -> None:  # fmt: skip
     """Take a snapshot of a running server, primary or standby, on its own host.
 
     CLUSTER is a cluster of the configuration, which says where the server is; or the connection options do. The server
     is told by pg_backup_start and pg_backup_stop, and the WAL between is kept, so that the snapshot is a backup.
+
+    With -D nobody is told: of a server that runs or was shut down, where everything, WAL included, lies in one snapshot
+    of one moment (ZFS, one subvolume of btrfs). It is consistent from the end of its WAL on, or from where a standby
+    had got to.
     """
     from polarvault.report.snapshots import snapshot_json, snapshot_text
     from polarvault.report.taking import TextReporter
-    from polarvault.server.connection import Connector
-    from polarvault.snapshotting.create import create_snapshot
     from polarvault.snapshotting.model import SnapshotRequest
 
+    if (data is not None) and (cluster is not None or any(connection[word] for word in _CONNECTION)):
+        raise UsageError("-D takes a snapshot without a connection", hint="leave it out, or name no server")
+    if data is None and shared is not None:
+        raise UsageError("--polardata is for -D", hint="leave it out: the server says where its shared half is")
+    configuration = load(config)
     if cluster is not None and connection["dbname"] is None:
-        configuration = load(config)
         if cluster not in configuration.clusters:
             raise UsageError(
                 f'there is no cluster "{cluster}" in the configuration', hint="see polarvault config show; or name the "
                 "server: -d CONNSTR",
             )  # fmt: skip
         connection["dbname"] = configured_connection(configuration.clusters[cluster])
-    connector = Connector(
-        connection_settings(**{word: connection[word] for word in _CONNECTION}), on_connected=signals.interrupt
-    )
     request = SnapshotRequest(
         at=shelf_at(at).path, name=name, label=label, checkpoint_fast=checkpoint == "fast",
-        checkpoint_timeout_s=checkpoint_timeout,
+        checkpoint_timeout_s=checkpoint_timeout, configured=tuple(configuration.snapshots.values()),
     )  # fmt: skip
     output = current_output()
     with ExitStack() as stack:
         reporter = stack.enter_context(TextReporter(verbose=verbose, progress=False))
         if output is not None:
             reporter.warnings, reporter.notes = output.warnings, output.notes
-        record = create_snapshot(request, connector, reporter, clock=lambda: datetime.now(UTC))
+        record = _create(request, data, shared, connection, reporter)
     status = shelf_at(at).find(record.id).status()
     if output is not None:
         output.add(snapshot=snapshot_json(status, datetime.now(UTC)))
         return
     for line in snapshot_text(status):
         click.echo(line)
+
+
+def _create(
+    request: SnapshotRequest, data: str | None, shared: str | None, connection: dict[str, Any], reporter: TextReporter
+) -> SnapshotRecord:
+    if data is not None:
+        from polarvault.snapshotting.alone import create_snapshot_alone
+
+        return create_snapshot_alone(request, data, shared, reporter, clock=lambda: datetime.now(UTC))
+    from polarvault.server.connection import Connector
+    from polarvault.snapshotting.create import create_snapshot
+
+    settings = connection_settings(**{word: connection[word] for word in _CONNECTION})
+    connector = Connector(settings, on_connected=signals.interrupt)
+    return create_snapshot(request, connector, reporter, clock=lambda: datetime.now(UTC))
 
 
 @command.command("list", context_settings={"help_option_names": ["-?", "--help"]})
