@@ -41,6 +41,7 @@ _COMMANDS = {
     "drill": "Prove that a backup restores, by restoring it.",
     "snapshot": "Snapshots of running servers, each of them a backup.",
     "clone": "Copies of a cluster that run within seconds, and can be written.",
+    "flashback": "One table as it was before a mistake, and which transactions changed it.",
     "demo": "Show a backup and a restore on a throw-away server.",
 }
 # Modules in `commands/repository`; the marks share one.

@@ -18,7 +18,7 @@ CURRENT_TIMELINE = "current"
 # A restore point's name has this many bytes in its WAL record, one of them a zero (server: MAXFNAMELEN).
 _MAX_NAME_BYTES = 63
 _FIRST_NORMAL_XID = 3
-_TIME_EXAMPLE = "for example: --target-time '2026-11-22 14:03:00+01', '2026-11-22T13:03:00Z'"
+_TIME_EXAMPLE = "for example: {} '2026-11-22 14:03:00+01', '2026-11-22T13:03:00Z'"
 
 
 class TargetKind(Enum):
@@ -132,11 +132,11 @@ def format_time(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S}{fraction}{zone}"
 
 
-def parse_target_time(text: str, *, local: tzinfo | None = None) -> RecoveryTarget:
+def parse_target_time(text: str, *, local: tzinfo | None = None, option: str = "--target-time") -> RecoveryTarget:
     """Parse a point in time in ISO 8601, with an offset, `Z` or the name of a zone; without one it is local time.
 
-    local: the machine's zone; None asks the operating system. Raises UsageError for what is no time, and for a local
-    time that a change of the clocks makes ambiguous or skips.
+    local: the machine's zone; None asks the operating system; option: where it was given. Raises UsageError for what
+    is no time, and for a local time that a change of the clocks makes ambiguous or skips.
     """
     stripped = text.strip()
     time, zone_name = _parse_iso(stripped), None
@@ -144,12 +144,12 @@ def parse_target_time(text: str, *, local: tzinfo | None = None) -> RecoveryTarg
         written, _, zone_name = stripped.rpartition(" ")
         time = _parse_iso(written)
         if time is None or time.tzinfo is not None:
-            raise UsageError(f"--target-time {text!r} is not a date and time in ISO 8601", hint=_TIME_EXAMPLE)
-        zone = _zone(zone_name, text)
-        return RecoveryTarget(TargetKind.TIME, time=_in_zone(time, zone, zone_name, text))
+            raise UsageError(f"{option} {text!r} is not a date and time in ISO 8601", hint=_TIME_EXAMPLE.format(option))
+        zone = _zone(zone_name, f"{option} {text!r}")
+        return RecoveryTarget(TargetKind.TIME, time=_in_zone(time, zone, zone_name, f"{option} {text!r}"))
     if time.tzinfo is not None:
         return RecoveryTarget(TargetKind.TIME, time=time)
-    resolved = _in_zone(time, local, "the machine's local time", text)
+    resolved = _in_zone(time, local, "the machine's local time", f"{option} {text!r}")
     name = resolved.tzname()
     numeric = resolved.strftime("%z")
     shown = f"UTC{numeric[:3]}:{numeric[3:5]}" + (f" ({name})" if name and name[0].isalpha() else "")
@@ -166,7 +166,7 @@ def _parse_iso(text: str) -> datetime | None:
         return None
 
 
-def _zone(name: str, text: str) -> tzinfo:
+def _zone(name: str, given: str) -> tzinfo:
     from zoneinfo import ZoneInfo
 
     if name.upper() in ("UTC", "GMT", "Z"):
@@ -175,12 +175,12 @@ def _zone(name: str, text: str) -> tzinfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
         raise UsageError(
-            f"--target-time {text!r}: {name!r} is no time zone that this machine knows",
-            hint="give an offset from UTC, or a name such as Europe/Berlin; " + _TIME_EXAMPLE,
+            f"{given}: {name!r} is no time zone that this machine knows",
+            hint="give an offset from UTC, or a name such as Europe/Berlin; " + _TIME_EXAMPLE.format(given.split()[0]),
         ) from None
 
 
-def _in_zone(time: datetime, zone: tzinfo | None, zone_name: str, text: str) -> datetime:
+def _in_zone(time: datetime, zone: tzinfo | None, zone_name: str, given: str) -> datetime:
     """Attach a zone; None is the machine's. Refuse a local time that does not exist or exists twice."""
 
     def attach(fold: int) -> datetime:
@@ -193,14 +193,14 @@ def _in_zone(time: datetime, zone: tzinfo | None, zone_name: str, text: str) -> 
         problem = "happens twice" if exists and first.utcoffset() > second.utcoffset() else "is skipped"  # type: ignore[operator]
         offsets = " or ".join(format_time(moment)[19:] for moment in (first, second))
         raise UsageError(
-            f"--target-time {text!r} {problem} in {zone_name}, because the clocks change",
+            f"{given} {problem} in {zone_name}, because the clocks change",
             hint=f"give the offset from UTC as well: {offsets}",
         )
     # A fixed offset: what is shown and written has to be one moment, whatever the zone's rules do later.
     return first.astimezone() if zone is None else first
 
 
-def parse_target_xid(text: str) -> RecoveryTarget:
+def parse_target_xid(text: str, *, option: str = "--target-xid") -> RecoveryTarget:
     """Parse a transaction number; of a 64-bit one, as pg_current_xact_id() gives it, the low half counts."""
     try:
         number = int(text, 10)
@@ -209,18 +209,18 @@ def parse_target_xid(text: str) -> RecoveryTarget:
     xid = number & 0xFFFFFFFF
     if not 0 <= number < 1 << 64 or xid < _FIRST_NORMAL_XID:
         raise UsageError(
-            f"--target-xid {text!r} is no transaction number",
+            f"{option} {text!r} is no transaction number",
             hint="give what txid_current() or pg_current_xact_id() returned, a number from 3",
         )
     return RecoveryTarget(TargetKind.XID, xid=xid)
 
 
-def parse_target_lsn(text: str) -> RecoveryTarget:
+def parse_target_lsn(text: str, *, option: str = "--target-lsn") -> RecoveryTarget:
     """Parse an LSN."""
     try:
         lsn = Lsn.parse(text)
     except ValueError as problem:
-        raise UsageError(f"--target-lsn: {problem}", hint="for example: --target-lsn 16/B374D848") from problem
+        raise UsageError(f"{option}: {problem}", hint=f"for example: {option} 16/B374D848") from problem
     return RecoveryTarget(TargetKind.LSN, lsn=lsn)
 
 

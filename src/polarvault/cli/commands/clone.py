@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from polarvault.clones.area import Area, Place
     from polarvault.clones.create import Created
     from polarvault.clones.model import CloneRecord, CloneRequest
+    from polarvault.recovery.target import RecoveryTarget
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _DEFAULT_TIMEOUT_S = 3600.0
@@ -89,7 +90,7 @@ def create(**options: Any) -> None:
         if options[name] is not None and (name != "source" or "/" in options[name]):
             options[name] = os.path.abspath(options[name])
     if options["source"].startswith(_SNAPSHOT):
-        options["source"] = _backup_of_snapshot(options["source"].removeprefix(_SNAPSHOT), options["snapshots"])
+        options["source"] = backup_of_snapshot(options["source"].removeprefix(_SNAPSHOT), options["snapshots"])
     options["wal_directories"] = [os.path.abspath(path) for path in options["wal_directories"]]
     options["settings"] = list(options["settings"])
     _tell(_create(options))
@@ -107,7 +108,7 @@ def list_clones(at: str | None) -> None:
     from polarvault.report.clones import clone_json, list_text
     from polarvault.snapshots.model import Kind
 
-    area, now = _area(at), datetime.now(UTC)
+    area, now = area_at(at), datetime.now(UTC)
     for done in sweep(area, now):
         say_warning(done)
     statuses = [look_at(place) for place in area.places(Kind.CLONE)]
@@ -128,7 +129,7 @@ def start_clone(name: str, at: str | None) -> None:
     from polarvault.clones.control import start
     from polarvault.clones.watching import needs_watching, watch_beside
 
-    place = _area(at).find(name)
+    place = area_at(at).find(name)
     status = start(place)
     if status.record is not None and needs_watching(status.record):
         watch_beside(place)
@@ -144,7 +145,7 @@ def stop_clone(name: str, at: str | None) -> None:
     from polarvault.clones.control import stop
     from polarvault.report.clones import clone_json
 
-    status = stop(_area(at).find(name))
+    status = stop(area_at(at).find(name))
     output = current_output()
     if output is not None:
         output.add(clone=clone_json(status, datetime.now(UTC)))
@@ -164,7 +165,7 @@ def reset_clone(name: str, at: str | None) -> None:
     from polarvault.clones.control import remove, start, stop
     from polarvault.clones.errors import CloneRefused
 
-    area = _area(at)
+    area = area_at(at)
     old = area.find(name)
     record = old.record()
     if record is None or not record.request:
@@ -196,7 +197,7 @@ def remove_clone(names: tuple[str, ...], at: str | None) -> None:
     """
     from polarvault.clones.control import remove
 
-    area = _area(at)
+    area = area_at(at)
     for place in [area.find(name) for name in names]:
         record = place.record()
         remove(area, place)
@@ -206,7 +207,7 @@ def remove_clone(names: tuple[str, ...], at: str | None) -> None:
         output.add(removed=list(names))
 
 
-def _backup_of_snapshot(name: str, at: str | None) -> str:
+def backup_of_snapshot(name: str, at: str | None) -> str:
     """Return the path of the backup that a snapshot is; raise SnapshotRefused for one that is not whole."""
     from polarvault.cli.commands.snapshot import shelf_at
     from polarvault.snapshots.errors import SnapshotRefused
@@ -229,7 +230,8 @@ def _options_of_moment(record: CloneRecord) -> dict[str, Any]:
     return options
 
 
-def _area(at: str | None) -> Area:
+def area_at(at: str | None) -> Area:
+    """Return the directory of clones that --at names, or the one in the directory for state."""
     from polarvault.clones.area import Area
 
     return Area(directory_of(at, "clones"))
@@ -243,7 +245,7 @@ def _create(options: dict[str, Any], *, replaces: Place | None = None) -> Create
     from polarvault.instance.host import Host
 
     switch_threads_quickly()
-    with _request(options) as request:
+    with clone_request(options) as request:
         check_request(request)
         created = create_clone(
             request, Host(), _say, clock=lambda: datetime.now(UTC), draw=secrets.randbelow(1 << 30), options=options,
@@ -255,8 +257,11 @@ def _create(options: dict[str, Any], *, replaces: Place | None = None) -> Create
 
 
 @contextmanager
-def _request(options: dict[str, Any]) -> Iterator[CloneRequest]:
-    """Yield the request that the options make; what is in a repository stays open as long."""
+def clone_request(options: dict[str, Any], *, target: RecoveryTarget | None = None) -> Iterator[CloneRequest]:
+    """Yield the request that the options make; what is in a repository stays open as long.
+
+    target: the end of recovery, for a command that has other options for it.
+    """
     from dataclasses import replace
 
     from polarvault.clones.model import CloneRequest
@@ -267,9 +272,11 @@ def _request(options: dict[str, Any]) -> Iterator[CloneRequest]:
         **{name: options[name] for name in _RECOVERY}, target_action=None, keep_archiving=False,
         archive_is_unknown=False,
     )  # fmt: skip
+    if target is not None:
+        recovery = replace(recovery, target=target)
     request = CloneRequest(
         source=options["source"],
-        area=_area(options["at"]).path,
+        area=area_at(options["at"]).path,
         name=options["name"],
         port=options["port"],
         read_only=options["read_only"],
