@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from polarvault.errors import PolarvaultError, RemoteProtocolError, ServerError, TimelineDiverged
 from polarvault.model import versions
+from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.server.connection import Connector
 from polarvault.server.identity import ServerIdentity
@@ -93,7 +94,7 @@ class StartPoints:
             )
             if resumed is not None and writer.begins_anywhere:
                 writer.begin(resumed.lsn, resumed.timeline_id)
-        self._check_history(wanted, identity, address)
+        self._check_history(wanted, identity, address, source)
         start = on_servers_history(wanted, history, self._kept_history(wanted.timeline_id), identity.segment_size_bytes)
         if start.remark:
             start = self._after_fork(start, identity, history)
@@ -105,7 +106,7 @@ class StartPoints:
             writer.begin(start.lsn, start.timeline_id)
         return start
 
-    def _check_history(self, wanted: StartPoint, identity: ServerIdentity, address: str) -> None:
+    def _check_history(self, wanted: StartPoint, identity: ServerIdentity, address: str, source: WalConnection) -> None:
         """Refuse a primary that has less WAL than was received from it, for as long as it stays on that timeline.
 
         Once it has written as much again, no name tells its WAL from what it had before, and the archive would hold
@@ -117,16 +118,24 @@ class StartPoints:
         key = address, wanted.timeline_id
         finished = wanted.lsn // identity.segment_size_bytes * identity.segment_size_bytes
         knows_role = versions.of_server(identity.version_num).reports_hot_standby and not identity.in_recovery
-        if knows_role and identity.flush_lsn < finished:
-            segment = WalSegment.holding(identity.flush_lsn, wanted.timeline_id, identity.segment_size_bytes)
+        if knows_role and identity.flush_lsn < finished and (flushed := self._flushed_now(source)) < finished:
+            segment = WalSegment.holding(flushed, wanted.timeline_id, identity.segment_size_bytes)
             self._diverged[key] = TimelineDiverged(
-                f"the server was set back: its WAL ended at {identity.flush_lsn}, but up to {wanted.lsn} was received "
+                f"the server was set back: its WAL ended at {flushed}, but up to {wanted.lsn} was received "
                 f"before, on the same timeline {wanted.timeline_id}",
                 hint=f"stop receiving, move the segments from {segment.file_name} on out of the directory (only they "
                 "hold what the server has lost), start receiving again, and take a new base backup",
             )
         if key in self._diverged:
             raise self._diverged[key]
+
+    def _flushed_now(self, source: WalConnection) -> Lsn:
+        """Ask again where the server's WAL ends: others write into a repository, too, while it is asked."""
+        with self._stop.interruptible():
+            answer = source.query("IDENTIFY_SYSTEM")
+        if len(answer.rows) != 1 or len(answer.rows[0]) < 3:
+            raise RemoteProtocolError("IDENTIFY_SYSTEM did not return one row of at least three columns")
+        return answer.lsn(0, 2, "its position in the WAL")
 
     def _after_fork(self, fork: StartPoint, identity: ServerIdentity, history: TimelineHistory) -> StartPoint:
         """Return where an earlier run, which has passed the fork as well, left off on the server's history."""
