@@ -46,7 +46,7 @@ def pieces(content: bytes, size: int) -> Iterator[memoryview]:
 
 def check(files: DirectoryWriter, following: bytes, *, piece_bytes: int = 100_000) -> bool:
     """Return whether anything could be said; raise TimelineDiverged if it does not continue."""
-    found = continuity(files, TimelineHistory(1), hint="next")
+    found = continuity(files, TimelineHistory(1), hint="next", reset_hint="anew")
     if found is None:
         return False
     for piece in pieces(following, piece_bytes):
@@ -107,3 +107,22 @@ def test_nothing_is_said_where_nothing_can_be_known(tmp_path: Path) -> None:
     assert not check(files, other)
     assert not check(writer_at(tmp_path, 0), other)
     files.close()
+
+
+def test_what_pg_resetwal_has_begun_right_behind_a_whole_segment_is_refused(tmp_path: Path) -> None:
+    """The segment was switched early, so that the last record that is here tells nothing of the next."""
+    builder = WalBuilder()
+    builder.add(b"some")
+    builder.add(b"", rmgr=XLOG, info=SWITCH)
+    keep(tmp_path, bytes(builder.content))
+    begun = WalBuilder(segment=2)
+    begun.add(b"a checkpoint, before which there is no record")
+    anew = bytes(begun.content)
+    files = writer_at(tmp_path, 2 * MB)
+    for piece_bytes in (100_000, 7):
+        with pytest.raises(TimelineDiverged, match=r"00000001.*02 was begun by pg_resetwal") as caught:
+            check(files, anew, piece_bytes=piece_bytes)
+        assert caught.value.hint == "anew"
+    # The first segment of all begins like that, too, and follows nothing.
+    (tmp_path / "empty").mkdir()
+    assert not check(writer_at(tmp_path / "empty", 2 * MB), anew)

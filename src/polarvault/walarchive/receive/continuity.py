@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 from polarvault.errors import TimelineDiverged
 from polarvault.model.lsn import Lsn
+from polarvault.model.segment import WalSegment
 from polarvault.wal.history import TimelineHistory
 from polarvault.wal.pages import PAGE_BYTES, Ending
 from polarvault.wal.scan import PlainReader
+from polarvault.wal.segment_header import BEGINNING_BYTES, begins_anew
 from polarvault.wal.store import WalWriter
 
 # How much to look back for the start of a record, one after the other; few are longer than a page.
@@ -36,9 +38,13 @@ _PARTED = {
 class Continuity:
     """Watches the first WAL behind `lsn`; `before` is what lies in front of it here, from the start of a page on."""
 
-    def __init__(self, before: bytes, lsn: Lsn, timeline_id: int, segment_size_bytes: int, hint: str) -> None:
-        self._lsn, self._hint = lsn, hint
-        self._timeline_id = timeline_id
+    def __init__(
+        self, before: bytes, lsn: Lsn, timeline_id: int, segment_size_bytes: int, hint: str, reset_hint: str
+    ) -> None:
+        self._lsn, self._hint, self._reset_hint = lsn, hint, reset_hint
+        self._timeline_id, self._segment_size = timeline_id, segment_size_bytes
+        # pg_resetwal begins a segment, and names no record before; None: that is not to be looked at, or done.
+        self._beginning: bytes | None = b"" if before and lsn % segment_size_bytes == 0 else None
         self._left = _AFTER_BYTES
         self._reader = PlainReader(lsn - len(before), segment_size_bytes)
         self._reader.feed(before)
@@ -51,13 +57,14 @@ class Continuity:
 
         Nothing can be said behind a segment that was switched early or is damaged.
         """
-        return self._reader.end is not None or self._reader.next_lsn > self._lsn or self._left <= 0
+        return self._beginning is None and self._is_read()
 
     def check(self, views: Sequence[memoryview]) -> None:
         """Look at the next WAL; raise TimelineDiverged if it continues something else."""
         for view in views:
-            if self.is_settled():
-                return
+            self._look_at_beginning(view)
+            if self._is_read():
+                continue
             self._left -= len(view)
             self._reader.feed(view[:_AFTER_BYTES])
             end = self._reader.end
@@ -68,17 +75,36 @@ class Continuity:
                     hint=self._hint,
                 )
 
+    def _is_read(self) -> bool:
+        return self._reader.end is not None or self._reader.next_lsn > self._lsn or self._left <= 0
 
-def continuity(writer: WalWriter, history: TimelineHistory, *, hint: str) -> Continuity | None:
+    def _look_at_beginning(self, view: memoryview) -> None:
+        """Refuse what pg_resetwal has begun right behind what is kept: without a gap it would look as if it went on."""
+        if self._beginning is None:
+            return
+        self._beginning += view[: BEGINNING_BYTES - len(self._beginning)]
+        if len(self._beginning) < BEGINNING_BYTES:
+            return
+        if begins_anew(self._beginning):
+            segment = WalSegment.holding(self._lsn, self._timeline_id, self._segment_size)
+            raise TimelineDiverged(
+                f"the server's segment {segment.file_name} was begun by pg_resetwal, and does not continue what is "
+                f"kept up to {self._lsn}",
+                hint=self._reset_hint,
+            )
+        self._beginning = None
+
+
+def continuity(writer: WalWriter, history: TimelineHistory, *, hint: str, reset_hint: str) -> Continuity | None:
     """Return what checks the next WAL against the WAL that is here in front of it; None where there is none.
 
-    history: the server's. hint: what to do where it does not continue.
+    history: the server's. hint: what to do where it does not continue, reset_hint: where pg_resetwal has begun it.
     """
     for length in _BEFORE_BYTES:
         before = writer.before(length, history.timeline_of)
         if not before:
             return None
-        found = Continuity(before, writer.received, writer.timeline_id, writer.segment_size_bytes, hint)
+        found = Continuity(before, writer.received, writer.timeline_id, writer.segment_size_bytes, hint, reset_hint)
         if found.knows_record or len(before) < length:
             return found
     return None

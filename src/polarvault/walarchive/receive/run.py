@@ -196,14 +196,20 @@ class _Receiver:
                 self.store.add_history(timeline_id, content)
             if self.request.slot is not None and self._slot_watch is None:
                 self._watch_slot(self.request.slot, identity.segment_size_bytes)
-            session = Session(
-                self, writer, source, identity, continuity(writer, history, hint=self.store.diverged_hint)
-            )
+            follows = continuity(writer, history, hint=self.store.diverged_hint, reset_hint=self._reset_hint())
+            session = Session(self, writer, source, identity, follows)
             try:
                 session.run(start)
             except TimelineDiverged as problem:
                 self._starts.has_diverged(address, start.timeline_id, problem)
                 raise
+
+    def _reset_hint(self) -> str:
+        """Say what to do after pg_resetwal: as after any gap, and a slot that was made since holds it back."""
+        if self.request.slot is None:
+            return self.store.gap_hint
+        drop = f"polarvault receivewal --drop-slot -S {self.request.slot}"
+        return f"drop the slot ({drop}), {self.store.lost_slot_hint}"
 
     def _make_slot(self, connection: Connection, slot: str) -> None:
         """Make the slot on this server if it is missing there: after a failover no server has it (before 17)."""
