@@ -26,7 +26,12 @@ def test_a_table_of_polardb_comes_back_into_the_live_server(
         site = FlashbackSite(source, disk)
         site.back_up()
         before = source.hash_of("accounts")
+        since = site.now()
         xid = site.transaction("DELETE FROM accounts WHERE id > 10")
+        again = site.transaction("TRUNCATE scratch", "UPDATE accounts SET balance = 0 WHERE id < 4")
+        source.query("VACUUM FULL accounts")
+        emptied = site.transaction("TRUNCATE accounts", "INSERT INTO accounts VALUES (1, 'a', 1)")
+        source.query("INSERT INTO accounts SELECT n, 'x', n FROM generate_series(2, 10) n")
         site.archive_all()
         photo = photograph(site.backup, site.archive)
         words = ("table", "--before-xid", xid, "--table", "accounts")
@@ -34,4 +39,9 @@ def test_a_table_of_polardb_comes_back_into_the_live_server(
         assert source.hash_of("accounts_then") == before
         assert source.query("SELECT count(*) FROM accounts") == [(10,)]
         site.run(*words, "-o", disk / "it.dump")
+        found = site.run("find", "--table", "accounts", "--since", since)["transactions"]
+        told = [(one["deletes"], one["updates"], one["inserts"]) for one in found]
+        assert told == [(4990, 0, 0), (0, 3, 0), (0, 0, 0), (0, 0, 1), (0, 0, 9)]
+        assert [str(found[number]["xid"]) for number in (0, 1, 3)] == [xid, again, emptied]
+        assert found[2]["rewritten"] == found[3]["truncated"] == ["public.accounts"]
         assert photograph(site.backup, site.archive) == photo

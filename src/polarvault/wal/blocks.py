@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from polarvault.model import versions
 from polarvault.model.relation import BlockId, RelationFile
@@ -71,6 +72,7 @@ class KeptRecord:
     magic: int
     total_bytes: int
     body: bytes
+    xid: int = 0
 
 
 def records_about(marks: Marks, relations: Mapping[RelationFile, Sequence[int]], *, magic: int) -> Iterator[KeptRecord]:
@@ -115,6 +117,36 @@ def records_holding(marks: Marks, needles: Iterable[bytes], *, magic: int) -> It
     for number in sorted(numbers):
         lsn, _, _, _, code, more, at, length = words[number * ENTRY_WORDS : (number + 1) * ENTRY_WORDS].tolist()
         yield KeptRecord(lsn, code >> 8, code & 0xFF, more & 0xFFFF or magic, more >> 16, bodies[at : at + length])
+
+
+def records_selected(
+    marks: Marks,
+    needles: Iterable[bytes],
+    codes: Container[int],
+    wants: Callable[[int, int, int], bool],
+    *,
+    passed: Container[int],
+    magic: int,
+) -> Iterator[KeptRecord]:
+    """Yield the records in which one of some byte strings stands, and those of some codes that are wanted.
+
+    codes: resource manager and info in 16 bits. wants: gets xid, resource manager and info of such a record, when all
+    records before it were yielded. passed: the numbers of records that are passed over.
+    """
+    words, all_bodies = marks.words, bytes(marks.bodies)
+    every = zip(*(words[column::ENTRY_WORDS].tolist() for column in (_CODE, _BODY, _BODY_BYTES)), strict=True)
+    kept = [(number, *one) for number, one in enumerate(every) if number not in passed]
+    bodies = b"".join([all_bodies[at : at + length] for _, _, at, length in kept])
+    ends = list(accumulate(length for _, _, _, length in kept))
+    starts = [end - one[3] for end, one in zip(ends, kept, strict=True)]
+    held = {place for needle in needles for place in _holding(bodies, needle, starts, ends)}
+    others = {place for place, (_, code, _, _) in enumerate(kept) if code in codes}
+    for place in sorted(held | others):
+        number = kept[place][0]
+        lsn, _, _, xid, code, more, at, length = words[number * ENTRY_WORDS : (number + 1) * ENTRY_WORDS].tolist()
+        if place in held or wants(xid, code >> 8, code & 0xFF):
+            body = all_bodies[at : at + length]
+            yield KeptRecord(lsn, code >> 8, code & 0xFF, more & 0xFFFF or magic, more >> 16, body, xid)
 
 
 def _holding(content: bytes, needle: bytes, starts: list[int], ends: list[int]) -> Iterator[int]:

@@ -30,6 +30,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _DEFAULT_TIMEOUT_S = 3600.0
 _SNAPSHOT = "snapshot:"
 _PATHS = ("at", "snapshots", "shared_from", "bindir", "output")
+_DEFAULT_TIMELINE = ("target_timeline", "latest")
+_SPELLED = {"wal_directories": "--wal", "settings": "--set"}
 # Of a clone, what is not asked here.
 _CLONE = {
     "name": None, "port": None, "read_only": False, "ttl": None, "max_size": None, "target_time": None,
@@ -130,6 +132,70 @@ def table(**options: Any) -> None:
         return
     for line in table_text(result):
         click.echo(line)
+
+
+@command.command("find", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("source", metavar="SOURCE")
+@click.option("--table", metavar="SCHEMA.NAME", required=True,
+              help="The table, with its partitions. Capitals: in double quotes.")  # fmt: skip
+@click.option("--since", metavar="TIME", required=True, help="From when on: '2026-11-22 14:00:00+01'.")
+@click.option("--until", metavar="TIME", help="Up to when; default: as far as the WAL leads.")
+@click.option("-d", "--database", metavar="NAME", help="Its database; default: the one that has the table.")
+@_source_options
+@repository_options
+@json_option
+def find(**options: Any) -> None:
+    """Say which transactions changed a table: deleted, updated, inserted how many rows, truncated or dropped it.
+
+    They are read from the WAL of SOURCE, see `polarvault flashback table`. Which files the table had is asked of a
+    clone at --since and followed from there. What was rolled back is not shown; a subtransaction belongs to its
+    transaction.
+    """
+    import secrets
+
+    from polarvault.flashback.find import FindRequest, find_changes
+    from polarvault.flashback.names import parse_table
+    from polarvault.instance.host import Host
+    from polarvault.recovery.target import parse_target_time
+    from polarvault.report.flashback import find_json, find_text
+    from polarvault.report.recovery import scan_printer
+
+    name = parse_table(options["table"], "--table")
+    since = replace(parse_target_time(options["since"], option="--since"), inclusive=False)
+    until = None if options["until"] is None else parse_target_time(options["until"], option="--until")
+    assert since.time is not None
+    if until is not None and until.time is not None and until.time <= since.time:
+        raise UsageError("--until is not behind --since", hint="exchange the two")
+    switch_threads_quickly()
+    command_line = _next_command(options)
+    with clone_request(_clone_options({**options, "output": None}), target=since) as clone:
+        request = FindRequest(
+            clone=replace(clone, name=f"flashback-{secrets.token_hex(4)}"), table=name, database=options["database"],
+            since=since, until=until,
+        )  # fmt: skip
+        with scan_printer(_say_raw, is_terminal=sys.stderr.isatty()) as progress:
+            result = find_changes(
+                request, Host(), _stages(), draw=secrets.randbelow(1 << 30), watching=_watching, progress=progress
+            )
+    output = current_output()
+    if output is not None:
+        output.notes.extend(result.notes)
+        output.add(**find_json(result))
+        return
+    for line in find_text(result, command_line):
+        click.echo(line)
+
+
+def _next_command(options: dict[str, Any]) -> str:
+    """Return the command that brings the table back, up to the moment: with what was said about SOURCE."""
+    words = ["polarvault", "flashback", "table", options["source"]]
+    for name, value in options.items():
+        if name in ("source", "since", "until", "timeout") or not value or (name, value) == _DEFAULT_TIMELINE:
+            continue
+        option = _SPELLED.get(name, "--" + name.replace("_", "-"))
+        for one in value if isinstance(value, tuple | list) else [value]:
+            words += [option] if one is True else [option, str(one)]
+    return " ".join(map(shlex.quote, words))
 
 
 def _moment(options: dict[str, Any]) -> RecoveryTarget:
