@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from blake3 import blake3
@@ -25,7 +24,7 @@ from polarvault.errors import IntegrityError, ObjectMissing, RemoteProtocolError
 from polarvault.model.names import name_problem, shown_name
 from polarvault.repository.chunks.nearby import NearbyReader
 from polarvault.repository.chunks.reader import ChunkReader
-from polarvault.repository.chunks.writer import PackWriter, WrittenPack
+from polarvault.repository.chunks.writer import PackWriter
 from polarvault.repository.format.chunks import (
     BUNDLED_BYTES,
     OVERLAYS,
@@ -37,15 +36,16 @@ from polarvault.repository.format.chunks import (
     ChunkKind,
 )
 from polarvault.repository.format.codec import Codec
-from polarvault.repository.format.frame import Buffer, Kind
+from polarvault.repository.format.frame import Buffer
 from polarvault.repository.format.names import ClusterNames
-from polarvault.repository.format.record import RecordFacts, record_document
+from polarvault.repository.format.record import RecordFacts
 from polarvault.repository.index.files import FileKind, FileRow, cut_rows, encode_files, row_key, table_count
 from polarvault.repository.index.reader import IndexReader
 from polarvault.repository.index.root import FilesChunk, Part, encode_root, root_hash
 from polarvault.repository.sums.definition import PageSums
 from polarvault.repository.writing.assembly import Assembly, Counts
 from polarvault.repository.writing.attachments import Attachments
+from polarvault.repository.writing.objects import BackupObjects
 from polarvault.repository.writing.parent import Parent
 from polarvault.repository.writing.rows import OpenRow, Rows
 from polarvault.repository.writing.work import (
@@ -66,8 +66,6 @@ _BUFFER_BYTES = 2 << 20
 _WINDOW_BYTES, _KEPT_BYTES = 256 << 10, 2 << 20
 # Of pieces of which nearly all has changed at some time the base is read as well: an index of a busy table has many.
 _BASE_WINDOW_BYTES = 1 << 20
-# A request for each pack: one after the other they would take as long as the backup.
-_LOCKED_AT_ONCE = 8
 # Of files of a few bytes a buffer would hold a hundred thousand, and what is known of each takes more than they do.
 _MOST_SLICES = 512
 
@@ -135,9 +133,9 @@ class BackupWriter:
         lock_s: int | None = None,
     ) -> None:
         self.label = label
-        self._store, self._codec, self._names = store, codec, names
+        self._store = store
         self._parts = tuple(parts)
-        self._moves, self._lock_s = list(moves), lock_s
+        self._objects = BackupObjects(store, codec, names, label, moves=moves, lock_s=lock_s)
         self._parent, self.parent_label = parent, parent_label
         settings = settings or WriterSettings()
         threads = settings.threads or os.cpu_count() or 1
@@ -319,7 +317,8 @@ class BackupWriter:
         files = self._write_files()
         written = self._packs.finish()
         self._pool.shutdown()
-        self._check_packs(written)
+        live = self._assembly.usage.live
+        self._objects.check_packs(written, live)
         raw = encode_root(self._parts, files)
         outcome = Outcome(
             self.label,
@@ -330,15 +329,11 @@ class BackupWriter:
             self._store.counts().puts - puts,
             (*(self._parent.unusable if self._parent is not None else ()), *self._assembly.unusable),
         )
-        self._put("manifest", self._attachments.seal(self._codec, self._names.backup(self.label, "manifest")))
-        identity = {"cluster": self._names.cluster, "label": self.label}
-        self._put("root", self._document(Kind.ROOT, "root", identity, raw))
-        self._put(
-            "refs", self._document(Kind.REFS, "refs", {**identity, "packs": self._refs(written), "moves": self._moves})
-        )
-        self._lock()
-        clear, sealed = record_document(identity, facts, outcome.root_hash, self.parent_label, asdict(outcome.counts))
-        self._put("record", self._document(Kind.RECORD, "record", clear, sealed))
+        self._objects.put_attachments(self._attachments)
+        self._objects.put_root(raw)
+        self._objects.put_refs(written, live)
+        self._objects.lock(live)
+        self._objects.put_record(facts, outcome.root_hash, self.parent_label, asdict(outcome.counts))
         return outcome
 
     def abandon(self) -> None:
@@ -432,7 +427,7 @@ class BackupWriter:
         assert self._row is not None
         return shown_name(self._row.path.decode("utf-8", "replace"))
 
-    # The objects of the backup itself
+    # The index
 
     def _write_files(self) -> list[FilesChunk]:
         kept = self._parent.files_chunks if self._parent is not None else {}
@@ -448,47 +443,6 @@ class BackupWriter:
             usage.add(ref)
             found.append(FilesChunk(ref, len(rows)))
         return found
-
-    def _check_packs(self, written: Sequence[WrittenPack]) -> None:
-        """See that every pack that is used is there: one may have gone since the parent was read."""
-        there = {(self.label, pack.number) for pack in written}
-        for label in {label for label, _ in self._assembly.usage.live} - {self.label}:
-            folder = self._names.packs(label)
-            names = {one.name for one in self._store.list_objects(folder)}
-            there |= {
-                place for place in self._assembly.usage.live if place[0] == label and self._names.pack(*place) in names
-            }
-        missing = sorted(set(self._assembly.usage.live) - there)
-        if missing:
-            raise IntegrityError(
-                f'the pack "{self._names.pack(*missing[0])}", which this backup would build on, is missing',
-                hint="see who removed it; take a full backup with --full",
-            )
-
-    def _lock(self) -> None:
-        """Have the store keep all that the backup is made of, what it builds on as well, before it is valid."""
-        if self._lock_s is None:
-            return
-        until = datetime.now(UTC) + timedelta(seconds=self._lock_s)
-        names = [self._names.pack(*place) for place in sorted(self._assembly.usage.live)]
-        names += [self._names.backup(self.label, part) for part in ("manifest", "root", "refs")]
-        with ThreadPoolExecutor(_LOCKED_AT_ONCE, thread_name_prefix="lock") as pool:
-            for _ in pool.map(lambda name: self._store.extend_retention(name, until), names):
-                pass
-
-    def _refs(self, written: Sequence[WrittenPack]) -> list[list[object]]:
-        live = self._assembly.usage.live
-        own = [
-            [self.label, pack.number, live[self.label, pack.number], pack.size_bytes, pack.digest.hex()]
-            for pack in written
-        ]
-        return own + [[label, number, count] for (label, number), count in sorted(live.items()) if label != self.label]
-
-    def _document(self, kind: Kind, part: str, clear: Mapping[str, object], sealed: bytes = b"") -> list[Buffer]:
-        return self._codec.document(kind, self._names.backup(self.label, part), clear, sealed)
-
-    def _put(self, part: str, content: list[Buffer]) -> None:
-        self._store.put_new(self._names.backup(self.label, part), [memoryview(one) for one in content])
 
 
 def _pages(size: int, table: int) -> int:
