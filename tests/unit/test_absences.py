@@ -6,7 +6,7 @@ import pytest
 
 from polarvault.errors import BackupIncomplete, ServerError
 from polarvault.server.connection import ConnectionSettings, Connector, PasswordPolicy
-from polarvault.taking.absences import Absences, explain_refusal, is_needed
+from polarvault.taking.guards.absences import Absences, explain_refusal, is_needed
 
 # Nobody listens there: names of databases cannot be asked.
 NOBODY = Connector(ConnectionSettings("host=/nonexistent port=1", password_policy=PasswordPolicy.NEVER))

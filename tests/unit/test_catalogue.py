@@ -9,8 +9,8 @@ from datetime import timedelta
 from polarvault.report.repository.catalogue import listed_json, listed_text
 from polarvault.repository.catalogue.listing import Catalogue
 from polarvault.repository.catalogue.repository import Generation
-from polarvault.repository.catalogue.speeds import RestoreSpeeds
-from polarvault.repository.catalogue.states import (
+from polarvault.repository.states.speeds import RestoreSpeeds
+from polarvault.repository.states.states import (
     CLUSTER,
     DAMAGED,
     NOTE,

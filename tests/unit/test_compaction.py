@@ -15,11 +15,11 @@ from polarvault.config.model import Retention
 from polarvault.repository.catalogue.intents import RESTORE
 from polarvault.repository.catalogue.rebuild import rebuild
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import PIN, States
 from polarvault.repository.copying import copy_repository
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.moves.reading import read_moves
 from polarvault.repository.reading.verify import verify_backup, verify_objects
+from polarvault.repository.states.states import PIN, States
 from polarvault.retention.expire import ExpireReport, ExpireRequest, expire
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.write_once import WriteOnce

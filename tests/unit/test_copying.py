@@ -9,8 +9,8 @@ import pytest
 from polarvault.config.model import Retention
 from polarvault.errors import RepositoryMismatch, RepositoryNotFound
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import NOTE, PIN, VERIFIED, States
 from polarvault.repository.copying import copy_repository
+from polarvault.repository.states.states import NOTE, PIN, VERIFIED, States
 from polarvault.retention.expire import ExpireRequest, expire
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.store import ObjectStore

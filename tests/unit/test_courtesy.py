@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polarvault.taking.courtesy import FLOOR_BYTES_PER_S, Pace, Seen
+from polarvault.taking.guards.courtesy import FLOOR_BYTES_PER_S, Pace, Seen
 from polarvault.taking.request import CourtesyLimits
 
 MB = 1 << 20

@@ -15,10 +15,10 @@ from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.repository.catalogue.intents import RESTORE, Intents
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import PIN, States
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.format.record import IMPORTED_FROM
 from polarvault.repository.reading.verify import verify_backup, verify_objects
+from polarvault.repository.states.states import PIN, States
 from polarvault.retention.expire import ExpireReport, ExpireRequest, expire
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.write_once import WriteOnce

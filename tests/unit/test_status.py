@@ -20,12 +20,12 @@ from polarvault.model.finding import Severity
 from polarvault.model.lsn import Lsn
 from polarvault.report.repository.monitoring import nagios_line, prometheus_text
 from polarvault.report.repository.status import status_json, status_text
-from polarvault.repository.catalogue.drills import DrillLog
 from polarvault.repository.catalogue.opening import OpenedRepository
 from polarvault.repository.catalogue.overview import Overview, look_over
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import DAMAGED, DRILLED, TOMBSTONE, VERIFIED, States
 from polarvault.repository.format.record import RecordFacts
+from polarvault.repository.states.drills import DrillLog
+from polarvault.repository.states.states import DAMAGED, DRILLED, TOMBSTONE, VERIFIED, States
 from polarvault.repository.wal.ranges import RepositoryWal
 from polarvault.repository.wal.times import last_commit
 from polarvault.status.judge import judge

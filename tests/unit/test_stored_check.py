@@ -13,12 +13,12 @@ from polarvault.repository.catalogue.listing import Catalogue
 from polarvault.repository.catalogue.reading import reading
 from polarvault.repository.catalogue.rebuild import Rebuilt, rebuild
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import NOTE, TOMBSTONE, States, standings
 from polarvault.repository.catalogue.summary import read_summary
 from polarvault.repository.format.chunks import ChunkRef, placed
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.reading.refs import read_refs
 from polarvault.repository.reading.verify import FoundDamage
+from polarvault.repository.states.states import NOTE, TOMBSTONE, States, standings
 from polarvault.storage.objects.memory import MemoryStore
 from polarvault.storage.objects.write_once import WriteOnce
 from polarvault.verify.stored.backup import VerifiedBackup, remember, verify_stored

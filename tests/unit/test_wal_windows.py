@@ -8,9 +8,7 @@ from datetime import UTC, datetime, timedelta
 from polarvault.model.lsn import Lsn
 from polarvault.report.repository.timelines import timeline_tree
 from polarvault.report.repository.wal import wal_json, wal_text
-from polarvault.repository.catalogue.gaps import AcknowledgedGap
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import CLUSTER, GAP_ACKNOWLEDGED, States
 from polarvault.repository.catalogue.wal_windows import (
     GenerationWal,
     ServerWal,
@@ -18,6 +16,8 @@ from polarvault.repository.catalogue.wal_windows import (
     lag_bytes,
     look_at_wal,
 )
+from polarvault.repository.states.gaps import AcknowledgedGap
+from polarvault.repository.states.states import CLUSTER, GAP_ACKNOWLEDGED, States
 from polarvault.wal.source import HeldRange
 from support.crossing import SEGMENT, SYSTEM, with_wal
 from support.repositories import NOW, back_up, new_repository, two_trees

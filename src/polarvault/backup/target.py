@@ -19,9 +19,9 @@ from polarvault.pgfiles.pages import PAGE_BYTES
 from polarvault.pgfiles.tar import Member
 from polarvault.polardb.layout import KeepRules, keep_everything
 from polarvault.repository.catalogue.repository import Generation, Repository
-from polarvault.repository.catalogue.states import Standing, States, standings
 from polarvault.repository.format.record import Damage, RecordFacts
 from polarvault.repository.index.root import Part, PartArea
+from polarvault.repository.states.states import Standing, States, standings
 from polarvault.repository.wal.sink import RepositoryWalSink
 from polarvault.repository.writing.backup_writer import BackupWriter, Outcome, WriterSettings
 from polarvault.server.base_backup import ArchiveBegins, Tablespace

@@ -35,9 +35,9 @@ def acknowledge(cluster: str, span: str, *, timeline: int | None, note: str, **o
     gap that becomes larger is a new one. What lies in a gap cannot be restored; a new backup begins a new window. With
     several repositories each has its own gaps: --repo.
     """
-    from polarvault.repository.catalogue.gaps import AcknowledgedGap
-    from polarvault.repository.catalogue.states import CLUSTER, GAP_ACKNOWLEDGED, States
     from polarvault.repository.catalogue.wal_windows import look_at_wal
+    from polarvault.repository.states.gaps import AcknowledgedGap
+    from polarvault.repository.states.states import CLUSTER, GAP_ACKNOWLEDGED, States
 
     first, last = _lsns(span)
     now = datetime.now(UTC)

@@ -16,13 +16,13 @@ from polarvault.errors import IntegrityError, ObjectMissing, PolarvaultError, Us
 from polarvault.repository.catalogue.intents import EXPIRE, Intent, refuse_unknown
 from polarvault.repository.catalogue.listing import Catalogue, ListedBackup
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import KEPT, TOMBSTONE, StateName, standings
 from polarvault.repository.format import names
 from polarvault.repository.format.names import ClusterNames, pack_number
 from polarvault.repository.format.record import IMPORTED_FROM
 from polarvault.repository.moves.packs import Moves
 from polarvault.repository.moves.reading import FoundMoves, read_moves
 from polarvault.repository.reading.refs import Refs, read_refs
+from polarvault.repository.states.states import KEPT, TOMBSTONE, StateName, standings
 from polarvault.retention.compact import Compacted, Compaction
 from polarvault.retention.plan import StoredPack, WalNeed, packs_that_go, replaced_moves, used_packs
 from polarvault.retention.policy import Kept, Verdict, judge

@@ -26,12 +26,12 @@ from polarvault.snapshotting.complete import Directories, complete
 from polarvault.snapshotting.model import SnapshotRecord, SnapshotRequest
 from polarvault.snapshotting.shelf import Shelf, Slot
 from polarvault.snapshotting.source import Source, chosen_provider, copy_of, refuse_nested
-from polarvault.taking.checkpoint_watch import CheckpointWatch
 from polarvault.taking.facts import BackupFacts, ReceivedBackup
+from polarvault.taking.guards.checkpoint_watch import CheckpointWatch
+from polarvault.taking.guards.node_role import refuse_replica
 from polarvault.taking.local.layout import find_archives
 from polarvault.taking.local.place import LocalPlace, NotHere, find_place, read_control
 from polarvault.taking.local.session import BackupSession, Stopped
-from polarvault.taking.node_role import refuse_replica
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.wal_end import finish_wal
 

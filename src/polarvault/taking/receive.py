@@ -16,11 +16,11 @@ from polarvault.server.base_backup import (
     StreamEnds,
     Tablespace,
 )
-from polarvault.taking.absences import Absences
 from polarvault.taking.archive import ArchiveInput, MemberInput, MemberLog, Stage
 from polarvault.taking.facts import ArchiveNames, BackupFacts, ReceivedBackup
+from polarvault.taking.guards.absences import Absences
+from polarvault.taking.guards.node_role import replica_refusal
 from polarvault.taking.manifest_spool import ManifestSpool
-from polarvault.taking.node_role import replica_refusal
 from polarvault.taking.reporter import BackupProgress, BackupReporter
 from polarvault.taking.target import BackupTarget, Verbatim
 

@@ -7,7 +7,7 @@ from polarvault.model import versions
 from polarvault.pgfiles.pages import PAGE_BYTES
 from polarvault.server.connection import Connector
 from polarvault.server.identity import ServerIdentity
-from polarvault.taking.node_role import refuse_replica
+from polarvault.taking.guards.node_role import refuse_replica
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.request import ServerRequest
 from polarvault.wire.commands import BaseBackupOptions

@@ -21,10 +21,10 @@ from polarvault.server.identity import ServerIdentity, read_identity
 from polarvault.server.transport import open_transport
 from polarvault.server.wal_stream import SlotPlan, WalStream
 from polarvault.storage import files
-from polarvault.taking.absences import Absences, explain_refusal
-from polarvault.taking.checkpoint_watch import CheckpointWatch
-from polarvault.taking.courtesy import Courtesy
 from polarvault.taking.facts import BackupFacts, ReceivedBackup, StoredBackup
+from polarvault.taking.guards.absences import Absences, explain_refusal
+from polarvault.taking.guards.checkpoint_watch import CheckpointWatch
+from polarvault.taking.guards.courtesy import Courtesy
 from polarvault.taking.receive import Receiver, name_bad_pages, refuse_bad_pages
 from polarvault.taking.reporter import BackupReporter
 from polarvault.taking.request import ServerRequest, SourceKind
@@ -129,7 +129,7 @@ class Taking:
             absences.raise_if_any(connector)
             if sink is not None and received.pages is not None and received.pages.suspects:
                 # The WAL reader takes its time to load, and most backups have no bad page.
-                from polarvault.taking.torn_pages import settle_pages
+                from polarvault.taking.guards.torn_pages import settle_pages
 
                 settle_pages(received, sink, reporter, identity.segment_size_bytes)
             name_bad_pages(received, reporter)

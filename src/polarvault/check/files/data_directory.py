@@ -17,7 +17,7 @@ from polarvault.check.session import INSUFFICIENT_PRIVILEGE, CheckSession
 from polarvault.errors import PolarvaultError, ServerError
 from polarvault.model.finding import Finding, ok, problem
 from polarvault.server.connection import is_on_this_machine
-from polarvault.taking.absences import explain_refusal, is_needed
+from polarvault.taking.guards.absences import explain_refusal, is_needed
 
 # Contents of these are not in a base backup, and links are sent as empty directories (server: excludeDirContents).
 _NOT_READ = frozenset(

@@ -131,7 +131,7 @@ def set_state(backup: str, kind: str, text: str, **options: Any) -> None:
     """Write a state of a backup, and say so."""
     from datetime import UTC, datetime
 
-    from polarvault.repository.catalogue.states import States
+    from polarvault.repository.states.states import States
 
     choice = RepositoryChoice.of(**options)
     word = backup_of_cluster(choice, backup)

@@ -9,8 +9,8 @@ from typing import Any
 from polarvault.report.json_document import iso
 from polarvault.report.repository.timelines import timeline_tree
 from polarvault.report.units import format_bytes, printable
-from polarvault.repository.catalogue.gaps import AcknowledgedGap
 from polarvault.repository.catalogue.wal_windows import GenerationWal, ServerWal, TimelineWal, lag_bytes
+from polarvault.repository.states.gaps import AcknowledgedGap
 from polarvault.wal.source import HeldRange
 
 _SHOWN = 20

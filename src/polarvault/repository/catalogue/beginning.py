@@ -10,7 +10,6 @@ from polarvault.errors import PolarvaultError
 from polarvault.repository.catalogue.intents import BACKUP
 from polarvault.repository.catalogue.leftovers import Leftovers
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import States, standings
 from polarvault.repository.chunks.reader import ChunkReader
 from polarvault.repository.format import names
 from polarvault.repository.format.chunks import ChunkRef
@@ -18,6 +17,7 @@ from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.index.root import Part
 from polarvault.repository.moves.reading import read_moves
 from polarvault.repository.reading.refs import understood_moves
+from polarvault.repository.states.states import States, standings
 from polarvault.repository.writing.backup_writer import BackupWriter, WriterSettings
 from polarvault.repository.writing.parent import Parent
 

@@ -9,8 +9,8 @@ from datetime import datetime
 from polarvault.errors import IntegrityError, ObjectMissing, RepositoryNewer, RepositoryNotFound
 from polarvault.model.lsn import Lsn
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import Standing, States, standings
 from polarvault.repository.format.record import BackupRecord
+from polarvault.repository.states.states import Standing, States, standings
 from polarvault.wal.source import HeldRange, joined
 
 

@@ -13,8 +13,8 @@ from datetime import datetime
 from polarvault.model.lsn import Lsn
 from polarvault.model.segment import WalSegment
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import StateName, state_name
 from polarvault.repository.format.names import ClusterNames, is_label
+from polarvault.repository.states.states import StateName, state_name
 from polarvault.repository.wal.ranges import RANGE_NAME, StoredRange
 from polarvault.storage.objects.model import StoredObject
 

@@ -21,12 +21,15 @@ from polarvault.errors import (
     StorageFailed,
 )
 from polarvault.model.lsn import Lsn
-from polarvault.repository.catalogue.drills import Drilled
-from polarvault.repository.catalogue.gaps import AcknowledgedGap, read_gaps
 from polarvault.repository.catalogue.latest import latest_label
 from polarvault.repository.catalogue.names_there import NamesThere, names_there
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import (
+from polarvault.repository.catalogue.wal_windows import reach, read_history
+from polarvault.repository.format.names import label_time
+from polarvault.repository.format.record import BackupRecord
+from polarvault.repository.states.drills import Drilled
+from polarvault.repository.states.gaps import AcknowledgedGap, read_gaps
+from polarvault.repository.states.states import (
     CLUSTER,
     DAMAGED,
     DRILLED,
@@ -35,9 +38,6 @@ from polarvault.repository.catalogue.states import (
     States,
     standings,
 )
-from polarvault.repository.catalogue.wal_windows import reach, read_history
-from polarvault.repository.format.names import label_time
-from polarvault.repository.format.record import BackupRecord
 from polarvault.repository.wal.ranges import RepositoryWal, StoredRange
 from polarvault.repository.wal.times import last_commit
 from polarvault.wal.history import TimelineHistory

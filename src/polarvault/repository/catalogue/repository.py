@@ -188,7 +188,7 @@ class Repository:
 
     def expired_labels(self, cluster: str) -> frozenset[str]:
         """Return the labels that have a tombstone: no parents any more, and about to be removed."""
-        from polarvault.repository.catalogue.states import States, standings
+        from polarvault.repository.states.states import States, standings
 
         found = standings(States(self, cluster).listed())
         return frozenset(label for label, standing in found.items() if standing.expired)

@@ -15,10 +15,10 @@ from itertools import groupby, pairwise
 
 from polarvault.errors import IntegrityError, ObjectMissing, StorageFailed
 from polarvault.model.lsn import Lsn
-from polarvault.repository.catalogue.gaps import AcknowledgedGap, read_gaps
 from polarvault.repository.catalogue.listing import Catalogue, ListedBackup
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import CLUSTER
+from polarvault.repository.states.gaps import AcknowledgedGap, read_gaps
+from polarvault.repository.states.states import CLUSTER
 from polarvault.repository.wal.merging import superseded, to_merge
 from polarvault.repository.wal.ranges import RepositoryWal, StoredRange
 from polarvault.repository.wal.times import last_commit

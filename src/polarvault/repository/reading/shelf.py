@@ -8,15 +8,15 @@ from contextlib import suppress
 from polarvault.backupset.backup import Concerned
 from polarvault.config.model import RepositoryConfiguration
 from polarvault.errors import IntegrityError, ObjectDamaged, PolarvaultError, UsageError
-from polarvault.repository.catalogue.drills import DrillLog
 from polarvault.repository.catalogue.opening import OpenedRepository
-from polarvault.repository.catalogue.speeds import RestoreSpeeds
 from polarvault.repository.format.chunks import ChunkRef
 from polarvault.repository.format.record import RecordFacts
 from polarvault.repository.reading.as_backup import BackupInRepository
 from polarvault.repository.reading.rescue import Rescue
 from polarvault.repository.reading.uses import backups_with
 from polarvault.repository.reading.wal_stretch import is_held, read_history
+from polarvault.repository.states.drills import DrillLog
+from polarvault.repository.states.speeds import RestoreSpeeds
 from polarvault.repository.wal.opened import wal_source
 from polarvault.repository.wal.source import RepositoryWalSource
 

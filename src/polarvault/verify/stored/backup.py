@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from polarvault.errors import IntegrityError, ObjectMissing, PolarvaultError, RepositoryNewer
 from polarvault.model.finding import Finding, Severity
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import DAMAGED, VERIFIED, States, standings
 from polarvault.repository.format.names import ClusterNames
 from polarvault.repository.reading.uses import backups_with
 from polarvault.repository.reading.verify import FoundDamage, verify_backup, verify_objects
+from polarvault.repository.states.states import DAMAGED, VERIFIED, States, standings
 from polarvault.repository.wal.of_backup import BackupWal
 from polarvault.repository.wal.source import RepositoryWalSource
 from polarvault.verify.facts.backup import WalRange

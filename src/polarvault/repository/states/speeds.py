@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from polarvault.errors import PolarvaultError
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import CLUSTER, StateName, States
+from polarvault.repository.states.states import CLUSTER, StateName, States
 
 RESTORED = "restored"
 _KEPT = 5

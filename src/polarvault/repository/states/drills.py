@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from polarvault.errors import PolarvaultError
 from polarvault.repository.catalogue.repository import Repository
-from polarvault.repository.catalogue.states import CLUSTER, DRILLED, State, States
 from polarvault.repository.format.names import is_label
+from polarvault.repository.states.states import CLUSTER, DRILLED, State, States
 
 _KEPT = 5
 _MOST_SECONDS = 10**9

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from polarvault.model.lsn import Lsn
-from polarvault.repository.catalogue.states import CLUSTER, GAP_ACKNOWLEDGED, State, StateName, States
+from polarvault.repository.states.states import CLUSTER, GAP_ACKNOWLEDGED, State, StateName, States
 from polarvault.wal.source import HeldRange
 
 # Each is read by itself.
