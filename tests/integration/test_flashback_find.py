@@ -129,6 +129,7 @@ def test_partitions_count_and_what_is_not_known_is_said(site: FlashbackSite) -> 
         CREATE TABLE low PARTITION OF parts FOR VALUES FROM (0) TO (100);
         CREATE TABLE high PARTITION OF parts FOR VALUES FROM (100) TO (1000);
         INSERT INTO parts SELECT n, 'v' FROM generate_series(0, 999) n;
+        CREATE TABLE old (LIKE parts);
         """
     )
     site.back_up()
@@ -138,24 +139,41 @@ def test_partitions_count_and_what_is_not_known_is_said(site: FlashbackSite) -> 
         since = site.now()
         long.execute("DELETE FROM parts WHERE k < 10")
     xid = site.transaction("DELETE FROM parts WHERE k BETWEEN 50 AND 149", "TRUNCATE low")
+    # Parts that were made later, in the two ways in which that is done.
+    source.query("CREATE TABLE next PARTITION OF parts FOR VALUES FROM (1000) TO (2000)")
+    source.query("CREATE TABLE last (LIKE parts)")
+    source.query("INSERT INTO last VALUES (2000, 'before it is a part')")
+    source.query("ALTER TABLE parts ATTACH PARTITION last FOR VALUES FROM (2000) TO (3000)")
+    filled = site.transaction("INSERT INTO parts SELECT n, 'v' FROM generate_series(1500, 2499) n WHERE n <> 2000")
+    source.query("VACUUM FULL last")
+    emptied = site.transaction("DELETE FROM parts WHERE k BETWEEN 1900 AND 2099")
     later = site.transaction("CREATE TABLE later (v int)", "INSERT INTO later VALUES (1), (2)")
+    source.query("ALTER TABLE later ALTER v TYPE bigint")
     gone = site.transaction("DELETE FROM later WHERE v = 1")
+    source.query("VACUUM FULL later")
     site.archive_all()
     found = site.run("find", "--table", "parts", "--since", since)
     assert found["partitions"] == 2
-    first, second = found["transactions"]
+    first, second, third, rewritten, fourth = found["transactions"]
+    assert (str(third["xid"]), counts(third)) == (filled, (0, 0, 999))
+    assert (rewritten["rewritten"], counts(rewritten)) == (["last"], (0, 0, 0))
+    assert (str(fourth["xid"]), counts(fourth)) == (emptied, (200, 0, 0))
     # It began before, and is seen from its beginning.
     assert counts(first) == (10, 0, 0)
     assert (str(second["xid"]), counts(second), second["truncated"]) == (xid, (100, 0, 0), ["public.low"])
     assert counts(site.run("find", "--table", "low", "--since", since)["transactions"][1]) == (50, 0, 0)
     new = site.run("find", "--table", "later", "--since", since)
-    assert any("did not exist at" in note for note in new["notes"])
-    assert [(str(one["xid"]), *counts(one)) for one in new["transactions"]] == [(later, 0, 0, 2), (gone, 1, 0, 0)]
+    assert [(str(one["xid"]), *counts(one)) for one in new["transactions"] if not one["rewritten"]] == [
+        (later, 0, 0, 2),
+        (gone, 1, 0, 0),
+    ]
+    assert not any("did not exist at" in note for note in new["notes"])
     assert site.refused("find", "--table", "never", "--since", since)["id"] == "table-not-found"
     source.query("VACUUM FULL pg_class")
     source.query("VACUUM FULL high")
     site.archive_all()
     lost = site.run("find", "--table", "parts", "--since", since)
+    assert not any("became a part" in note for note in lost["notes"])
     assert any("VACUUM FULL" in note for note in lost["notes"])
     assert site.refused("find", "--table", "parts", "--since", since, "--until", since, status=2)["id"] == "usage"
     assert "--since" in site.refused("find", "--table", "parts", "--since", "noon", status=2)["message"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from support.clones import Clones, moment_behind_backup
 from support.cluster import Cluster
+from support.json_page import checked
 from support.program import run_polarvault
 from support.waiting import wait_until
 
@@ -59,8 +59,7 @@ class FlashbackSite:
         )  # fmt: skip
         assert finished.returncode == status, finished.stdout + finished.stderr
         assert self.clones.left() == []
-        found: dict[str, Any] = json.loads(finished.stdout)
-        return found
+        return checked("flashback", finished.stdout, status=status)
 
     def refused(self, verb: str, *words: object, status: int = 1) -> dict[str, Any]:
         """Return the error of a command that must fail."""

@@ -35,9 +35,12 @@ OPERATION_MASK = 0x70
 _DELETE_IS_SUPER = 0x08
 _PREFIX_FROM_OLD, _SUFFIX_FROM_OLD = 0x20, 0x40
 _RELATION = struct.Struct("<III")
-# Of a row of pg_class behind its header: relfilenode, reltablespace, relpages, reltuples.
+# Of a row of pg_class behind its header: relname behind the oid; relfilenode, reltablespace, relpages, reltuples.
+NAME_AT, NAME_BYTES = 4, 64
 FILE_AT, FILE_BYTES = 88, 16
 _ROW_HEADER_BYTES = 23
+# Its header in a record: two masks, and t_hoff last.
+_ROW_AT = 5
 _LINE_POINTERS_AT = 24
 
 
@@ -155,6 +158,24 @@ def deleted_row(record: Record) -> tuple[BlockId, int]:
     return blocks[0].page, int.from_bytes(main[4:6], "little")
 
 
+def inserted_row(record: Record, length: int) -> tuple[tuple[int, int], bytes]:
+    """Return the block and item of a new row, and the first bytes of its columns; raise ValueError."""
+    blocks, main = parts_of(record)
+    if not blocks or len(main) < 2:
+        raise ValueError("an insert without its row")
+    item = int.from_bytes(main[:2], "little")
+    page, data = blocks[0].page, blocks[0].data
+    if not data:
+        found = _row_on_image(record, page, item)
+    elif len(data) > _ROW_AT:
+        found = data[_ROW_AT + data[_ROW_AT - 1] - _ROW_HEADER_BYTES :]
+    else:
+        raise ValueError("a row without its header")
+    if len(found) < length:
+        raise ValueError("the row is cut")
+    return (page.block, item), bytes(found[:length])
+
+
 def moved_row(record: Record) -> tuple[BlockId, RowMove]:
     """Return the page that an update's new row is on, and both places; raise ValueError."""
     blocks, main = parts_of(record)
@@ -174,7 +195,10 @@ def updated_bytes(record: Record, move: RowMove, page: BlockId, old: bytes) -> b
     blocks, _ = parts_of(record)
     data = blocks[0].data
     if not data:
-        return _from_image(record, move, page)
+        found = _row_on_image(record, page, move.new[1])[FILE_AT : FILE_AT + FILE_BYTES]
+        if len(found) != FILE_BYTES:
+            raise ValueError("the row is cut")
+        return found
     at = prefix = 0
     try:
         if move.flags & _PREFIX_FROM_OLD:
@@ -182,10 +206,10 @@ def updated_bytes(record: Record, move: RowMove, page: BlockId, old: bytes) -> b
             at += 2
         if move.flags & _SUFFIX_FROM_OLD:
             at += 2
-        hoff = data[at + 4]
+        hoff = data[at + _ROW_AT - 1]
     except (struct.error, IndexError) as short:
         raise ValueError("a row without its header") from short
-    own = data[at + 5 + hoff - _ROW_HEADER_BYTES :]
+    own = data[at + _ROW_AT + hoff - _ROW_HEADER_BYTES :]
     # Columns of a fixed length stand in front of all others: what is left out at the end is where it was.
     return bytes(
         own[one - prefix] if prefix <= one < prefix + len(own) else old[one - FILE_AT]
@@ -193,16 +217,15 @@ def updated_bytes(record: Record, move: RowMove, page: BlockId, old: bytes) -> b
     )
 
 
-def _from_image(record: Record, move: RowMove, page: BlockId) -> bytes:
+def _row_on_image(record: Record, page: BlockId, item: int) -> bytes:
+    """Return the columns of a row on the page that a record holds, and what follows them there."""
     image = page_image(record, page)
     if image is None:
         raise ValueError("neither the row nor its page is in the record")
     try:
-        (pointer,) = struct.unpack_from("<I", image, _LINE_POINTERS_AT + 4 * (move.new[1] - 1))
-        at = pointer & 0x7FFF
-        found = bytes(image[at + image[at + 22] + FILE_AT :][:FILE_BYTES])
+        (pointer,) = struct.unpack_from("<I", image, _LINE_POINTERS_AT + 4 * (item - 1))
+        # 15 bits say where the row is, 15 more how long it is.
+        at, length = pointer & 0x7FFF, pointer >> 17
+        return bytes(image[at + image[at + _ROW_HEADER_BYTES - 1] : at + length])
     except (struct.error, IndexError) as short:
         raise ValueError("the row is not on its page") from short
-    if len(found) != FILE_BYTES:
-        raise ValueError("the row is cut")
-    return found

@@ -93,8 +93,11 @@ def _run(words: Sequence[str], variables: Mapping[str, str], *, stdout: int, acc
     if running.returncode != 0:
         lines = [line for line in said.splitlines() if line.strip()][-_LAST_LINES:]
         first = next((line for line in lines if "error:" in line), f"it ended with {running.returncode}")
-        raise DumpFailed(f"{name} failed: {shown_text(first.partition('error:')[2].strip() or first)}",
-                         detail=shown_text("\n".join(lines)) or None)  # fmt: skip
+        raise DumpFailed(
+            f"{name} failed: {shown_text(first.partition('error:')[2].strip() or first)}",
+            hint="free space there (df -h), or name another file" if "No space left" in said else None,
+            detail=shown_text("\n".join(lines)) or None,
+        )
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:

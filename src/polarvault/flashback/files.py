@@ -12,7 +12,8 @@ from polarvault.flashback.session import Connection
 from polarvault.model.relation import RelationFile
 
 _DATABASE = """
-    SELECT oid::bigint, dattablespace::bigint, pg_relation_filenode('pg_catalog.pg_class')::bigint
+    SELECT oid::bigint, dattablespace::bigint, pg_relation_filenode('pg_catalog.pg_class')::bigint,
+           pg_relation_filenode('pg_catalog.pg_inherits')::bigint
       FROM pg_database WHERE datname = current_database()
 """
 _FILES = """
@@ -28,6 +29,7 @@ class Catalogs:
 
     tables: tuple[TableFile, ...]
     pg_class: RelationFile
+    pg_inherits: RelationFile
     default_tablespace: int
 
 
@@ -38,7 +40,7 @@ def read_files(connection: Connection, tables: Sequence[FoundTable], *, follows:
     """
     row = connection.execute(_DATABASE).fetchone()
     assert row is not None
-    database, default_tablespace, pg_class = row
+    database, default_tablespace, pg_class, pg_inherits = row
     names = {member.oid: str(member.name) for table in tables for member in table.members}
     found = []
     for oid, file, tablespace, place in connection.execute(_FILES, (list(names),)).fetchall():
@@ -50,4 +52,9 @@ def read_files(connection: Connection, tables: Sequence[FoundTable], *, follows:
         )
     # The table itself first.
     found.sort(key=lambda table: list(names).index(table.oid))
-    return Catalogs(tuple(found), RelationFile(default_tablespace, database, pg_class), default_tablespace)
+    return Catalogs(
+        tuple(found),
+        RelationFile(default_tablespace, database, pg_class),
+        RelationFile(default_tablespace, database, pg_inherits),
+        default_tablespace,
+    )

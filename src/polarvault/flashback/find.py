@@ -80,18 +80,24 @@ def find_changes(
         end = request.until or RecoveryTarget(TargetKind.LATEST)
         stages.say("it did not exist then; the end is asked")
         asked = _ask(request, end, host, stages, draw, watching, follows=False)
-        notes.append(
-            f"{asked.table} did not exist at {_time(request.since)}: only what was done to the files that it had at "
-            f"the end ({end}) is known"
-        )
     with stages.of("read", "reading WAL"):
         backup = request.clone.shelf.find(
             asked.source, shared_from=request.clone.shared_from, force=request.clone.force
         )
         wal = wal_behind(request.clone, backup)
-        follower = Follower(asked.catalogs.tables, asked.catalogs.pg_class, asked.catalogs.default_tablespace)
+        follower = Follower(
+            asked.catalogs.tables,
+            asked.catalogs.pg_class,
+            asked.catalogs.pg_inherits,
+            asked.catalogs.default_tablespace,
+        )
         until = request.until.time if request.until is not None else None
         read = read_changes(wal, follower, from_lsn=asked.lsn, until=until, progress=progress)
+    if asked.lsn is None and not follower.is_followed(0):
+        notes.append(
+            f"{asked.table} did not exist at {_time(request.since)}, and the WAL that was read does not hold how it was"
+            " made: only what was done to the files that it had at the end is known"
+        )
     notes += _not_known(follower, read, request)
     return FindResult(
         source=asked.source, database=asked.database, table=asked.table, partitions=asked.partitions,
@@ -132,6 +138,10 @@ def _not_known(follower: Follower, read: ReadWal, request: FindRequest) -> list[
         notes.append(
             f"{follower.lost[1]}, at LSN {Lsn(follower.lost[0])}: files that the table got behind that are not known"
         )
+    notes += [
+        f"the table with OID {oid} became a part of it at LSN {Lsn(lsn)}: what was done to it is not counted"
+        for oid, lsn in follower.unknown_parts
+    ]
     is_over = request.until is not None and read.last_time is not None and request.until.time is not None
     if not (is_over and read.last_time > request.until.time):  # type: ignore[operator, union-attr]
         last = f", with the last transaction at {format_time(read.last_time)}" if read.last_time else ""

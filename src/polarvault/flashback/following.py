@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from polarvault.flashback.changes import (
     DELETE,
+    FILE_AT,
     FILE_BYTES,
     HOT_UPDATE,
+    INSERT,
+    NAME_AT,
+    NAME_BYTES,
     OPERATION_MASK,
     RELMAP_UPDATE,
     RMGR_HEAP,
@@ -29,15 +33,18 @@ from polarvault.flashback.changes import (
     STORAGE_CREATE,
     TRUNCATE,
     UPDATE,
+    RowMove,
     What,
     deleted_row,
+    inserted_row,
     moved_row,
     needs_whole,
     rows_of,
     truncated_tables,
     updated_bytes,
 )
-from polarvault.model.relation import RelationFile
+from polarvault.flashback.names import TableName
+from polarvault.model.relation import BlockId, RelationFile
 from polarvault.wal.blocks import KeptRecord, block_references, made_fork, main_data
 from polarvault.wal.marks import (
     HAS_DATABASE,
@@ -66,6 +73,8 @@ CODES = frozenset(
     if operation is None or info & OPERATION_MASK == operation
 )
 _HALF = 1 << 31
+# Temporary tables have rows in pg_class as well, millions of them on some days.
+_MOST_BORN = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +141,15 @@ class _Version:
 class Follower:
     """Feed records in the order of the WAL; get the transactions that changed the tables."""
 
-    def __init__(self, tables: Sequence[TableFile], pg_class: RelationFile, database_tablespace: int) -> None:
+    def __init__(
+        self, tables: Sequence[TableFile], pg_class: RelationFile, pg_inherits: RelationFile, database_tablespace: int
+    ) -> None:
         self._tables = list(tables)
+        self._numbers = {table.oid: number for number, table in enumerate(tables)}
+        self._pg_inherits = pg_inherits
+        # Relations that were made since: any of them may become a part of one of the tables.
+        self._born: dict[int, TableFile] = {}
+        self._born_at: dict[tuple[int, int], int] = {}
         self._database = pg_class.database_oid
         self._default_tablespace = database_tablespace
         self._pg_class = pg_class
@@ -145,12 +161,14 @@ class Follower:
         self._first_xid: int | None = None
         self.lost: tuple[int, str] | None = None
         """Where the files could not be followed any more, and why."""
+        self.unknown_parts: list[tuple[int, int]] = []
+        """Relations that became a part of one of the tables, by OID, and where: their files are not known."""
         self.transactions: list[ChangingTransaction] = []
 
     @property
     def needles(self) -> Iterable[RelationFile]:
         """The relations of whose records all are wanted."""
-        return [*self._files, *self._fresh, self._pg_class]
+        return [*self._files, *self._fresh, self._pg_class, self._pg_inherits]
 
     @property
     def files(self) -> Mapping[RelationFile, int]:
@@ -214,17 +232,72 @@ class Follower:
                 work.tables.add(number)
         elif relation in self._fresh:
             self._fresh[relation] = True, self._fresh[relation][1]
-        elif relation == self._pg_class and follows and record.rmgr == RMGR_HEAP and self.lost is None:
-            self._take_catalog(record, whole)
+        elif follows and record.rmgr == RMGR_HEAP and self.lost is None:
+            operation = record.info & OPERATION_MASK
+            is_class = relation == self._pg_class and operation in (INSERT, UPDATE, HOT_UPDATE, DELETE)
+            is_inherits = relation == self._pg_inherits and operation == INSERT
+            full = whole(record) if is_class or is_inherits else None
+            if full is not None:
+                (self._take_catalog if is_class else self._take_part)(record, full)
 
-    def _take_catalog(self, record: KeptRecord, whole: Whole) -> None:
-        operation = record.info & OPERATION_MASK
-        if operation not in (UPDATE, HOT_UPDATE, DELETE):
-            return
-        full = whole(record)
-        if full is None:
-            return
+    def _take_part(self, record: KeptRecord, full: Record) -> None:
+        """Take a row of pg_inherits: a relation becomes a part of another."""
         try:
+            part, parent = struct.unpack("<II", inserted_row(full, 8)[1])
+        except ValueError as problem:
+            self.lost = record.lsn, f"a row of pg_inherits cannot be read there: {problem}"
+            return
+        if parent not in self._numbers or part in self._numbers:
+            return
+        made = self._born.pop(part, None)
+        if made is None:
+            self.unknown_parts.append((part, record.lsn))
+            return
+        if made.place is not None:
+            del self._born_at[made.place]
+        number = self._numbers[part] = len(self._tables)
+        self._tables.append(made)
+        self._versions.append([_first_version(made, self._default_tablespace)])
+        if made.file is not None:
+            self._files[made.file] = number
+
+    def _take_new(self, full: Record) -> None:
+        """Take a new row of pg_class: of a table that is followed from here on, or of one that may become a part."""
+        place, row = inserted_row(full, FILE_AT + FILE_BYTES)
+        (oid,) = struct.unpack_from("<I", row)
+        made = TableFile(oid, _name_in(row), self._file_in(row[FILE_AT:]), place)
+        number = self._numbers.get(oid)
+        if number is None:
+            self._born[oid] = made
+            self._born_at[place] = oid
+            if len(self._born) > _MOST_BORN:
+                forgotten = self._born.pop(next(iter(self._born)))
+                if forgotten.place is not None:
+                    self._born_at.pop(forgotten.place, None)
+        elif all(one.place is None for one in self._versions[number]):
+            self._versions[number] = [_first_version(made, self._default_tablespace)]
+            if made.file is not None:
+                self._files[made.file] = number
+
+    def _move_new(self, full: Record, page: BlockId, move: RowMove) -> None:
+        oid = self._born_at.pop(move.old, None)
+        if oid is None:
+            return
+        old = self._born[oid]
+        content = updated_bytes(full, move, page, _first_version(old, self._default_tablespace).content)
+        self._born[oid] = replace(old, place=move.new, file=self._file_in(content))
+        self._born_at[move.new] = oid
+
+    def _file_in(self, content: bytes) -> RelationFile | None:
+        file, tablespace = struct.unpack_from("<II", content)
+        return RelationFile(tablespace or self._default_tablespace, self._database, file) if file else None
+
+    def _take_catalog(self, record: KeptRecord, full: Record) -> None:
+        operation = record.info & OPERATION_MASK
+        try:
+            if operation == INSERT:
+                self._take_new(full)
+                return
             if operation == DELETE:
                 page, item = deleted_row(full)
                 number = self._at((page.block, item))
@@ -235,6 +308,7 @@ class Follower:
             page, move = moved_row(full)
             number = self._at(move.old)
             if number is None:
+                self._move_new(full, page, move)
                 return
             before = next(one for one in reversed(self._versions[number]) if one.place == move.old)
             content = updated_bytes(full, move, page, before.content)
@@ -247,13 +321,19 @@ class Follower:
             self._take_new_file(number, content, work)
 
     def _take_new_file(self, number: int, content: bytes, work: Work) -> None:
-        file, tablespace, pages, rows = struct.unpack("<IIif", content)
-        relation = RelationFile(tablespace or self._default_tablespace, self._database, file)
+        _, _, pages, rows = struct.unpack("<IIif", content)
+        relation = self._file_in(content)
+        if relation is None:
+            return
         has_rows, _ = self._fresh.pop(relation, (False, 0))
         self._files[relation] = number
         name = self._tables[number].name
         # TRUNCATE gives it an empty file; whatever rewrites a table has filled the new one before.
         (work.truncated if not has_rows and pages == 0 and not rows > 0 else work.rewritten).add(name)
+
+    def is_followed(self, number: int) -> bool:
+        """Tell whether all the files of a table are known since it was made, or since the catalogs were read."""
+        return any(one.place is not None for one in self._versions[number]) or self._tables[number].place is not None
 
     def _at(self, place: tuple[int, int]) -> int | None:
         for number, versions in enumerate(self._versions):
@@ -313,6 +393,11 @@ class Follower:
             settled = [place for place, one in enumerate(versions) if one.xid == 0]
             if len(settled) > 1:
                 del versions[: settled[-1]]
+
+
+def _name_in(row: bytes) -> str:
+    name = row[NAME_AT : NAME_AT + NAME_BYTES].split(b"\0", 1)[0].decode("utf-8", "replace")
+    return str(TableName(None, name))
 
 
 def _first_version(table: TableFile, default_tablespace: int) -> _Version:

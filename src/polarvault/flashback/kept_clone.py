@@ -18,7 +18,7 @@ from polarvault.clones.control import remove
 from polarvault.clones.create import Created, create_clone
 from polarvault.clones.model import CloneRecord, CloneRequest
 from polarvault.clones.watching import watch_beside
-from polarvault.errors import PolarvaultError, StartFailed
+from polarvault.errors import PolarvaultError, StartFailed, TargetUnreachable
 from polarvault.flashback.stages import Stages
 from polarvault.instance.host import Host
 from polarvault.recovery.watch import ReplayState, Watch
@@ -39,10 +39,19 @@ def clone_for(
     stages.say(f"making a clone of {request.source}, {words}")
     with watching() as watch:
         clock = _Clock(watch)
-        created = create_clone(
-            replace(request, ttl_s=LEASE_S), host, stages.say, clock=lambda: datetime.now(UTC), draw=draw, options={},
-            watch=clock.replayed,
-        )  # fmt: skip
+        try:
+            created = create_clone(
+                replace(request, ttl_s=LEASE_S), host, stages.say, clock=lambda: datetime.now(UTC), draw=draw,
+                options={}, watch=clock.replayed,
+            )  # fmt: skip
+        except TargetUnreachable as problem:
+            # What a restore would be told to do are no options here.
+            raise TargetUnreachable(
+                problem.message,
+                hint="name a moment that can be reached; for an earlier one an older backup is needed, for a later one "
+                "more WAL: --wal DIR (SELECT pg_switch_wal() sends the newest to the archive)",
+                detail=problem.detail,
+            ) from problem
     try:
         clock.tell(stages)
         watch_beside(created.place)

@@ -80,7 +80,7 @@ def read_changes(
     wal: WalBehind, follower: Follower, *, from_lsn: Lsn | None, until: datetime | None,
     progress: Callable[[int, int], None],
 ) -> ReadWal:  # fmt: skip
-    """Feed the follower. from_lsn: where the catalogs were read, None: at the end, they are not followed.
+    """Feed the follower. from_lsn: where the catalogs were read, None: at the end, and what the WAL makes is followed.
 
     until: transactions behind this time are of no interest. What ends valid WAL is no error here.
     """
@@ -135,7 +135,7 @@ def _take_others(
         for record in records_selected(marks, needles, CODES, follower.wants, passed=counted, magic=magic):
             if record.lsn < taken:
                 continue
-            follower.take(record, window.record, follows=from_lsn is not None and record.lsn >= from_lsn)
+            follower.take(record, window.record, follows=from_lsn is None or record.lsn >= from_lsn)
             if not {struct.pack("<III", *one) for one in follower.needles} <= needles:
                 # A file was made, and what goes into it may stand in the rest of this piece.
                 taken = record.lsn + 1
