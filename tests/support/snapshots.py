@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pytest
 from polarvault.instance.account import server_account
 from support.cluster import Cluster
 from support.file_systems import FileSystem, Unavailable, file_system
+from support.json_page import checked
 from support.program import run_polarvault
 
 # All four are the same at every moment, whatever pgbench does.
@@ -32,8 +32,7 @@ class Snapshots:
     def run(self, verb: str, *words: object, status: int = 0) -> dict[str, Any]:
         finished = run_polarvault("snapshot", verb, *map(str, words), "--at", self.at, "--json", check=False)
         assert finished.returncode == status, finished.stdout + finished.stderr
-        found: dict[str, Any] = json.loads(finished.stdout)
-        return found
+        return checked("snapshot", finished.stdout, status=status)
 
     def create(self, source: Cluster, *words: object) -> dict[str, Any]:
         found: dict[str, Any] = self.run("create", "-d", source.conninfo(), *words)["snapshot"]
@@ -41,6 +40,32 @@ class Snapshots:
 
     def states(self, status: int = 0) -> dict[str, str]:
         return {one["name"]: one["state"] for one in self.run("list", status=status)["snapshots"]}
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.at.iterdir()) if self.at.exists() else []
+
+
+class Images:
+    """The images in one directory, by way of the program."""
+
+    def __init__(self, at: Path) -> None:
+        self.at = at
+
+    def run(self, verb: str, *words: object, status: int = 0) -> dict[str, Any]:
+        finished = run_polarvault(
+            "image", verb, *map(str, words), "--at", self.at, "--json", check=False, timeout_s=300
+        )
+        assert finished.returncode == status, finished.stdout + finished.stderr
+        return checked("image", finished.stdout, status=status)
+
+    def make(self, verb: str, *words: object) -> dict[str, Any]:
+        """Create or advance; return what is said of the image."""
+        found = self.run(verb, *words)
+        return {**found["image"], "warnings": found["warnings"]}
+
+    def names(self) -> list[str]:
+        """Return the names of those that are whole."""
+        return [one["name"] for one in self.run("list")["images"] if one["state"] == "whole"]
 
     def left(self) -> list[str]:
         return sorted(path.name for path in self.at.iterdir()) if self.at.exists() else []

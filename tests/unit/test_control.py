@@ -96,5 +96,8 @@ def test_a_copy_of_one_moment_is_told_how_far_to_recover(version: int, catalog: 
     after = parse_control(as_recovering(before, Lsn.parse("0/60000000")))
     assert after.state is ClusterState.IN_ARCHIVE_RECOVERY
     assert str(after.minimum_recovery_lsn) == "0/60000000"
-    expected = replace(parse_control(before), state=after.state, minimum_recovery_lsn=after.minimum_recovery_lsn)
+    least = after.minimum_recovery_lsn
+    expected = replace(
+        parse_control(before), state=after.state, minimum_recovery_lsn=least, minimum_recovery_timeline_id=3
+    )
     assert after == expected

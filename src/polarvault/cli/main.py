@@ -40,6 +40,7 @@ _COMMANDS = {
     "check": "Say what would keep a backup from being taken or restored.",
     "drill": "Prove that a backup restores, by restoring it.",
     "snapshot": "Snapshots of running servers, each of them a backup.",
+    "image": "Restored copies that WAL is replayed into, each a full backup.",
     "clone": "Copies of a cluster that run within seconds, and can be written.",
     "flashback": "One table as it was before a mistake, and which transactions changed it.",
     "demo": "Show a backup and a restore on a throw-away server.",

@@ -1,4 +1,4 @@
-"""The directory of clones: who is in it, and what is where in each.
+"""The directory of clones: who is in it.
 
 AREA/polarvault-clone-ID/run/      the account's: data, tablespaces, socket, pg_hba.conf
 AREA/polarvault-base-ID/...        the same for a base copy, whose `run` is never started
@@ -6,75 +6,22 @@ AREA/polarvault-base-ID/...        the same for a base copy, whose `run` is neve
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from typing import ClassVar
 
 from polarvault.clones.errors import CloneNotFound, CloneRefused
 from polarvault.clones.model import CloneRecord
-from polarvault.drill.place.isolation import fits_socket
-from polarvault.errors import UsageError
-from polarvault.instance.model import Account
-from polarvault.snapshots.collection import Collection, Thing, Words
+from polarvault.drill.place.confined import ConfinedThing
+from polarvault.snapshots.collection import Collection, Words
 from polarvault.snapshots.model import Kind
-from polarvault.storage.files import storage_failed
 
 
 @dataclass(frozen=True, slots=True)
-class Place(Thing[CloneRecord]):
-    """One clone or base copy: its directory, and what is where in it."""
+class Place(ConfinedThing[CloneRecord]):
+    """One clone or base copy."""
 
     RECORD: ClassVar[type[CloneRecord]] = CloneRecord
     WORDS: ClassVar[Words] = Words("clone", "clones", CloneRefused, CloneNotFound)
-
-    @property
-    def run(self) -> str:
-        """What belongs to the account."""
-        return os.path.join(self.directory, "run")
-
-    @property
-    def data(self) -> str:
-        """The data directory."""
-        return os.path.join(self.run, "data")
-
-    @property
-    def hba_file(self) -> str:
-        """The drill's own kind of pg_hba.conf, or the source's with a line in front."""
-        return os.path.join(self.run, "pg_hba.conf")
-
-    @property
-    def ident_file(self) -> str:
-        """An empty pg_ident.conf."""
-        return os.path.join(self.run, "pg_ident.conf")
-
-    @property
-    def socket_directory(self) -> str:
-        """Where its socket is; elsewhere if the path would be too long for the kernel."""
-        inside = os.path.join(self.run, "socket")
-        if fits_socket(inside):
-            return inside
-        outside = os.path.join(tempfile.gettempdir(), os.path.basename(self.directory))
-        if not fits_socket(outside):
-            raise UsageError(
-                f'neither "{self.directory}" nor "{tempfile.gettempdir()}" is short enough for the path of a socket',
-                hint="name a directory with a shorter path: --at DIR",
-            )
-        return outside
-
-    def make(self, account: Account, source: str) -> None:
-        """Make the directory, unfinished, with `run` for the account."""
-        self.make_directory((source,))
-        try:
-            os.mkdir(self.run, 0o700)
-            if os.geteuid() == 0:
-                os.chown(self.run, account.uid, account.gid)
-        except OSError as problem:
-            raise storage_failed(problem, "create directory", self.run) from problem
-
-    def finish(self, source: str) -> None:
-        """Say that it is whole; on return that is durable."""
-        self.complete((source,))
 
 
 class Area(Collection[Place]):

@@ -56,17 +56,19 @@ def origin_of(plan: RestorePlan, area: Area, host: Host, say: Say, progress: Cal
             "can, name a directory there: --at DIR"
         )
         return Origin(None, parts or (source.path,), shares=False)
-    if source.form is Form.PLAIN and not plan.chain and _all_share(plan, area):
+    if shares_with(plan, area.path):
         return Origin(None, parts, shares=True)
     place = _made_base(plan, area, host, say, progress)
-    return Origin(BackupInBase(place, source, plan.inventory), (place.data,), shares=True)
+    return Origin(BackupInBase(place.data, source, plan.inventory), (place.data,), shares=True)
 
 
-def _all_share(plan: RestorePlan, area: Area) -> bool:
-    """Tell by trying whether files of every directory of the backup can be cloned into the area."""
+def shares_with(plan: RestorePlan, directory: str) -> bool:
+    """Tell by trying whether files of every directory of the backup can be cloned into a directory."""
+    if plan.source.form is not Form.PLAIN or plan.chain or not can_share(directory):
+        return False
     roots = [part.path for part in plan.source.parts]
     roots += [space.copy for space in plan.inventory.tablespaces if space.copy]
-    return all((file := _some_file(root)) is None or can_share(area.path, file) for root in roots)
+    return all((file := _some_file(root)) is None or can_share(directory, file) for root in roots)
 
 
 def _some_file(root: str) -> str | None:
@@ -136,8 +138,8 @@ class BackupInBase:
     Implements `backupset.backup.Backup`. What it knows of its WAL, and of where it ended, is the original's.
     """
 
-    def __init__(self, place: Place, original: Backup, inventory: Inventory) -> None:
-        self._base = find_backup(place.data)
+    def __init__(self, path: str, original: Backup, inventory: Inventory) -> None:
+        self._base = find_backup(path)
         self._original = original
         self._spans = inventory.spans
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from psycopg.conninfo import make_conninfo
 
 from polarvault.clones.area import Area, Place
 from polarvault.clones.errors import CloneRefused
 from polarvault.clones.model import CloneRecord, CloneState, CloneStatus
+from polarvault.drill.place.confined import ConfinedThing
 from polarvault.drill.place.network import build_walls
 from polarvault.drill.place.processes import postmaster_of, stop_whatever_runs
 from polarvault.errors import StartFailed
@@ -107,7 +109,7 @@ def users_of(area: Area, base: Place) -> Iterator[str]:
             yield record.name
 
 
-def remove_place(place: Place) -> None:
+def remove_place(place: ConfinedThing[Any]) -> None:
     """Stop whatever runs in a directory of ours, and remove it; the caller has its lock."""
     stop_whatever_runs(place.data)
     outside = place.socket_directory
@@ -125,7 +127,7 @@ def sweep(area: Area, now: datetime) -> list[str]:
     for place in (*area.places(Kind.CLONE), *area.places(Kind.BASE)):
         record, mark = place.record(), place.mark
         is_over = record is not None and record.expires is not None and record.expires <= now
-        is_left = mark is not None and not mark.is_whole and _is_old(place)
+        is_left = mark is not None and not mark.is_whole and is_old(place)
         if not is_over and not is_left:
             continue
         try:
@@ -141,7 +143,7 @@ def sweep(area: Area, now: datetime) -> list[str]:
     return done
 
 
-def _is_old(place: Place) -> bool:
+def is_old(place: ConfinedThing[Any]) -> bool:
     """Tell whether what makes a directory had the time to lock it."""
     try:
         return time.time() - os.stat(place.directory).st_mtime > _TIME_TO_LOCK_S

@@ -6,7 +6,6 @@ A clone that could not be made leaves nothing behind, its server is stopped; wha
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,45 +17,38 @@ import psycopg
 from polarvault.clones.area import Area, Place
 from polarvault.clones.base import OneBackup, Origin, Say, origin_of
 from polarvault.clones.control import remove_place, sweep
-from polarvault.clones.cutting import cut_off
 from polarvault.clones.errors import CloneRefused
 from polarvault.clones.model import LEAST_FREE_SHARE, MOST_LEAST_FREE_BYTES, CloneRecord, CloneRequest
 from polarvault.clones.settings import restore_request
-from polarvault.drill.place.isolation import HBA, check_settings
+from polarvault.clones.standby import lay_out_confined, standby_signal, start_as_standby
+from polarvault.drill.place.isolation import check_settings
 from polarvault.drill.place.network import build_walls, judge_walls
 from polarvault.drill.place.server import DrillServer, reach
 from polarvault.drill.planning import with_settings_of_version
 from polarvault.errors import BackupUnusable, DiskFull, Interrupted, StartFailed, UsageError
 from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
-from polarvault.instance.model import Instance, Role
-from polarvault.instance.session import ask_value, connect_server
-from polarvault.instance.start import StartedServer, not_ready, start_server
+from polarvault.instance.model import Instance
+from polarvault.instance.start import StartedServer
 from polarvault.instance.subscriptions import disable_subscriptions
 from polarvault.model import versions
 from polarvault.model.finding import Severity
-from polarvault.model.lsn import Lsn
 from polarvault.model.units import format_bytes
-from polarvault.recovery.target import TargetKind, format_time
+from polarvault.recovery.target import format_time
 from polarvault.recovery.watch import RecoveryOutcome, Watch, start_and_recover
 from polarvault.restore.facts import RestoreFacts
 from polarvault.restore.model import RestorePlan, RestoreRequest
 from polarvault.restore.plan.places import check_space
-from polarvault.restore.run import prepare, write_files
+from polarvault.restore.run import prepare
 from polarvault.snapshots.marks import read_mark
 from polarvault.snapshots.model import Kind
+from polarvault.snapshots.names import is_good_name
 from polarvault.storage.files import write_durably
 from polarvault.storage.processes import present_moment
 
 _HBA_OF_SOURCE = (
     b"# Written by polarvault clone: the socket is in a directory that only its user can enter.\nlocal all all trust\n"
 )
-_POLL_S = 0.1
-_IDLE_LOOKS = 10
-_WAITS_FOR_WAL = """
-    SELECT coalesce(bool_or(wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')), false)
-      FROM pg_stat_activity WHERE backend_type = 'startup'
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,18 +189,12 @@ def _without_reading_twice(plan: RestorePlan, origin: Origin) -> RestorePlan:
 def _lay_out(
     plan: RestorePlan, place: Place, request: CloneRequest, host: Host, progress: Callable[[int], None]
 ) -> tuple[RestorePlan, list[str]]:
-    account = plan.account
-    with working_as_account(account):
-        os.mkdir(place.socket_directory, 0o700)
-        for path, content in ((place.hba_file, HBA), (place.ident_file, b"")):
-            write_durably(path, content, sync=False)
-    plan, warnings = write_files(plan, host, progress)
-    with working_as_account(account):
-        cut_off(place.run, plan.layout.local, plan.layout.shared)
+    plan, warnings = lay_out_confined(plan, place, host, progress)
+    with working_as_account(plan.account):
         if request.port is not None:
             _admit_as_the_source(plan, place)
         if request.read_only:
-            os.rename(plan.signal_path, _standby_signal(plan))
+            os.rename(plan.signal_path, standby_signal(plan))
     return plan, warnings
 
 
@@ -226,47 +212,19 @@ def _admit_as_the_source(plan: RestorePlan, place: Place) -> None:
         write_durably(target, first + content, sync=False)
 
 
-def _standby_signal(plan: RestorePlan) -> str:
-    return os.path.join(plan.layout.local, Role.STANDBY.signal_file)
-
-
 def _start(
     plan: RestorePlan, request: CloneRequest, watch: Watch
 ) -> tuple[Instance, StartedServer, RecoveryOutcome | None]:
     """Start it and wait until it is where it is to be."""
     assert plan.binaries is not None
     assert plan.recovery is not None
-    instance = plan.instance
-    latest = plan.recovery.target.kind is TargetKind.LATEST
     if request.read_only:
-        instance = replace(instance, role=Role.STANDBY, signal_path=_standby_signal(plan))
-    if request.read_only and latest:
-        server = start_server(instance, plan.binaries, plan.account)
-        _wait_for_the_end(instance, plan, server)
-        return instance, server, None
+        return start_as_standby(plan, watch)
+    instance = plan.instance
     started, outcome = start_and_recover(instance, plan.recovery, plan.binaries, plan.account, watch)
     if started is None:
         raise StartFailed("the clone's server shut down at its target")
     return instance, started, outcome
-
-
-def _wait_for_the_end(instance: Instance, plan: RestorePlan, server: StartedServer) -> None:
-    """Wait until a server that goes on waiting for WAL has replayed what there is; raise StartFailed."""
-    deadline = time.monotonic() + instance.timeout_s
-    end = plan.recovery.end_lsn if plan.recovery else None
-    idle = 0
-    with connect_server(instance, plan.account, server.host, server.port) as connection:
-        while True:
-            lsn = Lsn.parse(str(ask_value(connection, "SELECT pg_last_wal_replay_lsn()")))
-            # An end that is not known, or a record less of it: it waits for WAL again and again.
-            waits = ask_value(connection, _WAITS_FOR_WAL)
-            idle = idle + 1 if waits else 0
-            if (end is not None and lsn >= end) or idle >= _IDLE_LOOKS:
-                return
-            if time.monotonic() > deadline:
-                raise not_ready(instance, server.log_path)
-            # Replay takes as long as it takes; there is nothing to wait on but the next answer.
-            time.sleep(_POLL_S)
 
 
 def _look(server: DrillServer, instance: Instance, plan: RestorePlan, request: CloneRequest) -> list[str]:
@@ -358,12 +316,7 @@ def check_request(request: CloneRequest) -> None:
     """Raise UsageError for what cannot be meant."""
     if request.port is not None and not 1024 <= request.port <= 65535:
         raise UsageError(f"--port {request.port}: a port of a clone is a number from 1024 to 65535")
-    if request.name is not None and not _is_good_name(request.name):
+    if request.name is not None and not is_good_name(request.name):
         raise UsageError(
             f"--name {request.name!r}: a name has letters, digits, dots, _ and -, at most 63, and begins with a letter"
         )
-
-
-def _is_good_name(name: str) -> bool:
-    known = name.replace("-", "").replace("_", "").replace(".", "")
-    return len(name) <= 63 and name[:1].isascii() and name[:1].isalpha() and known.isascii() and known.isalnum()

@@ -88,6 +88,7 @@ class ControlFile:
     data_checksum_version: int
     checkpoint_time: datetime | None = None
     full_page_writes: bool = True
+    minimum_recovery_timeline_id: int = 0
     backup_start_lsn: Lsn = Lsn(0)
     """While recovery from a base backup has not yet reached its end: where that backup began."""
 
@@ -122,7 +123,7 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
     (state,) = struct.unpack_from("<i", content, 16)
     checkpoint, redo, timeline_id = struct.unpack_from("<QQI", content, 32)
     (checkpoint_time,) = struct.unpack_from("<q", content, layout.checkpoint_time)
-    (minimum,) = struct.unpack_from("<Q", content, layout.minimum_recovery_lsn)
+    minimum, its_timeline = struct.unpack_from("<QI", content, layout.minimum_recovery_lsn)
     connections, workers, senders, prepared, locks = struct.unpack_from("<5i", content, layout.hot_standby_settings)
     block_size, relation_blocks = struct.unpack_from("<2I", content, layout.block_sizes)
     wal_block_size, segment_size = struct.unpack_from("<2I", content, layout.wal_sizes)
@@ -154,6 +155,7 @@ def parse_control(content: bytes, what: str = "global/pg_control") -> ControlFil
         data_checksum_version=checksum_version,
         checkpoint_time=_time(checkpoint_time),
         full_page_writes=content[56] != 0,
+        minimum_recovery_timeline_id=its_timeline,
         backup_start_lsn=Lsn(struct.unpack_from("<Q", content, layout.minimum_recovery_lsn + _TO_BACKUP_START)[0]),
     )
 

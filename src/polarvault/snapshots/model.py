@@ -15,6 +15,8 @@ class Kind(Enum):
     CLONE = "clone"
     BASE = "base"
     """A copy that clones are made of."""
+    IMAGE = "image"
+    """A restored copy that WAL was replayed into, and that the next one is made of."""
 
 
 class Atomicity(Enum):

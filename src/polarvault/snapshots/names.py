@@ -35,3 +35,9 @@ def parse_name(name: str) -> tuple[Kind, str, int | None] | None:
 def is_id(text: str) -> bool:
     """Tell whether a text is an id."""
     return re.fullmatch(rf"[0-9a-f]{{{ID_DIGITS}}}", text) is not None
+
+
+def is_good_name(name: str) -> bool:
+    """Tell whether people may call a thing so: letters, digits, dots, _ and -, at most 63, a letter first."""
+    known = name.replace("-", "").replace("_", "").replace(".", "")
+    return len(name) <= 63 and name[:1].isascii() and name[:1].isalpha() and known.isascii() and known.isalnum()

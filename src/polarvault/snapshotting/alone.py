@@ -30,14 +30,13 @@ from polarvault.snapshots.mounts import mount_of
 from polarvault.snapshotting.complete import Directories, complete
 from polarvault.snapshotting.create import prepared_shelf
 from polarvault.snapshotting.model import SnapshotRecord, SnapshotRequest
+from polarvault.snapshotting.own_wal import wal_end
 from polarvault.snapshotting.shelf import Slot
 from polarvault.snapshotting.source import Source, chosen_provider, copy_of, refuse_nested
 from polarvault.storage.files import open_regular, storage_failed
 from polarvault.taking.reporter import BackupReporter
-from polarvault.wal.scan import WalScanner
 
 _MOST_CONTROL_BYTES = 1 << 16
-_READ_BYTES = 1 << 20
 # Programs that change a data directory while no server runs there; in their middle it is nothing.
 _CHANGING = frozenset({"pg_rewind", "pg_resetwal", "pg_checksums", "pg_upgrade", "pg_basebackup", "pg_combinebackup"})
 _WITH_CONNECTION = "take it with a connection, which makes up for that: -d CONNSTR"
@@ -196,7 +195,7 @@ def _judge(request: SnapshotRequest, copy: Directories, now: datetime, source: S
                 "inconsistent data, without a word",
                 hint="end it: psql -c CHECKPOINT; then take the snapshot again",
             )  # fmt: skip
-        end = _wal_end(copy, control)
+        end = wal_end(copy.pg_wal, control)
         if end <= control.checkpoint_lsn:
             raise _refused(source, f"has no WAL of its checkpoint at {control.checkpoint_lsn} in its pg_wal")
         recovering = as_recovering(content, end)
@@ -209,12 +208,12 @@ def _judge(request: SnapshotRequest, copy: Directories, now: datetime, source: S
                 source, "has not yet replayed all WAL of the backup that it was made of",
                 hint="wait until it takes queries, and take the snapshot again",
             )  # fmt: skip
-        if (has := _wal_end(copy, control)) < end:
+        if (has := wal_end(copy.pg_wal, control)) < end:
             raise _refused(source, f"has WAL up to {has} only, and its data need it up to {end}")
         return _Judged(control, end, True, standby_label(control, now, request.label), None)
     if control.state.is_clean and not runs and LOCK_FILE_NAME not in names:
         if control.state is ClusterState.SHUT_DOWN:
-            end = max(_wal_end(copy, control), control.checkpoint_lsn)
+            end = max(wal_end(copy.pg_wal, control), control.checkpoint_lsn)
             return _Judged(control, end, False, None, None)
         end = Lsn(max(control.minimum_recovery_lsn, control.checkpoint_lsn))
         return _Judged(control, end, True, standby_label(control, now, request.label), None)
@@ -228,29 +227,6 @@ def _judge(request: SnapshotRequest, copy: Directories, now: datetime, source: S
 
 def _refused(source: Source, what: str, hint: str = _WITH_CONNECTION) -> SnapshotRefused:
     return SnapshotRefused(f'"{source.local}" {what}', hint=hint)
-
-
-def _wal_end(copy: Directories, control: ControlFile) -> Lsn:
-    """Return where the valid WAL of a copy ends, from its redo point on."""
-    directory = copy.wal or os.path.join(copy.data, "pg_wal")
-    segment = WalSegment.holding(control.redo_lsn, control.timeline_id, control.wal_segment_size)
-    scanner = WalScanner(segment.start, segment.size_bytes)
-    while scanner.end is None:
-        try:
-            stream = open_regular(os.path.join(directory, segment.file_name))
-        except FileNotFoundError:
-            break
-        except OSError as problem:
-            raise storage_failed(problem, "read", os.path.join(directory, segment.file_name)) from problem
-        with stream:
-            left = segment.size_bytes
-            while left and (block := stream.read(min(left, _READ_BYTES))):
-                scanner.feed(memoryview(block))
-                left -= len(block)
-        if left:
-            break
-        segment = segment.next()
-    return scanner.next_lsn
 
 
 def _read(path: str) -> bytes:

@@ -40,15 +40,20 @@ class Directories:
         """The directory with pg_control and pg_wal."""
         return self.shared or self.local
 
+    @property
+    def pg_wal(self) -> str:
+        """Where its WAL is."""
+        return self.wal or os.path.join(self.data, "pg_wal")
+
 
 def complete(
     directories: Directories, *, label: bytes | None, control: bytes | None, wal: str | None,
-    description: dict[str, object], first_segment: str = "",
+    description: dict[str, object], first_segment: str = "", last_segment: str | None = None,
 ) -> None:  # fmt: skip
     """Complete a copy. label None: of a server that was shut down.
 
     control: what pg_control is to be, None for what it is. wal: a directory whose files make up pg_wal; None leaves in
-    it what is there from first_segment on. Raises StorageFailed, SnapshotFailed.
+    it what is there from first_segment on, up to last_segment if that is known. Raises StorageFailed, SnapshotFailed.
     """
     local = directories.local
     if not os.path.exists(os.path.join(local, MAIN_FILE)) or not os.path.exists(
@@ -68,7 +73,7 @@ def complete(
         pg_wal = os.path.join(directories.data, "pg_wal")
         if wal is not None:
             _put_wal(wal, pg_wal)
-        _leave_wal_from(first_segment, pg_wal)
+        _leave_wal(pg_wal, first_segment, last_segment)
         _lead_links(os.path.join(local, "pg_tblspc"), directories.tablespaces)
         owner = os.stat(os.path.join(local, "PG_VERSION"))
         written = {os.path.join(local, DESCRIPTION_NAME): _description(directories, description)}
@@ -118,11 +123,13 @@ def _put_wal(wal: str, target: str) -> None:
             os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def _leave_wal_from(first_segment: str, directory: str) -> None:
-    """Remove segments from before one, whatever their timeline, and what the server noted for its archive."""
+def _leave_wal(directory: str, first_segment: str, last_segment: str | None) -> None:
+    """Remove segments from before and behind these, whatever their timeline, and what was noted for the archive."""
     _empty(os.path.join(directory, "archive_status"))
     for name in os.listdir(directory):
-        if is_segment_name(name) and name[8:] < first_segment[8:]:
+        # Behind the end lie segments that the server means to use again.
+        is_behind = last_segment is not None and name[8:] > last_segment[8:]
+        if is_segment_name(name) and (name[8:] < first_segment[8:] or is_behind):
             os.unlink(os.path.join(directory, name))
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 _DEFAULT_TIMEOUT_S = 3600.0
 _REPOSITORY = ("config", "repo", "key_file", "passphrase_file", "passphrase_command")
-_SNAPSHOT = "snapshot:"
+_SNAPSHOT, _IMAGE = "snapshot:", "image:"
 _RECOVERY = (
     "target_time", "target_xid", "target_lsn", "target_name", "target_word", "target_inclusive", "target_timeline",
     "wal_directories", "accept_end",
@@ -63,7 +63,9 @@ def command() -> None:
               help="What has to stay free on its file system: else it is not made, or is stopped; default: 5 percent, "
               "at most 10GB.")  # fmt: skip
 @click.option("--snapshots", metavar="DIR",
-              help="The directory of snapshots, for a SOURCE snapshot:NAME.")  # fmt: skip
+              help="The directory of snapshots, for snapshot:NAME, or for what is nearer than a backup.")  # fmt: skip
+@click.option("--images", metavar="DIR",
+              help="The directory of images, for image:NAME, or for what is nearer than a backup.")  # fmt: skip
 @click.option("--shared-from", metavar="DIR", help="Where the backup's shared half is, if it cannot be found.")
 @click.option("--merge", is_flag=True, help="PolarDB: put both halves into one, without shared storage.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting of the clone.")
@@ -79,14 +81,15 @@ def command() -> None:
 def create(**options: Any) -> None:
     """Make a clone of SOURCE, recover it, start it, and say how to connect.
 
-    SOURCE is a backup (a path), a directory of backups, snapshot:NAME, or a cluster of a repository (the last backup
-    from which the target is reached) or one of its backups (shop@20261125T22). Without a target it goes as far as the
-    WAL leads, and is promoted.
+    SOURCE is a backup (a path), a directory of backups, snapshot:NAME, image:NAME, or a cluster of a repository (the
+    last backup from which the target is reached) or one of its backups (shop@20261125T22). Where SOURCE has several
+    backups, an image or a snapshot of the same cluster is taken that is nearer to the target. Without a target it goes
+    as far as the WAL leads, and is promoted.
 
     Where the file system shares extents (XFS, btrfs), files are cloned and not copied. Of a backup in tar files, in a
     repository, or on another file system, a base copy is made once.
     """
-    for name in ("source", "at", "snapshots", "shared_from", "bindir"):
+    for name in ("source", "at", "snapshots", "images", "shared_from", "bindir"):
         if options[name] is not None and (name != "source" or "/" in options[name]):
             options[name] = os.path.abspath(options[name])
     if options["source"].startswith(_SNAPSHOT):
@@ -293,12 +296,61 @@ def clone_request(options: dict[str, Any], *, target: RecoveryTarget | None = No
         superuser=options["username"],
         force=options["force"],
     )
+    if options["source"].startswith(_IMAGE):
+        from polarvault.images.area import ImageArea
+        from polarvault.images.nearest import of_images
+
+        name = options["source"].removeprefix(_IMAGE)
+        shelf = of_images(ImageArea(directory_of(options.get("images"), "images")), name)
+        yield replace(request, source=name, shelf=shelf)
+        return
     word = choice.word(options["source"])
     if not isinstance(word, BackupWord):
-        yield replace(request, source=os.path.abspath(options["source"]))
+        yield _with_nearer(replace(request, source=os.path.abspath(options["source"])), options)
         return
+    if word.label is None and any(_there(options.get(name), name) for name in ("images", "snapshots")):
+        # All of the cluster's backups are kept from being expired then: any of them may be the nearest.
+        recovery = replace(recovery, target=recovery.effective_target)
     with shelved(choice, word, "clone", recovery, goes_on=True) as found:
-        yield replace(request, source=found.backup, shelf=found.shelf, recovery=found.recovery)
+        named = replace(request, source=found.backup, shelf=found.shelf, recovery=found.recovery)
+        yield named if word.label is not None else _with_nearer(named, options, cluster=word.cluster)
+
+
+def _with_nearer(request: CloneRequest, options: dict[str, Any], *, cluster: str | None = None) -> CloneRequest:
+    """Return the request with images and snapshots beside several backups; cluster: of a repository."""
+    from dataclasses import replace
+
+    from polarvault.images.area import ImageArea
+    from polarvault.images.nearest import Nearer, identifier_of, paths_of
+    from polarvault.snapshotting.shelf import Shelf
+
+    images, snapshots = (_there(options.get(name), name) for name in ("images", "snapshots"))
+    word = cluster or request.source
+    if (images is None and snapshots is None) or not request.shelf.several(word):
+        return request
+    known = identifier_of(request.shelf, word)
+    if known is None:
+        return request
+    identifier, original = known
+    paths = paths_of(
+        None if images is None else ImageArea(images), None if snapshots is None else Shelf(snapshots), identifier
+    )
+    if not paths:
+        return request
+    archived = original if cluster is not None else None
+    return replace(request, source=word, shelf=Nearer(request.shelf, word, paths, archived))
+
+
+def _there(at: str | None, several: str) -> str | None:
+    """Return a directory of images or snapshots that is there; one that was named has to be."""
+    if at is None:
+        with suppress(UsageError):
+            path = directory_of(None, several)
+            return path if os.path.isdir(path) else None
+        return None
+    if not os.path.isdir(at):
+        raise UsageError(f'--{several}: "{at}" is not a directory', hint=f"ls -ld {at}")
+    return at
 
 
 def _size(option: str, text: str | None) -> int | None:

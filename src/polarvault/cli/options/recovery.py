@@ -42,7 +42,12 @@ def clone_recovery_options(function: Function) -> Function:
     return _with_options(function, lambda unchanged: unchanged)
 
 
-def _with_options(function: Function, target_action: Callable[[Any], Any]) -> Function:
+def image_recovery_options(function: Function) -> Function:
+    """Add --target-... and --wal for an image, which stays on its timeline unless it is told."""
+    return _with_options(function, lambda unchanged: unchanged, timeline="current")
+
+
+def _with_options(function: Function, target_action: Callable[[Any], Any], *, timeline: str = "latest") -> Function:
     options = [
         click.option("--target-time", metavar="TIME", help="Recover to a moment: '2026-11-22 14:03:00+01'."),
         click.option("--target-xid", metavar="XID", help="Recover to the end of a transaction."),
@@ -52,7 +57,7 @@ def _with_options(function: Function, target_action: Callable[[Any], Any]) -> Fu
                      help="Recover to the end of the backup, or as far as the WAL goes."),
         click.option("--target-inclusive/--target-exclusive", " /--no-target-inclusive", default=None,
                      help="Stop after the target (default), or before it; for time, xid and LSN."),
-        click.option("--target-timeline", default="latest", show_default=True, metavar="TIMELINE",
+        click.option("--target-timeline", default=timeline, show_default=True, metavar="TIMELINE",
                      help="Timeline to follow: latest, current (the backup's) or a number."),
         target_action,
         click.option("--accept-end", metavar="LSN",

@@ -63,6 +63,7 @@ _FOR = {
         ("statement_timeout", "0"),
     ),
     "clone": (("autovacuum", "on"),),
+    "image": (("autovacuum", "off"),),
 }
 # It starts beside production. Only these yield to --set.
 _SMALL = (
@@ -121,7 +122,7 @@ def private_settings(
 ) -> tuple[tuple[str, str], ...]:
     """Return what the copy's server is started with, the user's own settings in their place.
 
-    purpose: drill or clone.
+    purpose: drill, clone or image.
     """
     asked = {name.lower() for name, _ in wanted}
     places = (

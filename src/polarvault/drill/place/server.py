@@ -195,7 +195,7 @@ class DrillServer:
         wanted = ClusterState.SHUT_DOWN_IN_RECOVERY if self.in_recovery else ClusterState.SHUT_DOWN
         if outcome.returncode != 0 or state is not wanted:
             raise StartFailed(
-                f"the drill's server did not stop in an orderly way: pg_ctl stop ended with {outcome.returncode}, "
+                f"the copy's server did not stop in an orderly way: pg_ctl stop ended with {outcome.returncode}, "
                 f"pg_control says {state.name.lower().replace('_', ' ')}",
                 detail=log_end(self.plan.instance, os.path.join(local, LOG_NAME)),
             )
