@@ -220,7 +220,7 @@ def main() -> None:
             account.own(Path(path))
         print_machine({"disk": Path(disk), "tmpfs": options.tmpfs})
         installation = reachable(options.installation, account, Path(sockets))
-        with _make_server(installation, Path(sockets) / "server", Path(disk), options) as server:
+        with make_server(installation, Path(sockets) / "server", Path(disk), options) as server:
             ((size,),) = server.query("SELECT pg_size_pretty(sum(pg_database_size(oid))) FROM pg_database")
             print(f"{installation}, {size}\n{_HEADING}", flush=True)
             pair = [Ours(account, server, Path(disk)), Theirs(options.pgbackrest, account, server, Path(disk))]
@@ -254,7 +254,7 @@ _HEADING = (
 )
 
 
-def _make_server(installation: Binaries, directory: Path, disk: Path, options: argparse.Namespace) -> ThrowawayServer:
+def make_server(installation: Binaries, directory: Path, disk: Path, options: argparse.Namespace) -> ThrowawayServer:
     server = ThrowawayServer(installation, directory)
     checksums = [] if installation.major >= 18 else ["--data-checksums"]
     archive = f"{options.pgbackrest} --config={disk}/pgbackrest.conf --stanza={_STANZA} archive-push %p"

@@ -261,6 +261,36 @@ def test_an_image_goes_on_with_the_wal_of_a_repository(
         assert ask(clone, "SELECT count(*) FROM pgbench_history") == rows
 
 
+def test_without_room_the_last_image_is_as_it_was(installation: Callable[[int], Binaries], workspace: Path) -> None:
+    with site_on("xfs", installation(18), workspace) as site:
+        images = site.images
+        first = images.make("create", site.backup, "--name", "shop", "--wal", site.archive)
+        site.work()
+        site.source.query("CREATE TABLE big AS SELECT repeat('x', 1000) AS x FROM generate_series(1, 120000)")
+        site.archived()
+        before = photograph(Path(first["backup"]))
+        filler = site.backup.parent / "filler"
+        with filler.open("wb", buffering=0) as stream:
+            block = bytes(1 << 20)
+            try:
+                while True:
+                    stream.write(block)
+            except OSError:
+                pass
+        assert images.run("advance", "shop", status=1)["error"]["id"] == "disk-full"
+        # It becomes full while WAL is replayed.
+        with filler.open("r+b") as stream:
+            stream.truncate(filler.stat().st_size - (80 << 20))
+        error = images.run("advance", "shop", status=4)["error"]
+        assert "what was made is removed" in error["hint"], error
+        assert images.names() == ["shop.1"]
+        assert len(images.left()) == 1
+        assert processes_below(images.at) == []
+        assert photograph(Path(first["backup"])) == before
+        filler.unlink()
+        assert images.make("advance", "shop")["name"] == "shop.2"
+
+
 @pytest.mark.polardb
 def test_both_halves_of_a_polardb_are_an_image(polardb_installation: Binaries, workspace: Path) -> None:
     with disk_of("xfs", workspace) as (disk, home):

@@ -291,7 +291,7 @@ def test_every_field_that_the_program_can_print_is_on_the_page_and_no_other() ->
                 printed |= set(ast.literal_eval(node.value))
     # Given as arguments where they are known.
     printed |= {"planned_only", "data_directory", "backup", "slot", "directory", "target", "text"}
-    printed |= {"area", "clone", "clones", "snapshot", "snapshots", "image", "images", "removed"}
+    printed |= {"area", "clone", "clones", "snapshot", "snapshots", "image", "images", "removed", "taken", "failed"}
     on_page = {name.rpartition(".")[2].removesuffix("[]") for names in FIELDS.values() for name in names}
     assert printed - on_page == set()
     assert on_page - printed == set()

@@ -106,6 +106,47 @@ def test_a_standby_is_a_source_and_its_replay_goes_on(installation: Callable[[in
                 clones.remove_all()
 
 
+def test_following_a_standby_keeps_the_newest_and_ends_when_it_is_told(
+    installation: Callable[[int], Binaries], workspace: Path
+) -> None:
+    with disk_of("xfs", workspace) as (disk, home), Cluster.made(installation(18), workspace / "c") as primary:
+        data = home / "standby"
+        primary.run("pg_basebackup", "-d", primary.conninfo(), "-D", str(data), "-c", "fast", "-R")
+        snapshots = Snapshots(disk.path / "snapshots")
+        with Cluster.adopt(installation(18), data, home / "run") as standby, primary.pgbench():
+            standby.start()
+            wait_until(lambda: standby.query("SELECT count(*) FROM pgbench_history")[0][0] > 10, "it follows")
+            snapshots.create(standby, "--name", "mine")
+            words = ("-d", standby.conninfo(), "--at", snapshots.at, "--every", "2s", "--keep", "2", "--name", "hourly")
+            following = start_polarvault("snapshot", "follow", *words)
+            try:
+                wait_until(lambda: len(_of_follow(snapshots)) == 2, "two are taken", timeout_s=60)
+                first = min(_of_follow(snapshots))
+                wait_until(lambda: first not in _of_follow(snapshots), "the oldest goes", timeout_s=60)
+                standby.query("SELECT pg_wal_replay_pause()")
+                time.sleep(4)
+            finally:
+                following.send_signal(signal.SIGTERM)
+                _, said = following.communicate(timeout=60)
+            assert following.returncode == 0, said
+            assert "pg_wal_replay_resume()" in said
+            assert "archive_mode is" in said
+            standby.query("SELECT pg_wal_replay_resume()")
+            assert set(snapshots.states().values()) == {"whole"}
+            assert len(_of_follow(snapshots)) == 2
+            assert "mine" in snapshots.states()
+            done = snapshots.run("follow", "-d", standby.conninfo(), "--name", "hourly", "--keep", "1", "--once")
+            assert len(done["taken"]) == 1
+            assert len(done["removed"]) == 2
+            nobody = ("-d", "host=/nowhere", "--name", "hourly", "--once")
+            assert snapshots.run("follow", *nobody, status=1)["failed"] == 1
+            assert _of_follow(snapshots) == set(done["taken"])
+
+
+def _of_follow(snapshots: Snapshots) -> set[str]:
+    return {name for name, state in snapshots.states().items() if name.startswith("hourly-") and state == "whole"}
+
+
 def test_what_is_cut_off_or_removed_by_others_is_seen(installation: Callable[[int], Binaries], workspace: Path) -> None:
     with disk_of("xfs", workspace) as (disk, home), Cluster.made(installation(18), home / "c") as source:
         snapshots = Snapshots(disk.path / "snapshots")

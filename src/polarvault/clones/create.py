@@ -18,14 +18,15 @@ from polarvault.clones.area import Area, Place
 from polarvault.clones.base import OneBackup, Origin, Say, origin_of
 from polarvault.clones.control import remove_place, sweep
 from polarvault.clones.errors import CloneRefused
-from polarvault.clones.model import LEAST_FREE_SHARE, MOST_LEAST_FREE_BYTES, CloneRecord, CloneRequest
+from polarvault.clones.model import CloneRecord, CloneRequest
+from polarvault.clones.room import least_free_of
 from polarvault.clones.settings import restore_request
 from polarvault.clones.standby import lay_out_confined, standby_signal, start_as_standby
 from polarvault.drill.place.isolation import check_settings
 from polarvault.drill.place.network import build_walls, judge_walls
 from polarvault.drill.place.server import DrillServer, reach
 from polarvault.drill.planning import with_settings_of_version
-from polarvault.errors import BackupUnusable, DiskFull, Interrupted, StartFailed, UsageError
+from polarvault.errors import BackupUnusable, Interrupted, StartFailed, UsageError
 from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
 from polarvault.instance.model import Instance
@@ -33,7 +34,6 @@ from polarvault.instance.start import StartedServer
 from polarvault.instance.subscriptions import disable_subscriptions
 from polarvault.model import versions
 from polarvault.model.finding import Severity
-from polarvault.model.units import format_bytes
 from polarvault.recovery.target import format_time
 from polarvault.recovery.watch import RecoveryOutcome, Watch, start_and_recover
 from polarvault.restore.facts import RestoreFacts
@@ -83,7 +83,7 @@ def create_clone(
     for swept in sweep(area, clock()):
         say(swept)
     _check_name(request, area, replaces)
-    least_free = _least_free(request, host)
+    least_free = least_free_of(request.area, host, request.least_free_bytes, way="; or accept less: --min-free SIZE")
     place = area.place(Kind.CLONE, area.new_id())
     warnings: list[str] = []
     settle = _behind_walls(place, request, warnings)
@@ -150,22 +150,6 @@ def _check_name(request: CloneRequest, area: Area, replaces: Place | None) -> No
             raise CloneRefused(
                 f'the clone "{record.name}" has port {request.port}', hint="choose another one: --port N"
             )
-
-
-def _least_free(request: CloneRequest, host: Host) -> int:
-    """Return the bytes that have to stay free; raise DiskFull if fewer are."""
-    status = os.statvfs(request.area)
-    least = request.least_free_bytes
-    if least is None:
-        least = min(MOST_LEAST_FREE_BYTES, int(status.f_blocks * status.f_frsize * LEAST_FREE_SHARE))
-    _, available = host.available_bytes(request.area)
-    if available is not None and available < least:
-        raise DiskFull(
-            f'only {format_bytes(available)} are free on the file system of "{request.area}", and '
-            f"{format_bytes(least)} have to stay free for what else writes there",
-            hint="remove clones: polarvault clone list; or free space; or accept less: --min-free SIZE",
-        )
-    return least
 
 
 def _behind_walls(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import psycopg
+
 from polarvault.clones.cutting import cut_off
 from polarvault.drill.place.confined import ConfinedThing
 from polarvault.drill.place.isolation import HBA
@@ -16,7 +18,7 @@ from polarvault.instance.account import working_as_account
 from polarvault.instance.host import Host
 from polarvault.instance.model import Instance, Role
 from polarvault.instance.session import ask_value, connect_server
-from polarvault.instance.start import StartedServer, not_ready, start_server
+from polarvault.instance.start import StartedServer, log_end, not_ready, start_server
 from polarvault.model.lsn import Lsn
 from polarvault.recovery.target import TargetKind
 from polarvault.recovery.watch import RecoveryOutcome, Watch, start_and_recover
@@ -71,18 +73,29 @@ def start_as_standby(plan: RestorePlan, watch: Watch) -> tuple[Instance, Started
 
 def wait_for_the_end(instance: Instance, plan: RestorePlan, server: StartedServer) -> None:
     """Wait until a server that goes on waiting for WAL has replayed what there is; raise StartFailed."""
-    deadline = time.monotonic() + instance.timeout_s
     end = plan.recovery.end_lsn if plan.recovery else None
+    try:
+        with connect_server(instance, plan.account, server.host, server.port) as connection:
+            _wait(connection, end, instance, server)
+    except psycopg.Error as problem:
+        raise StartFailed(
+            f'the server in "{instance.data_directory}" ended before it had replayed the WAL',
+            hint="remove the cause that the end of its log names, and try again",
+            detail=log_end(instance, server.log_path),
+        ) from problem
+
+
+def _wait(connection: psycopg.Connection[Any], end: Lsn | None, instance: Instance, server: StartedServer) -> None:
+    deadline = time.monotonic() + instance.timeout_s
     idle = 0
-    with connect_server(instance, plan.account, server.host, server.port) as connection:
-        while True:
-            lsn = Lsn.parse(str(ask_value(connection, "SELECT pg_last_wal_replay_lsn()")))
-            # An end that is not known, or a record less of it: it waits for WAL again and again.
-            waits = ask_value(connection, _WAITS_FOR_WAL)
-            idle = idle + 1 if waits else 0
-            if (end is not None and lsn >= end) or idle >= _IDLE_LOOKS:
-                return
-            if time.monotonic() > deadline:
-                raise not_ready(instance, server.log_path)
-            # Replay takes as long as it takes; there is nothing to wait on but the next answer.
-            time.sleep(_POLL_S)
+    while True:
+        lsn = Lsn.parse(str(ask_value(connection, "SELECT pg_last_wal_replay_lsn()")))
+        # An end that is not known, or a record less of it: it waits for WAL again and again.
+        waits = ask_value(connection, _WAITS_FOR_WAL)
+        idle = idle + 1 if waits else 0
+        if (end is not None and lsn >= end) or idle >= _IDLE_LOOKS:
+            return
+        if time.monotonic() > deadline:
+            raise not_ready(instance, server.log_path)
+        # Replay takes as long as it takes; there is nothing to wait on but the next answer.
+        time.sleep(_POLL_S)

@@ -19,11 +19,12 @@ from polarvault.backupset.backup import Shelf
 from polarvault.backupset.source import OnDisk, find_backup
 from polarvault.clones.base import BackupInBase, OneBackup, shares_with
 from polarvault.clones.control import remove_place
+from polarvault.clones.room import least_free_of
 from polarvault.clones.standby import lay_out_confined, standby_signal, start_as_standby
 from polarvault.drill.place.network import build_walls, judge_walls
 from polarvault.drill.place.server import reach
 from polarvault.drill.planning import confined_request, with_settings_of_version
-from polarvault.errors import BackupUnusable, Interrupted
+from polarvault.errors import BackupUnusable, Interrupted, StartFailed
 from polarvault.images.area import ImageArea, ImagePlace
 from polarvault.images.errors import ImageRefused
 from polarvault.images.finish import finish_image
@@ -114,6 +115,7 @@ def _prepared(request: ImageRequest, making: Making) -> ImageArea:
     area.make()
     for done in area.sweep():
         making.say(done)
+    least_free_of(area.path, making.host)
     return area
 
 
@@ -145,6 +147,11 @@ def _make(
         except (KeyboardInterrupt, Interrupted):
             remove_place(place)
             raise Interrupted("interrupted; what was made is removed, and its server is stopped") from None
+        except StartFailed as problem:
+            remove_place(place)
+            # Its log has gone with it, but for the end.
+            problem.hint = "what was made is removed, and the image before it, if there is one, is as it was; try again"
+            raise
         except BaseException:
             remove_place(place)
             raise
@@ -173,7 +180,9 @@ def _replayed(
             time = row[0] if row is not None else None
     server.stop()
     control = finish_image(plan, place, f"polarvault image {request.series}", making.clock())
-    warnings = [*plan.warnings, *warnings, *_left_behind(plan, request)]
+    # An image has no manifest, as everybody knows who has one.
+    known = [one for one in plan.warnings if not (is_image and "no backup_manifest" in one)]
+    warnings = [*known, *warnings, *_left_behind(plan, request)]
     record = _record(request, plan, place, origin, options, control, time, making.clock())
     return replace(record, shares=shares), warnings
 

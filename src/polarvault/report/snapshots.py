@@ -11,7 +11,7 @@ from polarvault.report.kept import age_s, age_words, fields_of, size_words, unfi
 from polarvault.snapshotting.model import SnapshotState, SnapshotStatus
 
 _FIELDS = (
-    "made", "directories", "name", "source", "provider", "backup", "shared", "system_identifier", "version",
+    "made", "directories", "name", "series", "source", "provider", "backup", "shared", "system_identifier", "version",
     "is_polardb", "from_standby", "is_atomic", "connected", "start_lsn", "stop_lsn", "timeline_id", "held_s",
 )  # fmt: skip
 

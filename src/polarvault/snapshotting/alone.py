@@ -69,7 +69,7 @@ def create_snapshot_alone(
     runs = is_running(source.local)
     slot = shelf.new()
     record = SnapshotRecord(
-        id=slot.id, name=request.name or slot.id, made=clock(), source=source.local, provider="",
+        id=slot.id, name=request.name or slot.id, series=request.series, made=clock(), source=source.local, provider="",
         directories=tuple(source.directories), is_polardb=source.shared is not None, connected=False,
     )  # fmt: skip
     slot.make(record)

@@ -56,8 +56,8 @@ def create_snapshot(
         source = _find_source(place, identity)
         slot = shelf.new()
         record = SnapshotRecord(
-            id=slot.id, name=request.name or slot.id, made=clock(), source=source.local, provider="",
-            directories=tuple(source.directories), system_identifier=identity.system_identifier,
+            id=slot.id, name=request.name or slot.id, series=request.series, made=clock(), source=source.local,
+            provider="", directories=tuple(source.directories), system_identifier=identity.system_identifier,
             version=identity.version, is_polardb=identity.polar_version is not None,
             from_standby=identity.in_recovery,
         )  # fmt: skip

@@ -15,7 +15,8 @@ from polarvault.config.model import SnapshotConfiguration
 class SnapshotRequest:
     """What the user asked for. at: the directory of snapshots, absolute; label: goes into backup_label.
 
-    configured: the commands of the configuration, for the paths that they serve.
+    configured: the commands of the configuration, for the paths that they serve. series: of `follow`, which removes
+    those of its own; None for one that stays until it is removed.
     """
 
     at: str
@@ -24,6 +25,7 @@ class SnapshotRequest:
     checkpoint_fast: bool = True
     checkpoint_timeout_s: float = 60.0
     configured: tuple[SnapshotConfiguration, ...] = ()
+    series: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class SnapshotRecord:
     held_s: float = 0.0
     connected: bool = True
     commands: Mapping[str, Any] | None = None
+    series: str | None = None
 
 
 class SnapshotState(Enum):

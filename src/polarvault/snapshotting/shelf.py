@@ -68,10 +68,19 @@ class Slot(Thing[SnapshotRecord]):
         except PolarvaultError:
             is_there, used = False, []
         if not is_there or not all(os.path.isdir(one) for one in (record.backup, record.shared) if one):
-            return SnapshotStatus(record, self.id, self.directory, SnapshotState.GONE, None)
+            return SnapshotStatus(record, self.id, self.directory, self._gone(), None)
         known = [one for one in used if one is not None]
         total = sum(known) if len(known) == len(used) else None
         return SnapshotStatus(record, self.id, self.directory, SnapshotState.WHOLE, total)
+
+    def _gone(self) -> SnapshotState:
+        """Tell whether somebody else has removed it, or we are just doing so."""
+        try:
+            with self.locked(wait=False):
+                # It may have gone since it was looked at.
+                return SnapshotState.GONE if self.is_whole else SnapshotState.UNFINISHED
+        except PolarvaultError:
+            return SnapshotState.UNFINISHED
 
     def remove(self) -> None:
         """Destroy the clone, then the snapshot, then the directory; the caller has the lock.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -17,7 +18,9 @@ from polarvault.cli.options.kept import directory_of
 from polarvault.errors import UsageError
 
 if TYPE_CHECKING:
+    from polarvault.config.model import Configuration
     from polarvault.report.taking import TextReporter
+    from polarvault.server.connection import Connector
     from polarvault.snapshotting.model import SnapshotRecord, SnapshotRequest
     from polarvault.snapshotting.shelf import Shelf
 
@@ -74,6 +77,7 @@ def create(
     """
     from polarvault.report.snapshots import snapshot_json, snapshot_text
     from polarvault.report.taking import TextReporter
+    from polarvault.server.connection import Connector
     from polarvault.snapshotting.model import SnapshotRequest
 
     if (data is not None) and (cluster is not None or any(connection[word] for word in _CONNECTION)):
@@ -81,13 +85,7 @@ def create(
     if data is None and shared is not None:
         raise UsageError("--polardata is for -D", hint="leave it out: the server says where its shared half is")
     configuration = load(config)
-    if cluster is not None and connection["dbname"] is None:
-        if cluster not in configuration.clusters:
-            raise UsageError(
-                f'there is no cluster "{cluster}" in the configuration', hint="see polarvault config show; or name the "
-                "server: -d CONNSTR",
-            )  # fmt: skip
-        connection["dbname"] = configured_connection(configuration.clusters[cluster])
+    _connect_to(cluster, configuration, connection)
     request = SnapshotRequest(
         at=shelf_at(at).path, name=name, label=label, checkpoint_fast=checkpoint == "fast",
         checkpoint_timeout_s=checkpoint_timeout, configured=tuple(configuration.snapshots.values()),
@@ -97,7 +95,9 @@ def create(
         reporter = stack.enter_context(TextReporter(verbose=verbose, progress=False))
         if output is not None:
             reporter.warnings, reporter.notes = output.warnings, output.notes
-        record = _create(request, data, shared, connection, reporter)
+        settings = connection_settings(**{word: connection[word] for word in _CONNECTION})
+        connector = Connector(settings, on_connected=signals.interrupt)
+        record = _create(request, data, shared, connector, reporter)
     status = shelf_at(at).find(record.id).status()
     if output is not None:
         output.add(snapshot=snapshot_json(status, datetime.now(UTC)))
@@ -106,18 +106,99 @@ def create(
         click.echo(line)
 
 
+@command.command("follow", context_settings={"help_option_names": ["-?", "--help"]})
+@click.argument("cluster", required=False, metavar="[CLUSTER]")
+@click.option("-D", "--pgdata", "data", metavar="DIR",
+              help="Without a connection: of this data directory; a server that is named is only asked.")  # fmt: skip
+@click.option("--polardata", "shared", metavar="DIR", help="With -D: PolarDB's shared half.")
+@click.option("--every", default="15min", show_default=True, metavar="TIME", help="How often, as 15min or 1h.")
+@click.option("--keep", type=click.IntRange(1, 100_000), default=96, show_default=True, metavar="N",
+              help="How many of the newest stay.")  # fmt: skip
+@click.option("--daily", type=click.IntRange(0, 100_000), default=0, show_default=True, metavar="N",
+              help="And the last one of each of so many days.")  # fmt: skip
+@click.option(
+    "--name", "series", metavar="NAME", help="What they are called, with the time behind it; default: CLUSTER."
+)
+@click.option("--once", is_flag=True, help="Take one and end, for a timer.")
+@_at_option
+@config_option
+@connection_options
+@json_option
+def follow_source(
+    cluster: str | None, *, data: str | None, shared: str | None, every: str, keep: int, daily: int, series: str | None,
+    once: bool, at: str | None, config: str | None, **connection: Any,
+) -> int:  # fmt: skip
+    """Take a snapshot again and again, of a standby best; remove those that are over.
+
+    Before each it is looked whether the standby replays and whether WAL is archived. A snapshot that fails is told and
+    taken again at its next time. Those that were taken otherwise are never removed. SIGTERM ends it when the
+    snapshot that is being taken is whole.
+
+    Exit status: 0; 1, with --once, no snapshot was taken.
+    """
+    from polarvault.cli.options.durations import seconds_of
+    from polarvault.report.taking import TextReporter
+    from polarvault.server.connection import Connector
+    from polarvault.snapshots.names import is_good_name
+    from polarvault.snapshotting.follow import Following, follow
+    from polarvault.snapshotting.model import SnapshotRequest
+
+    if data is None and shared is not None:
+        raise UsageError("--polardata is for -D", hint="leave it out: the server says where its shared half is")
+    called = series or cluster or "follow"
+    if not is_good_name(called):
+        raise UsageError(f"{called!r} cannot be the name of snapshots", hint="choose one: --name NAME")
+    every_s = seconds_of("--every", every)
+    configuration = load(config)
+    is_asked = cluster is not None or any(connection[word] for word in _CONNECTION)
+    _connect_to(cluster, configuration, connection)
+    connector = Connector(connection_settings(**{word: connection[word] for word in _CONNECTION}))
+    shelf, output, stop = shelf_at(at), current_output(), threading.Event()
+    signals.stop_by(stop.set)
+    with ExitStack() as stack:
+        reporter = stack.enter_context(TextReporter(verbose=False, progress=False))
+        if output is not None:
+            reporter.warnings, reporter.notes = output.warnings, output.notes
+
+        def take() -> SnapshotRecord:
+            now = datetime.now(UTC)
+            request = SnapshotRequest(
+                at=shelf.path, name=f"{called}-{now:%Y%m%dT%H%M%S}", series=called,
+                configured=tuple(configuration.snapshots.values()),
+            )  # fmt: skip
+            return _create(request, data, shared, connector, reporter)
+
+        following = Following(
+            shelf, called, every_s, keep, daily, take,
+            connector.sql if data is None or is_asked else None, stop.wait, lambda: datetime.now(UTC), once,
+        )  # fmt: skip
+        done = follow(following, reporter)
+    if output is not None:
+        output.add(taken=done.taken, removed=done.removed, failed=done.failed)
+    return int(once and not done.taken)
+
+
+def _connect_to(cluster: str | None, configuration: Configuration, connection: dict[str, Any]) -> None:
+    """Take the connection of a cluster from the configuration, unless the options name a server."""
+    if cluster is None or connection["dbname"] is not None:
+        return
+    if cluster not in configuration.clusters:
+        raise UsageError(
+            f'there is no cluster "{cluster}" in the configuration', hint="see polarvault config show; or name the "
+            "server: -d CONNSTR",
+        )  # fmt: skip
+    connection["dbname"] = configured_connection(configuration.clusters[cluster])
+
+
 def _create(
-    request: SnapshotRequest, data: str | None, shared: str | None, connection: dict[str, Any], reporter: TextReporter
+    request: SnapshotRequest, data: str | None, shared: str | None, connector: Connector, reporter: TextReporter
 ) -> SnapshotRecord:
     if data is not None:
         from polarvault.snapshotting.alone import create_snapshot_alone
 
         return create_snapshot_alone(request, data, shared, reporter, clock=lambda: datetime.now(UTC))
-    from polarvault.server.connection import Connector
     from polarvault.snapshotting.create import create_snapshot
 
-    settings = connection_settings(**{word: connection[word] for word in _CONNECTION})
-    connector = Connector(settings, on_connected=signals.interrupt)
     return create_snapshot(request, connector, reporter, clock=lambda: datetime.now(UTC))
 
 
