@@ -180,9 +180,11 @@ def _measure(site: Site, options: argparse.Namespace, rows: list[dict[str, objec
                 shutil.rmtree(folder, ignore_errors=True)
         for which, command in enumerate([push, theirs.command("archive-push")]):
             runs["push"][which].seconds.append(site.archive(command))
-        for which, command_text in enumerate([source, get]):
+        for which, command_text in enumerate([source, get] if options.only != "push" else []):
             runs["replay"][which].seconds.append(site.replay(command_text))
     for name, target in (("push", 0.7), ("replay", 0.9)):
+        if options.only not in (None, name):
+            continue
         print(line(name, runs[name], target), flush=True)
         rows.append({"case": name, "ours": asdict(runs[name][0]), "theirs": asdict(runs[name][1])})
     return f"{len(names)} files"
@@ -203,6 +205,7 @@ def _parse() -> argparse.Namespace:
     add_place_options(parser)
     parser.add_argument("--pgbackrest", type=Path, required=True, help="the program pgbackrest, 2.45 or later")
     parser.add_argument("--segments", type=int, default=200, help="segments of 16 MB to write and archive")
+    parser.add_argument("--only", choices=["push"], help="do not replay what was pushed")
     parser.add_argument("--file", action="store_true", help="start ours by its file, as a restore_command does")
     options = parser.parse_args()
     options.installation = choose_installation(options.bindir)
