@@ -73,6 +73,11 @@ def test_a_push_and_a_fetch_load_only_what_they_use(repository: Path, segment: P
     pushed = loaded(["wal", "push", str(segment), *place, "--one"], {}, tmp_path)
     assert pushed & (NEEDLESS | OF_CONFIGURATIONS) == set()
     assert {"polarvault.walarchive.push", "zstandard", "blake3"} <= pushed
+    # A segment now and then: nothing of what pushes others ahead.
+    later = segment.with_name(SEGMENT.next().file_name)
+    later.write_bytes(segment_content(SEGMENT.next()))
+    pushed = loaded(["wal", "push", str(later), *place], {"XDG_STATE_HOME": str(tmp_path / "state")}, tmp_path)
+    assert pushed & (NEEDLESS | OF_CONFIGURATIONS | {"polarvault.walarchive.pushing.forerunner"}) == set()
     restored = tmp_path / "RECOVERYXLOG"
     fetched = loaded(["wal", "fetch", SEGMENT.file_name, str(restored), *place], {}, tmp_path)
     assert restored.read_bytes() == segment.read_bytes()

@@ -67,7 +67,8 @@ def main() -> NoReturn:
 
         if answers_interrupts:
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-        sys.exit(run_push(arguments[2:]))
+        # Everything is durable and said: taking the interpreter apart would take a tenth of what most calls take.
+        os._exit(run_push(arguments[2:]))
     from polarvault.cli.process import collect_rarely, leave_cores_to_our_threads
 
     leave_cores_to_our_threads()

@@ -162,7 +162,8 @@ def _ahead(places: list[tuple[str, str]], values: dict[str, str], names: list[st
 
 
 def _prefetch(places: list[tuple[str, str]], values: dict[str, str]) -> None:
-    from polarvault.walarchive.fetching.prefetcher import Prefetcher, refuse_to_warn, server_runs
+    from polarvault.walarchive.detached import server_runs
+    from polarvault.walarchive.fetching.prefetcher import Prefetcher, refuse_to_warn
 
     # What takes long to arrive is left to the fetch that needs it.
     sources = _sources(places, values)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 
-from polarvault.cli.messages import say_error, say_warning
 from polarvault.errors import PolarvaultError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polarvault.model.pfs_address import PfsAddress
+    from polarvault.walarchive.pushing.ahead import Ahead
     from polarvault.walarchive.pushing.destinations import Destinations
+    from polarvault.walarchive.pushing.marks import Marks
     from polarvault.walarchive.pushing.spool import Spool
 
 ARCHIVED, FAILED, INTERRUPTED = 0, 1, 100
@@ -35,6 +36,8 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "--one": (None, "Push this file only, not what else the server wants archived."),
 }
 _CLUSTER_NAME = "--polar_storage_cluster_name"
+# What a push starts in the background; nobody else has a use for it.
+AHEAD_OF = "--push-ahead-of"
 _KEYS = ("--passphrase-file", "--passphrase-command", "--key-file")
 
 
@@ -45,16 +48,25 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except PolarvaultError as problem:
-        say_error(problem.message, hint=problem.hint)
-        return FAILED
+        return _failed(problem.message, hint=problem.hint)
     except Exception as problem:
-        say_error(f"{type(problem).__name__}: {problem}")
-        return FAILED
+        return _failed(f"{type(problem).__name__}: {problem}")
     return ARCHIVED
+
+
+def _failed(message: str, *, hint: str | None = None) -> int:
+    # Most calls say nothing, and one module less is a fiftieth of what those take that a mark answers.
+    from polarvault.cli.messages import say_error
+
+    say_error(message, hint=hint)
+    return FAILED
 
 
 def _push(arguments: list[str]) -> None:
     values, words = _parse(arguments)
+    if AHEAD_OF in values:
+        _push_ahead(values)
+        return
     if ("--spool" in values) != ("--spool-max" in values):
         raise UsageError("--spool and --spool-max are named together", hint="as --spool DIR --spool-max 20GB")
     if "--flush-spool" in values and not words:
@@ -131,46 +143,93 @@ def _spool(values: dict[str, str], cluster: str) -> Spool | None:
 
 
 def _into_repositories(values: dict[str, str], path: str) -> None:
+    named = [values.get(option) for option in _KEYS]
+    if sum(value is not None for value in named) > 1:
+        raise UsageError("only one of --key-file, --passphrase-file and --passphrase-command can be meant")
+    marks = None if "--one" in values else _marks(values, path)
+    if marks is None:
+        _with_destinations(values, path, None)
+        return
+    if marks.take(path):
+        return
+    from polarvault.walarchive.pushing.ahead import Ahead
+
+    ahead = Ahead(marks, path)
+    if not ahead.take():
+        _with_destinations(values, path, ahead)
+
+
+def _marks(values: dict[str, str], path: str) -> Marks | None:
     from polarvault.config.places import candidate_files
     from polarvault.storage.state_directory import data_directories
     from polarvault.walarchive.pushing.marks import open_marks
 
-    named = [values.get(option) for option in _KEYS]
-    if sum(value is not None for value in named) > 1:
-        raise UsageError("only one of --key-file, --passphrase-file and --passphrase-command can be meant")
     # What the marks of this command line are bound to: relative paths mean what they mean in this directory.
     told = repr((sorted(values.items()), os.getcwd(), _first(candidate_files(values.get("--config"), os.environ))))
-    marks = None if "--one" in values else open_marks(os.environ, told, outside=data_directories(path))
-    if marks is not None and marks.take(path):
-        return
-    _add_site_packages()
-    from polarvault.walarchive.pushing.ahead import Ahead, waiting_beside
+    return open_marks(os.environ, told, outside=data_directories(path))
 
+
+def _with_destinations(values: dict[str, str], path: str, ahead: Ahead | None) -> None:
+    """Push a file; ahead: what to begin with others that wait."""
+    _add_site_packages()
     destinations = _destinations(values)
     spool = _spool(values, destinations.cluster)
-    ahead = None
     try:
         # What has waited longest goes first.
-        is_free = spool is None or not spool.waiting()
-        if is_free and marks is not None and (beside := waiting_beside(path)):
-            marks.forget_others(map(os.path.basename, beside))
-            ahead = Ahead(destinations.push, marks, destinations.places)
-            ahead.begin(beside)
+        is_free = spool is None or not (spool.was_away() or spool.waiting())
+        if ahead is not None and is_free and _is_open(destinations):
+            words = [f"{option}={value}" if value else option for option, value in values.items()]
+            ahead.start([*words, f"{AHEAD_OF}={os.path.abspath(path)}"])
         if spool is None:
             destinations.push(path)
         else:
             _push_or_keep(path, destinations, spool)
-    except BaseException:
-        if ahead is not None:
-            ahead.stop()
-        raise
     finally:
-        if ahead is not None:
-            ahead.join()
         destinations.close()
 
 
+def _is_open(destinations: Destinations) -> bool:
+    try:
+        destinations.open()
+    except PolarvaultError:
+        return False  # Pushing the file says so.
+    return True
+
+
+def _push_ahead(values: dict[str, str]) -> None:
+    """Be the process that a call has left behind: push what waits beside its file."""
+    directory, own = os.path.split(os.path.abspath(values.pop(AHEAD_OF)))
+    marks = _marks(values, os.path.join(directory, own))
+    if marks is None:
+        return
+    from polarvault.walarchive.detached import hold, say_work, server_runs
+    from polarvault.walarchive.pushing.ahead import work_of
+    from polarvault.walarchive.pushing.forerunner import Forerunner
+    from polarvault.walarchive.pushing.marks import place_identity
+
+    # Held until the process ends: whatever it ends of, the kernel frees it.
+    if (lock := hold(marks.directory)) is None:
+        return
+    say_work(lock, work_of(marks, directory))
+    runs = server_runs()
+    _add_site_packages()
+    destinations = _destinations(values)
+    spool = _spool(values, destinations.cluster)
+    # Before they are opened: what is moved or unmounted afterwards stays open here, and is not what the server means.
+    places = [place_identity(path) for path in destinations.places()]
+    destinations.open()
+    # The data directory may be moved, and its file system unmounted, when the server is gone.
+    os.chdir("/")
+    Forerunner(
+        marks, directory, destinations.push, places, own=own,
+        # What is in the spool goes first, and the calls see to that.
+        is_wanted=lambda: runs() and (spool is None or not spool.waiting()),
+        give_up=lambda: say_work(lock, b""),
+    ).run()  # fmt: skip
+
+
 def _push_or_keep(path: str, destinations: Destinations, spool: Spool) -> None:
+    from polarvault.cli.messages import say_warning
     from polarvault.walarchive.pushing.spool import push_or_keep
 
     is_kept, why = push_or_keep(path, destinations.push, spool)
@@ -219,9 +278,9 @@ def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
             words.append(word)
         else:
             option, equals, value = word.partition("=")
-            if option not in OPTIONS:
+            if option not in OPTIONS and option != AHEAD_OF:
                 raise UsageError(f"no such option: {option}", hint="try: polarvault wal push --help")
-            if OPTIONS[option][0] is None:
+            if option != AHEAD_OF and OPTIONS[option][0] is None:
                 values[option] = ""
                 continue
             value = value if equals else next(waiting, "")

@@ -33,10 +33,16 @@ if TYPE_CHECKING:
 
 
 class Pusher:
-    """Pushes files of one cluster. control: where pg_control is, for the first push; None: beside pg_wal."""
+    """Pushes files of one cluster. control: where pg_control is, for the first push; None: beside pg_wal.
 
-    def __init__(self, repository: Repository, cluster: str, *, control: str | None = None) -> None:
+    server_directory: where the server runs its archive_command; None: here.
+    """
+
+    def __init__(
+        self, repository: Repository, cluster: str, *, control: str | None = None, server_directory: str | None = None
+    ) -> None:
         self._repository, self._cluster, self._control = repository, cluster, control
+        self._server_directory = os.getcwd() if server_directory is None else server_directory
         self._address = repository.store.address
         self._lock = threading.Lock()
         self._known: dict[int, RepositoryWal] = {}
@@ -98,7 +104,7 @@ class Pusher:
             raise storage_failed(problem, "read", path) from problem
 
     def _push_open(self, stream: BinaryIO, path: str, name: str) -> int:
-        header, end = look_at_segment(stream, path)
+        header, end = look_at_segment(stream, path, server_directory=self._server_directory)
         wal = self._wal(path, header)
         self._continue(wal, path)
         segment = WalSegment.parse(name.removesuffix(PARTIAL), wal.segment_bytes)
@@ -201,7 +207,7 @@ class Pusher:
 
         beside = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(path))), "global", "pg_control")
         # A server runs its archive_command in its data directory; pg_wal may be a link to elsewhere.
-        own = os.path.join(os.getcwd(), "global", "pg_control")
+        own = os.path.join(self._server_directory, "global", "pg_control")
         candidates = [self._control] if self._control is not None else [beside, own]
         place = next((one for one in candidates if os.path.exists(one)), None)
         if place is None:

@@ -11,21 +11,20 @@ it alone says what is wrong. Histories and unfinished segments are not fetched a
 
 from __future__ import annotations
 
-import fcntl
 import os
-import sys
 import time
 import zlib
 
 from polarvault.storage.files import open_regular
 from polarvault.storage.state_directory import data_directories, state_directory
 from polarvault.wal.segment_header import LONG_HEADER_BYTES, judge_place, parse_segment_header
+from polarvault.walarchive.detached import detach, is_alive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-LOCK, ASKED, BUSY, KEY = ".lock", ".asked", ".busy", ".key"
+ASKED, BUSY, KEY = ".asked", ".busy", ".key"
 _KEY_BYTES = 64 << 10
 # A segment that is just being fetched is waited for; it takes as long as fetching it anew.
 _WAIT_S = 30.0
@@ -41,7 +40,7 @@ class Ahead:
 
     def take(self, name: str, target: str) -> bool:
         """Give a segment to the server if it is here; False if it has to be fetched."""
-        if not self._is_alive():
+        if not is_alive(self.directory):
             return False
         path = os.path.join(self.directory, name)
         give_up_at = time.monotonic() + _WAIT_S
@@ -49,7 +48,7 @@ class Ahead:
             is_busy = os.path.exists(path + BUSY)
             if not is_busy and not os.path.exists(path):
                 return False
-            if time.monotonic() >= give_up_at or not self._is_alive():
+            if time.monotonic() >= give_up_at or not is_alive(self.directory):
                 return False
             time.sleep(_WAIT_POLL_S)
         try:
@@ -73,25 +72,10 @@ class Ahead:
     def start(self, words: Sequence[str]) -> None:
         """Start a prefetcher if none lives. words: of `wal fetch`, without the two names."""
         try:
-            if not self._is_alive():
-                _detach([*words, "--prefetch-into", self.directory])
+            if not is_alive(self.directory):
+                detach(["wal", "fetch", *words, "--prefetch-into", self.directory])
         except OSError:
             return  # No process, or no memory for one: it goes without.
-
-    def _is_alive(self) -> bool:
-        try:
-            descriptor = os.open(os.path.join(self.directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-        return False
 
     def _serve(self, path: str, name: str, target: str) -> int:
         with open_regular(path) as stream:
@@ -150,26 +134,3 @@ def _is_of(directory: str, key: bytes, *, make: bool) -> bool:
             return stream.read(_KEY_BYTES) == key
     except OSError:
         return False
-
-
-def _detach(words: Sequence[str]) -> None:
-    """Run the program in a process that neither the server nor a terminal can end by accident."""
-    import polarvault
-
-    program = os.path.join(os.path.dirname(os.path.abspath(polarvault.__file__)), "__main__.py")
-    # By file and by absolute path, as in a restore_command.
-    command = [os.path.abspath(sys.executable), "-I", program, "wal", "fetch", *words]
-    first = os.fork()
-    if first:
-        os.waitpid(first, 0)
-        return
-    # Nothing but system calls from here on: what fails must not come back as a second server's command.
-    try:
-        os.setsid()
-        if os.fork() == 0:
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for number in (0, 1, 2):
-                os.dup2(nothing, number)
-            os.execv(command[0], command)
-    finally:
-        os._exit(0)

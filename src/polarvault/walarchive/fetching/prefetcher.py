@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 
 from polarvault.errors import PolarvaultError, StorageFailed
 from polarvault.storage.files import open_regular
 from polarvault.wal.names import is_segment_name
-from polarvault.walarchive.fetching.ahead import ASKED, BUSY, KEY, LOCK
+from polarvault.walarchive.detached import LOCK, hold
+from polarvault.walarchive.fetching.ahead import ASKED, BUSY, KEY
 from polarvault.walarchive.store.space import has_space
 
 TYPE_CHECKING = False
@@ -51,12 +51,12 @@ class Prefetcher:
     def run(self) -> None:
         """Work until nobody asks any more; return at once if another one works here."""
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(os.path.join(self._directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if (descriptor := hold(self._directory)) is None:
+                return
             try:
-                if _locked(descriptor):
-                    self._clear(())
-                    self._work()
-                    self._leave()
+                self._clear(())
+                self._work()
+                self._leave()
             finally:
                 os.close(descriptor)
 
@@ -147,21 +147,3 @@ class Prefetcher:
 def refuse_to_warn(message: str) -> None:
     """Raise: what a person has to hear of is left to the fetch itself."""
     raise StorageFailed(message)
-
-
-def server_runs() -> Callable[[], bool]:
-    """Return what tells whether the server still runs in whose data directory this was started."""
-    beginning = os.path.exists("postmaster.pid")
-    return lambda: not beginning or os.path.exists("postmaster.pid")
-
-
-def _locked(descriptor: int) -> bool:
-    # A fetch that looks whether anybody is here holds the lock for a moment.
-    for _ in range(50):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_POLL_S)
-        else:
-            return True
-    return False

@@ -31,28 +31,35 @@ class Destinations:
         configuration: str | None,
     ) -> None:
         self._chosen, self.cluster, self._environment = tuple(chosen), cluster, environment
-        self._configuration = configuration
+        # What is relative means what it means here, also when a process that pushes ahead has gone elsewhere.
+        self._server_directory = os.getcwd()
+        addresses = [parse_address(one.address) for one in self._chosen]
+        local = [os.path.join(one.place, _IDENTITY) for one in addresses if one.scheme is Scheme.FILE]
+        told_by = [*local, *([] if configuration is None else [configuration])]
+        self._places = tuple(map(os.path.abspath, told_by))
         self._lock = threading.Lock()
         self._opened: list[OpenedRepository] = []
         self._pushers: list[Pusher] = []
         self._failed: PolarvaultError | None = None
 
+    def open(self) -> None:
+        """Open the repositories; raise what the first push would raise, as it will again."""
+        self._opened_pushers()
+
     def push(self, path: str) -> int:
         """Push a file; return how many bytes were new, in all repositories together."""
-        return sum(pusher.push(path) for pusher in self._open())
+        return sum(pusher.push(path) for pusher in self._opened_pushers())
 
     def places(self) -> Sequence[str]:
         """Return the files that say which repositories these are; while they stay the same, so do they."""
-        addresses = [parse_address(one.address) for one in self._chosen]
-        local = [os.path.join(one.place, _IDENTITY) for one in addresses if one.scheme is Scheme.FILE]
-        return [*local, *([self._configuration] if self._configuration is not None else [])]
+        return self._places
 
     def close(self) -> None:
         """Close what was opened."""
         for one in self._opened:
             one.close()
 
-    def _open(self) -> Sequence[Pusher]:
+    def _opened_pushers(self) -> Sequence[Pusher]:
         from polarvault.repository.catalogue.opening import open_repository
         from polarvault.walarchive.push import Pusher
 
@@ -64,7 +71,9 @@ class Destinations:
                 for one in self._chosen[len(self._pushers) :]:
                     opened = open_repository(one, self._environment)
                     self._opened.append(opened)
-                    self._pushers.append(Pusher(opened.repository, self.cluster))
+                    self._pushers.append(
+                        Pusher(opened.repository, self.cluster, server_directory=self._server_directory)
+                    )
             except PolarvaultError as problem:
                 self._failed = problem
                 raise

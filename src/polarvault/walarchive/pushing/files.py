@@ -52,8 +52,10 @@ def read_small(path: str) -> bytes:
     return content
 
 
-def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
+def look_at_segment(stream: BinaryIO, path: str, *, server_directory: str | None = None) -> tuple[SegmentHeader, int]:
     """Return the facts on the first page, and how many bytes of the file are WAL; IntegrityError for a wrong one.
+
+    server_directory: where the server runs its archive_command; None: here.
 
     Of a segment without .partial these are all. One that ends in zeros while the server is in recovery is refused: a
     standby with archive_mode = always archives what its restore_command gave it (server:
@@ -85,7 +87,7 @@ def look_at_segment(stream: BinaryIO, path: str) -> tuple[SegmentHeader, int]:
     # What a server wrote behind a damaged page is not thrown away: whoever reads the segment is told of the page.
     if not _zeros_from(stream, useful) or ends_in_switch(stream, header, useful):
         return header, size
-    if not _in_recovery(path):
+    if not _in_recovery(path, server_directory or os.getcwd()):
         return header, useful
     raise IntegrityError(
         f'"{path}" is not whole yet: its WAL ends after {useful} bytes, at LSN {Lsn(header.page_address + useful)}',
@@ -110,10 +112,10 @@ def _zeros_from(stream: BinaryIO, start: int) -> bool:
     return True
 
 
-def _in_recovery(path: str) -> bool:
+def _in_recovery(path: str, server_directory: str) -> bool:
     """Tell whether the server that hands over a segment of its pg_wal is a standby, or is being recovered."""
     # A server runs its archive_command in its data directory; on PolarDB pg_wal lies in the other half.
-    places = os.path.dirname(os.path.dirname(os.path.abspath(path))), os.getcwd()
+    places = os.path.dirname(os.path.dirname(os.path.abspath(path))), server_directory
     return any(os.path.lexists(os.path.join(place, name)) for place in places for name in _RECOVERY_SIGNALS)
 
 

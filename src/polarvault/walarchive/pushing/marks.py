@@ -31,8 +31,8 @@ class Marks:
     """The marks of one command line. told: what it was told, apart from the path."""
 
     def __init__(self, directory: str, told: str) -> None:
-        self._directory = directory
-        self._told = told
+        self.directory = directory
+        self.told = told
 
     def take(self, path: str) -> bool:
         """Tell whether a file is archived already, and remove its mark: it is used once."""
@@ -53,34 +53,41 @@ class Marks:
             return False
         return self._holds(lines, file_identity(path))
 
-    def leave(self, path: str, identity: str, places: Sequence[str]) -> None:
-        """Mark a file that is durable everywhere. identity: from before it was read; places: files that must stay."""
-        if file_identity(path) != identity or any("\n" in place or "\t" in place for place in places):
-            return
-        lines = [_HEAD, self._told, identity, *map(_place, places), _END]
+    def leave(self, path: str, identity: str, places: Sequence[str]) -> bool:
+        """Mark a file that is durable everywhere; tell whether that was possible. Raise StorageFailed if it is gone.
+
+        identity: from before it was read; places: what `place_identity` returned of the files that must stay, from
+        before the repositories were opened.
+        """
+        if file_identity(path) != identity or any("\n" in place or place.count("\t") != 1 for place in places):
+            return False
+        lines = [_HEAD, self.told, identity, *places, _END]
         from polarvault.storage.below import Below
 
         try:
-            with Below(self._directory) as below:
+            with Below(self.directory) as below:
                 below.write(os.path.basename(path), "\n".join(lines).encode(), 0o600, sync=False, replace=True)
         except OSError:
-            return  # Where there is no room for a mark, the file is pushed once more.
+            return False  # Where there is no room for a mark, the file is pushed once more.
+        return True
 
     def forget_others(self, names: Iterable[str]) -> None:
         """Remove the marks of what the server will not ask for any more."""
         try:
-            for name in set(os.listdir(self._directory)) - set(names):
-                os.unlink(os.path.join(self._directory, name))
+            for name in set(os.listdir(self.directory)) - set(names):
+                if name.startswith("."):
+                    continue  # What a process that pushes ahead is known by.
+                os.unlink(os.path.join(self.directory, name))
         except OSError:
             return  # Somebody else cleans up as well, or the next call does.
 
     def _path(self, path: str) -> str:
-        return os.path.join(self._directory, os.path.basename(path))
+        return os.path.join(self.directory, os.path.basename(path))
 
     def _holds(self, lines: list[str], identity: str) -> bool:
-        if lines[:3] != [_HEAD, self._told, identity] or lines[-1] != _END:
+        if lines[:3] != [_HEAD, self.told, identity] or lines[-1] != _END:
             return False
-        return all(_place(line.partition("\t")[0]) == line for line in lines[3:-1])
+        return all(place_identity(line.partition("\t")[0]) == line for line in lines[3:-1])
 
 
 def open_marks(environment: Mapping[str, str], told: str, *, outside: Sequence[str]) -> Marks | None:
@@ -102,7 +109,8 @@ def file_identity(path: str) -> str:
     return f"{os.path.basename(path)} {found.st_dev} {found.st_ino} {found.st_size} {times} {first}"
 
 
-def _place(path: str) -> str:
+def place_identity(path: str) -> str:
+    """Return the path of a file that says which repository this is, and what changes when it is another one."""
     try:
         found = os.stat(path)
     except OSError:
