@@ -19,6 +19,7 @@ from polarvault.model.names import shown_text
 
 # Compressing costs more than reading a table: the quickest level halves most of them.
 _COMPRESSION = "1"
+_NO_COMPRESSION = "0"
 _MOST_WORDS_BYTES = 1 << 20
 _LAST_LINES = 15
 
@@ -43,14 +44,15 @@ def programs_of(record: CloneRecord) -> tuple[str, str]:
 
 
 def dump(
-    record: CloneRecord, database: str, tables: Sequence[TableName], descriptor: int, *, data_only: bool,
-    encoding: str | None,
+    program: str, record: CloneRecord, database: str, tables: Sequence[TableName], descriptor: int, *,
+    data_only: bool, encoding: str | None, is_kept: bool,
 ) -> None:  # fmt: skip
     """Write a dump of tables, in pg_dump's custom format, to a file that is open; raise DumpFailed.
 
-    encoding: the names are in; None for the database's own.
+    encoding: the names are in; None for the database's own. is_kept: false for one that is restored at once.
     """
-    words = [programs_of(record)[0], "--format=custom", f"--compress={_COMPRESSION}", "--no-password"]
+    compression = _COMPRESSION if is_kept else _NO_COMPRESSION
+    words = [program, "--format=custom", f"--compress={compression}", "--no-password"]
     words += ["--data-only"] if data_only else []
     words += [] if encoding is None else [f"--encoding={encoding}"]
     words += ["--no-publications", "--no-subscriptions", "--dbname", conninfo_of(record, database)]

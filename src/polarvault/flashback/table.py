@@ -87,7 +87,7 @@ class _Bringing:
     def run(self) -> None:
         record, request = self._record, self._request
         # What is missing is told before anything else is done.
-        programs_of(record)
+        self._pg_dump, self._pg_restore = programs_of(record)
         with self._stages.of("look", "looking for the tables"):
             rolled_back = roll_back_prepared(record)
             if rolled_back:
@@ -108,7 +108,7 @@ class _Bringing:
         with new_file(spool) as descriptor:
             self._dump(descriptor)
         with self._stages.of("restore", f"restoring into {self._target.words}"):
-            self._notes += self._target.restore(record, spool, self._tables)
+            self._notes += self._target.restore(self._pg_restore, spool, self._tables)
 
     def _tell_bonds(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
         bound = bound_to(connection, self._tables)
@@ -140,8 +140,8 @@ class _Bringing:
         with self._stages.of("dump", f"dumping {', '.join(str(names[0]) for names in self._names)}"):
             counting.start()
             dump(
-                self._record, self._database, names, descriptor, data_only=self._request.data_only,
-                encoding=self._encoding(names),
+                self._pg_dump, self._record, self._database, names, descriptor, data_only=self._request.data_only,
+                encoding=self._encoding(names), is_kept=self._target is None,
             )  # fmt: skip
             counting.join()
         self._size_bytes = os.fstat(descriptor).st_size

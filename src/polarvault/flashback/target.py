@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from polarvault.clones.model import CloneRecord
-from polarvault.flashback.dumping import programs_of, restore
+from polarvault.flashback.dumping import restore
 from polarvault.flashback.errors import FlashbackRefused
 from polarvault.flashback.model import FoundTable
 from polarvault.flashback.names import TableName
@@ -81,14 +80,14 @@ class Target:
         finally:
             connection.close()
 
-    def restore(self, record: CloneRecord, path: str, tables: Sequence[FoundTable]) -> list[str]:
+    def restore(self, program: str, path: str, tables: Sequence[FoundTable]) -> list[str]:
         """Restore a dump; return what had to be left out, in words. Raises DumpFailed: then nothing is there."""
         more, notes = self._left_out(tables)
         given = self.connector.options.get("options")
         kept = {name: value for name, value in self.parameters.items() if name not in (*_SECRETS, "options")}
         ours = {name: SESSION_SETTINGS[name] for name in _OTHER_SETTINGS}
         restore(
-            programs_of(record)[1], path, format_conninfo({**kept, "dbname": self.database}),
+            program, path, format_conninfo({**kept, "dbname": self.database}),
             password=self.connector.password or self.parameters.get("password"),
             options=startup_options(ours, before=given.value if given else None), more=more,
         )  # fmt: skip
