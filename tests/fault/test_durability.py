@@ -39,6 +39,7 @@ ELSEWHERE = {
     "btrfs.py _make fsync_parent": "the same",
     "commands.py _make write_durably": "needs a user's commands; it is the scenario of a document",
     "local.py sync fsync": "no command writes through a local tree: it is what PFS is compared with",
+    "finish.py finish_image fsync_tree": "needs a server; an image that is cut off before its record is none",
     "small_files.py write_file sync": "writes into PFS only, which a power cut here is not",
 }
 

@@ -54,7 +54,8 @@ class Site:
 def site_on(kind: str, binaries: Binaries, workspace: Path) -> Iterator[Site]:
     with disk_of(kind, workspace) as (disk, home):
         archive, backup = home / "archive", home / "backup"
-        command = f"test ! -f {archive}/%f && cp %p {archive}/%f.part && mv {archive}/%f.part {archive}/%f"
+        # A promoted copy may want to archive what its primary has archived already.
+        command = f"test -f {archive}/%f || {{ cp %p {archive}/%f.$$ && mv {archive}/%f.$$ {archive}/%f; }}"
         settings = {"archive_mode": "on", "archive_command": command, "work_mem": "7MB"}
         with Cluster.made(binaries, workspace / "c", settings=settings) as source:
             source.account.make_directory(archive)

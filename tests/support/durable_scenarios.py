@@ -441,6 +441,14 @@ place.write_record(CloneRecord(**{one.name: known.get(one.name, "") for one in d
 place.finish("shop")
 """
 
+# The file that pg_dump writes into.
+_DUMP = """
+from polarvault.flashback.output import check_output, new_file
+check_output(WORK + "/shop.dump")
+with new_file(WORK + "/shop.dump") as descriptor:
+    os.write(descriptor, bytes(20_000))
+"""
+
 
 def _to_be_copied(worker: Worker, work: Path) -> None:
     for name in ("source/global", "source/base/1", "source/pg_wal", "source/pg_tblspc", "wal", "shelf", "clones"):
@@ -571,6 +579,7 @@ def scenarios() -> Mapping[str, Scenario]:
         "snapshot": Scenario(Rules(scratch=("wal",)), script=_SNAPSHOT, prepare=_to_be_copied),
         "clone": Scenario(Rules(renames=True), script=_CLONE, prepare=_to_be_copied),
         "document": Scenario(Rules(renames=True), script=_DOCUMENT),
+        "dump of a table": Scenario(Rules(), script=_DUMP),
     }
 
 
